@@ -1,0 +1,162 @@
+"""The textbook formula, softmax(Q K^T * scale) V, with everything a mask can do to it.
+
+`attention_steps` returns every step of it, `attention` only the output.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from . import checks
+from .masks import Mask
+from .tiles import Cells
+
+
+class AttentionSteps(NamedTuple):
+    """What one attention computes on its way: float32 for 16-bit inputs, but for the output."""
+
+    scores: Float[np.ndarray, "B H T S"]
+    masked_scores: Float[np.ndarray, "B H T S"]
+    weights: Float[np.ndarray, "B H T S"]
+    output: Float[np.ndarray, "B H T D_v"]
+
+
+def attention(
+    query: Float[np.ndarray, "B H T D"],
+    key: Float[np.ndarray, "B H_kv S D"],
+    value: Float[np.ndarray, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    bias: Float[np.ndarray, "T S"] | Float[np.ndarray, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    empty_rows: str = "zero",
+    query_offset: int | Int[np.ndarray, "..."] | None = None,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> Float[np.ndarray, "B H T D_v"]:
+    """Attend: every query takes the mean of the values it may see, weighted by softmax.
+
+    `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
+    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
+    may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
+
+    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
+
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = rng.normal(size=(3, 1, 2, 5, 4))
+    >>> from attn_numpy import causal
+    >>> output = attention(query, key, value, mask=causal())
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    True
+    """
+    return attention_steps(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        empty_rows=empty_rows,
+        query_offset=query_offset,
+        dropout=dropout,
+        rng=rng,
+    ).output
+
+
+def attention_steps(
+    query: Float[np.ndarray, "B H T D"],
+    key: Float[np.ndarray, "B H_kv S D"],
+    value: Float[np.ndarray, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    bias: Float[np.ndarray, "T S"] | Float[np.ndarray, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    empty_rows: str = "zero",
+    query_offset: int | Int[np.ndarray, "..."] | None = None,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> AttentionSteps:
+    """Attend, and return every step: scores, masked scores, weights, output.
+
+    scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
+    hidden; weights are taken before dropout. Takes and raises what `attention` does.
+
+    >>> query, key, value = np.random.default_rng(0).normal(size=(3, 1, 1, 2, 4))
+    >>> from attn_numpy import causal
+    >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
+    array([1., 0.])
+    """
+    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    sizes = (*query.shape[:3], key.shape[2])
+    if mask is not None:
+        checks.check_is_mask("mask must be a Mask", mask, Mask)
+        checks.check_mask(mask, sizes)
+    query_offset = checks.check_query_offset(query_offset, mask, sizes)
+    visible = _visible(mask, bias, sizes, query_offset)
+    q, k, v = (wide(array) for array in (query, key, value))
+    k, v, bad = _without_bad_keys(k, v)
+    k, v, bad = (np.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, bad))
+
+    scores = q @ k.swapaxes(-1, -2) * _scale(scale, query.shape[3])  # (B, H, T, S)
+    if softcap is not None:
+        scores = float(softcap) * np.tanh(scores / float(softcap))
+    scores = np.where(bad[:, :, None, :], np.nan, scores)
+    masked_scores = scores if bias is None else scores + wide(bias)
+    masked_scores = np.where(visible, masked_scores, -np.inf)
+    weights = _softmax(masked_scores, bad, empty_rows)
+    output = _drop(weights, dropout, rng) @ v  # (B, H, T, D_v)
+    if not sizes[3] and empty_rows != "zero":
+        output[...] = np.nan  # the mean over no key at all is 0/0
+    return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
+
+
+def _visible(mask, bias, sizes, query_offset):
+    """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
+    visible = np.ones((1, 1, 1, 1), bool)
+    if mask is not None:
+        visible = mask.ask(Cells(sizes, query_offset))
+    return visible if bias is None else visible & (bias != -np.inf)
+
+
+def wide(array):
+    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
+    return array if array.dtype == np.float64 else array.astype(np.float32)
+
+
+def _without_bad_keys(key, value):
+    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
+    bad = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))  # (B, H_kv, S)
+    return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), bad
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
+def _softmax(masked_scores, bad, empty_rows: str):
+    """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
+    top = masked_scores.max(-1, keepdims=True, initial=-np.inf)
+    empty = top == -np.inf
+    if empty_rows == "uniform":  # equal scores, and a key that is not finite counts again
+        level = np.where(bad[:, :, None, :], np.nan, np.zeros_like(masked_scores))
+        masked_scores = np.where(empty, level, masked_scores)
+    top = np.where(empty, 0, top)  # -inf - -inf is NaN, so it never gets to that
+    with np.errstate(invalid="ignore"):
+        exp = np.exp(masked_scores - top)
+        total = exp.sum(-1, keepdims=True)
+        return exp / (np.where(empty, 1, total) if empty_rows == "zero" else total)
+
+
+def _drop(weights, dropout: float, rng):
+    if dropout == 0:
+        return weights
+    if dropout == 1:
+        return np.zeros_like(weights)  # 1 / (1 - p) would be 0/0
+    kept = (rng or np.random.default_rng()).random(weights.shape) >= dropout
+    return np.where(kept, weights / weights.dtype.type(1 - dropout), 0)

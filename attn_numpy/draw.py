@@ -1,0 +1,34 @@
+"""Masks and weights as text, so that they can be looked at in a terminal, a test or an issue."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+SHADES = "·░▒▓█"
+
+
+def draw_cells(allowed: Bool[np.ndarray, "T S"]) -> str:
+    """Draw which key (across) each query (down) may see: ■ seen, · hidden.
+
+    >>> print(draw_cells(np.tri(2, 3, dtype=bool)))
+    ■ · ·
+    ■ ■ ·
+    """
+    return "\n".join(" ".join("■" if seen else "·" for seen in row) for row in allowed)
+
+
+def draw_weights(weights: Float[np.ndarray, "T S"]) -> str:
+    """Draw attention weights, keys across and queries down, from · (0) by quarters to █ (1).
+
+    A weight is rounded up, so only an exact 0 is drawn as ·; NaN is drawn as ?.
+
+    >>> print(draw_weights(np.array([[1.0, 0.0, 0.0], [0.3, 0.7, 0.0]])))
+    █ · ·
+    ▒ ▓ ·
+    """
+    return "\n".join(" ".join(_shade(weight) for weight in row) for row in weights)
+
+
+def _shade(weight: float) -> str:
+    if not 0 <= weight <= 1.001:
+        return "?"
+    return SHADES[min(int(np.ceil(weight * 4)), 4)]

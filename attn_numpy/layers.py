@@ -1,0 +1,103 @@
+"""What torch.nn and flax.nnx give the other backends: Linear, LayerNorm, Embedding, Dropout.
+
+Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken in float32.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from . import checks
+from .attention import wide
+
+
+class Linear:
+    """x W^T + b, with W of (out, in): Xavier-uniform at first, b zero.
+
+    >>> Linear(3, 2, rng=np.random.default_rng(0))(np.ones((5, 3), np.float32)).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+        dtype=np.float32,
+    ):
+        bound = math.sqrt(6 / (in_features + out_features))
+        rng = rng or np.random.default_rng()
+        self.weight = rng.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
+        self.bias = np.zeros(out_features, dtype) if bias else None
+
+    def __call__(self, x: Float[np.ndarray, "*batch in"]) -> Float[np.ndarray, "*batch out"]:
+        y = wide(x) @ wide(self.weight).T
+        return (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
+
+
+class LayerNorm:
+    """Mean 0 and variance 1 over the last axis, then weight and bias; `eps` as in torch.
+
+    >>> LayerNorm(2)(np.array([[1.0, 3.0]], np.float32)).round(3)
+    array([[-1.,  1.]], dtype=float32)
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype=np.float32):
+        self.eps = eps
+        self.weight = np.ones(features, dtype)
+        self.bias = np.zeros(features, dtype) if bias else None
+
+    def __call__(self, x: Float[np.ndarray, "*batch E"]) -> Float[np.ndarray, "*batch E"]:
+        x_wide = wide(x)
+        centred = x_wide - x_wide.mean(-1, keepdims=True)
+        y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
+        y = y * wide(self.weight)
+        return (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
+
+
+class Embedding:
+    """A row of `weight` for each token; the row of `padding_idx` starts at zero.
+
+    >>> Embedding(10, 4, padding_idx=0)(np.array([[3, 0]]))[0, 1]
+    array([0., 0., 0., 0.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        padding_idx: int | None = None,
+        rng: np.random.Generator | None = None,
+        dtype=np.float32,
+    ):
+        rng = rng or np.random.default_rng()
+        self.weight = rng.normal(size=(num_embeddings, features)).astype(dtype)
+        if padding_idx is not None:
+            self.weight[padding_idx] = 0
+
+    def __call__(self, tokens: Int[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch E"]:
+        return self.weight[tokens]
+
+
+class Dropout:
+    """While training, put 0 with probability `rate` and scale the rest by 1 / (1 - rate).
+
+    >>> Dropout(1.0)(np.ones(3))
+    array([0., 0., 0.])
+    """
+
+    def __init__(self, rate: float, *, rng: np.random.Generator | None = None):
+        checks.check_dropout(rate)
+        self.rate, self.rng, self.training = rate, rng or np.random.default_rng(), True
+
+    def __call__(self, x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        if not self.training or self.rate == 0:
+            return x
+        if self.rate == 1:
+            return np.zeros_like(x)
+        kept = self.rng.random(x.shape) >= self.rate
+        return np.where(kept, wide(x) / (1 - self.rate), 0).astype(x.dtype)

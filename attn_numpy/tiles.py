@@ -1,0 +1,147 @@
+"""How a mask is asked: about single cells, or about whole tiles at once.
+
+A rule of `masks.py` is written once, as arithmetic on what it finds at `at.query`, `at.key` and
+in the mask's tables. `Cells` hands it one number a cell, and the rule answers yes or no for each.
+`Tiles` hands it the smallest and the largest number inside each tile; the same comparisons then
+say whether every cell of the tile may be seen, and whether some cell may.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import checks
+
+
+class Verdict(NamedTuple):
+    """What a rule says of each tile: `every` cell surely may be seen, `some` cell perhaps."""
+
+    every: np.ndarray
+    some: np.ndarray
+
+    def __and__(self, other: "Verdict") -> "Verdict":
+        return Verdict(self.every & other.every, self.some & other.some)
+
+    def __or__(self, other: "Verdict") -> "Verdict":
+        return Verdict(self.every | other.every, self.some | other.some)
+
+    def __invert__(self) -> "Verdict":
+        return Verdict(~self.some, ~self.every)
+
+
+class Interval:
+    """The smallest and the largest value inside each tile."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __add__(self, step: int) -> "Interval":
+        return Interval(self.low + step, self.high + step)
+
+    def __sub__(self, step: int) -> "Interval":
+        return self + -step
+
+    def __le__(self, other) -> Verdict:
+        low, high = _ends(other)
+        return Verdict(self.high <= low, self.low <= high)
+
+    def __lt__(self, other) -> Verdict:
+        low, high = _ends(other)
+        return Verdict(self.high < low, self.low < high)
+
+    def __ge__(self, other) -> Verdict:
+        return ~(self < other)
+
+    def __gt__(self, other) -> Verdict:
+        return ~(self <= other)
+
+    def __eq__(self, other) -> Verdict:
+        return (self <= other) & (self >= other)
+
+
+def _ends(value):
+    return (value.low, value.high) if isinstance(value, Interval) else (value, value)
+
+
+class Cells:
+    """Some rows and columns of a call of `sizes` (B, H, T, S), one value a cell.
+
+    `query` and `key` are positions: queries start at `query_offset`, an int or one a sample. The
+    five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
+    """
+
+    def __init__(self, sizes, query_offset=0, rows=slice(None), columns=slice(None)):
+        batch, heads, queries, keys = sizes
+        self._rows, self._columns = rows, columns
+        self.batch = np.arange(batch)[:, None, None, None]
+        self.head = np.arange(heads)[None, :, None, None]
+        offsets = np.reshape(query_offset, (-1, 1, 1, 1))
+        self.query = offsets + np.arange(queries)[None, None, rows, None]
+        self.key = np.arange(keys)[None, None, None, columns]
+
+    def samples(self, table):
+        return table[:, None, None, None]
+
+    def rows(self, table):
+        return table[:, None, self._rows, None]
+
+    def columns(self, table):
+        return table[:, None, None, self._columns]
+
+    def positions(self, table):
+        """Look up by the query's position; one outside the table gets what stands at its edge."""
+        positions = self.query[:, 0, :, 0]
+        if not table.shape[1]:
+            return np.zeros_like(self.query)
+        inside = np.clip(positions, 0, table.shape[1] - 1)
+        return table[np.arange(len(table))[:, None], inside][:, None, :, None]
+
+    def cells(self, table):
+        return table[:, :, self._rows, self._columns]
+
+    def call(self, function):
+        return checks.check_verdict(function(self.batch, self.head, self.query, self.key))
+
+
+class Tiles:
+    """The same cells in tiles of `height` rows by `width` columns, two values a tile."""
+
+    def __init__(self, cells: Cells, height: int, width: int):
+        self._cells, self._height, self._width = cells, height, width
+        self.query = self._fold(cells.query)
+        self.key = self._fold(cells.key)
+
+    def samples(self, table):
+        return self._fold(self._cells.samples(table))
+
+    def rows(self, table):
+        return self._fold(self._cells.rows(table))
+
+    def columns(self, table):
+        return self._fold(self._cells.columns(table))
+
+    def positions(self, table):
+        return self._fold(self._cells.positions(table))
+
+    def cells(self, table):
+        return self._fold(self._cells.cells(table))
+
+    def call(self, function):
+        """Nothing is known of a free function until its cells are looked at."""
+        return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
+
+    def _fold(self, values):
+        low = high = values
+        for axis, size in ((2, self._height), (3, self._width)):
+            low = _blocks(low, axis, size).min(axis + 1)
+            high = _blocks(high, axis, size).max(axis + 1)
+        return Verdict(low, high) if values.dtype == bool else Interval(low, high)
+
+
+def _blocks(values, axis: int, size: int):
+    """Split an axis into blocks of `size`, the last one filled up with its own last value."""
+    count = -(-values.shape[axis] // size)
+    missing = count * size - values.shape[axis]
+    widths = [(0, missing if i == axis else 0) for i in range(4)]
+    shape = values.shape[:axis] + (count, size) + values.shape[axis + 1 :]
+    return np.pad(values, widths, mode="edge").reshape(shape)

@@ -1,0 +1,127 @@
+"""How large an error is allowed: derived from the case itself, never tuned.
+
+One rule for every tensor: allowed = 2 x max|naive - exact| + 2 x eps(dtype) x max|exact|, where
+exact is the oracle's answer and naive the textbook formula's in the precision under test. The
+first term is what rounding costs on this very case, the second a floor for the cases in which the
+naive formula happens to be exact.
+"""
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+
+
+@dataclass
+class Ledger:
+    """What one test has used of its budget, and under which clause: read by the report."""
+
+    clause: str = ""
+    used: float = 0.0
+    what: str = ""
+    compared: list[str] = field(default_factory=list)
+
+    def open(self, clause: str) -> None:
+        self.clause, self.used, self.what, self.compared = clause, 0.0, "", []
+
+    def enter(self, used: float, what: str) -> None:
+        self.compared.append(what)
+        if used >= self.used:
+            self.used, self.what = used, what
+
+
+LEDGER = Ledger()
+
+
+class Differs(AssertionError):
+    """An answer that the contract does not allow; the text says where and by how much."""
+
+    def __init__(self, text: str):
+        super().__init__(f"{LEDGER.clause}: {text}" if LEDGER.clause else text)
+
+
+def eps(dtype) -> float:
+    """The spacing of 1 in a dtype, bfloat16 included.
+
+    >>> eps("float16")
+    0.0009765625
+    """
+    return float(ml_dtypes.finfo(np.dtype(dtype)).eps)
+
+
+def allowance(exact, naive, dtype) -> float:
+    """Return the largest error that rounding excuses for this tensor."""
+    exact, naive = _finite_parts(exact, naive)
+    if not exact.size:
+        return 0.0
+    return float(2 * np.abs(naive - exact).max() + 2 * eps(dtype) * np.abs(exact).max())
+
+
+def compare(got, exact, naive, what: str) -> None:
+    """Hold an answer against the oracle, within the budget of its own dtype.
+
+    NaN and inf must stand exactly where the oracle has them. Raises `Differs`.
+    """
+    got = np.asarray(got)
+    check_shape(got, np.shape(exact), what)
+    wide, exact = got.astype(np.float64), np.asarray(exact, np.float64)
+    with np.errstate(invalid="ignore"):
+        error = np.where(wide == exact, 0.0, np.abs(wide - exact))
+    error = np.where(np.isnan(wide) & np.isnan(exact), 0.0, error)
+    error = np.where(np.isnan(error), np.inf, error)
+    limit = allowance(exact, naive, got.dtype)
+    worst = float(error.max(initial=0.0))
+    used = worst / limit if limit else (np.inf if worst else 0.0)
+    if used > 1:
+        index = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+        raise Differs(
+            f"{what} at {index}: expected {exact[index]:.9g}, got {wide[index]:.9g}, "
+            f"error {worst:.3g} of {limit:.3g} allowed ({used:.3g} x)"
+        )
+    LEDGER.enter(used, what)
+
+
+def close(got, other, naive, exact, what: str) -> None:
+    """Hold two answers of equal standing against each other, within the budget of the case."""
+    got, other = np.asarray(got), np.asarray(other)
+    check_shape(got, other.shape, what)
+    limit = allowance(exact, naive, got.dtype)
+    error = np.abs(got.astype(np.float64) - other.astype(np.float64)).max(initial=0.0)
+    if not error <= limit:
+        raise Differs(f"{what}: they differ by {error:.3g} of {limit:.3g} allowed")
+    LEDGER.enter(float(error / limit) if limit else 0.0, what)
+
+
+def same(got, expected, what: str) -> None:
+    """Hold an answer against one that it must equal bit for bit, NaN where NaN, dtype aside."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    check_shape(got, expected.shape, what)
+    a, b = _plain(got), _plain(expected)
+    unequal = ~((a == b) | (_isnan(a) & _isnan(b)))
+    if unequal.any():
+        index = tuple(int(i) for i in np.argwhere(unequal)[0])
+        raise Differs(
+            f"{what} at {index}: expected exactly {b[index]}, got {a[index]} "
+            f"({int(unequal.sum())} of {unequal.size} differ)"
+        )
+    LEDGER.enter(0.0, what)
+
+
+def check_shape(got: np.ndarray, shape: tuple[int, ...], what: str) -> None:
+    if tuple(got.shape) != tuple(shape):
+        raise Differs(f"{what}: expected shape {tuple(shape)}, got {tuple(got.shape)}")
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Return 16-bit floats as float64, which holds them exactly; anything else as it is."""
+    return array.astype(np.float64) if array.dtype.itemsize == 2 and array.dtype != bool else array
+
+
+def _isnan(array: np.ndarray) -> np.ndarray:
+    return np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
+
+
+def _finite_parts(exact, naive) -> tuple[np.ndarray, np.ndarray]:
+    exact, naive = (np.asarray(x).astype(np.float64) for x in (exact, naive))
+    keep = np.isfinite(exact) & np.isfinite(naive)
+    return exact[keep], naive[keep]

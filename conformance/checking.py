@@ -1,0 +1,40 @@
+"""The two comparisons that most tests make: a subject's answer to a call, against the oracle."""
+
+import numpy as np
+
+from . import naive, reference
+from .budget import Differs, compare
+from .cases import Case
+from .subject import Subject, require
+
+
+def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
+    """Hold an output against the oracle's for these very inputs."""
+    if seen is None:
+        seen = np.ones((*query.shape[:3], key.shape[2]), bool)
+    exact, rough = (
+        module.attention(query, key, value, seen=seen, **numbers) for module in (reference, naive)
+    )
+    compare(got, exact["output"], rough["output"], what)
+
+
+def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarray]:
+    """Run a case and hold each of its steps against the oracle; return the steps."""
+    require(subject, "attention")
+    got = subject.steps(*case.inputs(dtype), **case.options(dtype))
+    exact, rough = case.expected(dtype)
+    for name in ("scores", "masked_scores", "weights", "output"):
+        compare(got[name], exact[name], rough[name], name)
+    return got
+
+
+def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """Run a case backwards and hold every gradient against the oracle's; return them."""
+    require(subject, "gradients")
+    got = subject.gradients(*case.inputs(dtype), case.grad(dtype), **case.options(dtype))
+    exact, rough = case.expected_gradients(dtype)
+    if set(got) != set(exact):
+        raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
+    for name in exact:
+        compare(got[name], exact[name], rough[name], f"gradient of {name}")
+    return got

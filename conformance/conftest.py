@@ -1,0 +1,93 @@
+"""How the suite is pointed at a subject: options, the `subject` fixture, and what is reported."""
+
+import pytest
+
+from conformance import subjects
+from conformance.budget import LEDGER
+from conformance.contract import clauses, profiles
+from conformance.report import Reporter
+from conformance.subject import NotOffered
+
+SUBJECTS = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption("--backend", action="append", help="numpy, torch or jax; may be repeated")
+    group.addoption("--device", default="auto", help="auto, or one device such as cpu or cuda")
+    group.addoption("--profile", action="append", help="only the clauses of this profile")
+    group.addoption("--clause", action="append", help="only this clause, such as EMPTY-2")
+    group.addoption("--fuzz", action="store_true", help="let Hypothesis explore new examples")
+    group.addoption("--report", help="write the results here, as JSON Lines")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
+    _known("--profile", config.option.profile, profiles())
+    _known("--clause", config.option.clause, list(clauses()))
+    config.stash[SUBJECTS] = select(config.option.backend, config.option.device)
+    config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), "conformance-report")
+
+
+def _known(option: str, given: list[str] | None, known: list[str]) -> None:
+    for name in given or []:
+        if name not in known:
+            raise pytest.UsageError(f"{option} must be one of {', '.join(known)}: got {name}")
+
+
+def select(backends: list[str] | None, device: str) -> list:
+    """Load the subjects that are asked for: every importable backend where none is named."""
+    _known("--backend", backends, list(subjects.BACKENDS))
+    lacking = {name: subjects.missing(name) for name in backends or subjects.BACKENDS}
+    usable = [name for name, packages in lacking.items() if not packages]
+    if not usable or (backends and len(usable) < len(set(backends))):
+        wanted = "; ".join(f"{name} lacks {', '.join(p)}" for name, p in lacking.items() if p)
+        raise pytest.UsageError(f"a backend must be installed to be tested: got {wanted}")
+    found = {name: subjects.devices(name) for name in usable}
+    device = subjects.ALIASES.get(device, device)
+    pairs = [
+        (name, own)
+        for name, there in found.items()
+        for own in there
+        if device in ("auto", own, subjects.ALIASES.get(own))
+    ]
+    if not pairs:
+        there = "; ".join(f"{name} has {', '.join(own)}" for name, own in found.items())
+        raise pytest.UsageError(f"--device must be one that a backend reports: got {device}, {there}")
+    return [subjects.load(*pair) for pair in pairs]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "subject" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("clause")
+        if mark is None:
+            raise pytest.UsageError(f"a test names its clause: got {metafunc.function.__name__}")
+        tested = metafunc.config.stash[SUBJECTS]
+        ids = [f"{subject.name}-{subject.device}-{mark.args[0]}" for subject in tested]
+        metafunc.parametrize("subject", tested, ids=ids)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = set(config.option.clause or clauses())
+    wanted &= {c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())}
+    if len(wanted) == len(clauses()):
+        return
+    kept = [item for item in items if (m := item.get_closest_marker("clause")) and m.args[0] in wanted]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """Open the ledger for the test's clause; what a subject does not offer is not a failure."""
+    mark = item.get_closest_marker("clause")
+    LEDGER.open(mark.args[0] if mark else "")
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    try:
+        subject, dtype = parameters.get("subject"), parameters.get("dtype")
+        if subject and dtype and dtype not in subject.dtypes:
+            raise NotOffered(f"{subject.name} on {subject.device} has no {dtype}")
+        return (yield)
+    except NotOffered as error:
+        pytest.skip(str(error))

@@ -1,0 +1,1 @@
+"""The documents' examples as cases, with the values that the documents print."""

@@ -1,0 +1,124 @@
+"""The textbook formula in the precision under test: what the budget takes as excusable rounding.
+
+Vectorised NumPy with nothing done for accuracy but the up-cast of 16-bit inputs to float32. It is
+not an oracle: only its distance from the oracle is used.
+"""
+
+import math
+
+import numpy as np
+
+
+def wide(array) -> np.ndarray:
+    """Return float64 as it is, anything narrower in float32."""
+    array = np.asarray(array)
+    return array if array.dtype == np.float64 else array.astype(np.float32)
+
+
+def attention(
+    query, key, value, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero"
+) -> dict[str, np.ndarray]:
+    """Return scores, masked_scores, weights and output; the output rounded to the input's dtype."""
+    dtype = np.asarray(query).dtype
+    query, key, value = wide(query), wide(key), wide(value)
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat(group, axis=1), value.repeat(group, axis=1)
+    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = np.einsum("bhtd,bhsd->bhts", query, key) * scale
+        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+        masked = np.where(seen, scores if bias is None else scores + wide(bias), -np.inf)
+        top = masked.max(-1, keepdims=True, initial=-np.inf)
+        exp = np.exp(masked - np.where(np.isneginf(top), 0, top))
+        weights = exp / exp.sum(-1, keepdims=True)
+    fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / max(key.shape[2], 1)}[empty_rows]
+    weights = np.where(np.isneginf(top), fill, weights).astype(query.dtype)
+    output = np.einsum("bhts,bhsd->bhtd", weights, value).astype(dtype)
+    return {"scores": scores, "masked_scores": masked, "weights": weights, "output": output}
+
+
+def gradients(
+    query, key, value, grad, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero"
+) -> dict[str, np.ndarray]:
+    """Return the gradients of sum(grad * output), each rounded to its input's dtype."""
+    options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
+    steps = attention(query, key, value, seen=seen, **options)
+    weights, dtype = steps["weights"], np.asarray(query).dtype
+    q, k, v, g = wide(query), wide(key), wide(value), wide(grad)
+    B, H_kv, S, _ = k.shape
+    group = q.shape[1] // H_kv
+    k_all, v_all = k.repeat(group, axis=1), v.repeat(group, axis=1)
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    d_weights = np.einsum("bhtd,bhsd->bhts", g, v_all)
+    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
+    d_logits = np.where(np.isneginf(steps["masked_scores"]).all(-1, keepdims=True), 0, d_logits)
+    d_scores = d_logits * scale
+    if softcap is not None:
+        d_scores = d_scores * (1 - (steps["scores"] / softcap) ** 2)
+    by_group = (B, H_kv, group)
+    d_key = np.einsum("bhts,bhtd->bhsd", d_scores, q)
+    d_value = np.einsum("bhts,bhtd->bhsd", weights, g)
+    found = {
+        "query": np.einsum("bhts,bhsd->bhtd", d_scores, k_all),
+        "key": d_key.reshape(*by_group, S, -1).sum(2),
+        "value": d_value.reshape(*by_group, S, -1).sum(2),
+    }
+    found = {name: array.astype(dtype) for name, array in found.items()}
+    if bias is not None:
+        shape = (1,) * (4 - np.ndim(bias)) + np.shape(bias)
+        axes = tuple(i for i in range(4) if shape[i] == 1 and d_logits.shape[i] != 1)
+        found["bias"] = d_logits.sum(axes, keepdims=True).reshape(np.shape(bias))
+    return found
+
+
+def linear(x, parameters: dict, name: str) -> np.ndarray:
+    """x W^T + b, rounded to the dtype of x."""
+    y = wide(x) @ wide(parameters[f"{name}.weight"]).T
+    bias = parameters.get(f"{name}.bias")
+    return (y if bias is None else y + wide(bias)).astype(np.asarray(x).dtype)
+
+
+def split_heads(x, heads: int) -> np.ndarray:
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def join_heads(x) -> np.ndarray:
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def multihead(
+    parameters: dict, heads: int, kv_heads: int, query, key, value, **options
+) -> dict[str, np.ndarray]:
+    """Return the output (B, T, E) and the weights (B, H, T, S)."""
+    counts = {"q_proj": (query, heads), "k_proj": (key, kv_heads), "v_proj": (value, kv_heads)}
+    heads = [split_heads(linear(x, parameters, n), count) for n, (x, count) in counts.items()]
+    steps = attention(*heads, **options)
+    output = linear(join_heads(steps["output"]), parameters, "out_proj")
+    return {"output": output, "weights": steps["weights"]}
+
+
+def multihead_gradients(
+    parameters: dict, heads: int, kv_heads: int, query, key, value, grad, **options
+) -> dict[str, np.ndarray]:
+    """Return the gradients of sum(grad * output) by every parameter and input."""
+    inputs = {"q_proj": query, "k_proj": key, "v_proj": value}
+    counts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+    split = [split_heads(linear(x, parameters, n), counts[n]) for n, x in inputs.items()]
+    joined = join_heads(attention(*split, **options)["output"])
+    found = _linear_gradients("out_proj", joined, parameters, grad)
+    by_head = gradients(*split, split_heads(found.pop("x"), heads), **options)
+    for name, role in zip(inputs, ("query", "key", "value"), strict=True):
+        found |= _linear_gradients(name, inputs[name], parameters, join_heads(by_head[role]))
+        found[role] = found.pop("x")
+    return found
+
+
+def _linear_gradients(name: str, x, parameters: dict, grad) -> dict[str, np.ndarray]:
+    weight = parameters[f"{name}.weight"]
+    found = {
+        f"{name}.weight": np.einsum("bto,bti->oi", wide(grad), wide(x)).astype(weight.dtype),
+        "x": (wide(grad) @ wide(weight)).astype(np.asarray(x).dtype),
+    }
+    if f"{name}.bias" in parameters:
+        found[f"{name}.bias"] = wide(grad).sum((0, 1)).astype(weight.dtype)
+    return found

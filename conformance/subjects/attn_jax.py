@@ -1,0 +1,116 @@
+"""attn_jax under test, on any platform that JAX reports; float64 calls run with x64 enabled."""
+
+from contextlib import ExitStack, contextmanager
+
+import attn_jax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from .rosetta import Rosetta
+
+
+def devices() -> list[str]:
+    found = ["cpu"]
+    for platform in ("gpu", "tpu"):
+        try:
+            found += [platform] if jax.devices(platform) else []
+        except RuntimeError:
+            continue
+    return found
+
+
+class Adapter(Rosetta):
+    """Matrix products run at the highest precision."""
+
+    name = "jax"
+    packages = ("jax", "jaxlib", "flax")
+    capabilities = Rosetta.capabilities | {"gradients", "compiled"}
+
+    def __init__(self, device: str = "cpu"):
+        super().__init__(attn_jax, device)
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+    @contextmanager
+    def scope(self, dtype):
+        with ExitStack() as stack:
+            stack.enter_context(jax.default_device(jax.devices(self.device)[0]))
+            if dtype == "float64":
+                stack.enter_context(jax.enable_x64(True))
+            yield
+
+    def array(self, array):
+        return jnp.asarray(np.asarray(array))
+
+    def numpy(self, array):
+        return np.asarray(array)
+
+    def random(self, seed):
+        return {"rngs": nnx.Rngs(seed)}
+
+    def compiled(self, query, key, value, **options):
+        with self.scope(query.dtype.name):
+            arrays = [self.array(x) for x in (query, key, value)]
+            options = self.options(options)
+            traced = {name: options.pop(name) for name in ("mask", "bias") if name in options}
+
+            @jax.jit
+            def call(query, key, value, traced):
+                return attn_jax.attention(query, key, value, **traced, **options)
+
+            return self.numpy(call(*arrays, traced))
+
+    def gradients(self, query, key, value, grad, **options):
+        with self.scope(query.dtype.name):
+            leaves = {"query": query, "key": key, "value": value}
+            leaves = {name: self.array(x) for name, x in leaves.items()}
+            options = self.options(options)
+            if options.get("bias") is not None:
+                leaves["bias"] = options.pop("bias")
+            call = jax.jit(lambda leaves: attn_jax.attention(**leaves, **options))
+            found = jax.vjp(call, leaves)[1](self.array(grad))[0]
+            return {name: self.numpy(x) for name, x in found.items()}
+
+    def module_with(self, config, parameters, training=False, seed=None):
+        dtype = parameters["q_proj.weight"].dtype if parameters else np.float32
+        attn = attn_jax.MultiHeadAttention(**config, dtype=dtype, rngs=nnx.Rngs(seed or 0))
+        for name, array in parameters.items():
+            projection, kind = name.split(".")
+            if kind == "weight":
+                getattr(attn, projection).kernel[...] = self.array(array).T
+            else:
+                getattr(attn, projection).bias[...] = self.array(array)
+        attn.train() if training else attn.eval()
+        return attn
+
+    def parameters(self, config):
+        return self._by_name(nnx.state(self.module_with(config, {}), nnx.Param))
+
+    def _by_name(self, state) -> dict[str, np.ndarray]:
+        found = {}
+        for name, kinds in nnx.to_pure_dict(state).items():
+            for kind, array in kinds.items():
+                array = self.numpy(array)
+                found[f"{name}.{'weight' if kind == 'kernel' else kind}"] = (
+                    array.T if kind == "kernel" else array
+                )
+        return found
+
+    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+        with self.scope(query.dtype.name):
+            attn = self.module_with(config, parameters)
+            inputs = {"query": query, "key": key, "value": value}
+            inputs = {name: self.array(x) for name, x in inputs.items()}
+            options, grad = self.options(options), self.array(grad)
+
+            @nnx.jit
+            def found(attn, inputs):
+                def loss(attn, inputs):
+                    return (attn(**inputs, **options)[0] * grad).sum()
+
+                return nnx.grad(loss, argnums=(0, 1))(attn, inputs)
+
+            by_parameter, by_input = found(attn, inputs)
+            named = {name: self.numpy(x) for name, x in by_input.items()}
+            return named | self._by_name(by_parameter)

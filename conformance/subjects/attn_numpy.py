@@ -1,0 +1,47 @@
+"""attn_numpy under test. Its inputs are read-only, so that a write to one is an error."""
+
+import attn_numpy
+import numpy as np
+
+from .rosetta import Rosetta
+
+
+def devices() -> list[str]:
+    return ["cpu"]
+
+
+class Adapter(Rosetta):
+    """The forward only: NumPy has no gradients and nothing to compile."""
+
+    name = "numpy"
+    packages = ("numpy",)
+
+    def __init__(self, device: str = "cpu"):
+        super().__init__(attn_numpy, device)
+
+    def array(self, array):
+        view = np.asarray(array).view()
+        view.flags.writeable = False
+        return view
+
+    def numpy(self, array):
+        return np.asarray(array)
+
+    def random(self, seed):
+        return {"rng": np.random.default_rng(seed)}
+
+    def module_with(self, config, parameters, training=False, seed=None):
+        dtype = parameters["q_proj.weight"].dtype if parameters else np.float32
+        attn = attn_numpy.MultiHeadAttention(**config, dtype=dtype, **self.random(seed or 0))
+        for name, array in parameters.items():
+            projection, kind = name.split(".")
+            setattr(getattr(attn, projection), kind, self.array(array))
+        return attn.train(training)
+
+    def parameters(self, config):
+        attn = self.module_with(config, {})
+        found = {}
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            projection = getattr(attn, name)
+            found |= {f"{name}.weight": projection.weight, f"{name}.bias": projection.bias}
+        return {name: array for name, array in found.items() if array is not None}

@@ -1,0 +1,88 @@
+"""attn_torch under test, on any device that torch reports."""
+
+import attn_torch
+import ml_dtypes
+import numpy as np
+import torch
+
+from .rosetta import Rosetta
+
+
+def devices() -> list[str]:
+    found = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
+    }
+    return ["cpu", *(name for name, there in found.items() if there)]
+
+
+class Adapter(Rosetta):
+    """Matrix products run in full float32: TF32 is off."""
+
+    name = "torch"
+    packages = ("torch",)
+    capabilities = Rosetta.capabilities | {"gradients", "compiled"}
+
+    def __init__(self, device: str = "cpu"):
+        super().__init__(attn_torch, device)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        if device == "mps":
+            self.dtypes = tuple(name for name in self.dtypes if name != "float64")
+
+    def versions(self):
+        return {"torch": torch.__version__}
+
+    def array(self, array):
+        array = np.asarray(array)
+        if array.dtype == ml_dtypes.bfloat16:
+            bits = torch.from_numpy(np.array(array).view(np.int16))
+            return bits.view(torch.bfloat16).to(self.device)
+        if 0 in array.strides and array.size:  # keep a broadcast broadcast
+            base = array[tuple(slice(0, 1) if not s else slice(None) for s in array.strides)]
+            return self.array(base).expand(array.shape)
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+    def numpy(self, array):
+        array = array.detach().cpu()
+        if array.dtype == torch.bfloat16:
+            return array.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array.numpy()
+
+    def random(self, seed):
+        return {"generator": torch.Generator(self.device).manual_seed(seed)}
+
+    def compiled(self, query, key, value, **options):
+        arrays = (self.array(x) for x in (query, key, value))
+        return self.numpy(torch.compile(attn_torch.attention)(*arrays, **self.options(options)))
+
+    def gradients(self, query, key, value, grad, **options):
+        inputs = {"query": query, "key": key, "value": value}
+        leaves = {name: self.array(x).clone().requires_grad_() for name, x in inputs.items()}
+        options = self.options(options)
+        if options.get("bias") is not None:
+            leaves["bias"] = options["bias"] = options["bias"].clone().requires_grad_()
+        output = attn_torch.attention(*list(leaves.values())[:3], **options)
+        output.backward(self.array(grad))
+        return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
+
+    def module_with(self, config, parameters, training=False, seed=None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        dtype = self.array(parameters["q_proj.weight"]).dtype if parameters else None
+        attn = attn_torch.MultiHeadAttention(**config, device=self.device, dtype=dtype)
+        if parameters:
+            attn.load_state_dict({name: self.array(x) for name, x in parameters.items()})
+        return attn.train(training)
+
+    def parameters(self, config):
+        named = self.module_with(config, {}).named_parameters()
+        return {name: self.numpy(parameter) for name, parameter in named}
+
+    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+        attn = self.module_with(config, parameters)
+        inputs = {"query": query, "key": key, "value": value}
+        leaves = {name: self.array(x).clone().requires_grad_() for name, x in inputs.items()}
+        attn(*leaves.values(), **self.options(options))[0].backward(self.array(grad))
+        leaves |= dict(attn.named_parameters())
+        return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}

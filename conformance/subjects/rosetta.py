@@ -1,0 +1,95 @@
+"""What the adapters of the three backends share, because the three have the same names."""
+
+from contextlib import nullcontext
+from importlib.metadata import version
+
+import numpy as np
+
+from ..specs import Spec
+
+
+class Rosetta:
+    """Drives a backend module by its public names; arrays cross in `array` and `numpy`."""
+
+    name = ""
+    packages: tuple[str, ...] = ()
+    dtypes = ("float64", "float32", "float16", "bfloat16")
+    capabilities = frozenset({"masks", "attention", "multihead", "errors"})
+
+    def __init__(self, module, device: str):
+        self.module, self.device = module, device
+
+    def array(self, array: np.ndarray):
+        raise NotImplementedError
+
+    def numpy(self, array) -> np.ndarray:
+        raise NotImplementedError
+
+    def random(self, seed: int) -> dict:
+        """Return the keyword by which the backend takes its random source."""
+        raise NotImplementedError
+
+    def scope(self, dtype: str):
+        """Return the context in which a call with this dtype runs."""
+        return nullcontext()
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in self.packages}
+
+    def mask(self, spec: Spec | None):
+        """Build the backend's mask."""
+        if spec is None:
+            return None
+        parts = [self.mask(part) for part in spec.parts]
+        match spec.kind:
+            case "and":
+                return parts[0] & parts[1]
+            case "or":
+                return parts[0] | parts[1]
+            case "not":
+                return ~parts[0]
+        arguments = {name: self._cross(value) for name, value in spec.arguments.items()}
+        return getattr(self.module, spec.kind)(**arguments)
+
+    def _cross(self, value):
+        if isinstance(value, Spec):
+            return self.mask(value)
+        return self.array(value) if isinstance(value, np.ndarray) else value
+
+    def options(self, options: dict) -> dict:
+        """Translate the options of a call: masks, arrays, and a seed for a random source."""
+        options = {name: self._cross(value) for name, value in options.items()}
+        seed = options.pop("seed", None)
+        return options if seed is None else options | self.random(seed)
+
+    def sequence_mask(self, tokens, padding_idx):
+        return self.numpy(self.module.sequence_mask(self.array(tokens), padding_idx))
+
+    def look_ahead_mask(self, tgt_len, src_len):
+        return self.numpy(self.module.look_ahead_mask(tgt_len, src_len))
+
+    def ask(self, question, spec, *args, **options):
+        answer = getattr(self.mask(spec), question)(*args, **self.options(options))
+        return answer if isinstance(answer, str) else self.numpy(answer)
+
+    def attention(self, query, key, value, **options):
+        with self.scope(query.dtype.name):
+            arrays = (self.array(x) for x in (query, key, value))
+            return self.numpy(self.module.attention(*arrays, **self.options(options)))
+
+    def steps(self, query, key, value, **options):
+        with self.scope(query.dtype.name):
+            arrays = (self.array(x) for x in (query, key, value))
+            steps = self.module.attention_steps(*arrays, **self.options(options))
+            return {name: self.numpy(array) for name, array in steps._asdict().items()}
+
+    def module_with(self, config: dict, parameters: dict, training: bool, seed: int | None):
+        """Build a multi-head attention, by its own names, and put the parameters in."""
+        raise NotImplementedError
+
+    def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
+        with self.scope(inputs[0].dtype.name):
+            attn = self.module_with(config, parameters, training, seed)
+            arrays = (None if x is None else self.array(x) for x in inputs)
+            output, weights = attn(*arrays, **self.options(options))
+            return self.numpy(output), None if weights is None else self.numpy(weights)

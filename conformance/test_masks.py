@@ -1,0 +1,315 @@
+"""The chapter on masks: the documents' builders, and every question a `Mask` answers."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from . import reference
+from .budget import same
+from .cases import LENGTHS, MAIN, MASKS, coins
+from .checking import hold
+from .contract import clause
+from .specs import (
+    allow,
+    causal,
+    hide,
+    padding,
+    prefix,
+    segments,
+    sliding_window,
+)
+from .subject import require
+
+pytestmark = pytest.mark.usefixtures("masks_offered")
+
+
+@pytest.fixture
+def masks_offered(subject):
+    require(subject, "masks")
+
+
+def allowed(subject, spec, sizes=MAIN.call, query_offset=None):
+    """Return the subject's answer, spread over (B, H, T, S)."""
+    B, H, T, S = sizes
+    options = {"query_offset": query_offset, "batch": B, "heads": H}
+    return np.broadcast_to(subject.ask("allowed", spec, T, S, **options), sizes)
+
+
+@clause("MASK-1")
+@pytest.mark.parametrize("dtype_name", ["int8", "uint8", "int16", "int32", "int64", "uint32"])
+@pytest.mark.parametrize("padding_idx", [0, 3, -1, 255, 300])
+def test_sequence_mask_marks_padding(subject, dtype_name, padding_idx):
+    tokens = np.random.default_rng(7).integers(0, 5, (3, 7)).astype(dtype_name)
+    tokens[0, 2:] = np.array(padding_idx).astype(dtype_name)  # wraps where it does not fit
+    expected = [[int(token) == padding_idx for token in row] for row in tokens]
+    same(subject.sequence_mask(tokens, padding_idx), expected, "sequence_mask")
+
+
+@clause("MASK-1")
+@pytest.mark.parametrize("fill", [0, 4])
+def test_sequence_mask_of_nothing_and_of_everything(subject, fill):
+    got = subject.sequence_mask(np.full((3, 5), fill), 0)
+    assert got.dtype == bool, f"MASK-1: sequence_mask must be bool: got {got.dtype}"
+    same(got, np.full((3, 5), fill == 0), "sequence_mask")
+
+
+@clause("MASK-2")
+@pytest.mark.parametrize("T, S", [(5, 7), (7, 5), (1, 7), (7, 1), (0, 3), (3, 0), (6, 6)])
+def test_look_ahead_mask_is_zero_up_to_the_diagonal(subject, T, S):
+    got = subject.look_ahead_mask(T, S)
+    assert got.dtype.kind == "f", f"MASK-2: look_ahead_mask must be float: got {got.dtype}"
+    expected = [[0.0 if s <= t else -np.inf for s in range(S)] for t in range(T)]
+    same(got, np.reshape(expected, (T, S)), "look_ahead_mask")
+
+
+@clause("MASK-3")
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_look_ahead_mask_is_the_square_subsequent_mask(subject, n):
+    got = subject.look_ahead_mask(n, n)
+    zeros = [int((row == 0).sum()) for row in got]
+    assert zeros == list(range(1, n + 1)), f"MASK-3: zeros a row: got {zeros}"
+    same(got[np.triu_indices(n, 1)], np.full(n * (n - 1) // 2, -np.inf), "above the diagonal")
+
+
+@clause("MASK-4")
+@pytest.mark.parametrize("name", MASKS)
+def test_three_forms_of_a_mask_agree(subject, name):
+    spec, offset = MASKS[name]
+    options = {"query_offset": offset, "batch": 3, "heads": 2}
+    seen = subject.ask("allowed", spec, 5, 7, **options)
+    hidden = subject.ask("hidden", spec, 5, 7, **options)
+    additive = subject.ask("additive", spec, 5, 7, **options)
+    assert seen.ndim == 4, f"MASK-4: allowed must have rank 4: got {seen.shape}"
+    assert (seen.dtype, hidden.dtype) == (bool, bool), f"MASK-4: got {seen.dtype}, {hidden.dtype}"
+    same(np.broadcast_to(seen, MAIN.call), reference.allowed(spec, MAIN.call, offset), "allowed")
+    same(hidden, ~seen, "hidden")
+    same(additive, np.where(seen, 0.0, -np.inf), "additive")
+
+
+@clause("MASK-4")
+@pytest.mark.parametrize(
+    "spec, shape",
+    [
+        (causal(), (1, 1, 7, 7)),
+        (padding(LENGTHS), (3, 1, 1, 7)),
+        (causal() & padding(LENGTHS), (3, 1, 7, 7)),
+        (hide(coins(3, 1, 2, 7, 7)), (1, 2, 7, 7)),
+    ],
+    ids=["causal", "padding", "both", "heads"],
+)
+def test_dims_are_one_where_nothing_varies(subject, spec, shape):
+    got = subject.ask("allowed", spec, 7, 7).shape
+    assert got == shape, f"MASK-4: allowed must be {shape}: got {got}"
+
+
+LAWS = {
+    "commutative": (lambda a, b, c: a & b, lambda a, b, c: b & a),
+    "commutative_or": (lambda a, b, c: a | b, lambda a, b, c: b | a),
+    "associative": (lambda a, b, c: (a & b) & c, lambda a, b, c: a & (b & c)),
+    "associative_or": (lambda a, b, c: (a | b) | c, lambda a, b, c: a | (b | c)),
+    "de_morgan": (lambda a, b, c: ~(a & b), lambda a, b, c: ~a | ~b),
+    "de_morgan_or": (lambda a, b, c: ~(a | b), lambda a, b, c: ~a & ~b),
+    "absorption": (lambda a, b, c: a & (a | b), lambda a, b, c: a),
+    "distributive": (lambda a, b, c: a & (b | c), lambda a, b, c: (a & b) | (a & c)),
+    "double_complement": (lambda a, b, c: ~~a, lambda a, b, c: a),
+}
+
+
+@clause("MASK-5")
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_masks_obey_the_laws_of_sets(subject, law, seed):
+    masks = (allow(coins(10 + seed, *MAIN.call)), padding([5, 0, 2 + seed]), sliding_window(2, seed))
+    left, right = (side(*masks) for side in LAWS[law])
+    got = allowed(subject, left, query_offset=1)
+    same(got, reference.allowed(left, MAIN.call, 1), law)
+    same(got, allowed(subject, right, query_offset=1), law)
+
+
+@clause("MASK-5")
+def test_operators_are_and_or_not(subject):
+    a, b = coins(20, *MAIN.call), coins(21, *MAIN.call)
+    same(allowed(subject, allow(a) & allow(b)), a & b, "&")
+    same(allowed(subject, allow(a) | allow(b)), a | b, "|")
+    same(allowed(subject, ~allow(a)), ~a, "~")
+
+
+@clause("MASK-6")
+def test_padding_hides_keys_and_never_queries(subject):
+    got = allowed(subject, padding([7, 0, 1]))
+    assert got[0].all(), "MASK-6: a whole sample sees every key"
+    assert not got[1].any(), "MASK-6: an empty sample sees no key"
+    same(got[2], np.broadcast_to(np.arange(7) < 1, (2, 5, 7)), "padding of length 1, every query")
+    rows = [[True, False, False, True, False, False, True]] * 3
+    same(allowed(subject, padding(hidden=rows))[0, 1, 4], ~np.array(rows[0]), "padding(hidden=...)")
+
+
+@clause("MASK-6")
+@pytest.mark.parametrize("lengths", [[8, 0, 4], [7, -1, 4]])
+def test_padding_refuses_lengths_out_of_range(subject, lengths):
+    with pytest.raises(ValueError, match=str(lengths[0] if lengths[0] == 8 else -1)):
+        subject.ask("allowed", padding(lengths), 5, 7)
+
+
+@clause("MASK-7")
+@pytest.mark.parametrize("before, after", [(0, 0), (2, 0), (0, 3), (1, 1), (9, 9)])
+def test_sliding_window_counts_besides_its_own_position(subject, before, after):
+    got = allowed(subject, sliding_window(before, after), (1, 1, 7, 7))[0, 0]
+    for t in range(7):
+        keys = [s for s in range(7) if t - before <= s <= t + after]
+        same(np.flatnonzero(got[t]), keys, f"keys that query {t} sees")
+
+
+@clause("MASK-8")
+def test_prefix_is_seen_by_all_and_causal_after(subject):
+    got = allowed(subject, prefix([3, 0, 7]), (3, 1, 7, 7))[:, 0]
+    same(got[0, 0], np.arange(7) < 3, "the first query of a prefix of 3")
+    same(got[0, 4], np.arange(7) < 5, "the fifth query of a prefix of 3")
+    same(got[1], np.tri(7, dtype=bool), "a prefix of 0 is causal")
+    assert got[2].all(), "MASK-8: a prefix of S is seen whole by every query"
+
+
+@clause("MASK-8")
+@pytest.mark.parametrize("two", [False, True], ids=["one_argument", "two_arguments"])
+def test_packed_sequences_equal_the_same_sequences_alone(subject, two):
+    ids = [[4, 4, 4, 9, 9, 1, 1]]
+    spec = segments(ids, ids if two else None) & causal()
+    rng = np.random.default_rng(31)
+    query, key, value = (rng.normal(size=(1, 2, 7, d)).astype(np.float32) for d in (11, 11, 13))
+    packed = subject.attention(query, key, value, mask=spec)
+    for start, stop in ((0, 3), (3, 5), (5, 7)):
+        part = np.s_[:, :, start:stop]
+        seen = np.broadcast_to(np.tri(stop - start, dtype=bool), (1, 2, stop - start, stop - start))
+
+
+        hold(packed[part], query[part], key[part], value[part], f"{start}..{stop}", seen=seen)
+
+
+@clause("MASK-9")
+@pytest.mark.parametrize("kind", ["bool", "float32", "int64"])
+def test_a_bare_array_is_no_mask(subject, kind):
+    require(subject, "errors")
+    array = subject.array(np.tri(5, 7).astype(kind))
+    inputs = [subject.array(np.ones((1, 1, n, 3), np.float32)) for n in (5, 7, 7)]
+    with pytest.raises(TypeError, match=rf"allow\(array\) or hide\(array\): got {kind}"):
+        subject.module.attention(*inputs, mask=array)
+
+
+@clause("MASK-9")
+@pytest.mark.parametrize("builder", ["allow", "hide"])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (7,), (1, 1, 1, 5, 7)], ids=str)
+def test_allow_and_hide_take_rank_four_only(subject, builder, shape):
+    require(subject, "errors")
+    with pytest.raises(ValueError, match="must be"):
+        getattr(subject.module, builder)(subject.array(np.ones(shape, bool)))
+
+
+@clause("MASK-9")
+@pytest.mark.parametrize("builder", ["allow", "hide"])
+@pytest.mark.parametrize("kind", ["int32", "uint8", "float32"])
+def test_allow_and_hide_take_bool_only(subject, builder, kind):
+    require(subject, "errors")
+    with pytest.raises(TypeError, match=f"must be bool.*got {kind}"):
+        getattr(subject.module, builder)(subject.array(np.ones((1, 1, 5, 7), kind)))
+
+
+@clause("MASK-9")
+def test_a_mask_has_no_truth_value(subject):
+    require(subject, "errors")
+    mask = subject.mask(causal())
+    with pytest.raises(TypeError, match="truth value"):
+        bool(mask)
+    with pytest.raises(TypeError, match="truth value"):
+        mask and mask
+
+
+def verdict(block: np.ndarray) -> str:
+    if not block.any():
+        return "none"
+    return "all" if block.all() else "look"
+
+
+@clause("MASK-10")
+@pytest.mark.parametrize("name", MASKS)
+def test_tile_agrees_with_allowed_everywhere(subject, name):
+    spec, own = MASKS[name]
+    for offset in (own, 4, -2) if own is not None else (None,):
+        seen = reference.allowed(spec, MAIN.call, offset)
+        for r0, r1, s0, s1 in product(range(5), range(1, 6), range(0, 7, 2), range(1, 8, 2)):
+            if r0 < r1 and s0 < s1:
+                options = {"query_offset": offset, "batch": 3, "heads": 2}
+                got = subject.ask("tile", spec, 5, 7, slice(r0, r1), slice(s0, s1), **options)
+                expected = verdict(seen[:, :, r0:r1, s0:s1])
+                text = f"MASK-10: tile {r0}:{r1} x {s0}:{s1} at offset {offset}"
+                assert got == expected, f"{text}: expected {expected}, got {got}"
+
+
+@clause("MASK-11")
+@pytest.mark.parametrize("name", [n for n in MASKS if n != "causal_per_sample"])
+def test_explain_concludes_what_allowed_says(subject, name):
+    spec, offset = MASKS[name]
+    seen = reference.allowed(spec, MAIN.call, offset)
+    for cell in product((0, 1, 2), (0, 1), (0, 2, 4), (0, 3, 6)):
+        got = subject.ask("explain", spec, *cell, query_offset=offset or 0).splitlines()
+        expected = "allowed" if seen[cell] else "hidden"
+        assert got[0].startswith(expected), f"MASK-11: {cell}: expected {expected}, got {got[0]}"
+
+
+@clause("MASK-11")
+def test_explain_gives_every_part_its_verdict(subject):
+    spec = causal() & padding([7, 0, 4]) | sliding_window(0, 2)
+    parts = [causal(), padding([7, 0, 4]), sliding_window(0, 2)]
+    for cell in product((0, 1, 2), (0,), range(5), range(7)):
+        lines = subject.ask("explain", spec, *cell, query_offset=1).splitlines()[1:]
+        assert len(lines) == 3, f"MASK-11: three parts: got {lines}"
+        for line, part in zip(lines, parts, strict=True):
+            expected = "allowed" if reference.sees(part, *cell, 1) else "hidden"
+            text = f"MASK-11: {cell}: {part} says {expected}: got {line}"
+            assert line.strip().startswith(f"{expected} by {part.kind}"), text
+
+
+POSITIONAL = {
+    "causal": causal(),
+    "window": sliding_window(1, 2),
+    "prefix": prefix([3, 0, 7]),
+    "segments": segments([[4, 4, 4, 9, 9, 9, 9], [1, 2, 2, 2, 3, 3, 3], [5] * 7]),
+}
+
+
+@clause("MASK-12")
+@pytest.mark.parametrize("name", POSITIONAL)
+@pytest.mark.parametrize("offset", [0, 2, 4])
+def test_offset_takes_rows_of_the_square_mask(subject, name, offset):
+    square = allowed(subject, POSITIONAL[name], (3, 1, 7, 7))
+    got = allowed(subject, POSITIONAL[name], (3, 1, 3, 7), query_offset=offset)
+    same(got, square[:, :, offset : offset + 3], f"rows {offset}..{offset + 3}")
+
+
+@clause("MASK-12")
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_offset_may_differ_by_sample(subject, name):
+    square = allowed(subject, POSITIONAL[name], (3, 1, 7, 7))
+    offsets = np.array([4, 0, 2])
+    got = allowed(subject, POSITIONAL[name], (3, 1, 3, 7), query_offset=offsets)
+    for b, offset in enumerate(offsets):
+        same(got[b], square[b, :, offset : offset + 3], f"sample {b} at offset {offset}")
+
+
+@clause("MASK-12")
+def test_offset_is_honoured_for_square_calls(subject):
+    got = allowed(subject, causal(), (1, 1, 5, 5), query_offset=3)[0, 0]
+    same(got, np.tri(5, 5, 3, dtype=bool), "causal at T == S with offset 3")
+
+
+@clause("MASK-12")
+def test_offset_never_shifts_arrays(subject):
+    arrays = [
+        allow(coins(41, *MAIN.call)),
+        hide(coins(42, *MAIN.call)),
+        padding(LENGTHS),
+        padding(hidden=coins(43, 3, 7)),
+        segments([[1, 1, 2, 2, 3]] * 3, [[3, 3, 2, 2, 2, 1, 8]] * 3),
+    ]
+    for spec in arrays:
+        same(allowed(subject, spec, query_offset=2), allowed(subject, spec), repr(spec)[:40])
