@@ -1,9 +1,9 @@
 """How large an error is allowed: derived from the case itself, never tuned.
 
 One rule for every tensor: allowed = 2 x max|naive - exact| + 2 x eps(dtype) x max|exact|, where
-exact is the oracle's answer and naive the textbook formula's in the precision under test. The
-first term is what rounding costs on this very case, the second a floor for the cases in which the
-naive formula happens to be exact.
+exact is the oracle's answer and naive the textbook formula's in the precision under test, in the
+worst of eight orders of summation (`expected.py`). The first term is what rounding costs on this
+very case, the second a floor for the cases in which the naive formula happens to be exact.
 """
 
 from dataclasses import dataclass, field
@@ -122,6 +122,6 @@ def _isnan(array: np.ndarray) -> np.ndarray:
 
 
 def _finite_parts(exact, naive) -> tuple[np.ndarray, np.ndarray]:
-    exact, naive = (np.asarray(x).astype(np.float64) for x in (exact, naive))
+    exact, naive = np.broadcast_arrays(*(np.asarray(x).astype(float) for x in (exact, naive)))
     keep = np.isfinite(exact) & np.isfinite(naive)
     return exact[keep], naive[keep]

@@ -21,8 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--report", help="write the results here, as JSON Lines")
 
 
+@pytest.hookimpl(trylast=True)  # after plugins that watch the backends being imported
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
+    config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
     _known("--profile", config.option.profile, profiles())
     _known("--clause", config.option.clause, list(clauses()))
     config.stash[SUBJECTS] = select(config.option.backend, config.option.device)

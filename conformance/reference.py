@@ -147,8 +147,8 @@ def gradients(
 
 def _sum_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum over the axes along which an array of `shape` was broadcast."""
-    shape = (1,) * (array.ndim - len(shape)) + tuple(shape)
-    axes = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[i] != 1)
+    padded = (1,) * (array.ndim - len(shape)) + tuple(shape)
+    axes = tuple(i for i, size in enumerate(padded) if size == 1 and array.shape[i] != 1)
     return array.sum(axes, keepdims=True).reshape(shape)
 
 

@@ -16,6 +16,7 @@ CAPABILITIES = {
     "gradients": "gradients of attention and of multi-head attention",
     "compiled": "a compiled form of attention",
     "multihead": "multi-head attention",
+    "traced": "calls whose arrays have no values yet",
     "errors": "the contract's errors, call by call",
 }
 
@@ -54,7 +55,10 @@ class Subject(Protocol):
         """Attend by the compiled form."""
 
     def gradients(self, query, key, value, grad, **options) -> dict[str, np.ndarray]:
-        """Return the gradients of sum(grad * output) by query, key, value and bias."""
+        """Return the gradients of sum(grad * output) by query, key, value and bias.
+
+        `through="steps"` takes the textbook path, where there are two.
+        """
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         """Return the registered parameters of a new multi-head attention, (out, in) matrices."""

@@ -1,6 +1,7 @@
 """attn_jax under test, on any platform that JAX reports; float64 calls run with x64 enabled."""
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import attn_jax
 import jax
@@ -21,12 +22,24 @@ def devices() -> list[str]:
     return found
 
 
+@partial(jax.jit, static_argnames=("through", "empty_rows"))
+def _gradients(leaves, options, grad, through, empty_rows):
+    """Differentiate in one compiled function, so that equal structures compile once."""
+
+    def call(leaves):
+        if through == "steps":
+            return attn_jax.attention_steps(**leaves, **options, empty_rows=empty_rows).output
+        return attn_jax.attention(**leaves, **options, empty_rows=empty_rows)
+
+    return jax.vjp(call, leaves)[1](grad)[0]
+
+
 class Adapter(Rosetta):
     """Matrix products run at the highest precision."""
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax")
-    capabilities = Rosetta.capabilities | {"gradients", "compiled"}
+    capabilities = Rosetta.capabilities | {"gradients", "compiled", "traced"}
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_jax, device)
@@ -61,15 +74,15 @@ class Adapter(Rosetta):
 
             return self.numpy(call(*arrays, traced))
 
-    def gradients(self, query, key, value, grad, **options):
+    def gradients(self, query, key, value, grad, *, through="attention", **options):
         with self.scope(query.dtype.name):
-            leaves = {"query": query, "key": key, "value": value}
-            leaves = {name: self.array(x) for name, x in leaves.items()}
+            inputs = {"query": query, "key": key, "value": value}
+            leaves = {name: self.array(x) for name, x in inputs.items()}
             options = self.options(options)
             if options.get("bias") is not None:
                 leaves["bias"] = options.pop("bias")
-            call = jax.jit(lambda leaves: attn_jax.attention(**leaves, **options))
-            found = jax.vjp(call, leaves)[1](self.array(grad))[0]
+            policy = options.pop("empty_rows", "zero")
+            found = _gradients(leaves, options, self.array(grad), through, policy)
             return {name: self.numpy(x) for name, x in found.items()}
 
     def module_with(self, config, parameters, training=False, seed=None):
@@ -114,3 +127,25 @@ class Adapter(Rosetta):
             by_parameter, by_input = found(attn, inputs)
             named = {name: self.numpy(x) for name, x in by_input.items()}
             return named | self._by_name(by_parameter)
+
+    def traced(self, call):
+        """Run a call under jax.jit; its arrays are made by a factory and are all traced."""
+
+        def body(zero):
+            return call(_Traced(self, zero))
+
+        return jax.jit(body)(jnp.zeros((), jnp.int32))
+
+
+class _Traced:
+    """Makes arrays that depend on a traced zero, so that nobody can look at their values."""
+
+    def __init__(self, adapter: Adapter, zero):
+        self.adapter, self.zero = adapter, zero
+
+    def __call__(self, *shape: int, dtype: str = "float32"):
+        return (jnp.zeros(shape) + self.zero).astype(dtype)
+
+    def module(self, embed_dim, num_heads, **settings):
+        config = {"embed_dim": embed_dim, "num_heads": num_heads} | settings
+        return self.adapter.module_with(config, {})

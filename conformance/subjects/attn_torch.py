@@ -17,6 +17,13 @@ def devices() -> list[str]:
     return ["cpu", *(name for name, there in found.items() if there)]
 
 
+def _path(through: str):
+    """Return attention, or the textbook path as a function of the same kind."""
+    if through == "attention":
+        return attn_torch.attention
+    return lambda *inputs, **options: attn_torch.attention_steps(*inputs, **options).output
+
+
 class Adapter(Rosetta):
     """Matrix products run in full float32: TF32 is off."""
 
@@ -38,8 +45,9 @@ class Adapter(Rosetta):
         if array.dtype == ml_dtypes.bfloat16:
             bits = torch.from_numpy(np.array(array).view(np.int16))
             return bits.view(torch.bfloat16).to(self.device)
-        if 0 in array.strides and array.size:  # keep a broadcast broadcast
-            base = array[tuple(slice(0, 1) if not s else slice(None) for s in array.strides)]
+        repeated = [not step and size > 1 for step, size in zip(array.strides, array.shape, strict=True)]
+        if any(repeated):  # keep a broadcast broadcast
+            base = array[tuple(slice(0, 1) if r else slice(None) for r in repeated)]
             return self.array(base).expand(array.shape)
         return torch.from_numpy(np.array(array)).to(self.device)
 
@@ -56,13 +64,13 @@ class Adapter(Rosetta):
         arrays = (self.array(x) for x in (query, key, value))
         return self.numpy(torch.compile(attn_torch.attention)(*arrays, **self.options(options)))
 
-    def gradients(self, query, key, value, grad, **options):
+    def gradients(self, query, key, value, grad, *, through="attention", **options):
         inputs = {"query": query, "key": key, "value": value}
         leaves = {name: self.array(x).clone().requires_grad_() for name, x in inputs.items()}
         options = self.options(options)
         if options.get("bias") is not None:
             leaves["bias"] = options["bias"] = options["bias"].clone().requires_grad_()
-        output = attn_torch.attention(*list(leaves.values())[:3], **options)
+        output = _path(through)(*list(leaves.values())[:3], **options)
         output.backward(self.array(grad))
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
 

@@ -1,0 +1,186 @@
+"""The textbook formula, softmax(Q K^T * scale) V, with everything a mask can do to it.
+
+`attention_steps` returns every step of it, `attention` only the output.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from . import checks
+from .masks import Mask
+from .tiles import Cells
+
+
+class AttentionSteps(NamedTuple):
+    """What one attention computes on its way: float32 for 16-bit inputs, but for the output."""
+
+    scores: Float[Array, "B H T S"]
+    masked_scores: Float[Array, "B H T S"]
+    weights: Float[Array, "B H T S"]
+    output: Float[Array, "B H T D_v"]
+
+
+def attention(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B H_kv S D"],
+    value: Float[Array, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    empty_rows: str = "zero",
+    query_offset: int | Int[Array, "..."] | None = None,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> Float[Array, "B H T D_v"]:
+    """Attend: every query takes the mean of the values it may see, weighted by softmax.
+
+    `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
+    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
+    may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
+
+    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
+
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 5, 4))
+    >>> from attn_jax import causal
+    >>> output = attention(query, key, value, mask=causal())
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    True
+    """
+    return attention_steps(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        empty_rows=empty_rows,
+        query_offset=query_offset,
+        dropout=dropout,
+        rngs=rngs,
+    ).output
+
+
+def attention_steps(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B H_kv S D"],
+    value: Float[Array, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    empty_rows: str = "zero",
+    query_offset: int | Int[Array, "..."] | None = None,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> AttentionSteps:
+    """Attend, and return every step: scores, masked scores, weights, output.
+
+    scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
+    hidden; weights are taken before dropout. Takes and raises what `attention` does.
+
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 1, 2, 4))
+    >>> from attn_jax import causal
+    >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
+    Array([1., 0.], dtype=float32)
+    """
+    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    checks.check_rngs(dropout, rngs)
+    sizes = (*query.shape[:3], key.shape[2])
+    if mask is not None:
+        checks.check_is_mask("mask must be a Mask", mask, Mask)
+        checks.check_mask(mask, sizes)
+    query_offset = checks.check_query_offset(query_offset, mask, sizes)
+    if softcap is not None and not checks.is_array(softcap):
+        softcap = float(softcap)
+    scale = _scale(scale, query.shape[3])
+    dropout_key = rngs.dropout() if 0 < dropout < 1 else None
+    arrays = (query, key, value, mask, bias, scale, softcap, query_offset, dropout_key)
+    return _steps(*arrays, empty_rows=empty_rows, dropout=float(dropout))
+
+
+@partial(jax.jit, static_argnames=("empty_rows", "dropout"))
+def _steps(
+    query, key, value, mask, bias, scale, softcap, query_offset, dropout_key, *, empty_rows, dropout
+):
+    """The formula, compiled once for each set of shapes and each structure of a mask."""
+    sizes = (*query.shape[:3], key.shape[2])
+    visible = _visible(mask, bias, sizes, query_offset)
+    q, k, v = (wide(array) for array in (query, key, value))
+    k, v, bad = _without_bad_keys(k, v)
+    k, v, bad = (jnp.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, bad))
+
+    q = q * jnp.asarray(scale, q.dtype)  # not the scores: XLA would fuse that product with exp's
+    scores = q @ k.swapaxes(-1, -2)  # (B, H, T, S)
+    lost = bad[:, :, None, :] | jnp.isnan(scores)  # inf - inf is NaN too, and tanh would spread it
+    if softcap is not None:
+        softcap = jnp.asarray(softcap, q.dtype)
+        scores = softcap * jnp.tanh(jnp.where(lost, 0, scores) / softcap)
+    scores = jnp.where(lost, jnp.nan, scores)
+    masked_scores = scores if bias is None else scores + wide(bias)
+    masked_scores = jnp.where(visible, masked_scores, -jnp.inf)
+    weights = _softmax(masked_scores, bad, empty_rows)
+    # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
+    output = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key) @ v  # (B, H, T, D_v)
+    if not sizes[3] and empty_rows != "zero":
+        output = jnp.full_like(output, jnp.nan)  # the mean over no key at all is 0/0
+    return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
+
+
+def _visible(mask, bias, sizes, query_offset):
+    """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
+    visible = jnp.ones((1, 1, 1, 1), bool)
+    if mask is not None:
+        visible = mask.ask(Cells(sizes, query_offset, xp=jnp))
+    return visible if bias is None else visible & (bias != -jnp.inf)
+
+
+def wide(array):
+    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
+    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
+
+
+def _without_bad_keys(key, value):
+    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
+    bad = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))  # (B, H_kv, S)
+    return jnp.where(jnp.isfinite(key), key, 0), jnp.where(jnp.isfinite(value), value, 0), bad
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(head_dim)
+    return scale if checks.is_array(scale) else float(scale)
+
+
+def _softmax(masked_scores, bad, empty_rows: str):
+    """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
+    top = jax.lax.stop_gradient(masked_scores.max(-1, keepdims=True, initial=-jnp.inf))
+    empty = top == -jnp.inf
+    if empty_rows == "uniform":  # equal scores, and a key that is not finite counts again
+        level = jnp.where(bad[:, :, None, :], jnp.nan, jnp.zeros_like(masked_scores))
+        masked_scores = jnp.where(empty, level, masked_scores)
+    top = jnp.where(empty, 0, top)  # -inf - -inf is NaN, so it never gets to that
+    shifted = masked_scores - top
+    lost = jnp.isnan(shifted)  # kept out of exp: XLA's on a CPU may answer with stale memory
+    exp = jnp.where(lost, jnp.nan, jnp.exp(jnp.where(lost, 0, shifted)))
+    total = exp.sum(-1, keepdims=True)
+    return exp / (jnp.where(empty, 1, total) if empty_rows == "zero" else total)
+
+
+def _drop(weights, dropout: float, dropout_key):
+    if dropout == 0:
+        return weights
+    if dropout == 1:
+        return jnp.zeros_like(weights)  # 1 / (1 - p) would be 0/0
+    kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
+    return jnp.where(kept, weights / (1 - dropout), 0)

@@ -1,0 +1,176 @@
+"""How a mask is asked: about single cells, or about whole tiles at once.
+
+A rule of `masks.py` is written once, as arithmetic on what it finds at `at.query`, `at.key` and
+in the mask's tables. `Cells` hands it one number a cell, and the rule answers yes or no for each.
+`Tiles` hands it the smallest and the largest number inside each tile; the same comparisons then
+say whether every cell of the tile may be seen, and whether some cell may.
+"""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from . import checks
+
+
+class Verdict(NamedTuple):
+    """What a rule says of each tile: `every` cell surely may be seen, `some` cell perhaps."""
+
+    every: Array | np.ndarray
+    some: Array | np.ndarray
+
+    def __and__(self, other: "Verdict") -> "Verdict":
+        return Verdict(self.every & other.every, self.some & other.some)
+
+    def __or__(self, other: "Verdict") -> "Verdict":
+        return Verdict(self.every | other.every, self.some | other.some)
+
+    def __invert__(self) -> "Verdict":
+        return Verdict(~self.some, ~self.every)
+
+
+class Interval:
+    """The smallest and the largest value inside each tile."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __add__(self, step: int) -> "Interval":
+        return Interval(self.low + step, self.high + step)
+
+    def __sub__(self, step: int) -> "Interval":
+        return self + -step
+
+    def __le__(self, other) -> Verdict:
+        low, high = _ends(other)
+        return Verdict(self.high <= low, self.low <= high)
+
+    def __lt__(self, other) -> Verdict:
+        low, high = _ends(other)
+        return Verdict(self.high < low, self.low < high)
+
+    def __ge__(self, other) -> Verdict:
+        return ~(self < other)
+
+    def __gt__(self, other) -> Verdict:
+        return ~(self <= other)
+
+    def __eq__(self, other) -> Verdict:
+        return (self <= other) & (self >= other)
+
+
+def _ends(value):
+    return (value.low, value.high) if isinstance(value, Interval) else (value, value)
+
+
+class Cells:
+    """Some rows and columns of a call of `sizes` (B, H, T, S), one value a cell.
+
+    `query` and `key` are positions: queries start at `query_offset`, an int or one a sample. The
+    five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
+    With `xp=np` nothing is compiled, and what is concrete stays concrete while a function is
+    traced; with `xp=jnp` everything is traced, and no (T, S) array becomes a constant.
+    """
+
+    def __init__(self, sizes, query_offset=0, rows=slice(None), columns=slice(None), xp=np):
+        batch, heads, queries, keys = sizes
+        self.xp, self._rows, self._columns = xp, rows, columns
+        self.batch = xp.arange(batch)[:, None, None, None]
+        self.head = xp.arange(heads)[None, :, None, None]
+        offsets = _look(query_offset, xp).reshape(-1, 1, 1, 1)
+        self.query = offsets + xp.arange(queries)[None, None, rows, None]
+        self.key = xp.arange(keys)[None, None, None, columns]
+
+    def samples(self, table):
+        return _look(table, self.xp)[:, None, None, None]
+
+    def rows(self, table):
+        return _look(table, self.xp)[:, None, self._rows, None]
+
+    def columns(self, table):
+        return _look(table, self.xp)[:, None, None, self._columns]
+
+    def positions(self, table):
+        """Look up by the query's position; one outside the table gets what stands at its edge."""
+        positions = self.query[:, 0, :, 0]
+        if not table.shape[1]:
+            return self.query * 0
+        inside = positions.clip(0, table.shape[1] - 1)
+        xp = self.xp if checks.is_known(inside) else jnp
+        return _look(table, xp)[xp.arange(table.shape[0])[:, None], inside][:, None, :, None]
+
+    def cells(self, table):
+        return _look(table, self.xp)[:, :, self._rows, self._columns]
+
+    def call(self, function):
+        with jax.ensure_compile_time_eval() if self.xp is np else nullcontext():
+            seen = function(self.batch, self.head, self.query, self.key)
+        return _look(checks.check_verdict(seen), self.xp)
+
+
+class Tiles:
+    """The same cells in tiles of `height` rows by `width` columns, two values a tile."""
+
+    def __init__(self, cells: Cells, height: int, width: int):
+        self._cells, self._height, self._width = cells, height, width
+        self.query = self._fold(cells.query)
+        self.key = self._fold(cells.key)
+
+    def samples(self, table):
+        return self._fold(self._cells.samples(table))
+
+    def rows(self, table):
+        return self._fold(self._cells.rows(table))
+
+    def columns(self, table):
+        return self._fold(self._cells.columns(table))
+
+    def positions(self, table):
+        return self._fold(self._cells.positions(table))
+
+    def cells(self, table):
+        return self._fold(self._cells.cells(table))
+
+    def call(self, function):
+        """Nothing is known of a free function until its cells are looked at."""
+        if self._height == self._width == 1:
+            seen = self._cells.call(function)
+            if checks.is_known(seen):
+                return Verdict(seen, seen)
+        return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
+
+    def _fold(self, values):
+        if self._cells.xp is np and not checks.is_known(values):
+            return _unknown(values)
+        low = high = values
+        for axis, size in ((2, self._height), (3, self._width)):
+            low = _blocks(low, axis, size).min(axis + 1)
+            high = _blocks(high, axis, size).max(axis + 1)
+        return Verdict(low, high) if values.dtype == bool else Interval(low, high)
+
+
+def _blocks(values, axis: int, size: int):
+    """Split an axis into blocks of `size`, the last one filled up with its own last value."""
+    count = -(-values.shape[axis] // size)
+    missing = count * size - values.shape[axis]
+    widths = [(0, missing if i == axis else 0) for i in range(4)]
+    shape = values.shape[:axis] + (count, size) + values.shape[axis + 1 :]
+    xp = np if isinstance(values, np.ndarray) else jnp
+    return xp.pad(values, widths, mode="edge").reshape(shape)
+
+
+def _look(table, xp):
+    """Take a table in, and out of jax where its values are known and `xp` is numpy."""
+    return np.asarray(table) if xp is np and checks.is_known(table) else jnp.asarray(table)
+
+
+def _unknown(values):
+    """What is traced: not every cell surely, some cell perhaps; anything between the infinities."""
+    cell = np.ones((1, 1, 1, 1))
+    if values.dtype == bool:
+        return Verdict(cell < 0, cell > 0)
+    return Interval(-np.inf * cell, np.inf * cell)

@@ -1,0 +1,37 @@
+"""Masked multi-head attention in PyTorch; the same names and rules as attn_numpy and attn_jax."""
+
+from .attention import AttentionSteps, attention, attention_steps
+from .draw import draw_weights
+from .masks import (
+    Mask,
+    allow,
+    causal,
+    hide,
+    look_ahead_mask,
+    padding,
+    predicate,
+    prefix,
+    segments,
+    sequence_mask,
+    sliding_window,
+)
+from .multihead import MultiHeadAttention
+
+__all__ = [
+    "AttentionSteps",
+    "Mask",
+    "MultiHeadAttention",
+    "allow",
+    "attention",
+    "attention_steps",
+    "causal",
+    "draw_weights",
+    "hide",
+    "look_ahead_mask",
+    "padding",
+    "predicate",
+    "prefix",
+    "segments",
+    "sequence_mask",
+    "sliding_window",
+]

@@ -1,0 +1,169 @@
+"""The textbook formula, softmax(Q K^T * scale) V, with everything a mask can do to it.
+
+`attention_steps` returns every step of it, `attention` only the output.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from . import checks
+from .masks import Mask
+from .tiles import Cells
+
+
+class AttentionSteps(NamedTuple):
+    """What one attention computes on its way: float32 for 16-bit inputs, but for the output."""
+
+    scores: Float[Tensor, "B H T S"]
+    masked_scores: Float[Tensor, "B H T S"]
+    weights: Float[Tensor, "B H T S"]
+    output: Float[Tensor, "B H T D_v"]
+
+
+def attention(
+    query: Float[Tensor, "B H T D"],
+    key: Float[Tensor, "B H_kv S D"],
+    value: Float[Tensor, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    bias: Float[Tensor, "T S"] | Float[Tensor, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    empty_rows: str = "zero",
+    query_offset: int | Int[Tensor, "..."] | None = None,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B H T D_v"]:
+    """Attend: every query takes the mean of the values it may see, weighted by softmax.
+
+    `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
+    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
+    may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
+
+    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
+
+    >>> query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    >>> from attn_torch import causal
+    >>> output = attention(query, key, value, mask=causal())
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    True
+    """
+    return attention_steps(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        empty_rows=empty_rows,
+        query_offset=query_offset,
+        dropout=dropout,
+        generator=generator,
+    ).output
+
+
+def attention_steps(
+    query: Float[Tensor, "B H T D"],
+    key: Float[Tensor, "B H_kv S D"],
+    value: Float[Tensor, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    bias: Float[Tensor, "T S"] | Float[Tensor, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    empty_rows: str = "zero",
+    query_offset: int | Int[Tensor, "..."] | None = None,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> AttentionSteps:
+    """Attend, and return every step: scores, masked scores, weights, output.
+
+    scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
+    hidden; weights are taken before dropout. Takes and raises what `attention` does.
+
+    >>> query, key, value = torch.randn(3, 1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    >>> from attn_torch import causal
+    >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
+    tensor([1., 0.])
+    """
+    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    sizes = (*query.shape[:3], key.shape[2])
+    if mask is not None:
+        checks.check_is_mask("mask must be a Mask", mask, Mask)
+        checks.check_mask(mask, sizes)
+    query_offset = checks.check_query_offset(query_offset, mask, sizes)
+    if bias is not None:
+        bias = bias.to(query.device)
+    visible = _visible(mask, bias, sizes, query_offset, query.device)
+    q, k, v = (wide(array) for array in (query, key, value))
+    k, v, bad = _without_bad_keys(k, v)
+    groups = sizes[1] // key.shape[1]
+    k, v, bad = (array.repeat_interleave(groups, dim=1) for array in (k, v, bad))
+
+    scores = q @ k.mT * _scale(scale, query.shape[3])  # (B, H, T, S)
+    if softcap is not None:
+        scores = torch.where(visible, scores, scores.detach())  # tanh' of a hidden NaN is NaN
+        scores = float(softcap) * torch.tanh(scores / float(softcap))
+    scores = torch.where(bad[:, :, None, :], torch.nan, scores)
+    masked_scores = scores if bias is None else scores + wide(bias)
+    masked_scores = torch.where(visible, masked_scores, -torch.inf)
+    weights = _softmax(masked_scores, bad, empty_rows)
+    kept = weights.masked_fill(weights == 0, 0)  # else 0 * inf, should a hidden gradient overflow
+    output = _drop(kept, dropout, generator) @ v  # (B, H, T, D_v)
+    if not sizes[3] and empty_rows != "zero":
+        output = output + torch.nan  # the mean over no key at all is 0/0
+    return AttentionSteps(scores, masked_scores, weights, output.to(query.dtype))
+
+
+def _visible(mask, bias, sizes, query_offset, device):
+    """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
+    visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+    if mask is not None:
+        visible = mask.ask(Cells(sizes, query_offset, device=device))
+    return visible if bias is None else visible & (bias != -torch.inf)
+
+
+def wide(array):
+    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
+    return array if array.dtype == torch.float64 else array.float()
+
+
+def _without_bad_keys(key, value):
+    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
+    bad = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
+    return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), bad
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
+def _softmax(masked_scores, bad, empty_rows: str):
+    """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
+    scores = masked_scores.detach()
+    nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)  # amax refuses S = 0
+    top = scores.amax(-1, keepdim=True) if scores.shape[-1] else nothing
+    empty = top == -torch.inf
+    if empty_rows == "uniform":  # equal scores, and a key that is not finite counts again
+        level = torch.where(bad[:, :, None, :], torch.nan, torch.zeros_like(masked_scores))
+        masked_scores = torch.where(empty, level, masked_scores)
+    top = torch.where(empty, 0, top)  # -inf - -inf is NaN, so it never gets to that
+    exp = torch.exp(masked_scores - top)
+    total = exp.sum(-1, keepdim=True)
+    return exp / (torch.where(empty, 1, total) if empty_rows == "zero" else total)
+
+
+def _drop(weights, dropout: float, generator):
+    if dropout == 0:
+        return weights
+    if dropout == 1:
+        everything = torch.ones_like(weights, dtype=torch.bool)
+        return weights.masked_fill(everything, 0)  # 1 / (1 - p) would be 0/0
+    kept = torch.rand(weights.shape, generator=generator, device=weights.device) >= dropout
+    return torch.where(kept, weights / (1 - dropout), 0)

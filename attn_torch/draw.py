@@ -1,0 +1,36 @@
+"""Masks and weights as text, so that they can be looked at in a terminal, a test or an issue."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+
+SHADES = "·░▒▓█"
+
+
+def draw_cells(allowed: Bool[torch.Tensor, "T S"]) -> str:
+    """Draw which key (across) each query (down) may see: ■ seen, · hidden.
+
+    >>> print(draw_cells(torch.ones(2, 3, dtype=torch.bool).tril()))
+    ■ · ·
+    ■ ■ ·
+    """
+    return "\n".join(" ".join("■" if seen else "·" for seen in row) for row in allowed.tolist())
+
+
+def draw_weights(weights: Float[torch.Tensor, "T S"]) -> str:
+    """Draw attention weights, keys across and queries down, from · (0) by quarters to █ (1).
+
+    A weight is rounded up, so only an exact 0 is drawn as ·; NaN is drawn as ?.
+
+    >>> print(draw_weights(torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.7, 0.0]])))
+    █ · ·
+    ▒ ▓ ·
+    """
+    return "\n".join(" ".join(_shade(weight) for weight in row) for row in weights.tolist())
+
+
+def _shade(weight: float) -> str:
+    if not 0 <= weight <= 1.001:
+        return "?"
+    return SHADES[min(math.ceil(weight * 4), 4)]

@@ -1,0 +1,406 @@
+"""What may be seen: the documents' mask builders, and `Mask`.
+
+One rule holds for every mask here: no boolean without a name. `sequence_mask` and
+`look_ahead_mask` are arrays in the documents' sense (True, or -inf, hides). Everything else is a
+`Mask`, a value that says which (batch, head, query position, key position) may be seen.
+"""
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from . import checks
+from .draw import draw_cells
+from .tiles import Cells, Tiles, Verdict
+
+
+def sequence_mask(tokens: Int[Tensor, "B S"], padding_idx: int) -> Bool[Tensor, "B S"]:
+    """Mark the padding of a batch of token rows: True hides, as `key_padding_mask` reads it.
+
+    Source: "Transformer, Multi-head Attention Pytorch Guide Focusing on Masking", step 1.
+    Raises TypeError unless tokens are integers, ValueError unless they are (B, S).
+
+    >>> sequence_mask(torch.tensor([[75, 79, 0], [84, 0, 0]]), padding_idx=0)
+    tensor([[False, False,  True],
+            [False,  True,  True]])
+    """
+    checks.check_tokens(tokens)
+    dtype = torch.iinfo(tokens.dtype)
+    if not dtype.min <= padding_idx <= dtype.max:  # a comparison would wrap it: uint8 255 == -1
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    return tokens == padding_idx
+
+
+def look_ahead_mask(tgt_len: int, src_len: int) -> Float[Tensor, "T S"]:
+    """Hide the future, additively: 0 on and below the diagonal and -inf above, float32.
+
+    The diagonal starts top left whatever the shape: row 0 of (20, 10) sees one key, and rows 9
+    to 19 see all ten. Source: the same guide, step 1. Raises ValueError for a negative length.
+
+    >>> look_ahead_mask(2, 3)
+    tensor([[0., -inf, -inf],
+            [0., 0., -inf]])
+    """
+    checks.check_count("tgt_len", tgt_len, 0)
+    checks.check_count("src_len", src_len, 0)
+    return torch.full((tgt_len, src_len), -torch.inf, dtype=torch.float32).triu(1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mask:
+    """Which (batch, head, query position, key position) may be seen, without being an array.
+
+    Made by `causal`, `sliding_window`, `prefix`, `padding`, `segments`, `allow`, `hide` and
+    `predicate`; combined with `&` (both), `|` (either) and `~` (not).
+
+    >>> mask = causal() & padding([3, 2])
+    >>> print(mask.draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    ■ ■ ■ ·
+    ■ ■ ■ ·
+    """
+
+    name: str
+    rule: Callable
+    settings: tuple = ()
+    tables: tuple = ()
+    axes: tuple[str, ...] = ()
+    parts: "tuple[Mask, ...]" = ()
+    positional: bool = False
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return _combine("&", operator.and_, self, other)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return _combine("|", operator.or_, self, other)
+
+    __rand__, __ror__ = __and__, __or__
+
+    def __invert__(self) -> "Mask":
+        return _combine("~", operator.invert, self)
+
+    def __bool__(self) -> bool:
+        raise checks.no_truth_value()
+
+    def __repr__(self) -> str:
+        if self.name == "~":
+            return f"~{self.parts[0]!r}"
+        if self.parts:
+            return f"({f' {self.name} '.join(map(repr, self.parts))})"
+        shown = [_show(value) for value in (*self.settings, *self.tables)]
+        return f"{self.name}({', '.join(map('='.join, zip(self.arguments, shown, strict=True)))})"
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the rule's settings and tables."""
+        return list(inspect.signature(self.rule).parameters)[1:]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the mask's tables are, None where it has none; a call moves them where it is."""
+        tables = (table for leaf in self.leaves() for table in leaf.tables)
+        return next((table.device for table in tables), None)
+
+    def leaves(self) -> "Iterator[Mask]":
+        """Every part that is not itself a combination, from left to right."""
+        if not self.parts:
+            yield self
+        for part in self.parts:
+            yield from part.leaves()
+
+    def ask(self, at: Cells | Tiles) -> "Tensor | Verdict":
+        """Put the rule to cells (a bool each) or to tiles (a `Verdict` each)."""
+        if self.parts:
+            return self.rule(*(part.ask(at) for part in self.parts))
+        return self.rule(at, *self.settings, *self.tables)
+
+    def allowed(
+        self, T: int, S: int, *, query_offset=None, batch: int = 1, heads: int = 1
+    ) -> Bool[Tensor, "B H T S"]:
+        """Return True where a key may be seen, rank 4 with dims 1 where nothing varies.
+
+        `batch` and `heads` are only needed where a predicate looks at them; tables know theirs.
+        Raises ValueError where a table does not fit, or T != S and an offset is missing.
+
+        >>> causal().allowed(1, 3, query_offset=2)
+        tensor([[[[True, True, True]]]])
+        """
+        sizes, offset = self._call(T, S, query_offset, batch, heads)
+        return self.ask(Cells(sizes, offset, device=self.device)).clone()
+
+    def hidden(
+        self, T: int, S: int, *, query_offset=None, batch: int = 1, heads: int = 1
+    ) -> Bool[Tensor, "B H T S"]:
+        """Return True where a key may not be seen: the complement of `allowed`."""
+        return ~self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
+
+    def additive(
+        self,
+        T: int,
+        S: int,
+        dtype=torch.float32,
+        *,
+        query_offset=None,
+        batch: int = 1,
+        heads: int = 1,
+    ) -> Float[Tensor, "B H T S"]:
+        """Return 0 where a key may be seen and -inf where not, to be added to the scores."""
+        allowed = self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
+        return torch.where(allowed, 0.0, -torch.inf).to(dtype)
+
+    def tile(
+        self, T: int, S: int, rows: slice, columns: slice, query_offset=None, *, batch=1, heads=1
+    ) -> str:
+        """Say of a tile of queries by keys whether "all" of it, "none" or some ("look") is seen.
+
+        >>> [causal().tile(8, 8, slice(4, 6), slice(s, s + 2)) for s in (0, 4, 6)]
+        ['all', 'look', 'none']
+        """
+        sizes, offset = self._call(T, S, query_offset, batch, heads)
+        cells = Cells(sizes, offset, rows, columns, self.device)
+        height, width = cells.query.shape[2], cells.key.shape[3]
+        if not height * width:
+            return "none"
+        verdict = self.ask(Tiles(cells, height, width))
+        if not (verdict.every.all() or not verdict.some.any()):
+            seen = self.ask(cells)
+            verdict = Verdict(seen, seen)
+        return "all" if verdict.every.all() else "look" if verdict.some.any() else "none"
+
+    def explain(self, batch: int, head: int, query: int, key: int, *, query_offset=0) -> str:
+        """Say in words what each part makes of one cell, the conclusion first.
+
+        `query` and `key` count rows and columns of the call. Raises ValueError outside a table.
+
+        >>> print((causal() & padding([3, 2])).explain(batch=1, head=0, query=3, key=2))
+        hidden: sample 1, head 0, query 3, key 2
+          allowed by causal(): a query sees its own position and those before it
+          hidden by padding(lengths=[3, 2]): keys before the sample's length are seen
+        """
+        cell = (batch, head, query, key)
+        checks.check_cell(self, cell)
+        sizes = self.sizes(batch + 1, head + 1, query + 1, key + 1)
+        row, column = slice(query, query + 1), slice(key, key + 1)
+        at = Cells(sizes, query_offset, row, column, self.device)
+
+        def word(mask: Mask) -> str:
+            seen = mask.ask(at).broadcast_to((*sizes[:2], 1, 1))[batch, head]
+            return "allowed" if seen.all() else "hidden"
+
+        lines = [f"{word(self)}: sample {batch}, head {head}, query {query}, key {key}"]
+        lines += [f"  {word(part)} by {part!r}: {part.rule.__doc__}" for part in self.leaves()]
+        return "\n".join(lines)
+
+    def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:
+        """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
+        batches, heads, _, _ = self.sizes(batch + 1, head + 1, T, S)
+        allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
+        return draw_cells(allowed.broadcast_to((batches, heads, T, S))[batch, head])
+
+    def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
+        """Return (B, H, T, S), with B and H as large as the tables say where they say more."""
+        dims = {"B": [batch], "H": [heads]}
+        for leaf in self.leaves():
+            for axes, table in zip(leaf.axes, leaf.tables, strict=True):
+                for axis, size in zip(axes, table.shape, strict=True):
+                    dims.get(axis, []).append(size)
+        return max(dims["B"]), max(dims["H"]), T, S
+
+    def _call(self, T, S, query_offset, batch, heads):
+        sizes = self.sizes(batch, heads, T, S)
+        checks.check_mask(self, sizes)
+        return sizes, checks.check_query_offset(query_offset, self, sizes)
+
+
+def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
+    for part in parts:
+        checks.check_is_mask("a mask combines with masks only", part, Mask)
+    return Mask(name, rule, parts=parts, positional=any(part.positional for part in parts))
+
+
+def _show(value) -> str:
+    if not checks.is_array(value):
+        return getattr(value, "__name__", repr(value))
+    if value.numel() <= 8 and checks.is_known(value):
+        return str(value.tolist())
+    return f"{checks.dtype_name(value)} {tuple(value.shape)}"
+
+
+def causal() -> Mask:
+    """Let a query see its own position and those before it.
+
+    >>> print(causal().draw(3, 5, query_offset=2))
+    ■ ■ ■ · ·
+    ■ ■ ■ ■ ·
+    ■ ■ ■ ■ ■
+    """
+    return Mask("causal", _causal, positional=True)
+
+
+def _causal(at):
+    """a query sees its own position and those before it"""
+    return at.key <= at.query
+
+
+def sliding_window(before: int, after: int = 0) -> Mask:
+    """Let a query see `before` positions back, its own, and `after` ahead.
+
+    A window of `before=1` is two keys wide: some libraries would call it 2. Raises ValueError
+    for a negative count.
+
+    >>> print(sliding_window(before=1).draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    · ■ ■ ·
+    · · ■ ■
+    """
+    checks.check_count("before", before, 0)
+    checks.check_count("after", after, 0)
+    return Mask(
+        "sliding_window", _sliding_window, settings=(int(before), int(after)), positional=True
+    )
+
+
+def _sliding_window(at, before, after):
+    """a query sees from `before` positions back to `after` ahead"""
+    return (at.query - before <= at.key) & (at.key <= at.query + after)
+
+
+def prefix(lengths: Int[Tensor, "B"]) -> Mask:
+    """Let every query see the first `lengths[b]` keys of its sample, and the rest causally.
+
+    Raises TypeError unless lengths are integers, ValueError unless they are (B,) and not negative.
+
+    >>> print(prefix([2]).draw(4, 4))
+    ■ ■ · ·
+    ■ ■ · ·
+    ■ ■ ■ ·
+    ■ ■ ■ ■
+    """
+    return Mask(
+        "prefix", _prefix, tables=(checks.check_lengths(lengths),), axes=("B",), positional=True
+    )
+
+
+def _prefix(at, lengths):
+    """everyone sees the prefix, the rest is causal"""
+    return (at.key < at.samples(lengths)) | (at.key <= at.query)
+
+
+def padding(
+    lengths: Int[Tensor, "B"] | None = None, *, hidden: Bool[Tensor, "B S"] | None = None
+) -> Mask:
+    """Hide the keys that are padding, by each sample's length or by `sequence_mask`'s array.
+
+    It hides keys, never queries: a padded query still averages what it sees. Raises TypeError
+    for a wrong kind, ValueError for a wrong shape, a negative length, or both arguments at once.
+
+    >>> print(padding([2, 0]).draw(2, 3))
+    ■ ■ ·
+    ■ ■ ·
+    """
+    checks.check_one_of("lengths", lengths, "hidden", hidden)
+    if hidden is None:
+        return Mask("padding", _padding, tables=(checks.check_lengths(lengths),), axes=("B",))
+    return Mask("padding", _padding_hidden, tables=(checks.check_hidden(hidden),), axes=("BS",))
+
+
+def _padding(at, lengths):
+    """keys before the sample's length are seen"""
+    return at.key < at.samples(lengths)
+
+
+def _padding_hidden(at, hidden):
+    """keys marked as padding are hidden"""
+    return ~at.columns(hidden)
+
+
+def segments(query_ids: Int[Tensor, "B T"], key_ids: Int[Tensor, "B S"] | None = None) -> Mask:
+    """Let a query see the keys of its own segment: several documents packed in one row.
+
+    With one argument the ids belong to positions, and `query_offset` moves the queries along
+    them; with two they belong to the rows and columns of the call. Raises TypeError unless ids
+    are integers, ValueError unless they are rank 2.
+
+    >>> print((segments([[7, 7, 8, 8]]) & causal()).draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    · · ■ ·
+    · · ■ ■
+    """
+    query_ids = checks.check_ids("query_ids", query_ids)
+    if key_ids is None:
+        return Mask("segments", _segments, tables=(query_ids,), axes=("BS",), positional=True)
+    key_ids = checks.check_ids("key_ids", key_ids)
+    return Mask("segments", _segments_pair, tables=(query_ids, key_ids), axes=("BT", "BS"))
+
+
+def _segments(at, ids):
+    """a query sees the keys of its own segment"""
+    inside = (at.query >= 0) & (at.query < ids.shape[1])
+    return inside & (at.positions(ids) == at.columns(ids))
+
+
+def _segments_pair(at, query_ids, key_ids):
+    """a query sees the keys of its own segment"""
+    return at.rows(query_ids) == at.columns(key_ids)
+
+
+def allow(array: Bool[Tensor, "B H T S"]) -> Mask:
+    """Let a query see a key exactly where the array is True, in the call's own coordinates.
+
+    B and H may be 1. Raises TypeError unless it is bool, ValueError unless it has rank 4.
+
+    >>> print(allow(torch.tensor([[[[True, False], [True, True]]]])).draw(2, 2))
+    ■ ·
+    ■ ■
+    """
+    return Mask("allow", _allow, tables=(checks.check_cells("allow", array),), axes=("BHTS",))
+
+
+def _allow(at, array):
+    """True in the array is seen"""
+    return at.cells(array)
+
+
+def hide(array: Bool[Tensor, "B H T S"]) -> Mask:
+    """Hide a key from a query exactly where the array is True, in the call's own coordinates.
+
+    B and H may be 1. Raises TypeError unless it is bool, ValueError unless it has rank 4.
+
+    >>> print(hide(torch.tensor([[[[True, False], [True, True]]]])).draw(2, 2))
+    · ■
+    · ·
+    """
+    return Mask("hide", _hide, tables=(checks.check_cells("hide", array),), axes=("BHTS",))
+
+
+def _hide(at, array):
+    """True in the array is hidden"""
+    return ~at.cells(array)
+
+
+def predicate(function: Callable) -> Mask:
+    """Let `function(batch, head, query, key)`, four index arrays that broadcast, say what is seen.
+
+    The escape hatch: nothing is known of it until its cells are looked at, so no tile can be
+    skipped. Raises TypeError unless it can be called, and when asked unless it returns bool.
+
+    >>> print(predicate(lambda batch, head, query, key: (query + key) % 2 == 0).draw(2, 4,
+    ...     query_offset=0))
+    ■ · ■ ·
+    · ■ · ■
+    """
+    checks.check_callable("predicate", function)
+    return Mask("predicate", _predicate, settings=(function,), positional=True)
+
+
+def _predicate(at, function):
+    """the function decides"""
+    return at.call(function)

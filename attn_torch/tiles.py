@@ -1,0 +1,150 @@
+"""How a mask is asked: about single cells, or about whole tiles at once.
+
+A rule of `masks.py` is written once, as arithmetic on what it finds at `at.query`, `at.key` and
+in the mask's tables. `Cells` hands it one number a cell, and the rule answers yes or no for each.
+`Tiles` hands it the smallest and the largest number inside each tile; the same comparisons then
+say whether every cell of the tile may be seen, and whether some cell may.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+
+class Verdict(NamedTuple):
+    """What a rule says of each tile: `every` cell surely may be seen, `some` cell perhaps."""
+
+    every: Tensor
+    some: Tensor
+
+    def __and__(self, other: "Verdict") -> "Verdict":
+        return Verdict(self.every & other.every, self.some & other.some)
+
+    def __or__(self, other: "Verdict") -> "Verdict":
+        return Verdict(self.every | other.every, self.some | other.some)
+
+    def __invert__(self) -> "Verdict":
+        return Verdict(~self.some, ~self.every)
+
+
+class Interval:
+    """The smallest and the largest value inside each tile."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __add__(self, step: int) -> "Interval":
+        return Interval(self.low + step, self.high + step)
+
+    def __sub__(self, step: int) -> "Interval":
+        return self + -step
+
+    def __le__(self, other) -> Verdict:
+        low, high = _ends(other)
+        return Verdict(self.high <= low, self.low <= high)
+
+    def __lt__(self, other) -> Verdict:
+        low, high = _ends(other)
+        return Verdict(self.high < low, self.low < high)
+
+    def __ge__(self, other) -> Verdict:
+        return ~(self < other)
+
+    def __gt__(self, other) -> Verdict:
+        return ~(self <= other)
+
+    def __eq__(self, other) -> Verdict:
+        return (self <= other) & (self >= other)
+
+
+def _ends(value):
+    return (value.low, value.high) if isinstance(value, Interval) else (value, value)
+
+
+class Cells:
+    """Some rows and columns of a call of `sizes` (B, H, T, S), one value a cell.
+
+    `query` and `key` are positions: queries start at `query_offset`, an int or one a sample. The
+    five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
+    What they look up is moved to `device`, so a mask made on the CPU serves a GPU too.
+    """
+
+    def __init__(self, sizes, query_offset=0, rows=slice(None), columns=slice(None), device=None):
+        batch, heads, queries, keys = sizes
+        self._rows, self._columns = rows, columns
+        self.batch = torch.arange(batch, device=device)[:, None, None, None]
+        self.head = torch.arange(heads, device=device)[None, :, None, None]
+        self.key = torch.arange(keys, device=device)[None, None, None, columns]
+        offsets = torch.as_tensor(query_offset, device=self.key.device).reshape(-1, 1, 1, 1)
+        self.query = offsets + torch.arange(queries, device=device)[None, None, rows, None]
+
+    def samples(self, table):
+        return table[:, None, None, None].to(self.key.device)
+
+    def rows(self, table):
+        return table[:, None, self._rows, None].to(self.key.device)
+
+    def columns(self, table):
+        return table[:, None, None, self._columns].to(self.key.device)
+
+    def positions(self, table):
+        """Look up by the query's position; one outside the table gets what stands at its edge."""
+        positions = self.query[:, 0, :, 0]
+        if not table.shape[1]:
+            return torch.zeros_like(self.query)
+        inside = positions.clamp(0, table.shape[1] - 1)
+        sample = torch.arange(len(table), device=inside.device)[:, None]
+        return table.to(inside.device)[sample, inside][:, None, :, None]
+
+    def cells(self, table):
+        return table[:, :, self._rows, self._columns].to(self.key.device)
+
+    def call(self, function):
+        return checks.check_verdict(function(self.batch, self.head, self.query, self.key))
+
+
+class Tiles:
+    """The same cells in tiles of `height` rows by `width` columns, two values a tile."""
+
+    def __init__(self, cells: Cells, height: int, width: int):
+        self._cells, self._height, self._width = cells, height, width
+        self.query = self._fold(cells.query)
+        self.key = self._fold(cells.key)
+
+    def samples(self, table):
+        return self._fold(self._cells.samples(table))
+
+    def rows(self, table):
+        return self._fold(self._cells.rows(table))
+
+    def columns(self, table):
+        return self._fold(self._cells.columns(table))
+
+    def positions(self, table):
+        return self._fold(self._cells.positions(table))
+
+    def cells(self, table):
+        return self._fold(self._cells.cells(table))
+
+    def call(self, function):
+        """Nothing is known of a free function until its cells are looked at."""
+        no = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=self._cells.key.device)
+        return Verdict(no, ~no)
+
+    def _fold(self, values):
+        low = high = values
+        for dim, size in ((2, self._height), (3, self._width)):
+            low = _blocks(low, dim, size).amin(dim + 1)
+            high = _blocks(high, dim, size).amax(dim + 1)
+        return Verdict(low, high) if values.dtype == torch.bool else Interval(low, high)
+
+
+def _blocks(values, dim: int, size: int):
+    """Split an axis into blocks of `size`, the last one filled up with its own last value."""
+    length = values.shape[dim]
+    count = -(-length // size)
+    filled = torch.arange(count * size, device=values.device).clamp(max=length - 1)
+    return values.index_select(dim, filled).unflatten(dim, (count, size))

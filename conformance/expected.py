@@ -1,0 +1,82 @@
+"""What a call should give: the oracle's answer, and the naive formula's for the budget.
+
+One order of summation may happen to round well, and a budget made from it would be luck. So the
+naive formula runs in eight orders (queries, keys and samples or features, each there or back), and
+every tensor keeps the answer that lies furthest from the oracle's.
+"""
+
+from itertools import product
+
+import numpy as np
+
+from . import naive, reference
+
+# Which axis of which array runs along the queries, the keys, and a third sum.
+ATTENTION = {
+    "queries": {"query": 2, "grad": 2, "seen": 2, "bias": -2, "scores": 2, "masked_scores": 2,
+                "weights": 2, "output": 2},
+    "keys": {"key": 2, "value": 2, "seen": 3, "bias": -1, "scores": 3, "masked_scores": 3,
+             "weights": 3},
+    "features": {"query": 3, "key": 3},
+}  # fmt: skip
+MULTIHEAD = {
+    "queries": {"query": 1, "grad": 1, "seen": 2, "bias": -2, "weights": 2, "output": 1},
+    "keys": {"key": 1, "value": 1, "seen": 3, "bias": -1, "weights": 3},
+    "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "seen": 0, "weights": 0, "output": 0},
+}  # fmt: skip
+
+
+def attention(query, key, value, **options) -> tuple[dict, dict]:
+    """Return the steps of attention, exact and naive."""
+    return _expect("attention", ATTENTION, query=query, key=key, value=value, **options)
+
+
+def gradients(query, key, value, grad, **options) -> tuple[dict, dict]:
+    """Return the gradients of sum(grad * output), exact and naive."""
+    inputs = {"query": query, "key": key, "value": value, "grad": grad}
+    return _expect("gradients", ATTENTION, **inputs, **options)
+
+
+def multihead(parameters, heads, kv_heads, query, key, value, **options) -> tuple[dict, dict]:
+    """Return output and weights of multi-head attention, exact and naive."""
+    fixed = {"parameters": parameters, "heads": heads, "kv_heads": kv_heads}
+    inputs = {"query": query, "key": key, "value": value}
+    return _expect("multihead", MULTIHEAD, **fixed, **inputs, **options)
+
+
+def multihead_gradients(
+    parameters, heads, kv_heads, query, key, value, grad, **options
+) -> tuple[dict, dict]:
+    """Return the gradients by parameter and input of multi-head attention, exact and naive."""
+    fixed = {"parameters": parameters, "heads": heads, "kv_heads": kv_heads}
+    inputs = {"query": query, "key": key, "value": value, "grad": grad}
+    return _expect("multihead_gradients", MULTIHEAD, **fixed, **inputs, **options)
+
+
+def _expect(name: str, axes: dict, **call) -> tuple[dict, dict]:
+    call["seen"] = np.asarray(call["seen"], bool)
+    exact = getattr(reference, name)(**call)
+    candidates = []
+    for there_or_back in product((False, True), repeat=3):
+        turned = [along for along, back in zip(axes.values(), there_or_back, strict=True) if back]
+        candidates.append(_flip(getattr(naive, name)(**_flip(call, turned)), turned))
+    furthest = {
+        key: max((found[key] for found in candidates), key=lambda rough, key=key: _error(rough, exact[key]))
+        for key in exact
+    }  # fmt: skip
+    return exact, furthest
+
+
+def _flip(arrays: dict, turned: list[dict]) -> dict:
+    arrays = dict(arrays)
+    for axes in turned:
+        for name in axes.keys() & arrays.keys():
+            if arrays[name] is not None:
+                arrays[name] = np.flip(arrays[name], axes[name])
+    return arrays
+
+
+def _error(rough, exact) -> float:
+    rough = rough.astype(np.float64)
+    finite = np.isfinite(rough) & np.isfinite(exact)
+    return abs(rough[finite] - exact[finite]).max(initial=0.0)

@@ -1,0 +1,396 @@
+"""The chapter on attention itself: the formula, its symmetries, and what must not change it."""
+
+import numpy as np
+import pytest
+
+from . import naive
+from .budget import allowance, close, compare, same
+from .cases import (
+    BY_NAME,
+    GROUPED,
+    LENGTHS,
+    MAIN,
+    MASKED,
+    PLAIN,
+    SQUARE,
+    TALL,
+    TRAP,
+    Case,
+    Shape,
+    coins,
+    names,
+    normal,
+)
+from .checking import check_steps, hold
+from .contract import clause
+from .specs import allow, causal, hide, padding, sliding_window
+from .subject import require
+
+RAGGED = BY_NAME["causal_and_padding"]
+SHAPES = [
+    Case("square", SQUARE, causal()),
+    Case("square_padding", SQUARE, causal() & padding(LENGTHS)),
+    Case("tall", TALL, causal(), query_offset=0),
+    Case("tall_from_before_the_keys", TALL, causal(), query_offset=-2),
+    Case("every_axis_alike", TRAP, sliding_window(1) & padding([3, 0, 2])),
+    Case("one_query", Shape(3, 2, 2, 1, 7, 11, 13), causal(), query_offset=4),
+]
+SCALES = [
+    Case(f"scale_{scale}_{'causal' if mask else 'plain'}", SQUARE, mask, scale=scale)
+    for scale in (0.0, 1.0, -0.7)
+    for mask in (None, causal())
+]
+MIXED = [
+    Case("bias_rank2", bias="rank2", mask=padding(LENGTHS)),
+    Case("bias_rank4", bias="rank4", mask=causal(), query_offset=2),
+    Case("bias_heads", bias="heads"),
+    Case("softcap", softcap=0.9, mask=causal(), query_offset=2, bias="rank2"),
+    Case("grouped", GROUPED, causal() & padding(LENGTHS), query_offset=2),
+    Case("one_kv_head", Shape(3, 4, 1, 5, 7, 11, 13), hide(coins(9, 3, 4, 5, 7, true=0.3))),
+]
+
+
+@clause("ATT-1")
+@pytest.mark.parametrize("case", [PLAIN, *MASKED, *SHAPES], ids=names([PLAIN, *MASKED, *SHAPES]))
+def test_output_is_the_formula(subject, case):
+    require(subject, "attention")
+    exact, rough = case.expected("float32")
+    got = subject.attention(*case.inputs("float32"), **case.options("float32"))
+    compare(got, exact["output"], rough["output"], "output")
+
+
+@clause("ATT-1")
+@pytest.mark.parametrize("name", ["plain", "causal", "padding", "window_or_prefix"])
+def test_output_is_the_formula_in_float64(subject, name):
+    if "float64" not in subject.dtypes:
+        pytest.skip(f"{subject.name} on {subject.device} has no float64")
+    check_steps(subject, BY_NAME[name], "float64")
+
+
+@clause("ATT-1")
+@pytest.mark.parametrize("case", SCALES, ids=names(SCALES))
+def test_scale_may_be_any_number(subject, case):
+    check_steps(subject, case, "float32")
+
+
+@clause("ATT-2")
+@pytest.mark.parametrize("name", ["causal", "padding", "allow", "causal_and_padding", "not_window"])
+def test_weights_are_a_distribution_over_what_is_seen(subject, name):
+    case = BY_NAME[name]
+    weights = check_steps(subject, case, "float32")["weights"]
+    seen = case.seen()
+    assert (weights >= 0).all(), "ATT-2: a weight is negative"
+    same(weights[~seen], np.zeros((~seen).sum()), "hidden weights")
+    rough = case.expected("float32")[1]["weights"].sum(-1)
+    compare(weights.sum(-1), seen.any(-1), rough, "sums of rows")
+
+
+@clause("ATT-3")
+@pytest.mark.parametrize("shape", [Shape(3, 2, 2, 0, 7, 11, 13), Shape(0, 2, 2, 5, 7, 11, 13)])
+def test_no_query_or_no_sample_gives_an_empty_output(subject, shape):
+    case = Case("empty", shape, causal(), query_offset=2)
+    steps = check_steps(subject, case, "float32")
+    assert steps["output"].shape == (*shape.call[:3], 13)
+
+
+@clause("ATT-3")
+def test_no_key_is_an_empty_row_for_every_query(subject):
+    case = Case("no_key", Shape(3, 2, 2, 5, 0, 11, 13), causal(), query_offset=0)
+    same(check_steps(subject, case, "float32")["output"], np.zeros((3, 2, 5, 13)), "output")
+
+
+@clause("ATT-4")
+@pytest.mark.parametrize("case", MIXED[:3], ids=names(MIXED[:3]))
+def test_mask_and_bias_work_together(subject, case):
+    check_steps(subject, case, "float32")
+
+
+@clause("ATT-4")
+def test_minus_infinity_in_a_bias_hides_like_a_mask(subject):
+    require(subject, "attention")
+    hidden = coins(51, *MAIN.call, true=0.4)
+    bias = np.where(hidden, -np.inf, normal(52, *MAIN.call)).astype(np.float32)
+    inputs, finite = PLAIN.inputs("float32"), np.where(hidden, 0, bias)
+    by_bias = subject.attention(*inputs, bias=bias)
+    by_mask = subject.attention(*inputs, bias=finite, mask=hide(hidden))
+    same(by_bias, by_mask, "a bias of -inf against hide")
+    hold(by_bias, *inputs, "output", seen=~hidden, bias=bias)
+
+
+@clause("ATT-4")
+@pytest.mark.parametrize("constant", [1.0, -3.5])
+def test_a_constant_bias_along_a_row_changes_nothing(subject, constant):
+    require(subject, "attention")
+    inputs = PLAIN.inputs("float32")
+    bias = np.full((5, 7), constant, np.float32)
+    seen = np.ones(MAIN.call, bool)
+    exact = PLAIN.expected("float32")[0]["output"]
+    rough = naive.attention(*inputs, seen=seen, bias=bias)["output"]  # the sum's own rounding
+    compare(subject.attention(*inputs, bias=bias), exact, rough, "output of the same without bias")
+
+
+@clause("ATT-5")
+@pytest.mark.parametrize("case", MIXED[4:], ids=names(MIXED[4:]))
+def test_grouped_heads_repeat_their_keys(subject, case):
+    steps = check_steps(subject, case, "float32")
+    query, key, value = case.inputs("float32")
+    tiled = [np.tile(x, (1, case.shape.H // case.shape.H_kv, 1, 1)) for x in (key, value)]
+    if case.shape.H_kv > 1:
+        other = subject.attention(query, *tiled, **case.options("float32"))
+        assert abs(other - steps["output"]).max() > 0.1, "ATT-5: the case cannot tell tile apart"
+
+
+@clause("ATT-5")
+def test_head_counts_that_do_not_divide_are_refused(subject):
+    require(subject, "attention")
+    query, key = normal(1, 2, 3, 5, 7, dtype_name="float32"), normal(2, 2, 2, 5, 7)
+    with pytest.raises(ValueError, match="multiple of key heads: got 3 and 2"):
+        subject.attention(query, *[key.astype(np.float32)] * 2)
+
+
+@clause("ATT-6")
+def test_softcap_comes_before_bias_and_mask(subject):
+    case = MIXED[3]
+    check_steps(subject, case, "float32")
+    exact, _ = case.expected("float32")
+    bias = case.numbers("float32")["bias"]
+    late = case.softcap * np.tanh((PLAIN.expected("float32")[0]["scores"] + bias) / case.softcap)
+    seen = case.seen()
+    assert abs(late - exact["masked_scores"])[seen].max() > 0.1, "ATT-6: the case is blind"
+
+
+@clause("ATT-7")
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_large_logits_do_not_overflow(subject, size):
+    require(subject, "attention")
+    query, key, value = PLAIN.inputs("float32")
+    got = subject.attention(query, key, value, scale=size)
+    assert np.isfinite(got).all(), "ATT-7: the output is not finite"
+    hold(got, query, key, value, "output", scale=size)
+
+
+@clause("ATT-7")
+def test_a_very_negative_visible_logit_beats_hidden_ones(subject):
+    require(subject, "attention")
+    inputs = PLAIN.inputs("float32")
+    bias = np.full((5, 7), -2e9, np.float32)
+    seen = np.broadcast_to(np.arange(7) == 3, MAIN.call)
+    got = subject.attention(*inputs, bias=bias, mask=allow(seen))
+    same(got, np.broadcast_to(inputs[2][:, :, 3:4], got.shape), "the one visible value")
+
+
+def _twice(subject, case, change, dtype="float32"):
+    """Return the outputs of a case and of the changed call, and the case's (naive, exact)."""
+    require(subject, "attention")
+    inputs, options = case.inputs(dtype), case.options(dtype)
+    exact, rough = case.expected(dtype)
+    options["mask"] = allow(case.seen())
+    before = subject.attention(*inputs, **options)
+    changed, mask = change(*inputs, case.seen())
+    after = subject.attention(*changed, **options | {"mask": allow(mask)})
+    return before, after, (rough["output"], exact["output"])
+
+
+@clause("ATT-8")
+def test_permuted_keys_change_nothing(subject):
+    order = np.array([3, 6, 0, 5, 1, 4, 2])
+
+    def change(query, key, value, seen):
+        return (query, key[:, :, order], value[:, :, order]), seen[..., order]
+
+    before, after, budget = _twice(subject, BY_NAME["allow"], change)
+    close(after, before, *budget, "output after permuting the keys")
+
+
+@clause("ATT-8")
+def test_permuted_queries_permute_the_output(subject):
+    order = np.array([4, 2, 0, 1, 3])
+
+    def change(query, key, value, seen):
+        return (query[:, :, order], key, value), seen[:, :, order]
+
+    before, after, budget = _twice(subject, BY_NAME["allow"], change)
+    close(after, before[:, :, order], *budget, "output after permuting the queries")
+
+
+@clause("ATT-8")
+@pytest.mark.parametrize("axis", [0, 1], ids=["samples", "heads"])
+def test_samples_and_heads_are_independent(subject, axis):
+    def change(*inputs_and_mask):
+        changed = [np.array(x) for x in inputs_and_mask]
+        for x in changed[:3]:
+            x[(slice(None),) * axis + (1,)] += 1
+        return changed[:3], changed[3]
+
+    before, after, _ = _twice(subject, RAGGED, change)
+    same(np.delete(after, 1, axis), np.delete(before, 1, axis), "the others")
+    changed = [np.take(x, 1 if axis else 0, axis) for x in (before, after)]
+    if axis:
+        assert abs(changed[0] - changed[1]).max() > 0.1, "ATT-8: nothing was changed"
+
+
+@clause("ATT-8")
+def test_output_is_linear_in_the_values(subject):
+    def change(query, key, value, seen):
+        return (query, key, 2 * value), seen  # a power of two: rounding is the same
+
+    before, after, _ = _twice(subject, RAGGED, change)
+    same(after, 2 * before, "output of twice the values")
+
+
+@clause("ATT-8")
+def test_output_lies_within_the_visible_values(subject):
+    case = BY_NAME["allow"]
+    output = check_steps(subject, case, "float32")["output"]
+    value, seen = case.inputs("float32")[2][:, :, None], case.seen()[..., None]
+    low = np.where(seen, value, np.inf).min(3)
+    high = np.where(seen, value, -np.inf).max(3)
+    exact, rough = (steps["output"] for steps in case.expected("float32"))
+    some, slack = case.seen().any(-1), allowance(exact, rough, "float32")
+    inside = (output >= low - slack) & (output <= high + slack)
+    assert inside[some].all(), "ATT-8: an output lies outside what its query sees"
+
+
+@clause("ATT-8")
+def test_one_visible_key_gives_its_value(subject):
+    require(subject, "attention")
+    inputs, keys = PLAIN.inputs("float32"), np.array([6, 0, 3, 3, 1])
+    seen = np.broadcast_to(np.arange(7) == keys[:, None], MAIN.call)
+    same(subject.attention(*inputs, mask=allow(seen)), inputs[2][:, :, keys], "output")
+
+
+@clause("ATT-8")
+def test_equal_logits_give_the_mean(subject):
+    require(subject, "attention")
+    query, key, value = RAGGED.inputs("float32")
+    got = subject.attention(np.zeros_like(query), key, value, **RAGGED.options("float32"))
+    hold(got, np.zeros_like(query), key, value, "output", seen=RAGGED.seen())
+    mean = value[0, :, :3].astype(np.float64).mean(1)
+    compare(got[0, :, 0], mean, value[0, :, :3].mean(1), "mean of the three visible values")
+
+
+@clause("ATT-8")
+def test_duplicated_keys_change_nothing(subject):
+    def change(query, key, value, seen):
+        return (query, *(np.tile(x, (1, 1, 2, 1)) for x in (key, value))), np.tile(seen, 2)
+
+    before, after, budget = _twice(subject, BY_NAME["allow"], change)
+    close(after, before, *budget, "output after duplicating every key")
+
+
+@clause("ATT-9")
+@pytest.mark.parametrize("case", [*MASKED, *MIXED], ids=names([*MASKED, *MIXED]))
+def test_asking_for_steps_does_not_change_the_output(subject, case):
+    steps = check_steps(subject, case, "float32")
+    output = subject.attention(*case.inputs("float32"), **case.options("float32"))
+    exact, rough = case.expected("float32")
+    close(output, steps["output"], rough["output"], exact["output"], "output with and without")
+
+
+@clause("ATT-10")
+@pytest.mark.parametrize("layout", ["transposed", "reversed", "broadcast"])
+def test_strides_do_not_matter(subject, layout):
+    require(subject, "attention")
+    inputs = RAGGED.inputs("float32")
+    if layout == "broadcast":
+        views = [np.broadcast_to(x[:1, :, :, :], x.shape) for x in inputs]
+    elif layout == "reversed":
+        views = [np.ascontiguousarray(x[:, :, ::-1])[:, :, ::-1] for x in inputs]
+    else:
+        views = [np.ascontiguousarray(x.swapaxes(1, 3)).swapaxes(1, 3) for x in inputs]
+    plain = [np.ascontiguousarray(x) for x in views]
+    assert any(v.strides != p.strides for v, p in zip(views, plain, strict=True))
+    got = subject.attention(*views, **RAGGED.options("float32"))
+    hold(got, *plain, "output", seen=RAGGED.seen())
+
+
+@clause("ATT-10")
+def test_no_input_is_written_to(subject):
+    require(subject, "errors")
+    inputs = [np.array(x) for x in RAGGED.inputs("float32")]
+    inputs[1][2, 0, 6] = np.nan  # hidden: whoever cleans it must not clean the caller's array
+    bias = np.where(coins(53, 5, 7, true=0.2), -np.inf, 1).astype(np.float32)
+    given = [subject.array(x) for x in (*inputs, bias)]
+    mask = subject.mask(RAGGED.mask)
+    subject.module.attention(*given[:3], bias=given[3], mask=mask, query_offset=2)
+    for name, array, before in zip("query key value bias".split(), given, (*inputs, bias), strict=True):
+        same(subject.numpy(array), before, f"{name} after the call")
+
+
+COMPILED = [RAGGED, MIXED[4], Case("nan_rows", mask=padding(LENGTHS), empty_rows="nan", bias="rank2")]
+
+
+@clause("ATT-11")
+@pytest.mark.parametrize("case", COMPILED, ids=names(COMPILED))
+def test_compiled_equals_eager(subject, case):
+    require(subject, "compiled")
+    exact, rough = case.expected("float32")
+    got = subject.compiled(*case.inputs("float32"), **case.options("float32"))
+    compare(got, exact["output"], rough["output"], "compiled output")
+
+
+def _weights_after_dropout(subject, dropout: float, seed: int):
+    """Return the dropped weights, read off an output whose values are the unit vectors."""
+    query, key, _ = SQUARE_CASE.inputs("float32")
+    value = np.broadcast_to(np.eye(7, dtype=np.float32), (3, 2, 7, 7))
+    options = SQUARE_CASE.options("float32")
+    return subject.attention(query, key, value, dropout=dropout, seed=seed, **options)
+
+
+SQUARE_CASE = Case("square", SQUARE, causal() & padding(LENGTHS))
+
+
+@clause("ATT-12")
+def test_dropout_of_zero_is_the_identity_and_of_one_gives_zero(subject):
+    require(subject, "attention")
+    inputs, options = SQUARE_CASE.inputs("float32"), SQUARE_CASE.options("float32")
+    plain = subject.attention(*inputs, **options)
+    same(subject.attention(*inputs, dropout=0.0, seed=3, **options), plain, "dropout of 0")
+    got = subject.attention(*inputs, dropout=1.0, seed=3, **options)
+    same(got, np.zeros_like(plain), "dropout of 1")
+
+
+@clause("ATT-12")
+def test_kept_weights_are_scaled_by_what_is_left(subject):
+    require(subject, "attention")
+    exact, rough = (steps["weights"] for steps in SQUARE_CASE.expected("float32"))
+    got = _weights_after_dropout(subject, 0.25, seed=3)
+    kept = got != 0
+    compare(got, np.where(kept, exact / 0.75, 0), np.where(kept, rough / 0.75, 0), "weights")
+    share = 1 - kept[exact > 0].mean()
+    sigma = np.sqrt(0.25 * 0.75 / (exact > 0).sum())
+    assert abs(share - 0.25) < 4 * sigma, f"ATT-12: a quarter is dropped: got {share:.3f}"
+
+
+@clause("ATT-12")
+def test_the_same_seed_drops_the_same(subject):
+    require(subject, "attention")
+    first, again = (_weights_after_dropout(subject, 0.25, seed=3) for _ in range(2))
+    same(again, first, "weights of the same seed")
+    assert (_weights_after_dropout(subject, 0.25, seed=4) != first).any(), "ATT-12: seed ignored"
+
+
+@clause("ATT-13")
+@pytest.mark.parametrize("case", [PLAIN, *MIXED], ids=names([PLAIN, *MIXED]))
+def test_each_step_is_what_its_name_says(subject, case):
+    steps = check_steps(subject, case, "float32")
+    hidden = ~case.seen()
+    same(steps["masked_scores"][hidden], np.full(hidden.sum(), -np.inf), "masked where hidden")
+    assert np.isfinite(steps["scores"]).all(), "ATT-13: scores are taken before the mask"
+
+
+@clause("ATT-13")
+def test_weights_are_taken_before_dropout(subject):
+    require(subject, "attention")
+    options = SQUARE_CASE.options("float32") | {"dropout": 0.5, "seed": 1}
+    steps = subject.steps(*SQUARE_CASE.inputs("float32"), **options)
+    exact, rough = SQUARE_CASE.expected("float32")
+    compare(steps["weights"], exact["weights"], rough["weights"], "weights")
+
+
+@clause("ATT-13")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_steps_of_16_bit_inputs_are_float32(subject, dtype):
+    steps = check_steps(subject, RAGGED, dtype)
+    got = [steps[name].dtype.name for name in ("scores", "masked_scores", "weights", "output")]
+    assert got == ["float32"] * 3 + [dtype], f"ATT-13: got {got}"

@@ -1,0 +1,106 @@
+"""The chapter on causal masks: alignment, growth, and padding on either side."""
+
+import numpy as np
+import pytest
+
+from . import reference
+from .budget import Differs, same
+from .cases import LENGTHS, MAIN, SQUARE, Case, normal
+from .checking import check_steps, hold
+from .contract import clause
+from .specs import causal, padding, prefix, segments, sliding_window
+from .subject import require
+
+CAUSAL = Case("causal", SQUARE, causal())
+POSITIONAL = {
+    "causal": causal(),
+    "window": sliding_window(1, 1),
+    "prefix": prefix([3, 0, 7]),
+    "segments": segments([[1, 1, 2, 2, 2, 3, 3]] * 3),
+    "causal_and_padding": causal() & padding(LENGTHS),
+}
+
+
+@clause("CAUSE-1")
+def test_square_causal_is_the_lower_triangle(subject):
+    weights = check_steps(subject, CAUSAL, "float32")["weights"]
+    triangle = np.broadcast_to(np.tri(7, dtype=bool), weights.shape)
+    same(weights > 0, triangle, "where weights are above 0")
+
+
+@pytest.mark.untyped
+@clause("CAUSE-2")
+@pytest.mark.parametrize("name", POSITIONAL)
+@pytest.mark.parametrize("T", [1, 5, 9])
+def test_missing_offset_names_both_readings(subject, name, T):
+    require(subject, "attention")
+    query, key = (normal(1, 3, 2, n, 11, dtype_name="float32") for n in (T, 7))
+    with pytest.raises(ValueError, match=r"0 where .* S - T = -?\d+ where .* got None") as error:
+        subject.attention(query, key, key, mask=POSITIONAL[name])
+    assert f"S - T = {7 - T}" in str(error.value)
+
+
+@clause("CAUSE-2")
+def test_masks_without_positions_need_no_offset(subject):
+    check_steps(subject, Case("padding", MAIN, padding(LENGTHS)), "float32")
+
+
+@clause("CAUSE-3")
+@pytest.mark.parametrize("offset", [0, 2, np.array([0, 2, 1])], ids=["0", "S-T", "per_sample"])
+def test_offsets_see_what_they_say(subject, offset):
+    weights = check_steps(
+        subject, Case("offset", MAIN, causal(), query_offset=offset), "float32"
+    )["weights"]  # fmt: skip
+    counts = np.broadcast_to(offset, 3)[:, None, None] + np.arange(1, 6)
+    same((weights > 0).sum(-1), np.broadcast_to(counts, (3, 2, 5)), "keys seen by each query")
+
+
+@clause("CAUSE-3")
+def test_one_query_against_a_cache_of_five_sees_five_keys(subject):
+    require(subject, "attention")
+    query, key, value = (normal(n, 3, 2, n, 11, dtype_name="float32") for n in (1, 5, 5))
+    got = subject.attention(query, key, value, mask=causal(), query_offset=4)
+    hold(got, query, key, value, "output over all five keys")
+
+
+@clause("CAUSE-4")
+@pytest.mark.parametrize("later", [1, 4, 6])
+def test_later_tokens_never_change_earlier_outputs(subject, later):
+    require(subject, "attention")
+    inputs = CAUSAL.inputs("float32")
+    changed = [np.array(x) for x in inputs]
+    for x in changed:
+        x[:, :, later:] = normal(later, *x[:, :, later:].shape)
+    before, after = (subject.attention(*x, mask=causal()) for x in (inputs, changed))
+    same(after[:, :, :later], before[:, :, :later], f"outputs before token {later}")
+    assert abs(after - before)[:, :, later:].max() > 0.1, "the tokens were not changed"
+
+
+@clause("CAUSE-4")
+@pytest.mark.parametrize("t", [0, 3, 6])
+def test_gradient_reaches_exactly_what_a_query_sees(subject, t):
+    require(subject, "gradients")
+    grad = np.zeros_like(CAUSAL.grad("float32"))
+    grad[:, :, t] = CAUSAL.grad("float32")[:, :, t]
+    got = subject.gradients(*CAUSAL.inputs("float32"), grad, mask=causal())
+    reached = {name: np.abs(x).max((0, 1, 3)) > 0 for name, x in got.items()}
+    same(reached["value"], np.arange(7) <= t, "values reached")
+    if reached["key"][t + 1 :].any() or np.delete(reached["query"], t).any():
+        raise Differs(f"query {t} reaches keys {reached['key']} and queries {reached['query']}")
+
+
+@clause("CAUSE-5")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
+    require(subject, "attention")
+    inputs, lengths = CAUSAL.inputs("float32"), [7, 2, 5]
+    real = [np.s_[:n] if side == "right" else np.s_[7 - n :] for n in lengths]
+    hidden = np.ones((3, 7), bool)
+    for b, part in enumerate(real):
+        hidden[b, part] = False
+    spec = causal() & (padding(lengths) if side == "right" else padding(hidden=hidden))
+    padded = subject.attention(*inputs, mask=spec)
+    for b, part in enumerate(real):
+        alone = [x[b : b + 1, :, part] for x in inputs]
+        seen = reference.allowed(causal(), (1, 2, lengths[b], lengths[b]))
+        hold(padded[b : b + 1, :, part], *alone, f"sample {b} as if alone", seen=seen)

@@ -1,0 +1,232 @@
+"""The chapter on rows that may see nothing: zero, NaN or uniform, however they were emptied."""
+
+import numpy as np
+import pytest
+
+from . import multi
+from .budget import Differs, compare, same
+from .cases import LENGTHS, MAIN, Case, Shape, coins, normal
+from .checking import check_gradients, check_steps, hold
+from .contract import clause
+from .specs import allow, causal, hide, padding
+from .subject import require
+
+POLICIES = ("zero", "nan", "uniform")
+ROWS = coins(61, *MAIN.call, true=0.6) & ~coins(62, 3, 2, 5, 1, true=0.4)  # some rows of nothing
+
+
+def case_of(policy: str, mask=None) -> Case:
+    return Case(f"rows_{policy}", mask=mask or allow(ROWS), empty_rows=policy)
+
+
+def check_rows(subject, policy: str, dtype: str) -> None:
+    """Hold the empty rows to the policy, exactly, and all others to the oracle."""
+    case = case_of(policy)
+    steps = check_steps(subject, case, dtype)
+    empty = ~ROWS.any(-1)
+    assert 0 < empty.sum() < empty.size, "the case needs empty rows and others"
+    weights, output = steps["weights"][empty], steps["output"][empty]
+    if policy == "uniform":
+        one_ulp = np.spacing(np.float32(1 / 7))
+        assert abs(weights - np.float32(1 / 7)).max() <= one_ulp, "uniform weights are 1/S"
+    else:
+        fill = {"zero": 0.0, "nan": np.nan}[policy]
+        same(weights, np.full(weights.shape, fill), "weights of empty rows")
+        same(output, np.full(output.shape, fill), "output of empty rows")
+    assert np.isfinite(steps["output"].astype(np.float32)[~empty]).all(), "other rows are finite"
+
+
+@clause("EMPTY-1")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_zero_gives_exact_zeros(subject, dtype):
+    check_rows(subject, "zero", dtype)
+
+
+@clause("EMPTY-2")
+def test_nan_gives_nan_in_that_row_alone(subject):
+    check_rows(subject, "nan", "float32")
+
+
+@clause("EMPTY-3")
+def test_uniform_gives_the_mean_over_all_keys(subject):
+    check_rows(subject, "uniform", "float32")
+
+
+@clause("EMPTY-7")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_hold_in_16_bits(subject, policy, dtype):
+    check_rows(subject, policy, dtype)
+
+
+@clause("EMPTY-7")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_of_empty_rows_are_zero_in_16_bits(subject, dtype):
+    check_empty_gradients(subject, dtype)
+
+
+def ways(sample: int) -> dict[str, dict]:
+    """Every way to hide all keys from one sample's queries."""
+    lengths = [4 if b == sample else 7 for b in range(3)]
+    hidden = np.zeros((3, 1, 5, 7), bool)
+    hidden[sample] = True
+    return {
+        "padding": {"mask": padding([0 if b == sample else 7 for b in range(3)])},
+        "hide": {"mask": hide(hidden)},
+        "allow": {"mask": allow(~hidden)},
+        "bias": {"bias": np.where(hidden, -np.inf, 0).astype(np.float32)},
+        "mask_and_bias": {
+            "mask": padding(lengths),
+            "bias": np.where(hidden & (np.arange(7) < 4), -np.inf, 0).astype(np.float32),
+        },
+        "future": {"mask": causal(), "query_offset": np.where(np.arange(3) == sample, -9, 9)},
+    }
+
+
+@clause("EMPTY-4")
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("way", ways(1))
+def test_it_does_not_matter_how_a_row_was_emptied(subject, way, policy):
+    require(subject, "attention")
+    inputs = case_of(policy).inputs("float32")
+    seen = np.broadcast_to((np.arange(3) != 1)[:, None, None, None], MAIN.call)
+    steps = subject.steps(*inputs, empty_rows=policy, **ways(1)[way])
+    output = subject.attention(*inputs, empty_rows=policy, **ways(1)[way])
+    hold(output, *inputs, "output", seen=seen, empty_rows=policy)
+    hold(steps["output"], *inputs, "output of the steps", seen=seen, empty_rows=policy)
+    expected = {"zero": 0.0, "nan": np.nan, "uniform": np.float32(1 / 7)}[policy]
+    compare(steps["weights"][1], np.full((2, 5, 7), expected), expected, "weights of the row")
+
+
+@clause("EMPTY-4")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_key_at_all_is_an_empty_row(subject, policy):
+    shape = Shape(3, 2, 2, 5, 0, 11, 13)
+    case = Case("no_key", shape, empty_rows=policy)
+    output = check_steps(subject, case, "float32")["output"]
+    fill = 0.0 if policy == "zero" else np.nan  # a mean over nothing is 0/0
+    same(output, np.full((3, 2, 5, 13), fill), "output over no key")
+
+
+@clause("EMPTY-4")
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+@pytest.mark.parametrize("need_weights", [False, True], ids=["without_weights", "with_weights"])
+@pytest.mark.parametrize("way", ["key_padding_mask", "attn_mask", "additive"])
+def test_multihead_empties_rows_alike(subject, way, need_weights, training, policy):
+    hidden = np.zeros((3, 7), bool)
+    hidden[1] = True
+    rank4 = np.broadcast_to(hidden[:, None, None], (3, 1, 5, 7))
+    options = {
+        "key_padding_mask": {"key_padding_mask": hidden},
+        "attn_mask": {"attn_mask": rank4},
+        "additive": {"attn_mask": np.where(rank4, -np.inf, 0).astype(np.float32)},
+    }[way]
+    seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
+    multi.CROSS.check(
+        subject, options, seen, empty_rows=policy, need_weights=need_weights, training=training
+    )
+
+
+@clause("EMPTY-4")
+@pytest.mark.parametrize("policy", ["nan", "uniform"])
+def test_multihead_over_no_key_is_an_empty_row(subject, policy):
+    require(subject, "multihead")
+    config = {"embed_dim": 14, "num_heads": 2, "empty_rows": policy}
+    query, memory = normal(3, 2, 5, 14, dtype_name="float32"), np.zeros((2, 0, 14), np.float32)
+    output, _ = subject.multihead(config, multi.SELF.parameters("float32"), query, memory)
+    same(output, np.full((2, 5, 14), np.nan), "output over no key")
+
+
+@clause("EMPTY-5")
+def test_an_empty_sample_changes_no_other_output(subject):
+    require(subject, "attention")
+    inputs = case_of("zero").inputs("float32")
+    one, other = (subject.attention(*inputs, mask=padding([7, n, 4])) for n in (0, 5))
+    same(one[[0, 2]], other[[0, 2]], "the other samples")
+    assert abs(one[1] - other[1]).max() > 0.1, "EMPTY-5: the sample was not emptied"
+
+
+@clause("EMPTY-5")
+def test_an_empty_sample_changes_no_other_gradient(subject):
+    require(subject, "gradients")
+    case = case_of("zero")
+    inputs, grad = case.inputs("float32"), case.grad("float32")
+    one, other = (subject.gradients(*inputs, grad, mask=padding([7, n, 4])) for n in (0, 5))
+    for name in ("query", "key", "value"):
+        same(one[name][[0, 2]], other[name][[0, 2]], f"gradient of {name}, the other samples")
+
+
+@clause("EMPTY-5")
+def test_parameter_gradients_are_those_of_leaving_the_sample_out(subject):
+    hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
+    seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
+    got = multi.CROSS.check_gradients(subject, {"key_padding_mask": hidden}, seen)
+    keep = [0, 2]
+    exact, rough = multi.CROSS.expected_gradients(seen, keep=keep)
+    for name in exact:
+        if name not in ("query", "key", "value", "out_proj.bias"):  # the bias is all that is left
+            compare(got[name], exact[name], rough[name], f"gradient of {name}")
+
+
+def check_empty_gradients(subject, dtype: str) -> None:
+    got = check_gradients(subject, case_of("zero"), dtype)
+    for name, gradient in got.items():
+        if not np.isfinite(gradient.astype(np.float32)).all():
+            raise Differs(f"the gradient of {name} is not finite")
+    empty = ~ROWS.any(-1)
+    same(got["query"][empty], np.zeros((empty.sum(), 11)), "query gradient of empty rows")
+    unseen = ~ROWS.any(2)
+    assert unseen.any(), "the case needs a key that nobody sees"
+    for name in ("key", "value"):
+        zeros = np.zeros(got[name][unseen].shape)
+        same(got[name][unseen], zeros, f"{name} gradient of keys that nobody sees")
+
+
+@clause("EMPTY-6")
+def test_gradients_of_empty_rows_are_zero(subject):
+    check_empty_gradients(subject, "float32")
+
+
+@clause("EMPTY-6")
+def test_a_sample_of_nothing_gives_nothing_to_its_keys(subject):
+    require(subject, "gradients")
+    case = Case("padding", mask=padding(LENGTHS), bias="rank4")
+    got = check_gradients(subject, case)
+    for name in ("query", "key", "value", "bias"):
+        same(got[name][1], np.zeros(got[name][1].shape), f"{name} gradient of the empty sample")
+
+
+@clause("EMPTY-8")
+@pytest.mark.parametrize("fill", [-1e9, np.finfo(np.float32).min], ids=["-1e9", "finfo.min"])
+def test_a_finite_fill_is_not_a_mask(subject, fill):
+    require(subject, "attention")
+    inputs = case_of("zero").inputs("float32")
+    bias = np.full((5, 7), fill, np.float32)
+    got = subject.attention(*inputs, bias=bias)
+    hold(got, *inputs, "output", bias=bias)
+    mean = inputs[2].astype(np.float64).mean(2, keepdims=True)
+    # -1e9 swallows the scores (its ulp is 64), so the mean is all that is left
+    compare(got, np.broadcast_to(mean, got.shape), inputs[2].mean(2, keepdims=True), "mean of V")
+
+
+@clause("EMPTY-8")
+def test_a_large_fill_in_float16_is_infinite_and_hides(subject):
+    require(subject, "attention")
+    inputs = case_of("zero").inputs("float16")
+    with np.errstate(over="ignore"):
+        bias = np.full((5, 7), -1e9).astype(np.float16)
+    assert np.isneginf(bias).all()
+    same(subject.attention(*inputs, bias=bias), np.zeros((3, 2, 5, 13)), "output")
+
+
+@clause("EMPTY-9")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_hidden_column_is_not_a_nan(subject, policy):
+    require(subject, "attention")
+    case = case_of(policy)
+    query, key, value = case.inputs("float32")
+    bias = np.where(np.arange(7) == 3, -np.inf, 0).astype(np.float32) * np.ones((5, 1), np.float32)
+    got = subject.attention(query, key, value, bias=bias, empty_rows=policy)
+    others = np.delete(np.arange(7), 3)
+    hold(got, query, key[:, :, others], value[:, :, others], "output without the column")

@@ -1,0 +1,56 @@
+"""The chapter on gradients: of attention, of every parameter, on every path."""
+
+import numpy as np
+import pytest
+
+from . import multi, reference
+from .budget import close
+from .cases import BY_NAME, GROUPED, LENGTHS, MASKED, PLAIN, Case, names
+from .checking import check_gradients
+from .contract import clause
+from .specs import causal, padding
+from .subject import require
+
+MIXED = [
+    PLAIN,
+    Case("bias_rank2", bias="rank2", mask=padding(LENGTHS)),
+    Case("bias_heads", bias="heads", mask=causal(), query_offset=2),
+    Case("softcap", softcap=0.9, bias="rank4", mask=causal(), query_offset=2),
+    Case("scale", scale=-0.7, mask=causal(), query_offset=2),
+    Case("grouped", GROUPED, causal() & padding(LENGTHS), query_offset=2),
+    Case("uniform", mask=padding(LENGTHS), empty_rows="uniform"),
+]
+
+
+@clause("GRAD-1")
+@pytest.mark.parametrize("case", [*MASKED, *MIXED], ids=names([*MASKED, *MIXED]))
+def test_gradients_are_the_oracles(subject, case):
+    check_gradients(subject, case)
+
+
+@clause("GRAD-1")
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_gradients_are_the_oracles_in_other_dtypes(subject, dtype):
+    check_gradients(subject, BY_NAME["causal_and_padding"], dtype)
+
+
+@clause("GRAD-2")
+@pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS", "NO_BIAS"])
+def test_parameter_gradients_are_the_oracles(subject, name):
+    call = getattr(multi, name)
+    seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
+    hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
+    call.check_gradients(subject, {"key_padding_mask": hidden}, seen)
+
+
+@clause("GRAD-3")
+@pytest.mark.parametrize("name", ["plain", "causal", "causal_and_padding", "allow"])
+def test_gradients_of_both_paths_agree(subject, name):
+    require(subject, "gradients")
+    case = BY_NAME[name]
+    arguments = (*case.inputs("float32"), case.grad("float32"))
+    fast = subject.gradients(*arguments, **case.options("float32"))
+    textbook = subject.gradients(*arguments, through="steps", **case.options("float32"))
+    exact, rough = case.expected_gradients("float32")
+    for role in fast:
+        close(fast[role], textbook[role], rough[role], exact[role], f"gradient of {role}")

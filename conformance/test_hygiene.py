@@ -1,0 +1,123 @@
+"""The chapter on what a hidden position may hold: NaN, inf or 1e30, forward and backward."""
+
+import numpy as np
+import pytest
+
+from .budget import Differs, compare, same
+from .cases import MAIN, Case, coins
+from .checking import hold
+from .contract import clause
+from .specs import causal, hide, padding
+from .subject import require
+
+GARBAGE = [np.nan, np.inf, -np.inf]
+LENGTHS = np.array([7, 0, 4])
+PADDED = np.arange(7) >= LENGTHS[:, None]  # (B, S): hidden from every query of the sample
+WAYS = {
+    "lengths": {"mask": padding(LENGTHS)},
+    "hidden": {"mask": padding(hidden=PADDED)},
+    "hide": {"mask": hide(np.broadcast_to(PADDED[:, None, None], (3, 1, 5, 7)))},
+    "bias": {"bias": np.where(PADDED[:, None, None], -np.inf, 0).astype(np.float32)},
+}
+SEEN = np.broadcast_to(~PADDED[:, None, None], MAIN.call)
+CLEAN = Case("clean")
+
+
+def dirty(role: str, fill: float) -> list[np.ndarray]:
+    """Return inputs with `fill` in every padded position of "key", "value" or "both"."""
+    query, key, value = (np.array(x) for x in CLEAN.inputs("float32"))
+    for name, x in (("key", key), ("value", value)):
+        if role in (name, "both"):
+            x.swapaxes(1, 2)[PADDED] = fill
+    return [query, key, value]
+
+
+def check_output(subject, role: str, fill: float, way: str) -> None:
+    require(subject, "attention")
+    inputs = dirty(role, fill)
+    for policy in ("zero", "nan"):
+        got = subject.attention(*inputs, empty_rows=policy, **WAYS[way])
+        hold(got, *CLEAN.inputs("float32"), "output", seen=SEEN, empty_rows=policy)
+    steps = subject.steps(*inputs, **WAYS[way])
+    hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", seen=SEEN)
+
+
+@clause("CLEAN-1")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fill", GARBAGE)
+def test_a_hidden_key_may_hold_anything(subject, fill, way):
+    check_output(subject, "key", fill, way)
+
+
+@clause("CLEAN-2")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fill", GARBAGE)
+def test_a_hidden_value_may_hold_anything(subject, fill, way):
+    check_output(subject, "value", fill, way)
+
+
+@clause("CLEAN-3")
+@pytest.mark.parametrize("way", ["lengths", "bias"])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("role", ["key", "value", "both"])
+def test_hidden_garbage_reaches_no_gradient(subject, role, fill, way):
+    require(subject, "gradients")
+    grad = CLEAN.grad("float32")
+    clean = subject.gradients(*CLEAN.inputs("float32"), grad, **WAYS[way])
+    got = subject.gradients(*dirty(role, fill), grad, **WAYS[way])
+    for name in clean:
+        same(got[name], clean[name], f"gradient of {name}")
+
+
+@clause("CLEAN-4")
+@pytest.mark.parametrize("role", ["key", "value"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_visible_nan_reaches_exactly_those_who_see_it(subject, role, dtype):
+    require(subject, "attention")
+    inputs = [np.array(x) for x in CLEAN.inputs(dtype)]
+    inputs["query key value".split().index(role)][2, 1, 4, 3] = np.nan
+    got = subject.attention(*inputs, mask=causal(), query_offset=2)
+    clean = subject.attention(*CLEAN.inputs(dtype), mask=causal(), query_offset=2)
+    sees = np.zeros(MAIN.call[:3], bool)
+    sees[2, 1, 2:] = True  # key 4 is seen from position 4 on: row 2
+    wide = got.astype(np.float32)
+    if not np.isnan(wide[sees]).any(-1).all():
+        raise Differs(f"a row that sees a NaN must show it: got {wide[sees]}")
+    same(got[~sees], clean[~sees], "rows that do not see the NaN")
+
+
+@clause("CLEAN-5")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_huge_hidden_number_does_not_leak(subject, way):
+    check_output(subject, "both", 1e30, way)
+
+
+@clause("CLEAN-6")
+@pytest.mark.parametrize("role", ["key", "value", "both"])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+def test_queries_do_not_notice_what_only_they_may_not_see(subject, role, fill):
+    require(subject, "attention")
+    inputs = [np.array(x) for x in CLEAN.inputs("float32")]
+    for name, x in zip(("key", "value"), inputs[1:], strict=True):
+        if role in (name, "both"):
+            x[:, :, 5] = fill
+    got = subject.attention(*inputs, mask=causal(), query_offset=2)[:, :, :3]
+    case = Case("causal", mask=causal(), query_offset=2)
+    exact, rough = (steps["output"][:, :, :3] for steps in case.expected("float32"))
+    compare(got, exact, rough, "rows before the one that sees key 5")
+
+
+@clause("CLEAN-6")
+def test_gradients_do_not_notice_what_their_rows_may_not_see(subject):
+    require(subject, "gradients")
+    inputs = [np.array(x) for x in CLEAN.inputs("float32")]
+    grad = CLEAN.grad("float32")
+    grad[:, :, 3:] = 0
+    hidden = np.array(coins(71, 3, 2, 5, 7, true=0.3))
+    hidden[:, :, :3, 5] = True
+    clean = subject.gradients(*inputs, grad, mask=hide(hidden))
+    hidden[:, :, :, 5] = True  # the rows that would see key 5 would be NaN themselves
+    inputs[1][:, :, 5] = inputs[2][:, :, 5] = np.nan
+    got = subject.gradients(*inputs, grad, mask=hide(hidden))
+    for name in ("query", "key", "value"):
+        same(got[name], clean[name], f"gradient of {name}")

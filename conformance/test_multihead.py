@@ -1,0 +1,259 @@
+"""The chapter on multi-head attention: the documents' call, its masks, its parameters."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from . import expected, multi, reference
+from .budget import close, compare, same
+from .cases import LENGTHS, coins, normal
+from .contract import clause
+from .multi import CROSS, SELF
+from .specs import causal, padding, sliding_window
+from .subject import NotOffered, require
+
+HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]  # (B, S), as key_padding_mask takes it
+RAGGED = np.broadcast_to(~HIDDEN[:, None, None], (3, 2, 5, 7))
+ALL = np.ones((3, 2, 5, 7), bool)
+
+
+@clause("MHA-1")
+def test_width_is_kept(subject):
+    require(subject, "multihead")
+    config = {"embed_dim": 512, "num_heads": 8}
+    parameters = subject.parameters(config)
+    x = normal(0, 2, 7, 512, dtype_name="float32")
+    output, weights = subject.multihead(config, parameters, x)
+    assert (output.shape, weights.shape) == ((2, 7, 512), (2, 7, 7))
+
+
+@clause("MHA-1")
+def test_neighbours_stay_neighbours_in_a_head(subject):
+    require(subject, "multihead")
+    eye, zero = np.eye(128, dtype=np.float32), np.zeros((128, 128), np.float32)
+    parameters = {f"{n}.weight": eye for n in ("v_proj", "out_proj")}
+    parameters |= {"q_proj.weight": zero, "k_proj.weight": eye}
+    x = normal(0, 1, 7, 128, dtype_name="float32")
+    config = {"embed_dim": 128, "num_heads": 8, "bias": False}
+    hidden = np.array([[True] + [False] * 6] + [[False] * 7] * 7)[None, :, None, :]
+    hidden = np.broadcast_to(hidden, (1, 8, 7, 7))  # head 0 alone does not see key 0
+    output, _ = subject.multihead(config, parameters, x, attn_mask=hidden)
+    mean, tail = x.astype(float).mean(1), x[:, 1:].astype(float).mean(1)
+    exact = np.concatenate([tail[:, :16], mean[:, 16:]], -1)
+    rough = np.concatenate([x[:, 1:].mean(1)[:, :16], x.mean(1)[:, 16:]], -1)
+    spread = [np.broadcast_to(y[:, None], output.shape) for y in (exact, rough)]
+    compare(output, *spread, "head 0 is the first 16 features")
+
+
+@clause("MHA-2")
+@pytest.mark.parametrize("heads", [1, 2, 7])
+def test_parameter_count_does_not_depend_on_heads(subject, heads):
+    require(subject, "multihead")
+    found = subject.parameters({"embed_dim": 14, "num_heads": heads})
+    count = sum(x.size for x in found.values())
+    assert count == 4 * (14 * 14 + 14), f"MHA-2: {heads} heads have {count} parameters"
+
+
+@clause("MHA-2")
+def test_weights_start_xavier_uniform_and_biases_at_zero(subject):
+    require(subject, "multihead")
+    found = subject.parameters({"embed_dim": 140, "num_heads": 2, "kdim": 60})
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        weight = found[f"{name}.weight"]
+        bound = np.sqrt(6 / sum(weight.shape))
+        same(found[f"{name}.bias"], np.zeros(140), f"{name}.bias")
+        top, spread = abs(weight).max() / bound, weight.std() / (bound / np.sqrt(3))
+        text = f"MHA-2: {name}.weight within +-{bound:.3f}: top {top:.3f}, spread {spread:.3f}"
+        assert 0.99 < top <= 1 and 0.97 < spread < 1.03, text
+
+
+@clause("MHA-3")
+def test_one_head_differs_from_attention_by_the_last_map(subject):
+    require(subject, "multihead")
+    eye = np.eye(14, dtype=np.float32)
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    parameters = {f"{name}.weight": eye for name in names}
+    config = {"embed_dim": 14, "num_heads": 1, "bias": False}
+    x = SELF.inputs()[0]
+    plain = expected.attention(*[x[:, None]] * 3, seen=np.ones((3, 1, 5, 5), bool))
+    plain = [steps["output"][:, 0] for steps in plain]
+    output, _ = subject.multihead(config, parameters, x)
+    compare(output, *plain, "with W^o = I")
+    parameters["out_proj.weight"] = normal(8, 14, 14, dtype_name="float32")
+    output, _ = subject.multihead(config, parameters, x)
+    assert abs(output - plain[0]).max() > 0.1, "MHA-3: W^o has no effect"
+
+
+def masks() -> dict[str, tuple[dict, np.ndarray, np.ndarray | None]]:
+    """Return options, what is seen, and the bias that is added, by name."""
+    rank2, rank4 = coins(81, 5, 7, true=0.3), coins(82, 3, 2, 5, 7, true=0.3)
+    added = normal(83, 5, 7, dtype_name="float32")
+    per_head = normal(84, 3, 2, 5, 7, dtype_name="float32")
+    look_ahead = np.where(np.tri(5, 7, dtype=bool), 0, -np.inf).astype(np.float32)
+    top_left = np.broadcast_to(np.tri(5, 7, dtype=bool), ALL.shape)
+    window = reference.allowed(sliding_window(2, 1), (3, 2, 5, 7), 2)
+    return {
+        "none": ({}, ALL, None),
+        "key_padding": ({"key_padding_mask": HIDDEN}, RAGGED, None),
+        "bool_rank2": ({"attn_mask": rank2}, np.broadcast_to(~rank2, ALL.shape), None),
+        "bool_rank3": ({"attn_mask": rank4.reshape(6, 5, 7)}, ~rank4, None),
+        "bool_rank4": ({"attn_mask": rank4}, ~rank4, None),
+        "float_rank2": ({"attn_mask": added}, ALL, added),
+        "float_rank3": ({"attn_mask": per_head.reshape(6, 5, 7)}, ALL, per_head),
+        "float_rank4": ({"attn_mask": per_head}, ALL, per_head),
+        "look_ahead": ({"attn_mask": look_ahead}, top_left, None),
+        "mask": ({"attn_mask": sliding_window(2, 1), "query_offset": 2}, window, None),
+        "both": ({"attn_mask": rank4, "key_padding_mask": HIDDEN}, ~rank4 & RAGGED, None),
+        "float_and_padding": ({"attn_mask": added, "key_padding_mask": HIDDEN}, RAGGED, added),
+        "mask_and_padding": (
+            {"attn_mask": causal() & padding([6, 2, 7]), "key_padding_mask": HIDDEN, "query_offset": 2},
+            RAGGED & reference.allowed(causal() & padding([6, 2, 7]), (3, 2, 5, 7), 2),
+            None,
+        ),
+    }  # fmt: skip
+
+
+@clause("MHA-4")
+@pytest.mark.parametrize("name", masks())
+def test_every_kind_of_mask(subject, name):
+    options, seen, bias = masks()[name]
+    CROSS.check(subject, options, seen, bias=bias, average_weights=False)
+
+
+@clause("MHA-5")
+def test_weights_come_averaged_or_per_head(subject):
+    _, per_head = CROSS.check(subject, {}, ALL, average_weights=False)
+    _, averaged = CROSS.check(subject, {}, ALL)
+    assert (per_head.shape, averaged.shape) == ((3, 2, 5, 7), (3, 5, 7))
+    CROSS.check(subject, {}, ALL, need_weights=False)
+
+
+@clause("MHA-5")
+@pytest.mark.parametrize("average", [True, False])
+def test_sequence_first_changes_the_layout_of_inputs_only(subject, average):
+    require(subject, "multihead")
+    parameters, inputs = CROSS.parameters("float32"), CROSS.inputs()
+    options = {"key_padding_mask": HIDDEN, "average_weights": average}
+    first = subject.multihead(CROSS.config, parameters, *inputs, **options)
+    config = CROSS.config | {"batch_first": False}
+    turned = [x.swapaxes(0, 1) for x in inputs]
+    output, weights = subject.multihead(config, parameters, *turned, **options)
+    same(output.swapaxes(0, 1), first[0], "output, sequence first")
+    same(weights, first[1], "weights, batch first either way")
+
+
+@clause("MHA-6")
+@pytest.mark.parametrize("name", ["GROUPED", "WIDTHS", "NO_BIAS"])
+def test_other_sizes(subject, name):
+    call = getattr(multi, name)
+    seen = np.broadcast_to(~HIDDEN[:, None, None], (3, call.heads[0], 5, 7))
+    options = {"key_padding_mask": HIDDEN}
+    call.check(subject, options, seen, average_weights=False)
+    shapes = {n: x.shape for n, x in subject.parameters(call.config).items()}
+    assert shapes == {n: x.shape for n, x in call.parameters("float32").items()}, f"MHA-6: {shapes}"
+
+
+@clause("MHA-6")
+def test_key_left_out_is_self_attention_and_value_left_out_is_key(subject):
+    SELF.check(subject, {}, np.ones((3, 2, 5, 5), bool))
+    require(subject, "multihead")
+    parameters, (query, key, _) = CROSS.parameters("float32"), CROSS.inputs()
+    short = subject.multihead(CROSS.config, parameters, query, key)
+    long = subject.multihead(CROSS.config, parameters, query, key, key)
+    same(short[0], long[0], "output with value left out")
+
+
+@clause("MHA-6")
+@pytest.mark.untyped
+def test_sizes_that_do_not_divide_are_refused(subject):
+    require(subject, "multihead")
+    with pytest.raises(ValueError, match="multiple of num_heads: got 14 and 3"):
+        subject.parameters({"embed_dim": 14, "num_heads": 3})
+
+
+@clause("MHA-7")
+def test_padding_hides_keys_and_not_queries(subject):
+    require(subject, "multihead")
+    parameters = SELF.parameters("float32") | {"out_proj.weight": np.eye(14, dtype=np.float32)}
+    parameters["out_proj.bias"] = np.zeros(14, np.float32)
+    hidden = np.arange(5) >= np.array([5, 1, 3])[:, None]
+    output, _ = subject.multihead(
+        SELF.config, parameters, SELF.inputs()[0], key_padding_mask=hidden
+    )
+    assert (abs(output[hidden]).max(-1) > 0.01).all(), "MHA-7: a padded query's output is 0"
+
+
+@clause("MHA-7")
+def test_an_empty_row_gives_the_bias_of_the_last_map(subject):
+    output, _ = CROSS.check(subject, {"key_padding_mask": HIDDEN}, RAGGED)
+    bias = CROSS.parameters("float32")["out_proj.bias"]
+    same(output[1], np.broadcast_to(bias, (5, 14)), "output of the empty sample")
+
+
+def _torch_module(parameters):
+    import torch
+
+    peer = torch.nn.MultiheadAttention(14, 2, batch_first=True)
+    packed = [parameters[f"{n}_proj.weight"] for n in "qkv"]
+    state = {
+        "in_proj_weight": np.concatenate(packed),
+        "in_proj_bias": np.concatenate([parameters[f"{n}_proj.bias"] for n in "qkv"]),
+        "out_proj.weight": parameters["out_proj.weight"],
+        "out_proj.bias": parameters["out_proj.bias"],
+    }
+    peer.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+
+    def call(inputs, hidden, look_ahead):
+        arrays = [torch.from_numpy(x) for x in inputs]
+        masks = {"key_padding_mask": torch.from_numpy(hidden)}
+        if look_ahead is not None:
+            masks["attn_mask"] = torch.from_numpy(~look_ahead)
+        return [x.detach().numpy() for x in peer(*arrays, **masks)]
+
+    return call
+
+
+def _flax_module(parameters):
+    import jax.numpy as jnp
+    from flax import nnx
+
+    peer = nnx.MultiHeadAttention(2, 14, decode=False, rngs=nnx.Rngs(0))
+    for name, ours in zip(("query", "key", "value"), "qkv", strict=True):
+        weight, bias = parameters[f"{ours}_proj.weight"], parameters[f"{ours}_proj.bias"]
+        getattr(peer, name).kernel[...] = jnp.asarray(weight.T.reshape(14, 2, 7))
+        getattr(peer, name).bias[...] = jnp.asarray(bias.reshape(2, 7))
+    peer.out.kernel[...] = jnp.asarray(parameters["out_proj.weight"].T.reshape(2, 7, 14))
+    peer.out.bias[...] = jnp.asarray(parameters["out_proj.bias"])
+
+    def call(inputs, hidden, look_ahead):
+        seen = jnp.asarray(~hidden)[:, None, None]
+        seen = seen if look_ahead is None else seen & look_ahead
+        return [np.asarray(peer(*map(jnp.asarray, inputs), mask=seen))]
+
+    return call
+
+
+@clause("MHA-8")
+@pytest.mark.parametrize("look_ahead", [False, True], ids=["padding", "look_ahead"])
+@pytest.mark.parametrize("peer", ["torch", "flax"])
+def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
+    require(subject, "multihead")
+    if not find_spec(peer):
+        raise NotOffered(f"{peer} is not installed")
+    parameters, inputs = CROSS.parameters("float32"), CROSS.inputs()
+    hidden = np.arange(7) >= np.array([7, 2, 4])[:, None]  # no empty row: there they differ
+    triangle = np.tri(5, 7, dtype=bool) if look_ahead else None
+    theirs = {"torch": _torch_module, "flax": _flax_module}[peer](parameters)(inputs, hidden, triangle)
+    options = {"key_padding_mask": hidden}
+    if look_ahead:
+        options["attn_mask"] = ~triangle
+    ours = subject.multihead(CROSS.config, parameters, *inputs, **options)
+    seen = np.broadcast_to(~hidden[:, None, None], ALL.shape) & (triangle if look_ahead else True)
+    exact, rough = CROSS.expected(seen)
+    for got, own, name in zip(ours, theirs, ("output", "weights"), strict=False):
+        exactly, roughly = exact[name], rough[name]
+        if name == "weights":
+            exactly, roughly = exactly.mean(1), roughly.mean(1)
+        compare(own, exactly, roughly, f"the peer's own {name}")
+        close(got, own, roughly, exactly, f"{name} against {peer}")
