@@ -137,7 +137,7 @@ class Mask:
         """
         seen = self.ask(Cells(*self._call(T, S, query_offset, batch, heads)))
         with jax.ensure_compile_time_eval():  # what is concrete stays concrete while tracing
-            return jnp.array(seen)
+            return jax.device_put(seen.copy())
 
     def hidden(
         self, T: int, S: int, *, query_offset=None, batch: int = 1, heads: int = 1
@@ -159,7 +159,7 @@ class Mask:
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
         xp = np if checks.is_known(allowed) else jnp
         with jax.ensure_compile_time_eval():
-            return jnp.array(xp.where(allowed, 0.0, -jnp.inf).astype(dtype))
+            return jax.device_put(xp.where(allowed, 0.0, -jnp.inf).astype(dtype))
 
     def tile(
         self, T: int, S: int, rows: slice, columns: slice, query_offset=None, *, batch=1, heads=1

@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from . import checks
 from .masks import Mask
@@ -33,7 +33,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Int[np.ndarray, "..."] | None = None,
+    query_offset: int | Integer[np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Float[np.ndarray, "B H T D_v"]:
@@ -78,7 +78,7 @@ def attention_steps(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Int[np.ndarray, "..."] | None = None,
+    query_offset: int | Integer[np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> AttentionSteps:
@@ -141,16 +141,15 @@ def _scale(scale: float | None, head_dim: int) -> float:
 
 def _softmax(masked_scores, bad, empty_rows: str):
     """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
-    top = masked_scores.max(-1, keepdims=True, initial=-np.inf)
-    empty = top == -np.inf
-    if empty_rows == "uniform":  # equal scores, and a key that is not finite counts again
-        level = np.where(bad[:, :, None, :], np.nan, np.zeros_like(masked_scores))
+    empty = (masked_scores == -np.inf).all(-1, keepdims=True)
+    if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
+        fill = np.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
+        level = np.where(bad[:, :, None, :], fill, np.zeros_like(masked_scores))
         masked_scores = np.where(empty, level, masked_scores)
-    top = np.where(empty, 0, top)  # -inf - -inf is NaN, so it never gets to that
-    with np.errstate(invalid="ignore"):
-        exp = np.exp(masked_scores - top)
-        total = exp.sum(-1, keepdims=True)
-        return exp / (np.where(empty, 1, total) if empty_rows == "zero" else total)
+    with np.errstate(invalid="ignore"):  # -inf - -inf is NaN, and "nan" asks for it
+        exp = np.exp(masked_scores - masked_scores.max(-1, keepdims=True, initial=-np.inf))
+        weights = exp / exp.sum(-1, keepdims=True)
+    return np.where(empty, 0, weights) if empty_rows == "zero" else weights
 
 
 def _drop(weights, dropout: float, rng):

@@ -293,9 +293,9 @@ def check_inputs(query, key, value, dims: dict[str, int], dtype: str, batch_firs
         if dtype_name(array) != dtype:
             rule = f"{name} must have the dtype of the weights, {dtype}"
             raise TypeError(f"{rule}: got {dtype_name(array)}")
-    batch, length = (0, 1) if batch_first else (1, 0)
-    check_same_batch(query.shape[batch], key.shape[batch], value.shape[batch])
-    check_same_length(key.shape[length], value.shape[length])
+    samples, steps = (0, 1) if batch_first else (1, 0)
+    check_same_batch(query.shape[samples], key.shape[samples], value.shape[samples])
+    check_same_length(key.shape[steps], value.shape[steps])
 
 
 def check_key_padding_mask(mask, sizes: tuple[int, int, int, int]) -> None:

@@ -6,7 +6,7 @@ Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken i
 import math
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from . import checks
 from .attention import wide
@@ -79,7 +79,7 @@ class Embedding:
         if padding_idx is not None:
             self.weight[padding_idx] = 0
 
-    def __call__(self, tokens: Int[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch E"]:
+    def __call__(self, tokens: Integer[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch E"]:
         return self.weight[tokens]
 
 

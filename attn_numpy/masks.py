@@ -7,18 +7,19 @@ One rule holds for every mask here: no boolean without a name. `sequence_mask` a
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from . import checks
 from .draw import draw_cells
 from .tiles import Cells, Tiles, Verdict
 
 
-def sequence_mask(tokens: Int[np.ndarray, "B S"], padding_idx: int) -> Bool[np.ndarray, "B S"]:
+def sequence_mask(tokens: Integer[np.ndarray, "B S"], padding_idx: int) -> Bool[np.ndarray, "B S"]:
     """Mark the padding of a batch of token rows: True hides, as `key_padding_mask` reads it.
 
     Source: "Transformer, Multi-head Attention Pytorch Guide Focusing on Masking", step 1.
@@ -106,7 +107,7 @@ class Mask:
         for part in self.parts:
             yield from part.leaves()
 
-    def ask(self, at: Cells | Tiles) -> "np.ndarray | Verdict":
+    def ask(self, at: Cells | Tiles) -> Any:
         """Put the rule to cells (a bool each) or to tiles (a `Verdict` each)."""
         if self.parts:
             return self.rule(*(part.ask(at) for part in self.parts))
@@ -243,7 +244,9 @@ def sliding_window(before: int, after: int = 0) -> Mask:
     """
     checks.check_count("before", before, 0)
     checks.check_count("after", after, 0)
-    return Mask("sliding_window", _sliding_window, settings=(int(before), int(after)), positional=True)
+    return Mask(
+        "sliding_window", _sliding_window, settings=(int(before), int(after)), positional=True
+    )
 
 
 def _sliding_window(at, before, after):
@@ -251,7 +254,7 @@ def _sliding_window(at, before, after):
     return (at.query - before <= at.key) & (at.key <= at.query + after)
 
 
-def prefix(lengths: Int[np.ndarray, "B"]) -> Mask:
+def prefix(lengths: Integer[np.ndarray, "B"] | Sequence[int]) -> Mask:
     """Let every query see the first `lengths[b]` keys of its sample, and the rest causally.
 
     Raises TypeError unless lengths are integers, ValueError unless they are (B,) and not negative.
@@ -262,7 +265,9 @@ def prefix(lengths: Int[np.ndarray, "B"]) -> Mask:
     ■ ■ ■ ·
     ■ ■ ■ ■
     """
-    return Mask("prefix", _prefix, tables=(checks.check_lengths(lengths),), axes=("B",), positional=True)
+    return Mask(
+        "prefix", _prefix, tables=(checks.check_lengths(lengths),), axes=("B",), positional=True
+    )
 
 
 def _prefix(at, lengths):
@@ -271,7 +276,9 @@ def _prefix(at, lengths):
 
 
 def padding(
-    lengths: Int[np.ndarray, "B"] | None = None, *, hidden: Bool[np.ndarray, "B S"] | None = None
+    lengths: Integer[np.ndarray, "B"] | Sequence[int] | None = None,
+    *,
+    hidden: Bool[np.ndarray, "B S"] | None = None,
 ) -> Mask:
     """Hide the keys that are padding, by each sample's length or by `sequence_mask`'s array.
 
@@ -299,7 +306,8 @@ def _padding_hidden(at, hidden):
 
 
 def segments(
-    query_ids: Int[np.ndarray, "B T"], key_ids: Int[np.ndarray, "B S"] | None = None
+    query_ids: Integer[np.ndarray, "B T"] | Sequence,
+    key_ids: Integer[np.ndarray, "B S"] | Sequence | None = None,
 ) -> Mask:
     """Let a query see the keys of its own segment: several documents packed in one row.
 

@@ -1,7 +1,7 @@
 """Multi-head attention with the documents' call: `attn(query, key, value, ...)`."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from . import checks
 from .attention import attention, attention_steps
@@ -73,7 +73,7 @@ class MultiHeadAttention:
         attn_mask: Mask | Shaped[np.ndarray, "..."] | None = None,
         need_weights: bool = True,
         average_weights: bool = True,
-        query_offset: int | Int[np.ndarray, "..."] | None = None,
+        query_offset: int | Integer[np.ndarray, "..."] | None = None,
     ) -> tuple[Float[np.ndarray, "_ _ E"], Float[np.ndarray, "..."] | None]:
         """Attend from query to key and value; `key=None` is self-attention, `value=None` is key.
 

@@ -55,7 +55,7 @@ class Interval:
     def __gt__(self, other) -> Verdict:
         return ~(self <= other)
 
-    def __eq__(self, other) -> Verdict:
+    def __eq__(self, other) -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
 
 
@@ -143,5 +143,5 @@ def _blocks(values, axis: int, size: int):
     count = -(-values.shape[axis] // size)
     missing = count * size - values.shape[axis]
     widths = [(0, missing if i == axis else 0) for i in range(4)]
-    shape = values.shape[:axis] + (count, size) + values.shape[axis + 1 :]
+    shape = (*values.shape[:axis], count, size, *values.shape[axis + 1 :])
     return np.pad(values, widths, mode="edge").reshape(shape)

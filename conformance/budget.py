@@ -2,7 +2,7 @@
 
 One rule for every tensor: allowed = 2 x max|naive - exact| + 2 x eps(dtype) x max|exact|, where
 exact is the oracle's answer and naive the textbook formula's in the precision under test, in the
-worst of eight orders of summation (`expected.py`). The first term is what rounding costs on this
+worst of sixteen orders of evaluation (`expected.py`). The first term is what rounding costs on this
 very case, the second a floor for the cases in which the naive formula happens to be exact.
 """
 

@@ -89,7 +89,8 @@ class Case:
         B, H, H_kv, T, S, D, D_v = self.shape
         rng = np.random.default_rng(self.seed)
         shapes = ((B, H, T, D), (B, H_kv, S, D), (B, H_kv, S, D_v))
-        return tuple(rng.normal(size=shape).astype(dtype(dtype_name)) for shape in shapes)
+        query, key, value = (rng.normal(size=s).astype(dtype(dtype_name)) for s in shapes)
+        return query, key, value
 
     def grad(self, dtype_name: str) -> np.ndarray:
         """Return a random gradient of the output."""
@@ -126,8 +127,8 @@ class Case:
     def expected_gradients(self, dtype_name: str) -> tuple[dict, dict]:
         """Return the oracle's gradients and the naive formula's."""
         inputs, options = self.inputs(dtype_name), self.numbers(dtype_name)
-        inputs = (*inputs, self.grad(dtype_name))
-        return expected.gradients(*inputs, seen=self.seen(), **options)
+        grad = self.grad(dtype_name)
+        return expected.gradients(*inputs, grad, seen=self.seen(), **options)
 
 
 def _checker(batch, head, query, key):

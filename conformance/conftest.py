@@ -1,12 +1,13 @@
 """How the suite is pointed at a subject: options, the `subject` fixture, and what is reported."""
 
 import pytest
+from hypothesis import settings
 
 from conformance import subjects
 from conformance.budget import LEDGER
 from conformance.contract import clauses, profiles
 from conformance.report import Reporter
-from conformance.subject import NotOffered
+from conformance.subject import NotOffered, require
 
 SUBJECTS = pytest.StashKey[list]()
 
@@ -24,7 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)  # after plugins that watch the backends being imported
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
+    config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
+    settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+    settings.register_profile("fuzz", max_examples=2000, deadline=None, database=None)
+    settings.load_profile("fuzz" if config.option.fuzz else "steady")
     _known("--profile", config.option.profile, profiles())
     _known("--clause", config.option.clause, list(clauses()))
     config.stash[SUBJECTS] = select(config.option.backend, config.option.device)
@@ -55,7 +60,9 @@ def select(backends: list[str] | None, device: str) -> list:
     ]
     if not pairs:
         there = "; ".join(f"{name} has {', '.join(own)}" for name, own in found.items())
-        raise pytest.UsageError(f"--device must be one that a backend reports: got {device}, {there}")
+        raise pytest.UsageError(
+            f"--device must be one that a backend reports: got {device}, {there}"
+        )
     return [subjects.load(*pair) for pair in pairs]
 
 
@@ -72,10 +79,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = set(config.option.clause or clauses())
-    wanted &= {c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())}
+    wanted &= {
+        c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())
+    }
     if len(wanted) == len(clauses()):
         return
-    kept = [item for item in items if (m := item.get_closest_marker("clause")) and m.args[0] in wanted]
+    kept = [
+        item for item in items if (m := item.get_closest_marker("clause")) and m.args[0] in wanted
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
@@ -87,6 +98,8 @@ def pytest_runtest_call(item: pytest.Item):
     LEDGER.open(mark.args[0] if mark else "")
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     try:
+        for need in item.iter_markers("needs"):
+            require(parameters["subject"], *need.args)
         subject, dtype = parameters.get("subject"), parameters.get("dtype")
         if subject and dtype and dtype not in subject.dtypes:
             raise NotOffered(f"{subject.name} on {subject.device} has no {dtype}")

@@ -98,8 +98,10 @@ class Call:
     def check_gradients(self, subject: Subject, options: dict, seen) -> dict[str, np.ndarray]:
         """Run the call backwards and hold every gradient against the oracle; return them."""
         require(subject, "gradients")
-        parameters, inputs = self.parameters("float32"), self.inputs()
-        got = subject.multihead_gradients(self.config, parameters, *inputs, self.grad(), **options)
+        parameters, (query, key, value) = self.parameters("float32"), self.inputs()
+        got = subject.multihead_gradients(
+            self.config, parameters, query, key, value, self.grad(), **options
+        )
         exact, rough = self.expected_gradients(seen)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")

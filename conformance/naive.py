@@ -1,7 +1,9 @@
 """The textbook formula in the precision under test: what the budget takes as excusable rounding.
 
 Vectorised NumPy with nothing done for accuracy but the up-cast of 16-bit inputs to float32. It is
-not an oracle: only its distance from the oracle is used.
+not an oracle: only its distance from the oracle is used. `folded=True` is the same formula
+associated the other way round: the scale folded into the keys, the sum into the exponent, products
+multiplied out. An implementation may do either, so the budget covers both.
 """
 
 import math
@@ -16,7 +18,7 @@ def wide(array) -> np.ndarray:
 
 
 def attention(
-    query, key, value, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero"
+    query, key, value, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero", folded=False
 ) -> dict[str, np.ndarray]:
     """Return scores, masked_scores, weights and output; the output rounded to the input's dtype."""
     dtype = np.asarray(query).dtype
@@ -24,13 +26,18 @@ def attention(
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat(group, axis=1), value.repeat(group, axis=1)
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
-    with np.errstate(invalid="ignore", over="ignore"):
-        scores = np.einsum("bhtd,bhsd->bhts", query, key) * scale
-        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+    with np.errstate(all="ignore"):
+        if folded:
+            scores = np.einsum("bhtd,bhsd->bhts", query, key * scale)
+        else:
+            scores = np.einsum("bhtd,bhsd->bhts", query, key) * scale
+        if softcap is not None:
+            scores = softcap * np.tanh(scores * (1 / softcap) if folded else scores / softcap)
         masked = np.where(seen, scores if bias is None else scores + wide(bias), -np.inf)
         top = masked.max(-1, keepdims=True, initial=-np.inf)
-        exp = np.exp(masked - np.where(np.isneginf(top), 0, top))
-        weights = exp / exp.sum(-1, keepdims=True)
+        shifted = masked - np.where(np.isneginf(top), 0, top)
+        total = np.exp(shifted).sum(-1, keepdims=True)
+        weights = np.exp(shifted - np.log(total)) if folded else np.exp(shifted) / total
     fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / max(key.shape[2], 1)}[empty_rows]
     weights = np.where(np.isneginf(top), fill, weights).astype(query.dtype)
     output = np.einsum("bhts,bhsd->bhtd", weights, value).astype(dtype)
@@ -38,37 +45,52 @@ def attention(
 
 
 def gradients(
-    query, key, value, grad, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero"
-) -> dict[str, np.ndarray]:
+    query, key, value, grad, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero",
+    folded=False,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the gradients of sum(grad * output), each rounded to its input's dtype."""
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
-    steps = attention(query, key, value, seen=seen, **options)
-    weights, dtype = steps["weights"], np.asarray(query).dtype
+    steps = attention(query, key, value, seen=seen, **options, folded=folded)
     q, k, v, g = wide(query), wide(key), wide(value), wide(grad)
-    B, H_kv, S, _ = k.shape
-    group = q.shape[1] // H_kv
+    group = q.shape[1] // k.shape[1]
     k_all, v_all = k.repeat(group, axis=1), v.repeat(group, axis=1)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    d_weights = np.einsum("bhtd,bhsd->bhts", g, v_all)
-    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-    d_logits = np.where(np.isneginf(steps["masked_scores"]).all(-1, keepdims=True), 0, d_logits)
-    d_scores = d_logits * scale
-    if softcap is not None:
-        d_scores = d_scores * (1 - (steps["scores"] / softcap) ** 2)
-    by_group = (B, H_kv, group)
-    d_key = np.einsum("bhts,bhtd->bhsd", d_scores, q)
-    d_value = np.einsum("bhts,bhtd->bhsd", weights, g)
+    d_logits = _logit_gradients(steps, np.einsum("bhtd,bhsd->bhts", g, v_all), folded)
+    slope = _slope(steps["scores"], softcap, folded)
+    d_scores = d_logits * slope if folded else d_logits * slope * scale
+    last = scale if folded else 1.0
     found = {
-        "query": np.einsum("bhts,bhsd->bhtd", d_scores, k_all),
-        "key": d_key.reshape(*by_group, S, -1).sum(2),
-        "value": d_value.reshape(*by_group, S, -1).sum(2),
+        "query": np.einsum("bhts,bhsd->bhtd", d_scores, k_all * last),
+        "key": _sum_groups(np.einsum("bhts,bhtd->bhsd", d_scores, q * last), group),
+        "value": _sum_groups(np.einsum("bhts,bhtd->bhsd", steps["weights"], g), group),
     }
-    found = {name: array.astype(dtype) for name, array in found.items()}
+    found = {name: array.astype(np.asarray(query).dtype) for name, array in found.items()}
     if bias is not None:
         shape = (1,) * (4 - np.ndim(bias)) + np.shape(bias)
         axes = tuple(i for i in range(4) if shape[i] == 1 and d_logits.shape[i] != 1)
         found["bias"] = d_logits.sum(axes, keepdims=True).reshape(np.shape(bias))
     return found
+
+
+def _logit_gradients(steps: dict, d_weights, folded: bool):
+    weights = steps["weights"]
+    mean = (weights * d_weights).sum(-1, keepdims=True)
+    found = weights * d_weights - weights * mean if folded else weights * (d_weights - mean)
+    empty = np.isneginf(steps["masked_scores"]).all(-1, keepdims=True)
+    return np.where(empty, 0, found)
+
+
+def _slope(scores, softcap, folded: bool):
+    if softcap is None:
+        return scores.dtype.type(1)
+    share = scores / softcap
+    return (1 - share) * (1 + share) if folded else 1 - share**2
+
+
+def _sum_groups(array, group: int):
+    """(B, H, S, D) -> (B, H_kv, S, D)."""
+    batch, heads, length, features = array.shape
+    return array.reshape(batch, heads // group, group, length, features).sum(2)
 
 
 def linear(x, parameters: dict, name: str) -> np.ndarray:
@@ -90,9 +112,9 @@ def multihead(
     parameters: dict, heads: int, kv_heads: int, query, key, value, **options
 ) -> dict[str, np.ndarray]:
     """Return the output (B, T, E) and the weights (B, H, T, S)."""
-    counts = {"q_proj": (query, heads), "k_proj": (key, kv_heads), "v_proj": (value, kv_heads)}
-    heads = [split_heads(linear(x, parameters, n), count) for n, (x, count) in counts.items()]
-    steps = attention(*heads, **options)
+    inputs = {"q_proj": (query, heads), "k_proj": (key, kv_heads), "v_proj": (value, kv_heads)}
+    split = [split_heads(linear(x, parameters, n), count) for n, (x, count) in inputs.items()]
+    steps = attention(*split, **options)
     output = linear(join_heads(steps["output"]), parameters, "out_proj")
     return {"output": output, "weights": steps["weights"]}
 
@@ -106,7 +128,8 @@ def multihead_gradients(
     split = [split_heads(linear(x, parameters, n), counts[n]) for n, x in inputs.items()]
     joined = join_heads(attention(*split, **options)["output"])
     found = _linear_gradients("out_proj", joined, parameters, grad)
-    by_head = gradients(*split, split_heads(found.pop("x"), heads), **options)
+    q, k, v = split
+    by_head = gradients(q, k, v, split_heads(found.pop("x"), heads), **options)
     for name, role in zip(inputs, ("query", "key", "value"), strict=True):
         found |= _linear_gradients(name, inputs[name], parameters, join_heads(by_head[role]))
         found[role] = found.pop("x")

@@ -215,7 +215,8 @@ def multihead_gradients(
     }
     joined = join_heads(attention(*split.values(), **options)["output"])
     found = _linear_gradients("out_proj", joined, p, grad)
-    by_head = gradients(*split.values(), split_heads(found.pop("x"), heads), **options)
+    q, k, v = split.values()
+    by_head = gradients(q, k, v, split_heads(found.pop("x"), heads), **options)
     for name, role in zip(inputs, ("query", "key", "value"), strict=True):
         found |= _linear_gradients(name, inputs[name], p, join_heads(by_head[role]))
         found[role] = found.pop("x")

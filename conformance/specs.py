@@ -29,7 +29,9 @@ class Spec:
         if self.parts:
             sign = " & " if self.kind == "and" else " | "
             return f"({sign.join(map(repr, self.parts))})"
-        shown = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in self.arguments.items()}
+        shown = {
+            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in self.arguments.items()
+        }
         return f"{self.kind}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 

@@ -16,6 +16,7 @@ CAPABILITIES = {
     "gradients": "gradients of attention and of multi-head attention",
     "compiled": "a compiled form of attention",
     "multihead": "multi-head attention",
+    "any_shape": "a new shape without the cost of a compilation",
     "traced": "calls whose arrays have no values yet",
     "errors": "the contract's errors, call by call",
 }

@@ -140,6 +140,7 @@ def test_grouped_heads_repeat_their_keys(subject, case):
         assert abs(other - steps["output"]).max() > 0.1, "ATT-5: the case cannot tell tile apart"
 
 
+@pytest.mark.untyped
 @clause("ATT-5")
 def test_head_counts_that_do_not_divide_are_refused(subject):
     require(subject, "attention")
@@ -313,11 +314,17 @@ def test_no_input_is_written_to(subject):
     given = [subject.array(x) for x in (*inputs, bias)]
     mask = subject.mask(RAGGED.mask)
     subject.module.attention(*given[:3], bias=given[3], mask=mask, query_offset=2)
-    for name, array, before in zip("query key value bias".split(), given, (*inputs, bias), strict=True):
+    for name, array, before in zip(
+        ["query", "key", "value", "bias"], given, (*inputs, bias), strict=True
+    ):
         same(subject.numpy(array), before, f"{name} after the call")
 
 
-COMPILED = [RAGGED, MIXED[4], Case("nan_rows", mask=padding(LENGTHS), empty_rows="nan", bias="rank2")]
+COMPILED = [
+    RAGGED,
+    MIXED[4],
+    Case("nan_rows", mask=padding(LENGTHS), empty_rows="nan", bias="rank2"),
+]
 
 
 @clause("ATT-11")

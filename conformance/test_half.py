@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from .budget import same
-from .cases import BY_NAME, PLAIN, dtype as numpy_dtype
+from .cases import BY_NAME, PLAIN
+from .cases import dtype as numpy_dtype
 from .checking import check_steps, hold
 from .contract import clause
 from .subject import require

@@ -75,7 +75,7 @@ def test_hidden_garbage_reaches_no_gradient(subject, role, fill, way):
 def test_visible_nan_reaches_exactly_those_who_see_it(subject, role, dtype):
     require(subject, "attention")
     inputs = [np.array(x) for x in CLEAN.inputs(dtype)]
-    inputs["query key value".split().index(role)][2, 1, 4, 3] = np.nan
+    inputs[["query", "key", "value"].index(role)][2, 1, 4, 3] = np.nan
     got = subject.attention(*inputs, mask=causal(), query_offset=2)
     clean = subject.attention(*CLEAN.inputs(dtype), mask=causal(), query_offset=2)
     sees = np.zeros(MAIN.call[:3], bool)

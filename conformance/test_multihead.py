@@ -92,6 +92,7 @@ def masks() -> dict[str, tuple[dict, np.ndarray, np.ndarray | None]]:
     per_head = normal(84, 3, 2, 5, 7, dtype_name="float32")
     look_ahead = np.where(np.tri(5, 7, dtype=bool), 0, -np.inf).astype(np.float32)
     top_left = np.broadcast_to(np.tri(5, 7, dtype=bool), ALL.shape)
+    ragged_causal = causal() & padding([6, 2, 7])
     window = reference.allowed(sliding_window(2, 1), (3, 2, 5, 7), 2)
     return {
         "none": ({}, ALL, None),
@@ -107,8 +108,8 @@ def masks() -> dict[str, tuple[dict, np.ndarray, np.ndarray | None]]:
         "both": ({"attn_mask": rank4, "key_padding_mask": HIDDEN}, ~rank4 & RAGGED, None),
         "float_and_padding": ({"attn_mask": added, "key_padding_mask": HIDDEN}, RAGGED, added),
         "mask_and_padding": (
-            {"attn_mask": causal() & padding([6, 2, 7]), "key_padding_mask": HIDDEN, "query_offset": 2},
-            RAGGED & reference.allowed(causal() & padding([6, 2, 7]), (3, 2, 5, 7), 2),
+            {"attn_mask": ragged_causal, "key_padding_mask": HIDDEN, "query_offset": 2},
+            RAGGED & reference.allowed(ragged_causal, (3, 2, 5, 7), 2),
             None,
         ),
     }  # fmt: skip
@@ -244,7 +245,9 @@ def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
     parameters, inputs = CROSS.parameters("float32"), CROSS.inputs()
     hidden = np.arange(7) >= np.array([7, 2, 4])[:, None]  # no empty row: there they differ
     triangle = np.tri(5, 7, dtype=bool) if look_ahead else None
-    theirs = {"torch": _torch_module, "flax": _flax_module}[peer](parameters)(inputs, hidden, triangle)
+    theirs = {"torch": _torch_module, "flax": _flax_module}[peer](parameters)(
+        inputs, hidden, triangle
+    )
     options = {"key_padding_mask": hidden}
     if look_ahead:
         options["attn_mask"] = ~triangle

@@ -1,4 +1,4 @@
-"""What document A prints: its token tables, masks, and the weights that depend on nothing random."""
+"""What document A prints that does not depend on random numbers: tokens and masks."""
 
 import numpy as np
 

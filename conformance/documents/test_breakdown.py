@@ -5,7 +5,8 @@ import pytest
 
 from conformance import expected, naive, reference
 from conformance.budget import compare, same
-from conformance.cases import dtype as numpy_dtype, normal
+from conformance.cases import dtype as numpy_dtype
+from conformance.cases import normal
 from conformance.contract import clause
 from conformance.specs import allow, causal, hide
 from conformance.subject import require
@@ -177,6 +178,8 @@ def test_later_rows_cannot_influence_earlier_ones(subject, row):
     x = sentence()
     changed = np.array(x)
     changed[:, :, row:] += 1
-    before, after = (subject.attention(y, y, y, mask=causal(), empty_rows="nan") for y in (x, changed))
+    before, after = (
+        subject.attention(y, y, y, mask=causal(), empty_rows="nan") for y in (x, changed)
+    )
     same(after[:, :, :row], before[:, :, :row], f"rows before {row}")
     assert abs(after - before)[:, :, row:].max() > 0.1, "DOC-B12: nothing was changed"

@@ -75,7 +75,7 @@ def test_masking_scores_touches_padded_columns_only(subject):
 
 
 @clause("DOC-A4")
-@pytest.mark.parametrize("rows, printed", [(S, LOOK_AHEAD), (T, MEMORY_LOOK_AHEAD)])
+@pytest.mark.parametrize(("rows", "printed"), [(S, LOOK_AHEAD), (T, MEMORY_LOOK_AHEAD)])
 def test_look_ahead_mask_is_as_printed(subject, rows, printed):
     require(subject, "masks")
     got = subject.look_ahead_mask(rows, S)

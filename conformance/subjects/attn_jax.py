@@ -3,11 +3,12 @@
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-import attn_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+import attn_jax
 
 from .rosetta import Rosetta
 

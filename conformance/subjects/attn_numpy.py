@@ -1,7 +1,8 @@
 """attn_numpy under test. Its inputs are read-only, so that a write to one is an error."""
 
-import attn_numpy
 import numpy as np
+
+import attn_numpy
 
 from .rosetta import Rosetta
 
@@ -15,6 +16,7 @@ class Adapter(Rosetta):
 
     name = "numpy"
     packages = ("numpy",)
+    capabilities = Rosetta.capabilities | {"any_shape"}
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_numpy, device)
@@ -40,7 +42,7 @@ class Adapter(Rosetta):
 
     def parameters(self, config):
         attn = self.module_with(config, {})
-        found = {}
+        found: dict = {}
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             projection = getattr(attn, name)
             found |= {f"{name}.weight": projection.weight, f"{name}.bias": projection.bias}

@@ -1,9 +1,10 @@
 """attn_torch under test, on any device that torch reports."""
 
-import attn_torch
 import ml_dtypes
 import numpy as np
 import torch
+
+import attn_torch
 
 from .rosetta import Rosetta
 
@@ -29,7 +30,7 @@ class Adapter(Rosetta):
 
     name = "torch"
     packages = ("torch",)
-    capabilities = Rosetta.capabilities | {"gradients", "compiled"}
+    capabilities = Rosetta.capabilities | {"gradients", "compiled", "any_shape"}
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_torch, device)
@@ -45,7 +46,9 @@ class Adapter(Rosetta):
         if array.dtype == ml_dtypes.bfloat16:
             bits = torch.from_numpy(np.array(array).view(np.int16))
             return bits.view(torch.bfloat16).to(self.device)
-        repeated = [not step and size > 1 for step, size in zip(array.strides, array.shape, strict=True)]
+        repeated = [
+            not step and size > 1 for step, size in zip(array.strides, array.shape, strict=True)
+        ]
         if any(repeated):  # keep a broadcast broadcast
             base = array[tuple(slice(0, 1) if r else slice(None) for r in repeated)]
             return self.array(base).expand(array.shape)

@@ -13,7 +13,7 @@ class Rosetta:
 
     name = ""
     packages: tuple[str, ...] = ()
-    dtypes = ("float64", "float32", "float16", "bfloat16")
+    dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
     capabilities = frozenset({"masks", "attention", "multihead", "errors"})
 
     def __init__(self, module, device: str):

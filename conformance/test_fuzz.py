@@ -1,0 +1,151 @@
+"""Calls that nobody thought of: Hypothesis varies shapes, masks, dtypes and offsets together.
+
+The same examples every time, unless `--fuzz` asks for new ones. Where every new shape would cost a
+compilation, the subject does not declare "any_shape" and is not asked. A failure prints a snippet
+that runs on its own.
+"""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from . import specs
+from .budget import Differs
+from .cases import Case, Shape, coins
+from .checking import check_gradients, check_steps
+from .contract import clause
+
+pytestmark = pytest.mark.needs("any_shape")
+SEEDS = st.integers(0, 2**16)
+
+
+@st.composite
+def shapes(draw, least: int = 1) -> Shape:
+    """Any shape; lengths and widths of at least `least`."""
+    H_kv, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    B = draw(st.integers(1, 4))
+    T, S, D, D_v = (draw(st.integers(least, top)) for top in (6, 8, 7, 5))
+    return Shape(B, H_kv * group, H_kv, T, S, D, D_v)
+
+
+def leaves(shape: Shape) -> st.SearchStrategy[specs.Spec]:
+    """One mask of any kind that fits the shape."""
+    B, H, _, T, S, _, _ = shape
+    lengths = st.lists(st.integers(0, S), min_size=B, max_size=B)
+    counts, share = st.integers(0, max(T, S)), st.floats(0, 1)
+    heads, samples = st.sampled_from([1, H]), st.sampled_from([1, B])
+
+    def ids(length):
+        row = st.lists(st.integers(0, 3), min_size=length, max_size=length)
+        return st.lists(row, min_size=B, max_size=B)
+
+    def flags(kind):
+        return st.builds(
+            lambda seed, b, h, true: kind(coins(seed, b, h, T, S, true=true)),
+            SEEDS, samples, heads, share,
+        )  # fmt: skip
+
+    return st.one_of(
+        st.just(specs.causal()),
+        st.builds(specs.sliding_window, counts, counts),
+        st.builds(specs.prefix, lengths),
+        st.builds(specs.padding, lengths),
+        st.builds(lambda seed, p: specs.padding(hidden=coins(seed, B, S, true=p)), SEEDS, share),
+        st.builds(specs.segments, ids(S)),
+        st.builds(specs.segments, ids(T), ids(S)),
+        flags(specs.allow),
+        flags(specs.hide),
+    )
+
+
+def masks(shape: Shape) -> st.SearchStrategy[specs.Spec]:
+    """Any combination of masks that fits the shape."""
+    return st.recursive(
+        leaves(shape),
+        lambda part: st.one_of(
+            st.builds(lambda a, b: a & b, part, part),
+            st.builds(lambda a, b: a | b, part, part),
+            st.builds(lambda a: ~a, part),
+        ),
+        max_leaves=4,
+    )
+
+
+@st.composite
+def cases(draw, least: int = 1) -> Case:
+    shape = draw(shapes(least))
+    one = st.integers(-3, shape.S)
+    each = st.lists(one, min_size=shape.B, max_size=shape.B).map(np.array)
+    return Case(
+        "fuzz",
+        shape,
+        mask=draw(st.none() | masks(shape)),
+        query_offset=draw(one | each),
+        bias=draw(st.sampled_from([None, "rank2", "rank4", "heads"])),
+        scale=draw(st.sampled_from([None, 0.0, 1.5, -0.3])),
+        softcap=draw(st.sampled_from([None, 0.7, 30.0])),
+        empty_rows=draw(st.sampled_from(["zero", "nan", "uniform"])),
+        seed=draw(SEEDS),
+    )
+
+
+def snippet(subject, case: Case, check: str, *arguments: str) -> str:
+    """Return Python that runs this one example."""
+    fields = [f"shape={case.shape!r}", f"mask={case.mask!r}", f"seed={case.seed}"]
+    fields += [f"{n}={getattr(case, n)!r}" for n in ("bias", "scale", "softcap", "empty_rows")]
+    offset = np.asarray(case.query_offset).tolist()
+    fields += [f"query_offset={'np.array' if isinstance(offset, list) else ''}({offset})"]
+    return (
+        "import numpy as np\n"
+        "from conformance.cases import Case, Shape\n"
+        f"from conformance.checking import {check}\n"
+        "from conformance.specs import *\n"
+        "from conformance.subjects import load\n\n"
+        f"case = Case('fuzz', {', '.join(fields)})\n"
+        f"{check}(load({subject.name!r}, {subject.device!r}), case, "
+        f"{', '.join(map(repr, arguments))})\n"
+    )
+
+
+def run(subject, case: Case, check, *arguments: str) -> None:
+    try:
+        check(subject, case, *arguments)
+    except Exception as error:
+        error.add_note(f"run it alone:\n\n{snippet(subject, case, check.__name__, *arguments)}")
+        raise
+
+
+@clause("ATT-13")
+@given(case=cases(), dtype=st.sampled_from(["float64", "float32", "float16", "bfloat16"]))
+def test_any_call_is_the_formula(subject, case, dtype):
+    if dtype in subject.dtypes:
+        run(subject, case, check_steps, dtype)
+
+
+@clause("GRAD-1")
+@pytest.mark.needs("gradients")
+@given(case=cases(least=3))  # a budget is read off the case, which must have enough numbers
+def test_any_gradient_is_the_oracles(subject, case):
+    if case.empty_rows != "nan":  # the forward only
+        run(subject, case, check_gradients, "float32")
+
+
+@clause("MASK-10")
+@given(data=st.data())
+def test_any_mask_is_asked_alike_by_cells_and_by_tiles(subject, data):
+    shape = data.draw(shapes())
+    case = Case("fuzz", shape, data.draw(masks(shape)), data.draw(st.integers(-3, shape.S)))
+    B, H, T, S = shape.call
+    seen = case.seen()
+    edges = st.integers(0, max(T, S))
+    top, left = data.draw(edges), data.draw(edges)
+    options = {"query_offset": case.query_offset, "batch": B, "heads": H}
+    for rows, columns in product((slice(0, top), slice(top, T)), (slice(0, left), slice(left, S))):
+        block = seen[:, :, rows, columns]
+        expected = "all" if block.all() and block.size else "look" if block.any() else "none"
+        got = subject.ask("tile", case.mask, T, S, rows, columns, **options)
+        if got != expected:
+            raise Differs(f"tile {rows} x {columns} of {case.mask}: expected {expected}, got {got}")

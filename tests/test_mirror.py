@@ -1,0 +1,165 @@
+"""The mirror: the three backends have the same files, names, order, parameters and first lines.
+
+What may differ stands in mirror_exceptions.toml, with reasons.
+"""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from mirror import BACKENDS, complaints
+
+HERE = Path(__file__).parent
+
+
+def test_backends_mirror_each_other():
+    exceptions = tomllib.loads((HERE / "mirror_exceptions.toml").read_text("utf-8"))
+    found = complaints(HERE.parent, exceptions)
+    assert not found, "\n".join(["not the same in the three backends:", *found])
+
+
+SOURCE = '''"""What may be seen."""
+
+__all__ = ["attend", "Mask"]
+LIMIT = 3
+
+
+def attend(query, key=None, *, dtype=np.float32):
+    """Attend."""
+
+
+def draw(weights): ...
+def show(weights): ...
+
+
+class Mask:
+    """Which cells may be seen."""
+
+    def allowed(self, T, S):
+        """Say which."""
+
+    def hidden(self, T, S):
+        """Say which not."""
+'''
+DRAW, SHOW = "def draw(weights): ...\n", "def show(weights): ...\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three small backends that mirror each other."""
+    for backend, module in zip(BACKENDS, ("np", "torch", "jnp"), strict=True):
+        folder = tmp_path / f"attn_{backend}"
+        folder.mkdir()
+        (folder / "masks.py").write_text(SOURCE.replace("np.", f"{module}."), "utf-8")
+    return tmp_path
+
+
+def edit(root: Path, old: str, new: str, backend: str = "torch") -> None:
+    file = root / f"attn_{backend}" / "masks.py"
+    text = file.read_text("utf-8")
+    assert old in text, f"nothing to break: {old!r}"
+    file.write_text(text.replace(old, new, 1), "utf-8")
+
+
+ALONE = "numpy there, torch missing, jax there"
+EDITS = {
+    "value": ("LIMIT = 3", "LIMIT = 4", "LIMIT: value: numpy 3, torch 4, jax 3"),
+    "all": (', "Mask"]', "]", f"__all__: name Mask: {ALONE}"),
+    "all_order": (
+        '"attend", "Mask"',
+        '"Mask", "attend"',
+        "__all__: order of names: numpy attend before Mask, torch Mask before attend, "
+        "jax attend before Mask",
+    ),
+    "function": (DRAW, "", f"definition draw: {ALONE}"),
+    "function_order": (
+        DRAW + SHOW,
+        SHOW + DRAW,
+        "order of definitions: numpy draw before show, torch show before draw, "
+        "jax draw before show",
+    ),
+    "function_under_if": (
+        DRAW,
+        "if ...:\n    def draw(weights, shades): ...\n",
+        "draw: parameter shades: numpy missing, torch there, jax missing",
+    ),
+    "method": (
+        "def hidden(self, T, S)",
+        "def seen(self, T, S)",
+        f"Mask: definition hidden: {ALONE}",
+    ),
+    "property": (
+        "    def hidden",
+        "    @property\n    def hidden",
+        "Mask.hidden: kind: numpy function, torch property function, jax function",
+    ),
+    "parameter": ("def draw(weights)", "def draw(w)", f"draw: parameter weights: {ALONE}"),
+    "parameter_order": (
+        "def allowed(self, T, S)",
+        "def allowed(self, S, T)",
+        "Mask.allowed: order of parameters: numpy T before S, torch S before T, jax T before S",
+    ),
+    "default": (
+        "key=None",
+        "key=0",
+        "attend: default of key: numpy None (positional), torch 0 (positional), "
+        "jax None (positional)",
+    ),
+    "keyword": (
+        "*, dtype=torch.float32",
+        "dtype=torch.float32",
+        "attend: default of dtype: numpy float32 (keyword only), torch float32 (positional), "
+        "jax float32 (keyword only)",
+    ),
+    "docstring": (
+        "Attend.",
+        "Pay attention.",
+        "attend: docstring: numpy 'Attend.', torch 'Pay attention.', jax 'Attend.'",
+    ),
+    "docstring_gone": (
+        '    """Which cells may be seen."""\n',
+        "",
+        "Mask: docstring: numpy 'Which cells may be seen.', torch missing, "
+        "jax 'Which cells may be seen.'",
+    ),
+}
+
+
+def test_equal_folders_have_no_difference(root):
+    assert complaints(root, {}) == []
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_difference_is_one_line_that_names_it(root, name):
+    old, new, message = EDITS[name]
+    edit(root, old, new)
+    assert f"masks.py: {message}" in complaints(root, {})
+
+
+def test_file_that_one_backend_has_alone_is_named(root):
+    (root / "attn_jax" / "layers.py").touch()
+    assert complaints(root, {}) == ["layers.py: file: numpy missing, torch missing, jax there"]
+
+
+def test_exception_excuses_its_own_difference_alone(root):
+    edit(root, "query", "query, device")
+    edit(root, "weights", "weights, device", "jax")
+    row = {"file": "*", "name": "*", "differs": ["parameter device"], "only": ["torch"]}
+    left = "masks.py: draw: parameter device: numpy missing, torch missing, jax there"
+    assert complaints(root, {"row": [row]}) == [left]
+
+
+def test_exception_that_excuses_nothing_is_stale(root):
+    row = {"file": "masks.py", "name": "draw", "differs": ["docstring"]}
+    stale = "stale exception, remove it: masks.py: draw: docstring"
+    assert complaints(root, {"row": [row]}) == [stale]
+
+
+def test_words_for_one_thing_are_one_name(root):
+    edit(root, "query", "inputs")
+    word = {"numpy": "query", "torch": "inputs", "jax": "query"}
+    assert complaints(root, {"word": [word]}) == []
+    edit(root, "query", "inputs", "jax")
+    both = "numpy there, torch there, jax missing"
+    assert f"masks.py: attend: parameter query/inputs: {both}" in complaints(root, {"word": [word]})
+    assert "stale word, remove it: query/inputs of jax" in complaints(root, {"word": [word]})
