@@ -24,6 +24,13 @@ PIP = ["-m", "pip", "install", "-c", str(CONSTRAINTS)]
 if torch_index := os.environ.get("ATTN_ROSETTA_TORCH_INDEX"):
     PIP += ["--extra-index-url", torch_index]
 
+# Compiled programs are kept between runs: without them JAX takes most of a run's time.
+ENV = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".nox" / "jax-cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
 # What must not be installed where one backend stands alone.
 FOREIGN = {"numpy": ["torch", "jax", "flax"], "torch": ["jax", "flax"], "jax": ["torch"]}
 REFUSE = """
@@ -54,14 +61,14 @@ def group(*names: str) -> tuple[str, ...]:
 def conformance(session: nox.Session) -> None:
     """Hold all three backends against the contract, on every device found."""
     install(session, "-e", ".[all,conformance]")
-    session.run("python", "-m", "conformance", "run", *session.posargs)
+    session.run("python", "-m", "conformance", "run", *session.posargs, env=ENV)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run everything: the suite, the house's own tests, doctests."""
     install(session, "-e", ".[all,conformance]", *group("test"))
-    session.run("python", "-m", "pytest", "--doctest-modules", *session.posargs)
+    session.run("python", "-m", "pytest", "--doctest-modules", *session.posargs, env=ENV)
 
 
 @nox.session
@@ -70,7 +77,8 @@ def alone(session: nox.Session, backend: str) -> None:
     """Install one backend and prove that it needs neither of the others."""
     install(session, "-e", f".[{backend},conformance]")
     session.run("python", "-c", REFUSE, *FOREIGN[backend])
-    session.run("python", "-m", "conformance", "run", "--backend", backend, *session.posargs)
+    suite = ["-m", "conformance", "run", "--backend", backend]
+    session.run("python", *suite, *session.posargs, env=ENV)
     session.run("python", "-m", "pytest", "--doctest-modules", f"attn_{backend}")
 
 
@@ -79,9 +87,8 @@ def shapes(session: nox.Session) -> None:
     """Run the suite with every shape annotation executed."""
     install(session, "-e", ".[all,conformance]", *group("shapes"))
     hook = "--jaxtyping-packages=attn_numpy,attn_torch,attn_jax,beartype.beartype"
-    session.run(
-        "python", "-m", "pytest", "conformance", hook, "-m", "not untyped", *session.posargs
-    )
+    suite = ["-m", "pytest", "conformance", hook, "-m", "not untyped"]
+    session.run("python", *suite, *session.posargs, env=ENV)
 
 
 @nox.session

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from . import checks
 from .masks import Mask
@@ -36,7 +36,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Int[Array, "..."] | None = None,
+    query_offset: int | Integer[Array, "..."] | None = None,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "B H T D_v"]:
@@ -80,7 +80,7 @@ def attention_steps(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Int[Array, "..."] | None = None,
+    query_offset: int | Integer[Array, "..."] | None = None,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> AttentionSteps:
@@ -96,15 +96,14 @@ def attention_steps(
     """
     checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
     checks.check_rngs(dropout, rngs)
-    sizes = (*query.shape[:3], key.shape[2])
+    sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
-        checks.check_mask(mask, sizes)
+    checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
-    if softcap is not None and not checks.is_array(softcap):
-        softcap = float(softcap)
+    softcap = None if softcap is None else float(softcap)
     scale = _scale(scale, query.shape[3])
-    dropout_key = rngs.dropout() if 0 < dropout < 1 else None
+    dropout_key = rngs.dropout() if rngs and 0 < dropout < 1 else None
     arrays = (query, key, value, mask, bias, scale, softcap, query_offset, dropout_key)
     return _steps(*arrays, empty_rows=empty_rows, dropout=float(dropout))
 
@@ -157,24 +156,23 @@ def _without_bad_keys(key, value):
 
 
 def _scale(scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return 1 / math.sqrt(head_dim)
-    return scale if checks.is_array(scale) else float(scale)
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
 def _softmax(masked_scores, bad, empty_rows: str):
     """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
-    top = jax.lax.stop_gradient(masked_scores.max(-1, keepdims=True, initial=-jnp.inf))
-    empty = top == -jnp.inf
-    if empty_rows == "uniform":  # equal scores, and a key that is not finite counts again
-        level = jnp.where(bad[:, :, None, :], jnp.nan, jnp.zeros_like(masked_scores))
-        masked_scores = jnp.where(empty, level, masked_scores)
-    top = jnp.where(empty, 0, top)  # -inf - -inf is NaN, so it never gets to that
-    shifted = masked_scores - top
-    lost = jnp.isnan(shifted)  # kept out of exp: XLA's on a CPU may answer with stale memory
-    exp = jnp.where(lost, jnp.nan, jnp.exp(jnp.where(lost, 0, shifted)))
-    total = exp.sum(-1, keepdims=True)
-    return exp / (jnp.where(empty, 1, total) if empty_rows == "zero" else total)
+    empty = (masked_scores == -jnp.inf).all(-1, keepdims=True)
+    # Equal scores instead of -inf, so that 0/0 never comes up. NaN is put in after the softmax:
+    # on a CPU, XLA's exp may answer NaN with stale memory.
+    lost = jnp.isnan(masked_scores).any(-1, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(empty | lost, 0, masked_scores), -1)
+    if empty_rows == "uniform":  # a key that is not finite counts again
+        lost |= empty & bad.any(-1)[:, :, None, None]
+    elif empty_rows == "nan":
+        lost |= empty
+    else:
+        weights = jnp.where(empty, 0, weights)
+    return jnp.where(lost, jnp.nan, weights)
 
 
 def _drop(weights, dropout: float, dropout_key):

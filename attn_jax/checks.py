@@ -16,13 +16,11 @@ def is_array(value) -> bool:
 
 
 def is_known(array) -> bool:
-    """Whether the values can be looked at now: not while a function is traced over them."""
+    """Whether the values can be looked at now.
+
+    Not while a function is traced over them.
+    """
     return not isinstance(array, jax.core.Tracer)
-
-
-def is_scalar(value) -> bool:
-    """Whether it is a float array of rank 0, traced or not: a `scale` that is learnt, say."""
-    return isinstance(value, jax.Array) and value.ndim == 0 and dtype_name(value) in FLOATS
 
 
 def dtype_name(array) -> str:
@@ -69,9 +67,13 @@ def check_number(name: str, value) -> None:
         raise TypeError(f"{name} must be a number: got {kind(value)}")
 
 
-def check_count(name: str, value, least: int) -> None:
+def check_integer(name: str, value) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer: got {kind(value)}")
+
+
+def check_count(name: str, value, least: int) -> None:
+    check_integer(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}: got {value}")
 
@@ -99,7 +101,8 @@ def check_is_mask(rule: str, value, mask_class: type) -> None:
         raise TypeError(f"{rule}, write allow(array) or hide(array): got {kind(value)}")
 
 
-def check_tokens(tokens) -> None:
+def check_tokens(tokens, padding_idx) -> None:
+    check_integer("padding_idx", padding_idx)
     check_array("tokens", tokens, ("B", "S"))
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers: got {dtype_name(tokens)}")
@@ -134,15 +137,19 @@ def check_cells(name: str, array):
     return array
 
 
-def check_verdict(seen):
+def check_verdict(seen, sizes: tuple[int, int, int, int]):
     if not is_array(seen) or dtype_name(seen) != "bool":
-        raise TypeError(f"predicate must return bool: got {kind(seen)}")
+        raise TypeError(f"predicate must return a bool array: got {kind(seen)}")
+    pairs = zip(seen.shape, sizes, strict=False)
+    if seen.ndim != 4 or not all(got in (1, size) for got, size in pairs):
+        rule = f"predicate must return {_call(CALL)} = {tuple(sizes)}, or 1 for a dim"
+        raise ValueError(f"{rule}: got {tuple(seen.shape)}")
     return seen
 
 
 def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
     """Hold every table of a mask against the call it is used in."""
-    for leaf, name, axes, table in _tables(mask):
+    for leaf, name, axes, table in () if mask is None else _tables(mask):
         wanted = tuple(sizes[CALL.index(axis)] for axis in axes)
         pairs = zip(axes, table.shape, wanted, strict=True)
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
@@ -201,12 +208,11 @@ def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
 
 def check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout) -> None:
     _check_shapes(query, key, value)
-    if scale is not None and not is_scalar(scale):
+    if scale is not None:
         check_number("scale", scale)
     if softcap is not None:
-        if not is_scalar(softcap):
-            check_number("softcap", softcap)
-        if is_known(softcap) and not float(softcap) > 0:
+        check_number("softcap", softcap)
+        if not softcap > 0:
             raise ValueError(f"softcap must be above 0: got {softcap}")
     check_empty_rows(empty_rows)
     check_dropout(dropout)
@@ -312,9 +318,9 @@ def check_inputs(query, key, value, dims: dict[str, int], dtype: str, batch_firs
         if dtype_name(array) != dtype:
             rule = f"{name} must have the dtype of the weights, {dtype}"
             raise TypeError(f"{rule}: got {dtype_name(array)}")
-    batch, length = (0, 1) if batch_first else (1, 0)
-    check_same_batch(query.shape[batch], key.shape[batch], value.shape[batch])
-    check_same_length(key.shape[length], value.shape[length])
+    samples, steps = (0, 1) if batch_first else (1, 0)
+    check_same_batch(query.shape[samples], key.shape[samples], value.shape[samples])
+    check_same_length(key.shape[steps], value.shape[steps])
 
 
 def check_key_padding_mask(mask, sizes: tuple[int, int, int, int]) -> None:

@@ -1,12 +1,16 @@
 """Multi-head attention with the documents' call: `attn(query, key, value, ...)`."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from . import checks
 from .attention import attention, attention_steps
 from .masks import Mask, hide, padding
+from .tiles import Cells, Tiles
 
 
 class MultiHeadAttention(nnx.Module):
@@ -66,7 +70,7 @@ class MultiHeadAttention(nnx.Module):
         attn_mask: Mask | Shaped[Array, "..."] | None = None,
         need_weights: bool = True,
         average_weights: bool = True,
-        query_offset: int | Int[Array, "..."] | None = None,
+        query_offset: int | Integer[Array, "..."] | None = None,
     ) -> tuple[Float[Array, "_ _ E"], Float[Array, "..."] | None]:
         """Attend from query to key and value; `key=None` is self-attention, `value=None` is key.
 
@@ -85,6 +89,10 @@ class MultiHeadAttention(nnx.Module):
             query, key, value = (x.swapaxes(0, 1) for x in (query, key, value))
         sizes = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
+        checks.check_mask(mask, sizes)
+        query_offset = checks.check_query_offset(query_offset, mask, sizes)
+        if mask is not None and self.empty_rows != "uniform":
+            key, value = _without_unseen(key, value, mask, sizes, query_offset)
         heads = (
             _split_heads(self.q_proj(query), self.num_heads),
             _split_heads(self.k_proj(key), self.num_kv_heads),
@@ -106,6 +114,15 @@ class MultiHeadAttention(nnx.Module):
             output = attention(*heads, **options)
         output = self.out_proj(_merge_heads(output))
         return output if self.batch_first else output.swapaxes(0, 1), weights
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _without_unseen(key, value, mask, sizes, query_offset):
+    """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
+    at = Tiles(Cells(sizes, query_offset, xp=jnp), max(sizes[2], 1), 1)
+    some = jnp.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
+    seen = some.any((1, 2))[..., None]  # (B, S, 1)
+    return jnp.where(seen, key, 0), jnp.where(seen, value, 0)
 
 
 def _split_heads(x, num_heads: int):

@@ -59,7 +59,7 @@ class Interval:
     def __gt__(self, other) -> Verdict:
         return ~(self <= other)
 
-    def __eq__(self, other) -> Verdict:
+    def __eq__(self, other) -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
 
 
@@ -109,7 +109,8 @@ class Cells:
     def call(self, function):
         with jax.ensure_compile_time_eval() if self.xp is np else nullcontext():
             seen = function(self.batch, self.head, self.query, self.key)
-        return _look(checks.check_verdict(seen), self.xp)
+        sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
+        return _look(checks.check_verdict(seen, sizes), self.xp)
 
 
 class Tiles:
@@ -158,7 +159,7 @@ def _blocks(values, axis: int, size: int):
     count = -(-values.shape[axis] // size)
     missing = count * size - values.shape[axis]
     widths = [(0, missing if i == axis else 0) for i in range(4)]
-    shape = values.shape[:axis] + (count, size) + values.shape[axis + 1 :]
+    shape = (*values.shape[:axis], count, size, *values.shape[axis + 1 :])
     xp = np if isinstance(values, np.ndarray) else jnp
     return xp.pad(values, widths, mode="edge").reshape(shape)
 

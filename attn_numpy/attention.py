@@ -68,6 +68,7 @@ def attention(
     ).output
 
 
+@np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
 def attention_steps(
     query: Float[np.ndarray, "B H T D"],
     key: Float[np.ndarray, "B H_kv S D"],
@@ -96,7 +97,7 @@ def attention_steps(
     sizes = (*query.shape[:3], key.shape[2])
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
-        checks.check_mask(mask, sizes)
+    checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
     visible = _visible(mask, bias, sizes, query_offset)
     q, k, v = (wide(array) for array in (query, key, value))
@@ -146,9 +147,8 @@ def _softmax(masked_scores, bad, empty_rows: str):
         fill = np.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
         level = np.where(bad[:, :, None, :], fill, np.zeros_like(masked_scores))
         masked_scores = np.where(empty, level, masked_scores)
-    with np.errstate(invalid="ignore"):  # -inf - -inf is NaN, and "nan" asks for it
-        exp = np.exp(masked_scores - masked_scores.max(-1, keepdims=True, initial=-np.inf))
-        weights = exp / exp.sum(-1, keepdims=True)
+    exp = np.exp(masked_scores - masked_scores.max(-1, keepdims=True, initial=-np.inf))
+    weights = exp / exp.sum(-1, keepdims=True)
     return np.where(empty, 0, weights) if empty_rows == "zero" else weights
 
 

@@ -14,7 +14,10 @@ def is_array(value) -> bool:
 
 
 def is_known(array) -> bool:
-    """Whether the values can be looked at now: always, in NumPy."""
+    """Whether the values can be looked at now.
+
+    Always, in NumPy.
+    """
     return True
 
 
@@ -62,9 +65,13 @@ def check_number(name: str, value) -> None:
         raise TypeError(f"{name} must be a number: got {kind(value)}")
 
 
-def check_count(name: str, value, least: int) -> None:
+def check_integer(name: str, value) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer: got {kind(value)}")
+
+
+def check_count(name: str, value, least: int) -> None:
+    check_integer(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}: got {value}")
 
@@ -92,7 +99,8 @@ def check_is_mask(rule: str, value, mask_class: type) -> None:
         raise TypeError(f"{rule}, write allow(array) or hide(array): got {kind(value)}")
 
 
-def check_tokens(tokens) -> None:
+def check_tokens(tokens, padding_idx) -> None:
+    check_integer("padding_idx", padding_idx)
     check_array("tokens", tokens, ("B", "S"))
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers: got {dtype_name(tokens)}")
@@ -121,15 +129,19 @@ def check_cells(name: str, array):
     return array
 
 
-def check_verdict(seen):
+def check_verdict(seen, sizes: tuple[int, int, int, int]):
     if not is_array(seen) or dtype_name(seen) != "bool":
-        raise TypeError(f"predicate must return bool: got {kind(seen)}")
+        raise TypeError(f"predicate must return a bool array: got {kind(seen)}")
+    pairs = zip(seen.shape, sizes, strict=False)
+    if seen.ndim != 4 or not all(got in (1, size) for got, size in pairs):
+        rule = f"predicate must return {_call(CALL)} = {tuple(sizes)}, or 1 for a dim"
+        raise ValueError(f"{rule}: got {tuple(seen.shape)}")
     return seen
 
 
 def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
     """Hold every table of a mask against the call it is used in."""
-    for leaf, name, axes, table in _tables(mask):
+    for leaf, name, axes, table in () if mask is None else _tables(mask):
         wanted = tuple(sizes[CALL.index(axis)] for axis in axes)
         pairs = zip(axes, table.shape, wanted, strict=True)
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):

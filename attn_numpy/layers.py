@@ -25,8 +25,8 @@ class Linear:
         out_features: int,
         *,
         bias: bool = True,
-        rng: np.random.Generator | None = None,
         dtype=np.float32,
+        rng: np.random.Generator | None = None,
     ):
         bound = math.sqrt(6 / (in_features + out_features))
         rng = rng or np.random.default_rng()
@@ -71,8 +71,8 @@ class Embedding:
         features: int,
         *,
         padding_idx: int | None = None,
-        rng: np.random.Generator | None = None,
         dtype=np.float32,
+        rng: np.random.Generator | None = None,
     ):
         rng = rng or np.random.default_rng()
         self.weight = rng.normal(size=(num_embeddings, features)).astype(dtype)

@@ -29,7 +29,7 @@ def sequence_mask(tokens: Integer[np.ndarray, "B S"], padding_idx: int) -> Bool[
     array([[False, False,  True],
            [False,  True,  True]])
     """
-    checks.check_tokens(tokens)
+    checks.check_tokens(tokens, padding_idx)
     return tokens == padding_idx
 
 
@@ -171,6 +171,7 @@ class Mask:
         cell = (batch, head, query, key)
         checks.check_cell(self, cell)
         sizes = self.sizes(batch + 1, head + 1, query + 1, key + 1)
+        query_offset = checks.check_query_offset(query_offset, self, sizes)
         at = Cells(sizes, query_offset, slice(query, query + 1), slice(key, key + 1))
 
         def word(mask: Mask) -> str:
@@ -183,20 +184,25 @@ class Mask:
 
     def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:
         """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
+        checks.check_count("batch", batch, 0)
+        checks.check_count("head", head, 0)
         batches, heads, _, _ = self.sizes(batch + 1, head + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
         return draw_cells(np.broadcast_to(allowed, (batches, heads, T, S))[batch, head])
 
     def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
         """Return (B, H, T, S), with B and H as large as the tables say where they say more."""
-        dims = {"B": [batch], "H": [heads]}
+        dims = {"B": batch, "H": heads}
         for leaf in self.leaves():
             for axes, table in zip(leaf.axes, leaf.tables, strict=True):
                 for axis, size in zip(axes, table.shape, strict=True):
-                    dims.get(axis, []).append(size)
-        return max(dims["B"]), max(dims["H"]), T, S
+                    if axis in dims and (size > max(dims[axis], 1) or not size):
+                        dims[axis] = size
+        return dims["B"], dims["H"], T, S
 
     def _call(self, T, S, query_offset, batch, heads):
+        for name, size in {"T": T, "S": S, "batch": batch, "heads": heads}.items():
+            checks.check_count(name, size, 0)
         sizes = self.sizes(batch, heads, T, S)
         checks.check_mask(self, sizes)
         return sizes, checks.check_query_offset(query_offset, self, sizes)
@@ -251,6 +257,7 @@ def sliding_window(before: int, after: int = 0) -> Mask:
 
 def _sliding_window(at, before, after):
     """a query sees from `before` positions back to `after` ahead"""
+    before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
     return (at.query - before <= at.key) & (at.key <= at.query + after)
 
 

@@ -7,6 +7,7 @@ from . import checks
 from .attention import attention, attention_steps
 from .layers import Linear
 from .masks import Mask, hide, padding
+from .tiles import Cells, Tiles
 
 
 class MultiHeadAttention:
@@ -36,8 +37,8 @@ class MultiHeadAttention:
         dropout: float = 0.0,
         batch_first: bool = True,
         empty_rows: str = "zero",
-        rng: np.random.Generator | None = None,
         dtype=np.float32,
+        rng: np.random.Generator | None = None,
     ):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         kdim = embed_dim if kdim is None else kdim
@@ -86,12 +87,16 @@ class MultiHeadAttention:
         key = query if key is None else key
         value = key if value is None else value
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        dtype = checks.dtype_name(self.q_proj.weight)
+        dtype = checks.dtype_name(getattr(self.q_proj, "weight", query))
         checks.check_inputs(query, key, value, dims, dtype, self.batch_first)
         if not self.batch_first:
             query, key, value = (x.swapaxes(0, 1) for x in (query, key, value))
         sizes = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
+        checks.check_mask(mask, sizes)
+        query_offset = checks.check_query_offset(query_offset, mask, sizes)
+        if mask is not None and self.empty_rows != "uniform":
+            key, value = _without_unseen(key, value, mask, sizes, query_offset)
         heads = (
             _split_heads(self.q_proj(query), self.num_heads),
             _split_heads(self.k_proj(key), self.num_kv_heads),
@@ -113,6 +118,14 @@ class MultiHeadAttention:
             output = attention(*heads, **options)
         output = self.out_proj(_merge_heads(output))
         return output if self.batch_first else output.swapaxes(0, 1), weights
+
+
+def _without_unseen(key, value, mask, sizes, query_offset):
+    """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
+    at = Tiles(Cells(sizes, query_offset), max(sizes[2], 1), 1)
+    some = np.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
+    seen = np.any(some, (1, 2))[..., None]  # (B, S, 1)
+    return np.where(seen, key, 0), np.where(seen, value, 0)
 
 
 def _split_heads(x, num_heads: int):

@@ -100,7 +100,9 @@ class Cells:
         return table[:, :, self._rows, self._columns]
 
     def call(self, function):
-        return checks.check_verdict(function(self.batch, self.head, self.query, self.key))
+        indices = (self.batch, self.head, self.query, self.key)
+        sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
+        return checks.check_verdict(function(*indices), sizes)
 
 
 class Tiles:

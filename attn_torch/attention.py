@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from . import checks
@@ -34,7 +34,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Int[Tensor, "..."] | None = None,
+    query_offset: int | Integer[Tensor, "..."] | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B H T D_v"]:
@@ -78,7 +78,7 @@ def attention_steps(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Int[Tensor, "..."] | None = None,
+    query_offset: int | Integer[Tensor, "..."] | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> AttentionSteps:
@@ -96,7 +96,7 @@ def attention_steps(
     sizes = (*query.shape[:3], key.shape[2])
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
-        checks.check_mask(mask, sizes)
+    checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
     if bias is not None:
         bias = bias.to(query.device)
@@ -146,17 +146,13 @@ def _scale(scale: float | None, head_dim: int) -> float:
 
 def _softmax(masked_scores, bad, empty_rows: str):
     """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
-    scores = masked_scores.detach()
-    nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)  # amax refuses S = 0
-    top = scores.amax(-1, keepdim=True) if scores.shape[-1] else nothing
-    empty = top == -torch.inf
-    if empty_rows == "uniform":  # equal scores, and a key that is not finite counts again
-        level = torch.where(bad[:, :, None, :], torch.nan, torch.zeros_like(masked_scores))
+    empty = (masked_scores == -torch.inf).all(-1, keepdim=True)
+    if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
+        fill = torch.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
+        level = torch.where(bad[:, :, None, :], fill, torch.zeros_like(masked_scores))
         masked_scores = torch.where(empty, level, masked_scores)
-    top = torch.where(empty, 0, top)  # -inf - -inf is NaN, so it never gets to that
-    exp = torch.exp(masked_scores - top)
-    total = exp.sum(-1, keepdim=True)
-    return exp / (torch.where(empty, 1, total) if empty_rows == "zero" else total)
+    weights = masked_scores.softmax(-1)
+    return torch.where(empty, 0, weights) if empty_rows == "zero" else weights
 
 
 def _drop(weights, dropout: float, generator):

@@ -15,7 +15,10 @@ def is_array(value) -> bool:
 
 
 def is_known(array) -> bool:
-    """Whether the values can be looked at now: not while compiling, nor in meta or fake tensors."""
+    """Whether the values can be looked at now.
+
+    Not while `torch.compile` traces, nor in meta and fake tensors.
+    """
     return type(array) is torch.Tensor and not array.is_meta and not torch.compiler.is_compiling()
 
 
@@ -37,7 +40,7 @@ def as_integers(name: str, value, rank: int):
     if array.ndim != rank:
         axes = "(B,)" if rank == 1 else "(B, S)"
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
-    if not is_array(array):
+    if isinstance(array, np.ndarray):
         return torch.from_numpy(array.astype(np.int64))
     return array if dtype_name(array).startswith("int") else array.to(torch.int64)
 
@@ -66,9 +69,13 @@ def check_number(name: str, value) -> None:
         raise TypeError(f"{name} must be a number: got {kind(value)}")
 
 
-def check_count(name: str, value, least: int) -> None:
+def check_integer(name: str, value) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer: got {kind(value)}")
+
+
+def check_count(name: str, value, least: int) -> None:
+    check_integer(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}: got {value}")
 
@@ -96,7 +103,8 @@ def check_is_mask(rule: str, value, mask_class: type) -> None:
         raise TypeError(f"{rule}, write allow(array) or hide(array): got {kind(value)}")
 
 
-def check_tokens(tokens) -> None:
+def check_tokens(tokens, padding_idx) -> None:
+    check_integer("padding_idx", padding_idx)
     check_array("tokens", tokens, ("B", "S"))
     if "int" not in dtype_name(tokens):
         raise TypeError(f"tokens must be integers: got {dtype_name(tokens)}")
@@ -125,15 +133,19 @@ def check_cells(name: str, array):
     return array
 
 
-def check_verdict(seen):
+def check_verdict(seen, sizes: tuple[int, int, int, int]):
     if not is_array(seen) or dtype_name(seen) != "bool":
-        raise TypeError(f"predicate must return bool: got {kind(seen)}")
+        raise TypeError(f"predicate must return a bool array: got {kind(seen)}")
+    pairs = zip(seen.shape, sizes, strict=False)
+    if seen.ndim != 4 or not all(got in (1, size) for got, size in pairs):
+        rule = f"predicate must return {_call(CALL)} = {tuple(sizes)}, or 1 for a dim"
+        raise ValueError(f"{rule}: got {tuple(seen.shape)}")
     return seen
 
 
 def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
     """Hold every table of a mask against the call it is used in."""
-    for leaf, name, axes, table in _tables(mask):
+    for leaf, name, axes, table in () if mask is None else _tables(mask):
         wanted = tuple(sizes[CALL.index(axis)] for axis in axes)
         pairs = zip(axes, table.shape, wanted, strict=True)
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
@@ -297,9 +309,9 @@ def check_inputs(query, key, value, dims: dict[str, int], dtype: str, batch_firs
         if dtype_name(array) != dtype:
             rule = f"{name} must have the dtype of the weights, {dtype}"
             raise TypeError(f"{rule}: got {dtype_name(array)}")
-    batch, length = (0, 1) if batch_first else (1, 0)
-    check_same_batch(query.shape[batch], key.shape[batch], value.shape[batch])
-    check_same_length(key.shape[length], value.shape[length])
+    samples, steps = (0, 1) if batch_first else (1, 0)
+    check_same_batch(query.shape[samples], key.shape[samples], value.shape[samples])
+    check_same_length(key.shape[steps], value.shape[steps])
 
 
 def check_key_padding_mask(mask, sizes: tuple[int, int, int, int]) -> None:

@@ -7,11 +7,12 @@ One rule holds for every mask here: no boolean without a name. `sequence_mask` a
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from . import checks
@@ -19,7 +20,7 @@ from .draw import draw_cells
 from .tiles import Cells, Tiles, Verdict
 
 
-def sequence_mask(tokens: Int[Tensor, "B S"], padding_idx: int) -> Bool[Tensor, "B S"]:
+def sequence_mask(tokens: Integer[Tensor, "B S"], padding_idx: int) -> Bool[Tensor, "B S"]:
     """Mark the padding of a batch of token rows: True hides, as `key_padding_mask` reads it.
 
     Source: "Transformer, Multi-head Attention Pytorch Guide Focusing on Masking", step 1.
@@ -29,7 +30,7 @@ def sequence_mask(tokens: Int[Tensor, "B S"], padding_idx: int) -> Bool[Tensor, 
     tensor([[False, False,  True],
             [False,  True,  True]])
     """
-    checks.check_tokens(tokens)
+    checks.check_tokens(tokens, padding_idx)
     dtype = torch.iinfo(tokens.dtype)
     if not dtype.min <= padding_idx <= dtype.max:  # a comparison would wrap it: uint8 255 == -1
         return torch.zeros_like(tokens, dtype=torch.bool)
@@ -74,6 +75,8 @@ class Mask:
     parts: "tuple[Mask, ...]" = ()
     positional: bool = False
 
+    __array_ufunc__ = None  # so that `array & mask` comes here and is refused
+
     def __and__(self, other: "Mask") -> "Mask":
         return _combine("&", operator.and_, self, other)
 
@@ -114,7 +117,7 @@ class Mask:
         for part in self.parts:
             yield from part.leaves()
 
-    def ask(self, at: Cells | Tiles) -> "Tensor | Verdict":
+    def ask(self, at: Cells | Tiles) -> Any:
         """Put the rule to cells (a bool each) or to tiles (a `Verdict` each)."""
         if self.parts:
             return self.rule(*(part.ask(at) for part in self.parts))
@@ -186,6 +189,7 @@ class Mask:
         cell = (batch, head, query, key)
         checks.check_cell(self, cell)
         sizes = self.sizes(batch + 1, head + 1, query + 1, key + 1)
+        query_offset = checks.check_query_offset(query_offset, self, sizes)
         row, column = slice(query, query + 1), slice(key, key + 1)
         at = Cells(sizes, query_offset, row, column, self.device)
 
@@ -199,20 +203,25 @@ class Mask:
 
     def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:
         """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
+        checks.check_count("batch", batch, 0)
+        checks.check_count("head", head, 0)
         batches, heads, _, _ = self.sizes(batch + 1, head + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
         return draw_cells(allowed.broadcast_to((batches, heads, T, S))[batch, head])
 
     def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
         """Return (B, H, T, S), with B and H as large as the tables say where they say more."""
-        dims = {"B": [batch], "H": [heads]}
+        dims = {"B": batch, "H": heads}
         for leaf in self.leaves():
             for axes, table in zip(leaf.axes, leaf.tables, strict=True):
                 for axis, size in zip(axes, table.shape, strict=True):
-                    dims.get(axis, []).append(size)
-        return max(dims["B"]), max(dims["H"]), T, S
+                    if axis in dims and (size > max(dims[axis], 1) or not size):
+                        dims[axis] = size
+        return dims["B"], dims["H"], T, S
 
     def _call(self, T, S, query_offset, batch, heads):
+        for name, size in {"T": T, "S": S, "batch": batch, "heads": heads}.items():
+            checks.check_count(name, size, 0)
         sizes = self.sizes(batch, heads, T, S)
         checks.check_mask(self, sizes)
         return sizes, checks.check_query_offset(query_offset, self, sizes)
@@ -269,10 +278,11 @@ def sliding_window(before: int, after: int = 0) -> Mask:
 
 def _sliding_window(at, before, after):
     """a query sees from `before` positions back to `after` ahead"""
+    before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
     return (at.query - before <= at.key) & (at.key <= at.query + after)
 
 
-def prefix(lengths: Int[Tensor, "B"]) -> Mask:
+def prefix(lengths: Integer[Tensor, "B"] | Sequence[int]) -> Mask:
     """Let every query see the first `lengths[b]` keys of its sample, and the rest causally.
 
     Raises TypeError unless lengths are integers, ValueError unless they are (B,) and not negative.
@@ -294,7 +304,9 @@ def _prefix(at, lengths):
 
 
 def padding(
-    lengths: Int[Tensor, "B"] | None = None, *, hidden: Bool[Tensor, "B S"] | None = None
+    lengths: Integer[Tensor, "B"] | Sequence[int] | None = None,
+    *,
+    hidden: Bool[Tensor, "B S"] | None = None,
 ) -> Mask:
     """Hide the keys that are padding, by each sample's length or by `sequence_mask`'s array.
 
@@ -321,7 +333,10 @@ def _padding_hidden(at, hidden):
     return ~at.columns(hidden)
 
 
-def segments(query_ids: Int[Tensor, "B T"], key_ids: Int[Tensor, "B S"] | None = None) -> Mask:
+def segments(
+    query_ids: Integer[Tensor, "B T"] | Sequence,
+    key_ids: Integer[Tensor, "B S"] | Sequence | None = None,
+) -> Mask:
     """Let a query see the keys of its own segment: several documents packed in one row.
 
     With one argument the ids belong to positions, and `query_offset` moves the queries along

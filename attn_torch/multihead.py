@@ -1,12 +1,15 @@
 """Multi-head attention with the documents' call: `attn(query, key, value, ...)`."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
 from . import checks
 from .attention import attention, attention_steps
 from .masks import Mask, hide, padding
+from .tiles import Cells, Tiles
 
 
 class MultiHeadAttention(nn.Module):
@@ -48,7 +51,7 @@ class MultiHeadAttention(nn.Module):
         self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
         self.dropout, self.batch_first, self.empty_rows = dropout, batch_first, empty_rows
         kv_dim = num_kv_heads * self.head_dim
-        options = {"bias": bias, "device": device, "dtype": dtype}
+        options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         self.q_proj = nn.Linear(embed_dim, embed_dim, **options)
         self.k_proj = nn.Linear(kdim, kv_dim, **options)
         self.v_proj = nn.Linear(vdim, kv_dim, **options)
@@ -68,7 +71,7 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Mask | Shaped[Tensor, "..."] | None = None,
         need_weights: bool = True,
         average_weights: bool = True,
-        query_offset: int | Int[Tensor, "..."] | None = None,
+        query_offset: int | Integer[Tensor, "..."] | None = None,
     ) -> tuple[Float[Tensor, "_ _ E"], Float[Tensor, "..."] | None]:
         """Attend from query to key and value; `key=None` is self-attention, `value=None` is key.
 
@@ -81,12 +84,16 @@ class MultiHeadAttention(nn.Module):
         key = query if key is None else key
         value = key if value is None else value
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        dtype = checks.dtype_name(self.q_proj.weight)
+        dtype = checks.dtype_name(getattr(self.q_proj, "weight", query))
         checks.check_inputs(query, key, value, dims, dtype, self.batch_first)
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         sizes = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
+        checks.check_mask(mask, sizes)
+        query_offset = checks.check_query_offset(query_offset, mask, sizes)
+        if mask is not None and self.empty_rows != "uniform":
+            key, value = _without_unseen(key, value, mask, sizes, query_offset)
         heads = (
             _split_heads(self.q_proj(query), self.num_heads),
             _split_heads(self.k_proj(key), self.num_kv_heads),
@@ -107,6 +114,14 @@ class MultiHeadAttention(nn.Module):
             output = attention(*heads, **options)
         output = self.out_proj(_merge_heads(output))
         return output if self.batch_first else output.transpose(0, 1), weights
+
+
+def _without_unseen(key, value, mask, sizes, query_offset):
+    """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
+    at = Tiles(Cells(sizes, query_offset, device=key.device), max(sizes[2], 1), 1)
+    some = mask.ask(at).some.broadcast_to((*sizes[:2], 1, sizes[3]))
+    seen = some.any((1, 2))[..., None]  # (B, S, 1)
+    return torch.where(seen, key, 0), torch.where(seen, value, 0)
 
 
 def _split_heads(x, num_heads: int):

@@ -56,7 +56,7 @@ class Interval:
     def __gt__(self, other) -> Verdict:
         return ~(self <= other)
 
-    def __eq__(self, other) -> Verdict:
+    def __eq__(self, other) -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
 
 
@@ -103,7 +103,9 @@ class Cells:
         return table[:, :, self._rows, self._columns].to(self.key.device)
 
     def call(self, function):
-        return checks.check_verdict(function(self.batch, self.head, self.query, self.key))
+        indices = (self.batch, self.head, self.query, self.key)
+        sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
+        return checks.check_verdict(function(*indices), sizes)
 
 
 class Tiles:

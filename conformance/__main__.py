@@ -50,6 +50,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     given += [f"--device={options.device}", f"--report={options.report}"]
     given += ["--fuzz"] * options.fuzz
     status = pytest.main([*given, *rest])
+    if "--collect-only" in rest:
+        return int(status)
     if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         print(f"{summary(read(options.report))}\nreport: {options.report}")
     elif status == pytest.ExitCode.NO_TESTS_COLLECTED:

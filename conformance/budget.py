@@ -6,7 +6,7 @@ worst of sixteen orders of evaluation (`expected.py`). The first term is what ro
 very case, the second a floor for the cases in which the naive formula happens to be exact.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -19,13 +19,11 @@ class Ledger:
     clause: str = ""
     used: float = 0.0
     what: str = ""
-    compared: list[str] = field(default_factory=list)
 
     def open(self, clause: str) -> None:
-        self.clause, self.used, self.what, self.compared = clause, 0.0, "", []
+        self.clause, self.used, self.what = clause, 0.0, ""
 
     def enter(self, used: float, what: str) -> None:
-        self.compared.append(what)
         if used >= self.used:
             self.used, self.what = used, what
 

@@ -1,5 +1,7 @@
 """How the suite is pointed at a subject: options, the `subject` fixture, and what is reported."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -9,6 +11,7 @@ from conformance.contract import clauses, profiles
 from conformance.report import Reporter
 from conformance.subject import NotOffered, require
 
+HERE = Path(__file__).parent
 SUBJECTS = pytest.StashKey[list]()
 
 
@@ -78,6 +81,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
+            mark = item.get_closest_marker("clause")
+            if not mark or mark.args[0] not in clauses() or "subject" not in item.fixturenames:
+                rule = "a test of the suite takes `subject` and proves a clause of CONTRACT.md"
+                raise pytest.UsageError(f"{rule}: got {item.nodeid}")
     wanted = set(config.option.clause or clauses())
     wanted &= {
         c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())

@@ -31,7 +31,10 @@ def clauses() -> dict[str, Clause]:
     for line in Path(__file__).with_name("CONTRACT.md").read_text("utf-8").splitlines():
         if line.startswith("## "):
             profile = line.removeprefix("## ")
-        elif match := CLAUSE.fullmatch(line):
+        elif line.startswith("- "):
+            match = CLAUSE.fullmatch(line)
+            if not match:
+                raise ValueError(f"a clause reads '- **ID** MUST: ...' or SHOULD: got {line}")
             if match["id"] in found:
                 raise ValueError(f"a clause id is never reused: got {match['id']} twice")
             found[match["id"]] = Clause(match["id"], profile, match["level"], match["sentence"])

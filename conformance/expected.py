@@ -22,7 +22,8 @@ ATTENTION = {
 MULTIHEAD = {
     "queries": {"query": 1, "grad": 1, "seen": 2, "bias": -2, "weights": 2, "output": 1},
     "keys": {"key": 1, "value": 1, "seen": 3, "bias": -1, "weights": 3},
-    "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "seen": 0, "weights": 0, "output": 0},
+    "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "seen": 0, "bias": -4, "weights": 0,
+                "output": 0},
 }  # fmt: skip
 
 
@@ -68,8 +69,9 @@ def _flip(arrays: dict, turned: list[dict]) -> dict:
     arrays = dict(arrays)
     for axes in turned:
         for name in axes.keys() & arrays.keys():
-            if arrays[name] is not None:
-                arrays[name] = np.flip(arrays[name], axes[name])
+            array, axis = arrays[name], axes[name]
+            if array is not None and array.ndim >= -axis:  # a (T, S) bias knows no samples
+                arrays[name] = np.flip(array, axis)
     return arrays
 
 

@@ -148,8 +148,11 @@ def gradients(
 def _sum_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum over the axes along which an array of `shape` was broadcast."""
     padded = (1,) * (array.ndim - len(shape)) + tuple(shape)
-    axes = tuple(i for i, size in enumerate(padded) if size == 1 and array.shape[i] != 1)
-    return array.sum(axes, keepdims=True).reshape(shape)
+    total = np.zeros(padded)
+    for index in np.ndindex(*padded):
+        spread = tuple(slice(None) if n == 1 else i for i, n in zip(index, padded, strict=True))
+        total[index] = math.fsum(array[spread].ravel())
+    return total.reshape(shape)
 
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

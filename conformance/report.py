@@ -26,7 +26,7 @@ class Reporter:
         self.subjects, self.started = subjects, time.time()
         self.counts: Counter[str] = Counter()
         self.file = None
-        if config.option.report:
+        if config.option.report and not config.option.collectonly:
             path = Path(config.option.report)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("w", encoding="utf-8")
@@ -137,7 +137,7 @@ def summary(lines: list[dict]) -> str:
         table.add_column(name)
     for name in ("conform", "differ", "error", "not offered", "largest error", "seconds"):
         table.add_column(name, justify="right")
-    table.add_column("in case", overflow="fold")
+    table.add_column("in case", overflow="ellipsis", no_wrap=True)
     groups = defaultdict(list)
     for result in lines[1:-1]:
         profile = clauses()[result["clause"]].profile
@@ -146,7 +146,7 @@ def summary(lines: list[dict]) -> str:
     ranked = {(s["backend"], s["device"]): i for i, s in enumerate(header["subjects"])}
     for key in sorted(groups, key=lambda k: (ranked[k[:2]], order[k[2]])):
         table.add_row(*key, *_row(groups[key]))
-    console = Console(width=132, highlight=False)
+    console = Console(width=150, highlight=False)
     with console.capture() as capture:
         console.print(table)
     counts = ", ".join(f"{footer['counts'].get(o, 0)} {o}" for o in OUTCOMES)

@@ -60,11 +60,10 @@ def test_output_is_the_formula(subject, case):
 
 
 @clause("ATT-1")
+@pytest.mark.parametrize("dtype", ["float64"])
 @pytest.mark.parametrize("name", ["plain", "causal", "padding", "window_or_prefix"])
-def test_output_is_the_formula_in_float64(subject, name):
-    if "float64" not in subject.dtypes:
-        pytest.skip(f"{subject.name} on {subject.device} has no float64")
-    check_steps(subject, BY_NAME[name], "float64")
+def test_output_is_the_formula_in_float64(subject, name, dtype):
+    check_steps(subject, BY_NAME[name], dtype)
 
 
 @clause("ATT-1")
@@ -327,6 +326,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.untyped
 @clause("ATT-11")
 @pytest.mark.parametrize("case", COMPILED, ids=names(COMPILED))
 def test_compiled_equals_eager(subject, case):

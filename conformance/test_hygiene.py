@@ -7,6 +7,7 @@ from .budget import Differs, compare, same
 from .cases import MAIN, Case, coins
 from .checking import hold
 from .contract import clause
+from .multi import CROSS
 from .specs import causal, hide, padding
 from .subject import require
 
@@ -65,6 +66,25 @@ def test_hidden_garbage_reaches_no_gradient(subject, role, fill, way):
     grad = CLEAN.grad("float32")
     clean = subject.gradients(*CLEAN.inputs("float32"), grad, **WAYS[way])
     got = subject.gradients(*dirty(role, fill), grad, **WAYS[way])
+    for name in clean:
+        same(got[name], clean[name], f"gradient of {name}")
+
+
+@clause("CLEAN-3")
+@pytest.mark.parametrize("way", ["key_padding_mask", "attn_mask"])
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_hidden_garbage_reaches_no_parameter(subject, fill, way):
+    require(subject, "gradients")
+    options = {
+        "key_padding_mask": {"key_padding_mask": PADDED},
+        "attn_mask": {"attn_mask": padding(LENGTHS)},
+    }[way]
+    clean, (query, key, value) = CROSS.check_gradients(subject, options, SEEN), CROSS.inputs()
+    key, value = (np.where(PADDED[..., None], np.float32(fill), x) for x in (key, value))
+    parameters = CROSS.parameters("float32")
+    got = subject.multihead_gradients(
+        CROSS.config, parameters, query, key, value, CROSS.grad(), **options
+    )
     for name in clean:
         same(got[name], clean[name], f"gradient of {name}")
 

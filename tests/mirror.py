@@ -189,7 +189,8 @@ def complaints(root: Path, exceptions: dict) -> list[str]:
     lines = [str(d) for d in found if not any(excuses(row, what, d) for row, what in rows)]
     for row, what in rows:
         if not any(excuses(row, what, difference) for difference in found):
-            lines.append(f"stale exception, remove it: {row['file']}: {row['name']}: {what}")
+            place = ": ".join(filter(None, (row["file"], row["name"], what)))
+            lines.append(f"stale exception, remove it: {place}")
     for backend, words in mirror.words.items():
         unused = [word for word in words if (backend, word) not in mirror.used]
         lines += [f"stale word, remove it: {words[word]} of {backend}" for word in unused]

@@ -23,14 +23,14 @@ def devices() -> list[str]:
     return found
 
 
-@partial(jax.jit, static_argnames=("through", "empty_rows"))
-def _gradients(leaves, options, grad, through, empty_rows):
+@partial(jax.jit, static_argnames=("through", "static"))
+def _gradients(leaves, traced, grad, through, static):
     """Differentiate in one compiled function, so that equal structures compile once."""
 
     def call(leaves):
         if through == "steps":
-            return attn_jax.attention_steps(**leaves, **options, empty_rows=empty_rows).output
-        return attn_jax.attention(**leaves, **options, empty_rows=empty_rows)
+            return attn_jax.attention_steps(**leaves, **traced, **dict(static)).output
+        return attn_jax.attention(**leaves, **traced, **dict(static))
 
     return jax.vjp(call, leaves)[1](grad)[0]
 
@@ -82,8 +82,9 @@ class Adapter(Rosetta):
             options = self.options(options)
             if options.get("bias") is not None:
                 leaves["bias"] = options.pop("bias")
-            policy = options.pop("empty_rows", "zero")
-            found = _gradients(leaves, options, self.array(grad), through, policy)
+            traced = {n: options.pop(n) for n in ("mask", "query_offset") if n in options}
+            static = tuple(options.items())
+            found = _gradients(leaves, traced, self.array(grad), through, static)
             return {name: self.numpy(x) for name, x in found.items()}
 
     def module_with(self, config, parameters, training=False, seed=None):

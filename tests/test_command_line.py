@@ -1,0 +1,224 @@
+"""The command line: what it prints, what it writes, and that nothing untested counts as a pass."""
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformance.__main__ import main
+from conformance.conftest import select
+from conformance.contract import clauses
+from conformance.report import OUTCOMES
+
+ROOT = Path(__file__).parents[1]
+MAIN = "import sys; from conformance.__main__ import main; sys.exit(main(sys.argv[1:]))"
+EMPTY = ["run", "--backend", "numpy", "--profile", "empty"]
+
+
+def cli(
+    *arguments, root: Path = ROOT, cwd: Path = ROOT, first: str = ""
+) -> subprocess.CompletedProcess:
+    """Run `python -m conformance` from the packages in `root`, after the Python in `first`."""
+    start = ["-c", f"{first}\n{MAIN}"] if first else ["-m", "conformance"]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    settings = {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # half the time
+    return subprocess.run(
+        [sys.executable, *start, *map(str, arguments)],
+        env=os.environ | settings, cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """The command failed and said why, in one line and in its own words."""
+    assert done.returncode != 0, done.stdout
+    for text in (done.stdout, done.stderr):
+        assert "Traceback" not in text, text[-2000:]
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.fixture(scope="module")
+def empty_run(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """Run one profile on one backend, outside the repository."""
+    folder = tmp_path_factory.mktemp("run")
+    return cli(*EMPTY, "--report", "new/report.jsonl", cwd=folder), folder / "new/report.jsonl"
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_list_names_every_clause(capsys):
+    assert main(["list"]) == 0
+    listed = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    assert listed == [[c.profile, c.id, c.level, c.sentence] for c in clauses().values()]
+
+
+def test_run_passes_and_ends_with_its_table(empty_run):
+    done, path = empty_run
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    *_, versions, _, total, where = done.stdout.strip().splitlines()
+    assert re.search(r"^ *numpy +cpu +empty +\d+ +0 +0 ", done.stdout, re.MULTILINE), done.stdout
+    assert versions.startswith(f"numpy on cpu: numpy {np.__version__}; Python ")
+    assert re.match(r"\d+ tests: \d+ conforms, 0 differs, 0 error, \d+ not offered; ", total)
+    assert where == f"report: {path.relative_to(path.parents[1])}"
+
+
+def test_report_is_a_header_results_and_a_footer(empty_run):
+    header, *results, footer = lines_of(empty_run[1])
+    assert [line["type"] for line in results] == ["result"] * len(results)
+    versions = {"numpy": np.__version__}
+    assert header["subjects"] == [{"backend": "numpy", "device": "cpu", "versions": versions}]
+    assert (header["type"], header["python"]) == ("header", platform.python_version())
+    assert header["precision"]
+    assert header["arguments"][: len(EMPTY)] == EMPTY
+    assert (footer["type"], footer["exit"]) == ("footer", 0)
+    assert footer["counts"] == Counter(line["outcome"] for line in results)
+    own = [clause.id for clause in clauses().values() if clause.profile == "empty"]
+    assert {line["clause"] for line in results} == set(own)
+
+
+def test_result_says_what_was_tested_and_how_it_went(empty_run):
+    _, *results, _ = lines_of(empty_run[1])
+    assert len({line["test"] for line in results}) == len(results)
+    for line in results:
+        assert line["outcome"] in OUTCOMES
+        assert f"[numpy-cpu-{line['clause']}" in line["test"]
+        assert (line["backend"], line["device"]) == ("numpy", "cpu")
+        if line["outcome"] == "conforms":
+            assert 0 <= line["used"] <= 1, line
+        else:
+            assert line["outcome"] == "not offered"
+            assert line["message"].endswith("numpy does not offer gradients of attention and of "
+                                            "multi-head attention"), line  # fmt: skip
+
+
+def report(capsys, path: Path) -> subprocess.CompletedProcess:
+    """Run `report`, here and now; nobody else is to see an exception of it."""
+    status = main(["report", str(path)])
+    return subprocess.CompletedProcess(["report", path], status, *capsys.readouterr())
+
+
+def test_report_prints_the_same_table_again(empty_run, capsys):
+    done = report(capsys, empty_run[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    table = empty_run[0].stdout.split("in case", 1)[1].rsplit("report: ", 1)[0]
+    assert done.stdout.split("in case", 1)[1].strip() == table.strip()
+
+
+CUTS = {
+    "without_footer": lambda text: text.rsplit("\n", 2)[0] + "\n",
+    "in_the_middle_of_a_line": lambda text: text[: len(text) // 2].rstrip("}\n"),
+    "without_header": lambda text: text.split("\n", 1)[1],
+    "empty": lambda text: "",
+    "no_json": lambda text: "a report\n",
+    "other_json": lambda text: '{"counts": 3}\n[]\n',
+}
+
+
+@pytest.mark.parametrize("how", CUTS)
+def test_report_that_was_cut_off_is_refused(empty_run, tmp_path, capsys, how):
+    path = tmp_path / "cut.jsonl"
+    path.write_text(CUTS[how](empty_run[1].read_text("utf-8")), "utf-8")
+    refused(report(capsys, path), "a report", str(path))
+
+
+def test_report_that_does_not_exist_is_refused(tmp_path, capsys):
+    refused(report(capsys, tmp_path / "none.jsonl"), str(tmp_path / "none.jsonl"))
+
+
+NUMPY = ["run", "--backend", "numpy"]
+WRONG = {
+    "clause": (["--clause", "NOPE-1"], "--clause must be one of MASK-1,", "got NOPE-1"),
+    "profile": (["--profile", "nope"], "--profile must be one of masks,", "got nope"),
+    "backend": (["--backend", "nope"], "--backend must be one of numpy, torch, jax: got nope"),
+    "device": (["--device", "cuda"], "--device must be", "got cuda, numpy has cpu"),
+    "case": (["-k", "no_such_case"], "no case matches", "nothing was tested"),
+    "path": (["no/such/test.py"], "not found: no/such/test.py"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_run_refuses_what_does_not_exist(tmp_path, name):
+    given, *words = WRONG[name]
+    refused(cli(*NUMPY, *given, "--report", tmp_path / "report.jsonl", cwd=tmp_path), *words)
+
+
+def test_run_refuses_a_report_that_cannot_be_written(tmp_path):
+    refused(cli(*EMPTY, "--report", tmp_path), "--report", str(tmp_path))
+
+
+def test_backend_that_is_not_installed_is_an_error(tmp_path):
+    without = "import sys; sys.modules['torch'] = None"
+    done = cli("run", "--backend", "torch", "--report", tmp_path / "report.jsonl", first=without)
+    refused(done, "a backend must be installed to be tested", "torch lacks torch")
+
+
+def test_backend_that_is_not_installed_is_an_error_beside_another(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(pytest.UsageError, match=r"got torch lacks torch$"):
+        select(["numpy", "torch"], "auto")
+
+
+def test_backend_that_cannot_be_imported_is_an_error(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: no such file')\n")
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    done = cli("run", "--backend", "torch", "--report", tmp_path / "report.jsonl", first=path)
+    refused(done, "torch", "libtorch.so: no such file")
+
+
+def test_every_importable_backend_runs_where_none_is_named(tmp_path):
+    without = "import sys; sys.modules |= dict.fromkeys(['torch', 'jax', 'flax'])"
+    report = tmp_path / "report.jsonl"
+    done = cli("run", "--clause", "MASK-3", "--report", report, first=without)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [s["backend"] for s in lines_of(report)[0]["subjects"]] == ["numpy"]
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """Return a copy of the suite and of one backend, to break."""
+    for name in ("conformance", "attn_numpy"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1, f"{path.name} no longer says {old}"
+    path.write_text(text.replace(old, new), "utf-8")
+
+
+BREAKS = {"differs": "1 / math.sqrt(head_dim + 1)", "error": "1 / math.sqrt(-head_dim)"}
+
+
+@pytest.mark.parametrize("outcome", BREAKS)
+def test_failure_names_clause_subject_case_and_the_command_that_repeats_it(copy, outcome):
+    replace(copy / "attn_numpy/attention.py", "1 / math.sqrt(head_dim)", BREAKS[outcome])
+    only = ["--clause", "ATT-1", "-k", "test_output_is_the_formula and plain"]
+    done = cli(*NUMPY, *only, root=copy, cwd=copy)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    clause, case = clauses()["ATT-1"], "test_output_is_the_formula[numpy-cpu-ATT-1-plain]"
+    assert f"ATT-1 (MUST): {clause.sentence}\n" in done.stdout
+    assert f"subject: numpy on cpu; case: {case}\n" in done.stdout
+    _, *results, footer = lines_of(copy / ".conformance/report.jsonl")
+    (result,) = [line for line in results if line["test"] == case]
+    assert (result["outcome"], footer["counts"][outcome]) == (outcome, len(results))
+    assert footer["exit"] == 1
+    assert result["message"] in done.stdout
+    if outcome == "differs":
+        assert re.match(r"ATT-1: output at \(.*\): expected .*, got .*, error", result["message"])
+    command = re.search(r"run just this: python -m conformance (.*)", done.stdout)[1]
+    again = cli(*shlex.split(command), root=copy, cwd=copy)
+    assert again.returncode == pytest.ExitCode.TESTS_FAILED
+    assert result["message"] in again.stdout
