@@ -14,12 +14,16 @@ CAPABILITIES = {
     "masks": "mask builders and the questions a mask answers",
     "attention": "attention and its steps",
     "gradients": "gradients of attention and of multi-head attention",
+    "blocked": "a path that walks the mask's tiles",
     "compiled": "a compiled form of attention",
     "multihead": "multi-head attention",
     "any_shape": "a new shape without the cost of a compilation",
     "traced": "calls whose arrays have no values yet",
     "errors": "the contract's errors, call by call",
 }
+
+
+TILE = (2, 3)  # queries by keys: small, so that small cases have many
 
 
 class NotOffered(Exception):
@@ -55,10 +59,13 @@ class Subject(Protocol):
     def compiled(self, query, key, value, **options) -> np.ndarray:
         """Attend by the compiled form."""
 
+    def blocked(self, query, key, value, *, tile: tuple[int, int], **options) -> np.ndarray:
+        """Attend tile by tile, in tiles of so many queries by keys."""
+
     def gradients(self, query, key, value, grad, **options) -> dict[str, np.ndarray]:
         """Return the gradients of sum(grad * output) by query, key, value and bias.
 
-        `through="steps"` takes the textbook path, where there are two.
+        `through="steps"` takes the textbook path and "blocked" the other, in tiles of TILE.
         """
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:

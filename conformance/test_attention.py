@@ -21,10 +21,11 @@ from .cases import (
     names,
     normal,
 )
+from .cases import dtype as numpy_dtype
 from .checking import check_steps, hold
 from .contract import clause
 from .specs import allow, causal, hide, padding, sliding_window
-from .subject import require
+from .subject import TILE, require
 
 RAGGED = BY_NAME["causal_and_padding"]
 SHAPES = [
@@ -285,6 +286,30 @@ def test_asking_for_steps_does_not_change_the_output(subject, case):
     output = subject.attention(*case.inputs("float32"), **case.options("float32"))
     exact, rough = case.expected("float32")
     close(output, steps["output"], rough["output"], exact["output"], "output with and without")
+
+
+PATHS = [PLAIN, *MASKED, *MIXED, *SHAPES, *SCALES[:2]]
+
+
+@clause("ATT-9")
+@pytest.mark.parametrize("case", PATHS, ids=names(PATHS))
+def test_walking_tiles_gives_the_textbooks_output(subject, case):
+    require(subject, "blocked")
+    exact, rough = case.expected("float32")
+    got = subject.blocked(*case.inputs("float32"), tile=TILE, **case.options("float32"))
+    textbook = subject.steps(*case.inputs("float32"), **case.options("float32"))["output"]
+    compare(got, exact["output"], rough["output"], "output by tiles")
+    close(got, textbook, rough["output"], exact["output"], "output by tiles and by the textbook")
+
+
+@clause("ATT-9")
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_walking_tiles_keeps_every_dtype(subject, dtype):
+    require(subject, "blocked")
+    exact, rough = RAGGED.expected(dtype)
+    got = subject.blocked(*RAGGED.inputs(dtype), tile=TILE, **RAGGED.options(dtype))
+    assert got.dtype == numpy_dtype(dtype), f"ATT-9: expected {dtype}, got {got.dtype}"
+    compare(got, exact["output"], rough["output"], "output by tiles")
 
 
 @clause("ATT-10")

@@ -1,5 +1,7 @@
 """The chapter on causal masks: alignment, growth, and padding on either side."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from .cases import LENGTHS, MAIN, SQUARE, Case, normal
 from .checking import check_steps, hold
 from .contract import clause
 from .specs import causal, padding, prefix, segments, sliding_window
-from .subject import require
+from .subject import TILE, require
 
 CAUSAL = Case("causal", SQUARE, causal())
 POSITIONAL = {
@@ -65,13 +67,15 @@ def test_one_query_against_a_cache_of_five_sees_five_keys(subject):
 
 @clause("CAUSE-4")
 @pytest.mark.parametrize("later", [1, 4, 6])
-def test_later_tokens_never_change_earlier_outputs(subject, later):
-    require(subject, "attention")
+@pytest.mark.parametrize("through", ["attention", "blocked"])
+def test_later_tokens_never_change_earlier_outputs(subject, through, later):
+    require(subject, through)
     inputs = CAUSAL.inputs("float32")
     changed = [np.array(x) for x in inputs]
     for x in changed:
         x[:, :, later:] = normal(later, *x[:, :, later:].shape)
-    before, after = (subject.attention(*x, mask=causal()) for x in (inputs, changed))
+    call = subject.attention if through == "attention" else partial(subject.blocked, tile=TILE)
+    before, after = (call(*x, mask=causal()) for x in (inputs, changed))
     same(after[:, :, :later], before[:, :, :later], f"outputs before token {later}")
     assert abs(after - before)[:, :, later:].max() > 0.1, "the tokens were not changed"
 

@@ -9,7 +9,7 @@ from .cases import LENGTHS, MAIN, Case, Shape, coins, normal
 from .checking import check_gradients, check_steps, hold
 from .contract import clause
 from .specs import allow, causal, hide, padding
-from .subject import require
+from .subject import TILE, require
 
 POLICIES = ("zero", "nan", "uniform")
 ROWS = coins(61, *MAIN.call, true=0.6) & ~coins(62, 3, 2, 5, 1, true=0.4)  # some rows of nothing
@@ -94,6 +94,9 @@ def test_it_does_not_matter_how_a_row_was_emptied(subject, way, policy):
     output = subject.attention(*inputs, empty_rows=policy, **ways(1)[way])
     hold(output, *inputs, "output", seen=seen, empty_rows=policy)
     hold(steps["output"], *inputs, "output of the steps", seen=seen, empty_rows=policy)
+    if "blocked" in subject.capabilities:
+        walked = subject.blocked(*inputs, tile=TILE, empty_rows=policy, **ways(1)[way])
+        hold(walked, *inputs, "output by tiles", seen=seen, empty_rows=policy)
     expected = {"zero": 0.0, "nan": np.nan, "uniform": np.float32(1 / 7)}[policy]
     compare(steps["weights"][1], np.full((2, 5, 7), expected), expected, "weights of the row")
 

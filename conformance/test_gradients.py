@@ -21,6 +21,8 @@ MIXED = [
     Case("uniform", mask=padding(LENGTHS), empty_rows="uniform"),
 ]
 
+BOTH = [*(BY_NAME[name] for name in ("plain", "causal", "causal_and_padding", "allow")), *MIXED[1:]]
+
 
 @clause("GRAD-1")
 @pytest.mark.parametrize("case", [*MASKED, *MIXED], ids=names([*MASKED, *MIXED]))
@@ -44,12 +46,13 @@ def test_parameter_gradients_are_the_oracles(subject, name):
 
 
 @clause("GRAD-3")
-@pytest.mark.parametrize("name", ["plain", "causal", "causal_and_padding", "allow"])
-def test_gradients_of_both_paths_agree(subject, name):
-    require(subject, "gradients")
-    case = BY_NAME[name]
+@pytest.mark.needs("gradients")
+@pytest.mark.parametrize("through", ["attention", "blocked"])
+@pytest.mark.parametrize("case", BOTH, ids=names(BOTH))
+def test_gradients_of_both_paths_agree(subject, case, through):
+    require(subject, "blocked")
     arguments = (*case.inputs("float32"), case.grad("float32"))
-    fast = subject.gradients(*arguments, **case.options("float32"))
+    fast = subject.gradients(*arguments, through=through, **case.options("float32"))
     textbook = subject.gradients(*arguments, through="steps", **case.options("float32"))
     exact, rough = case.expected_gradients("float32")
     for role in fast:

@@ -1,5 +1,7 @@
 """The chapter on what a hidden position may hold: NaN, inf or 1e30, forward and backward."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from .checking import hold
 from .contract import clause
 from .multi import CROSS
 from .specs import causal, hide, padding
-from .subject import require
+from .subject import TILE, require
 
 GARBAGE = [np.nan, np.inf, -np.inf]
 LENGTHS = np.array([7, 0, 4])
@@ -41,6 +43,9 @@ def check_output(subject, role: str, fill: float, way: str) -> None:
         hold(got, *CLEAN.inputs("float32"), "output", seen=SEEN, empty_rows=policy)
     steps = subject.steps(*inputs, **WAYS[way])
     hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", seen=SEEN)
+    if "blocked" in subject.capabilities:
+        walked = subject.blocked(*inputs, tile=TILE, **WAYS[way])
+        hold(walked, *CLEAN.inputs("float32"), "output by tiles", seen=SEEN)
 
 
 @clause("CLEAN-1")
@@ -61,11 +66,12 @@ def test_a_hidden_value_may_hold_anything(subject, fill, way):
 @pytest.mark.parametrize("way", ["lengths", "bias"])
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("role", ["key", "value", "both"])
-def test_hidden_garbage_reaches_no_gradient(subject, role, fill, way):
+@pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
+def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
     require(subject, "gradients")
-    grad = CLEAN.grad("float32")
-    clean = subject.gradients(*CLEAN.inputs("float32"), grad, **WAYS[way])
-    got = subject.gradients(*dirty(role, fill), grad, **WAYS[way])
+    options = {"grad": CLEAN.grad("float32"), "through": through} | WAYS[way]
+    clean = subject.gradients(*CLEAN.inputs("float32"), **options)
+    got = subject.gradients(*dirty(role, fill), **options)
     for name in clean:
         same(got[name], clean[name], f"gradient of {name}")
 
@@ -92,12 +98,14 @@ def test_hidden_garbage_reaches_no_parameter(subject, fill, way):
 @clause("CLEAN-4")
 @pytest.mark.parametrize("role", ["key", "value"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_visible_nan_reaches_exactly_those_who_see_it(subject, role, dtype):
-    require(subject, "attention")
+@pytest.mark.parametrize("through", ["attention", "blocked"])
+def test_visible_nan_reaches_exactly_those_who_see_it(subject, through, role, dtype):
+    require(subject, through)
     inputs = [np.array(x) for x in CLEAN.inputs(dtype)]
     inputs[["query", "key", "value"].index(role)][2, 1, 4, 3] = np.nan
-    got = subject.attention(*inputs, mask=causal(), query_offset=2)
-    clean = subject.attention(*CLEAN.inputs(dtype), mask=causal(), query_offset=2)
+    call = subject.attention if through == "attention" else partial(subject.blocked, tile=TILE)
+    got = call(*inputs, mask=causal(), query_offset=2)
+    clean = call(*CLEAN.inputs(dtype), mask=causal(), query_offset=2)
     sees = np.zeros(MAIN.call[:3], bool)
     sees[2, 1, 2:] = True  # key 4 is seen from position 4 on: row 2
     wide = got.astype(np.float32)

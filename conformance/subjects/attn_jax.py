@@ -1,7 +1,7 @@
 """attn_jax under test, on any platform that JAX reports; float64 calls run with x64 enabled."""
 
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 
 import attn_jax
 
+from ..subject import TILE
 from .rosetta import Rosetta
 
 
@@ -23,14 +24,14 @@ def devices() -> list[str]:
     return found
 
 
-@partial(jax.jit, static_argnames=("through", "static"))
-def _gradients(leaves, traced, grad, through, static):
+@partial(jax.jit, static_argnames=("path", "static"))
+def _gradients(leaves, traced, grad, path, static):
     """Differentiate in one compiled function, so that equal structures compile once."""
 
     def call(leaves):
-        if through == "steps":
-            return attn_jax.attention_steps(**leaves, **traced, **dict(static)).output
-        return attn_jax.attention(**leaves, **traced, **dict(static))
+        leaves = dict(leaves)
+        inputs = (leaves.pop(name) for name in ("query", "key", "value"))
+        return path(*inputs, **leaves, **traced, **dict(static))
 
     return jax.vjp(call, leaves)[1](grad)[0]
 
@@ -53,6 +54,10 @@ class Adapter(Rosetta):
             if dtype == "float64":
                 stack.enter_context(jax.enable_x64(True))
             yield
+
+    @cache  # one object a path, so that jit knows it again
+    def path(self, through, tile=TILE):
+        return super().path(through, tile)
 
     def array(self, array):
         return jnp.asarray(np.asarray(array))
@@ -84,7 +89,7 @@ class Adapter(Rosetta):
                 leaves["bias"] = options.pop("bias")
             traced = {n: options.pop(n) for n in ("mask", "query_offset") if n in options}
             static = tuple(options.items())
-            found = _gradients(leaves, traced, self.array(grad), through, static)
+            found = _gradients(leaves, traced, self.array(grad), self.path(through), static)
             return {name: self.numpy(x) for name, x in found.items()}
 
     def module_with(self, config, parameters, training=False, seed=None):

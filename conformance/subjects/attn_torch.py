@@ -18,13 +18,6 @@ def devices() -> list[str]:
     return ["cpu", *(name for name, there in found.items() if there)]
 
 
-def _path(through: str):
-    """Return attention, or the textbook path as a function of the same kind."""
-    if through == "attention":
-        return attn_torch.attention
-    return lambda *inputs, **options: attn_torch.attention_steps(*inputs, **options).output
-
-
 class Adapter(Rosetta):
     """Matrix products run in full float32: TF32 is off."""
 
@@ -73,7 +66,7 @@ class Adapter(Rosetta):
         options = self.options(options)
         if options.get("bias") is not None:
             leaves["bias"] = options["bias"] = options["bias"].clone().requires_grad_()
-        output = _path(through)(*list(leaves.values())[:3], **options)
+        output = self.path(through)(*list(leaves.values())[:3], **options)
         output.backward(self.array(grad))
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
 

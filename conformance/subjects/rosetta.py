@@ -1,11 +1,14 @@
 """What the adapters of the three backends share, because the three have the same names."""
 
 from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 
 import numpy as np
 
 from ..specs import Spec
+from ..subject import TILE
 
 
 class Rosetta:
@@ -14,7 +17,7 @@ class Rosetta:
     name = ""
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
-    capabilities = frozenset({"masks", "attention", "multihead", "errors"})
+    capabilities = frozenset({"masks", "attention", "blocked", "multihead", "errors"})
 
     def __init__(self, module, device: str):
         self.module, self.device = module, device
@@ -82,6 +85,21 @@ class Rosetta:
             arrays = (self.array(x) for x in (query, key, value))
             steps = self.module.attention_steps(*arrays, **self.options(options))
             return {name: self.numpy(array) for name, array in steps._asdict().items()}
+
+    def blocked(self, query, key, value, *, tile, **options):
+        with self.scope(query.dtype.name):
+            arrays = (self.array(x) for x in (query, key, value))
+            call = self.path("blocked", tile)
+            return self.numpy(call(*arrays, **self.options(options)))
+
+    def path(self, through: str, tile=TILE):
+        """Return one of the ways to an output, as a function of attention's arguments."""
+        if through == "blocked":
+            blocked = import_module(f"{self.module.__name__}.blocked")
+            return partial(blocked.attention_blocked, tile=tile)
+        if through == "steps":
+            return lambda *inputs, **options: self.module.attention_steps(*inputs, **options).output
+        return self.module.attention
 
     def module_with(self, config: dict, parameters: dict, training: bool, seed: int | None):
         """Build a multi-head attention, by its own names, and put the parameters in."""

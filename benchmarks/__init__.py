@@ -1,0 +1,1 @@
+"""Paired measurements against what the frameworks ship."""

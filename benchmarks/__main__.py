@@ -1,0 +1,121 @@
+"""python -m benchmarks [--only WORD ...]: every row, as a table, as JSON and as a Markdown page."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from . import memory
+from .measure import matmul_peak, paired
+from .rows import Row, rows
+
+HEAD = ("work", "against", "ours ms", "theirs ms", "ratio", "middle half", "floor", "of peak")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what is asked for; a word that matches no row is an error."""
+    parser = argparse.ArgumentParser("benchmarks", description=__doc__)
+    parser.add_argument("--only", action="append", default=[], help="rows whose name has this word")
+    parser.add_argument("--seconds", type=float, default=8.0, help="a row's time, about")
+    parser.add_argument(
+        "--json", default=".conformance/benchmarks.json", help="where the JSON goes"
+    )
+    parser.add_argument("--page", help="where the Markdown page goes, such as docs/benchmarks.md")
+    options = parser.parse_args(arguments)
+    wanted = [row for row in rows() if all(word in row.name for word in options.only)]
+    cases = [c for c in memory.CASES if all(word in _memory_name(c) for word in options.only)]
+    if not wanted and not cases:
+        parser.error(f"--only must match a row: got {' '.join(options.only)}")
+    report = measure(wanted, cases, options.seconds)
+    page = markdown(report)
+    print(page)
+    for path, text in ((options.json, json.dumps(report, indent=1)), (options.page, page)):
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text + "\n", "utf-8")
+    return 0
+
+
+def measure(wanted: list[Row], cases: list[tuple], budget: float) -> dict:
+    """Run everything with a progress bar, and return it as plain data."""
+    found: dict = {"machine": machine(), "speed": [], "memory": []}
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("peak", total=len(wanted) + len(cases) + 1)
+        peak = matmul_peak()
+        found["machine"]["matmul_gflops"] = round(peak / 1e9)
+        progress.advance(task)
+        for row in wanted:
+            progress.update(task, description=row.name)
+            got = paired(*row.make(), budget)
+            share = row.operations / got.ours / peak
+            line = vars(got) | {"work": row.name, "against": row.against, "floor": row.floor}
+            found["speed"].append(line | {"of_peak": share})
+            progress.advance(task)
+        for case in cases:
+            progress.update(task, description=_memory_name(case))
+            found["memory"].append({"work": _memory_name(case), "mib": memory.extra(*case)})
+            progress.advance(task)
+    return found
+
+
+def _memory_name(case: tuple) -> str:
+    backend, kind, length, backward = case
+    return f"{backend} {kind} T={length}{' + backward' if backward else ''}"
+
+
+def machine() -> dict:
+    """Say what it was measured on."""
+    packages = ("numpy", "torch", "jax", "flax")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def markdown(report: dict) -> str:
+    """Return the report as a page."""
+    on = report["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in on["versions"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `python -m benchmarks --page docs/benchmarks.md`: float32, the two calls of a row",
+        "interleaved in one process, medians. A ratio above 1 means that ours is faster; the middle",
+        "half is that of the rounds' own ratios. Operations count visible cells only, and the peak",
+        "is a NumPy matrix product's.",
+        "",
+        f"{on['date']}, {on['cores']} cores, {on['platform']}, Python {on['python']}, {versions};",
+        f"matrix-product peak {on['matmul_gflops']} GFLOP/s.",
+        "",
+        f"| {' | '.join(HEAD)} |",
+        f"|{'---|' * len(HEAD)}",
+    ]
+    for row in report["speed"]:
+        cells = (
+            row["work"],
+            row["against"],
+            f"{1e3 * row['ours']:.1f}",
+            f"{1e3 * row['theirs']:.1f}",
+            f"**{row['ratio']:.2f}**",
+            f"{row['low']:.2f} to {row['high']:.2f}",
+            f"{row['floor']:.2f}",
+            f"{row['of_peak']:.0%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| memory beyond inputs and outputs, one head of 64 | MiB |", "|---|---|"]
+    lines += [f"| {row['work']} | {row['mib']:.1f} |" for row in report["memory"]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
