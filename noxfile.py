@@ -101,6 +101,14 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against what the frameworks ship, and write docs/benchmarks.md."""
+    install(session, "-e", ".[all,conformance]")
+    page = [] if session.posargs else ["--page", "docs/benchmarks.md"]
+    session.run("python", "-m", "benchmarks", *page, *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel, install it in a fresh environment, run the suite outside the repository."""
     install(session, *group("build"))

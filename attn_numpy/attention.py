@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from . import checks
+from .blocked import attention_blocked
 from .masks import Mask
 from .tiles import Cells
 
@@ -53,19 +54,21 @@ def attention(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
     True
     """
-    return attention_steps(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        empty_rows=empty_rows,
-        query_offset=query_offset,
-        dropout=dropout,
-        rng=rng,
-    ).output
+    query_offset = _check(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    )
+    options = {
+        "mask": mask,
+        "bias": bias,
+        "scale": scale,
+        "softcap": softcap,
+        "empty_rows": empty_rows,
+        "query_offset": query_offset,
+    }
+    if dropout > 0 or 0 in (*query.shape, *key.shape):
+        steps = attention_steps(query, key, value, **options, dropout=dropout, rng=rng)
+        return steps.output
+    return attention_blocked(query, key, value, **options)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
@@ -93,12 +96,10 @@ def attention_steps(
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     array([1., 0.])
     """
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    query_offset = _check(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    )
     sizes = (*query.shape[:3], key.shape[2])
-    if mask is not None:
-        checks.check_is_mask("mask must be a Mask", mask, Mask)
-    checks.check_mask(mask, sizes)
-    query_offset = checks.check_query_offset(query_offset, mask, sizes)
     visible = _visible(mask, bias, sizes, query_offset)
     q, k, v = (wide(array) for array in (query, key, value))
     k, v, bad = _without_bad_keys(k, v)
@@ -115,6 +116,16 @@ def attention_steps(
     if not sizes[3] and empty_rows != "zero":
         output[...] = np.nan  # the mean over no key at all is 0/0
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
+
+
+def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout):
+    """Refuse a wrong call; return the position of the first query."""
+    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    if mask is not None:
+        checks.check_is_mask("mask must be a Mask", mask, Mask)
+    sizes = (*query.shape[:3], key.shape[2])
+    checks.check_mask(mask, sizes)
+    return checks.check_query_offset(query_offset, mask, sizes)
 
 
 def _visible(mask, bias, sizes, query_offset):

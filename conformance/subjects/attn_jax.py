@@ -55,7 +55,7 @@ class Adapter(Rosetta):
                 stack.enter_context(jax.enable_x64(True))
             yield
 
-    @cache  # one object a path, so that jit knows it again
+    @cache  # noqa: B019 - one object a path, so that jit knows it again
     def path(self, through, tile=TILE):
         return super().path(through, tile)
 
