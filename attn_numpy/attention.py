@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -57,7 +57,7 @@ def attention(
     query_offset = _check(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
     )
-    options = {
+    options: dict[str, Any] = {
         "mask": mask,
         "bias": bias,
         "scale": scale,
@@ -65,7 +65,7 @@ def attention(
         "empty_rows": empty_rows,
         "query_offset": query_offset,
     }
-    if dropout > 0 or 0 in (*query.shape, *key.shape):
+    if dropout > 0 or 0 in (*query.shape, *value.shape):
         steps = attention_steps(query, key, value, **options, dropout=dropout, rng=rng)
         return steps.output
     return attention_blocked(query, key, value, **options)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax"}
 OURS = {"attn_numpy", "attn_torch", "attn_jax", "conformance"}
 ALLOWED = {
-    "numpy": {"numpy", "jaxtyping"},
+    "numpy": {"numpy", "jaxtyping", "threadpoolctl"},
     "torch": {"torch", "numpy", "jaxtyping"},
     "jax": {"jax", "flax", "numpy", "jaxtyping"},
 }

@@ -1,0 +1,68 @@
+"""Several threads on one call, each with BLAS held to itself, and everything put back after it."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+
+NAME = "attn_numpy"
+LOCK = threading.RLock()  # how many threads BLAS uses is one setting for the whole process
+
+
+def is_inside() -> bool:
+    """Whether this thread is one of ours already: a predicate may attend, too."""
+    return threading.current_thread().name.startswith(NAME)
+
+
+@contextmanager
+def blas_held(wanted: int | None) -> Iterator[int]:
+    """Hold BLAS to one thread; give how many threads may share its work, at most `wanted`.
+
+    That is never more than BLAS itself may use, so that a limit set outside is kept. Calls from
+    several threads wait for each other: who sets the limit also takes it back.
+    """
+    with LOCK:
+        blas = _blas()
+        counts = [library.num_threads for library in blas.lib_controllers]
+        most = max(counts, default=os.cpu_count() or 1)
+        with blas.limit(limits=1):
+            yield most if wanted is None else max(min(wanted, most), 1)
+
+
+@cache
+def _blas():
+    """Find what sets BLAS's threads: once, on the first call that needs it."""
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def work_together(work: Callable, units: list, threads: int) -> None:
+    """Run `work` on every thread, over units of which each is handed out once, the last one first.
+
+    What one thread raises is raised here, and the others stop after the unit they are at.
+    """
+    left = deque(units)
+    if threads == 1:
+        return work(_take(left))
+    with ThreadPoolExecutor(threads, thread_name_prefix=NAME) as pool:
+        workers = [pool.submit(_until_done, work, left) for _ in range(threads)]
+    for worker in workers:
+        worker.result()
+
+
+def _until_done(work: Callable, left: deque) -> None:
+    try:
+        work(_take(left))
+    finally:
+        left.clear()
+
+
+def _take(left: deque) -> Iterator:
+    while left:
+        with suppress(IndexError):  # another thread was faster
+            unit = left.pop()
+            yield unit
