@@ -28,8 +28,11 @@ class Reporter:
         self.file = None
         if config.option.report and not config.option.collectonly:
             path = Path(config.option.report)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("w", encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
         self.write(
             type="header",
             python=platform.python_version(),
@@ -62,11 +65,11 @@ class Reporter:
             outcome = "not offered"
         else:
             outcome = "differs" if isinstance(call.excinfo.value, AssertionError) else "error"
-        message = "" if report.passed else str(call.excinfo.value).strip()
+        if report.failed and not isinstance(call.excinfo.value, Differs):
+            call.excinfo.value.add_note(f"{clause.id}: {clause.sentence}")
+        message = "" if report.passed else _message(call.excinfo.value)
         if report.failed:
             report.sections.append(("contract", _explain(clause, subject, item, message)))
-            if not isinstance(call.excinfo.value, Differs):
-                call.excinfo.value.add_note(f"{clause.id}: {clause.sentence}")
         self.counts[outcome] += 1
         self.write(
             type="result",
@@ -92,6 +95,10 @@ class Reporter:
             self.file.close()
 
 
+def _message(error: BaseException) -> str:
+    return "\n".join([str(error).strip(), *getattr(error, "__notes__", [])])
+
+
 def _explain(clause, subject, item, message: str) -> str:
     return (
         f"{clause.id} ({clause.level}): {clause.sentence}\n"
@@ -108,10 +115,14 @@ def _versions(versions: dict[str, str]) -> str:
 
 def read(path: str | Path) -> list[dict]:
     """Read a report. Raises ValueError where it does not end in a footer: it was cut off."""
-    lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-    if not lines or lines[0]["type"] != "header" or lines[-1]["type"] != "footer":
-        last = lines[-1]["type"] if lines else "nothing"
-        raise ValueError(f"a report begins with a header and ends with a footer: got {last} last")
+    rule = "a report begins with a header and ends with a footer, in JSON Lines"
+    try:
+        lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+        whole = bool(lines) and (lines[0]["type"], lines[-1]["type"]) == ("header", "footer")
+    except (json.JSONDecodeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{rule}: got {path}")
     return lines
 
 
