@@ -145,10 +145,10 @@ def summary(lines: list[dict]) -> str:
     header, footer = lines[0], lines[-1]
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     for name in ("backend", "device", "profile"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("conform", "differ", "error", "not offered", "largest error", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("in case", overflow="ellipsis", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("in case", no_wrap=True, max_width=60)
     groups = defaultdict(list)
     for result in lines[1:-1]:
         profile = clauses()[result["clause"]].profile
@@ -157,7 +157,7 @@ def summary(lines: list[dict]) -> str:
     ranked = {(s["backend"], s["device"]): i for i, s in enumerate(header["subjects"])}
     for key in sorted(groups, key=lambda k: (ranked[k[:2]], order[k[2]])):
         table.add_row(*key, *_row(groups[key]))
-    console = Console(width=150, highlight=False)
+    console = Console(width=160, highlight=False)
     with console.capture() as capture:
         console.print(table)
     counts = ", ".join(f"{footer['counts'].get(o, 0)} {o}" for o in OUTCOMES)
