@@ -98,6 +98,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted &= {
         c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())
     }
+    should = {clause.id for clause in clauses().values() if clause.level == "SHOULD"}
+    for item in items:
+        mark = item.get_closest_marker("clause")
+        if mark and mark.args[0] in should:
+            item.add_marker(pytest.mark.xfail(reason="a SHOULD clause", strict=False))
     if len(wanted) == len(clauses()):
         return
     kept = [
