@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from . import checks
+
 SHADES = "·░▒▓█"
 
 
@@ -27,6 +29,7 @@ def draw_weights(weights: Float[Array, "T S"]) -> str:
     █ · ·
     ▒ ▓ ·
     """
+    checks.check_array("weights", weights, ("T", "S"))
     return "\n".join(" ".join(_shade(weight) for weight in row) for row in np.asarray(weights))
 
 

@@ -119,6 +119,13 @@ class Mask:
         for part in self.parts:
             yield from part.leaves()
 
+    def _signed(self, negated: bool = False) -> "Iterator[Mask]":
+        """Every leaf, complemented where an odd number of ~ stands over it."""
+        if not self.parts:
+            yield ~self if negated else self
+        for part in self.parts:
+            yield from part._signed(negated != (self.name == "~"))
+
     def ask(self, at: Cells | Tiles) -> Any:
         """Put the rule to cells (a bool each) or to tiles (a `Verdict` each)."""
         if self.parts:
@@ -201,7 +208,10 @@ class Mask:
             return "allowed" if seen.all() else "hidden"
 
         lines = [f"{word(self)}: sample {batch}, head {head}, query {query}, key {key}"]
-        lines += [f"  {word(part)} by {part!r}: {part.rule.__doc__}" for part in self.leaves()]
+        for part in self._signed():
+            (leaf,) = part.leaves()
+            reading = "not: " if part.parts else ""
+            lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.__doc__}")
         return "\n".join(lines)
 
     def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:

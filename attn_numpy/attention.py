@@ -168,5 +168,5 @@ def _drop(weights, dropout: float, rng):
         return weights
     if dropout == 1:
         return np.zeros_like(weights)  # 1 / (1 - p) would be 0/0
-    kept = (rng or np.random.default_rng()).random(weights.shape) >= dropout
+    kept = np.random.default_rng(rng).random(weights.shape) >= dropout
     return np.where(kept, weights / weights.dtype.type(1 - dropout), 0)

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
+from . import checks
+
 SHADES = "·░▒▓█"
 
 
@@ -25,6 +27,7 @@ def draw_weights(weights: Float[np.ndarray, "T S"]) -> str:
     █ · ·
     ▒ ▓ ·
     """
+    checks.check_array("weights", weights, ("T", "S"))
     return "\n".join(" ".join(_shade(weight) for weight in row) for row in weights)
 
 

@@ -29,7 +29,7 @@ class Linear:
         rng: np.random.Generator | None = None,
     ):
         bound = math.sqrt(6 / (in_features + out_features))
-        rng = rng or np.random.default_rng()
+        rng = np.random.default_rng(rng)
         self.weight = rng.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
         self.bias = np.zeros(out_features, dtype) if bias else None
 
@@ -74,7 +74,7 @@ class Embedding:
         dtype=np.float32,
         rng: np.random.Generator | None = None,
     ):
-        rng = rng or np.random.default_rng()
+        rng = np.random.default_rng(rng)
         self.weight = rng.normal(size=(num_embeddings, features)).astype(dtype)
         if padding_idx is not None:
             self.weight[padding_idx] = 0
@@ -92,7 +92,7 @@ class Dropout:
 
     def __init__(self, rate: float, *, rng: np.random.Generator | None = None):
         checks.check_dropout(rate)
-        self.rate, self.rng, self.training = rate, rng or np.random.default_rng(), True
+        self.rate, self.rng, self.training = rate, np.random.default_rng(rng), True
 
     def __call__(self, x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         if not self.training or self.rate == 0:

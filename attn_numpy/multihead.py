@@ -47,7 +47,7 @@ class MultiHeadAttention:
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
         self.dropout, self.batch_first, self.empty_rows = dropout, batch_first, empty_rows
-        self.rng, self.training = rng or np.random.default_rng(), True
+        self.rng, self.training = np.random.default_rng(rng), True
         kv_dim = num_kv_heads * self.head_dim
         options = {"bias": bias, "rng": self.rng, "dtype": dtype}
         self.q_proj = Linear(embed_dim, embed_dim, **options)

@@ -5,6 +5,8 @@ import math
 import torch
 from jaxtyping import Bool, Float
 
+from . import checks
+
 SHADES = "·░▒▓█"
 
 
@@ -27,6 +29,7 @@ def draw_weights(weights: Float[torch.Tensor, "T S"]) -> str:
     █ · ·
     ▒ ▓ ·
     """
+    checks.check_array("weights", weights, ("T", "S"))
     return "\n".join(" ".join(_shade(weight) for weight in row) for row in weights.tolist())
 
 

@@ -35,7 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         case "run":
             return run(options, rest)
         case "report":
-            print(summary(read(options.path)))
+            try:
+                print(summary(read(options.path)))
+            except (OSError, ValueError) as error:
+                print(error, file=sys.stderr)
+                return 2
         case "list":
             for clause in clauses().values():
                 print(f"{clause.profile:10} {clause.id:9} {clause.level:6} {clause.sentence}")
@@ -53,7 +57,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     if "--collect-only" in rest:
         return int(status)
     if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        print(f"{summary(read(options.report))}\nreport: {options.report}")
+        lines = read(options.report)
+        print(f"{summary(lines)}\nreport: {options.report}")
+        if set(lines[-1]["counts"]) <= {"not offered"}:
+            print("nothing was tested: all that was asked for is not offered", file=sys.stderr)
+            return int(pytest.ExitCode.NO_TESTS_COLLECTED)
     elif status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("no case matches what was asked for: nothing was tested", file=sys.stderr)
     return int(status)

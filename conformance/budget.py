@@ -80,11 +80,16 @@ def compare(got, exact, naive, what: str) -> None:
 
 
 def close(got, other, naive, exact, what: str) -> None:
-    """Hold two answers of equal standing against each other, within the budget of the case."""
+    """Hold two answers of equal standing against each other, within the budget of the case.
+
+    Both must be numbers: NaN is never close to anything.
+    """
     got, other = np.asarray(got), np.asarray(other)
     check_shape(got, other.shape, what)
     limit = allowance(exact, naive, got.dtype)
-    error = np.abs(got.astype(np.float64) - other.astype(np.float64)).max(initial=0.0)
+    got, other = got.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        error = np.where(got == other, 0.0, np.abs(got - other)).max(initial=0.0)
     if not error <= limit:
         raise Differs(f"{what}: they differ by {error:.3g} of {limit:.3g} allowed")
     LEDGER.enter(float(error / limit) if limit else 0.0, what)
@@ -108,6 +113,11 @@ def same(got, expected, what: str) -> None:
 def check_shape(got: np.ndarray, shape: tuple[int, ...], what: str) -> None:
     if tuple(got.shape) != tuple(shape):
         raise Differs(f"{what}: expected shape {tuple(shape)}, got {tuple(got.shape)}")
+
+
+def check_dtype(got: np.ndarray, dtype, what: str) -> None:
+    if got.dtype != dtype:
+        raise Differs(f"{what}: expected {np.dtype(dtype).name}, got {got.dtype.name}")
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import expected
-from .budget import Differs, compare
+from .budget import Differs, check_dtype, compare
 from .cases import Case
 from .subject import Subject, require
 
@@ -22,6 +22,7 @@ def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarra
     got = subject.steps(*case.inputs(dtype), **case.options(dtype))
     exact, rough = case.expected(dtype)
     for name in ("scores", "masked_scores", "weights", "output"):
+        check_dtype(got[name], rough[name].dtype, name)
         compare(got[name], exact[name], rough[name], name)
     return got
 
@@ -34,5 +35,6 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
     if set(got) != set(exact):
         raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
     for name in exact:
+        check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
         compare(got[name], exact[name], rough[name], f"gradient of {name}")
     return got

@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
     config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
+    if hasattr(config, "workerinput"):
+        raise pytest.UsageError("the suite writes one report, in one process: got several workers")
     settings.register_profile("steady", derandomize=True, deadline=None, database=None)
     settings.register_profile("fuzz", max_examples=2000, deadline=None, database=None)
     settings.load_profile("fuzz" if config.option.fuzz else "steady")
@@ -53,7 +55,12 @@ def select(backends: list[str] | None, device: str) -> list:
     if not usable or (backends and len(usable) < len(set(backends))):
         wanted = "; ".join(f"{name} lacks {', '.join(p)}" for name, p in lacking.items() if p)
         raise pytest.UsageError(f"a backend must be installed to be tested: got {wanted}")
-    found = {name: subjects.devices(name) for name in usable}
+    try:
+        found = {name: subjects.devices(name) for name in usable}
+    except ImportError as error:
+        raise pytest.UsageError(
+            f"a backend must be importable to be tested: got {error}"
+        ) from error
     device = subjects.ALIASES.get(device, device)
     pairs = [
         (name, own)
@@ -91,6 +98,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted &= {
         c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())
     }
+    should = {clause.id for clause in clauses().values() if clause.level == "SHOULD"}
+    for item in items:
+        mark = item.get_closest_marker("clause")
+        if mark and mark.args[0] in should:
+            item.add_marker(pytest.mark.xfail(reason="a SHOULD clause", strict=False))
     if len(wanted) == len(clauses()):
         return
     kept = [

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import expected
-from .budget import Differs, compare
+from .budget import Differs, check_dtype, compare
 from .cases import dtype, normal
 from .subject import Subject, require
 
@@ -79,6 +79,7 @@ class Call:
             config, self.parameters(dtype_name), *inputs, **options, **call
         )
         exact, rough = self.expected(seen, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias)
+        check_dtype(got, rough["output"].dtype, "output")
         compare(got, exact["output"], rough["output"], "output")
         if not call.get("need_weights", True):
             if weights is not None:
@@ -106,6 +107,7 @@ class Call:
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
         for name in exact:
+            check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
             compare(got[name], exact[name], rough[name], f"gradient of {name}")
         return got
 

@@ -69,6 +69,7 @@ def gradients(
         shape = (1,) * (4 - np.ndim(bias)) + np.shape(bias)
         axes = tuple(i for i in range(4) if shape[i] == 1 and d_logits.shape[i] != 1)
         found["bias"] = d_logits.sum(axes, keepdims=True).reshape(np.shape(bias))
+        found["bias"] = found["bias"].astype(np.asarray(bias).dtype)
     return found
 
 

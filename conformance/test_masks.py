@@ -277,6 +277,19 @@ def test_explain_gives_every_part_its_verdict(subject):
             assert line.strip().startswith(f"{expected} by {part.kind}"), text
 
 
+@clause("MASK-11")
+def test_explain_reads_a_complement_as_a_part(subject):
+    spec = causal() & ~(padding([7, 0, 4]) | sliding_window(0, 2))
+    parts = [causal(), ~padding([7, 0, 4]), ~sliding_window(0, 2)]
+    for cell in product((0, 1, 2), (0,), range(5), range(7)):
+        lines = subject.ask("explain", spec, *cell, query_offset=1).splitlines()[1:]
+        for line, part, sign in zip(lines, parts, ("", "~", "~"), strict=True):
+            expected = "allowed" if reference.sees(part, *cell, 1) else "hidden"
+            name = part.parts[0].kind if sign else part.kind
+            text = f"MASK-11: {cell}: {part} says {expected}: got {line}"
+            assert line.strip().startswith(f"{expected} by {sign}{name}"), text
+
+
 POSITIONAL = {
     "causal": causal(),
     "window": sliding_window(1, 2),
