@@ -4,13 +4,15 @@
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from . import checks
+from .blocked import attention_blocked
+from .fused import wide, without_bad_keys
 from .masks import Mask
 from .tiles import Cells
 
@@ -43,7 +45,9 @@ def attention(
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
     is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
     may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
-    Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
+    Without dropout no (T, S) matrix is held, and the result is differentiable once; the steps
+    are any number of times. Raises ValueError for shapes and ranges, TypeError for kinds and
+    dtypes.
 
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
 
@@ -53,19 +57,22 @@ def attention(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
     True
     """
-    return attention_steps(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        empty_rows=empty_rows,
-        query_offset=query_offset,
-        dropout=dropout,
-        generator=generator,
-    ).output
+    query_offset = _check(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    )
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "scale": scale,
+        "softcap": softcap,
+        "empty_rows": empty_rows,
+        "query_offset": query_offset,
+    }
+    nothing = 0 in (*query.shape, *value.shape)
+    if dropout > 0 or nothing or query.is_meta:
+        options |= {"dropout": dropout, "generator": generator}
+        return attention_steps(query, key, value, **options).output
+    return attention_blocked(query, key, value, **options)
 
 
 def attention_steps(
@@ -92,17 +99,15 @@ def attention_steps(
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     tensor([1., 0.])
     """
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    query_offset = _check(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    )
     sizes = (*query.shape[:3], key.shape[2])
-    if mask is not None:
-        checks.check_is_mask("mask must be a Mask", mask, Mask)
-    checks.check_mask(mask, sizes)
-    query_offset = checks.check_query_offset(query_offset, mask, sizes)
     if bias is not None:
         bias = bias.to(query.device)
     visible = _visible(mask, bias, sizes, query_offset, query.device)
     q, k, v = (wide(array) for array in (query, key, value))
-    k, v, bad = _without_bad_keys(k, v)
+    k, v, bad = without_bad_keys(k, v)
     groups = sizes[1] // key.shape[1]
     k, v, bad = (array.repeat_interleave(groups, dim=1) for array in (k, v, bad))
 
@@ -121,23 +126,22 @@ def attention_steps(
     return AttentionSteps(scores, masked_scores, weights, output.to(query.dtype))
 
 
+def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout):
+    """Refuse a wrong call; return the position of the first query."""
+    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    sizes = (*query.shape[:3], key.shape[2])
+    if mask is not None:
+        checks.check_is_mask("mask must be a Mask", mask, Mask)
+    checks.check_mask(mask, sizes)
+    return checks.check_query_offset(query_offset, mask, sizes)
+
+
 def _visible(mask, bias, sizes, query_offset, device):
     """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
     visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
     if mask is not None:
         visible = mask.ask(Cells(sizes, query_offset, device=device))
     return visible if bias is None else visible & (bias != -torch.inf)
-
-
-def wide(array):
-    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == torch.float64 else array.float()
-
-
-def _without_bad_keys(key, value):
-    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    bad = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
-    return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), bad
 
 
 def _scale(scale: float | None, head_dim: int) -> float:

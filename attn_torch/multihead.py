@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .attention import attention, attention_steps
+from .fused import seen_finite
 from .masks import Mask, hide, padding
 from .tiles import Cells, Tiles
 
@@ -118,6 +119,8 @@ class MultiHeadAttention(nn.Module):
 
 def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
+    if seen_finite(key, value):
+        return key, value
     at = Tiles(Cells(sizes, query_offset, device=key.device), max(sizes[2], 1), 1)
     some = mask.ask(at).some.broadcast_to((*sizes[:2], 1, sizes[3]))
     seen = some.any((1, 2))[..., None]  # (B, S, 1)

@@ -1,0 +1,72 @@
+"""Torch's fused attention kernel: where it serves, and how it is called without its traps."""
+
+import math
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from . import checks
+from .masks import Mask
+
+
+def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -> bool:
+    """Whether torch has a fused kernel, linear in memory, for such inputs on such a device."""
+    if head_dim != value_dim:
+        return False
+    if device == "cpu":
+        return True  # 16-bit inputs are computed in float32
+    return device == "cuda" and dtype != torch.float64 and head_dim % 8 == 0 and head_dim <= 256
+
+
+def known_structure(mask: Mask | None, sizes: tuple, query_offset) -> str:
+    """Return "all" or "causal" where the mask says without being asked that it is just that."""
+    if mask is None:
+        return "all"
+    square = sizes[2] == sizes[3] and isinstance(query_offset, int) and query_offset == 0
+    return "causal" if mask.name == "causal" and square else ""
+
+
+def fused(query, key, value, scale: float, causal: bool):
+    """Call torch's kernel; rows that see a key which is not finite are NaN, others unharmed."""
+    bad = None
+    if not seen_finite(key, value):
+        key, value, bad = without_bad_keys(key, value)
+    groups = query.shape[1] // key.shape[1]
+    q, k, v = query, key, value
+    if query.device.type == "cpu":
+        q, k, v = (wide(array) for array in (q, k, v))
+    elif groups > 1 and query.dtype == torch.float32:  # its kernel knows no grouped heads
+        k, v = (array.repeat_interleave(groups, dim=1) for array in (k, v))
+    if causal and scale <= 0:  # the kernel would give NaN
+        q, scale = q * scale, 1.0
+    q, k, v = (array if array.stride(3) == 1 else array.contiguous() for array in (q, k, v))
+    output = scaled_dot_product_attention(
+        q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    if bad is not None:
+        bad = bad.repeat_interleave(groups, dim=1)
+        sees_bad = bad.cumsum(-1) > 0 if causal else bad.any(-1, keepdim=True)
+        output = torch.where(sees_bad[..., None], torch.nan, output)
+    return output.to(query.dtype)
+
+
+def wide(array):
+    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
+    return array if array.dtype == torch.float64 else array.float()
+
+
+def finite(key, value) -> bool:
+    """Whether keys and values are finite, and so small that no product of theirs overflows."""
+    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in (key, value))
+    return math.isfinite(sum(norms))
+
+
+def seen_finite(key, value) -> bool:
+    """The same where a look is cheap: elsewhere it would wait for a device, or break a graph."""
+    return key.device.type == "cpu" and checks.is_known(key) and finite(key, value)
+
+
+def without_bad_keys(key, value):
+    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
+    bad = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
+    return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), bad
