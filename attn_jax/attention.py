@@ -1,11 +1,11 @@
 """The textbook formula, softmax(Q K^T * scale) V, with everything a mask can do to it.
 
-`attention_steps` returns every step of it, `attention` only the output.
+`attention_steps` returns every step of it, `attention` only the output, and takes the fast way.
 """
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from . import checks
+from .blocked import COLUMNS, ROWS, attention_blocked
 from .masks import Mask
 from .tiles import Cells
+from .walk import wide
 
 
 class AttentionSteps(NamedTuple):
@@ -55,19 +57,23 @@ def attention(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
     True
     """
-    return attention_steps(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        empty_rows=empty_rows,
-        query_offset=query_offset,
-        dropout=dropout,
-        rngs=rngs,
-    ).output
+    query_offset = _check(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    )
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "scale": scale,
+        "softcap": softcap,
+        "empty_rows": empty_rows,
+        "query_offset": query_offset,
+    }
+    nothing = 0 in (*query.shape, *value.shape)
+    small = query.shape[2] * key.shape[2] <= ROWS * COLUMNS  # one tile only takes long to compile
+    if dropout > 0 or nothing or small:
+        steps = attention_steps(query, key, value, **options, dropout=dropout, rngs=rngs)
+        return steps.output
+    return attention_blocked(query, key, value, **options)
 
 
 def attention_steps(
@@ -94,18 +100,25 @@ def attention_steps(
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     Array([1., 0.], dtype=float32)
     """
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    query_offset = _check(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    )
     checks.check_rngs(dropout, rngs)
-    sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    if mask is not None:
-        checks.check_is_mask("mask must be a Mask", mask, Mask)
-    checks.check_mask(mask, sizes)
-    query_offset = checks.check_query_offset(query_offset, mask, sizes)
     softcap = None if softcap is None else float(softcap)
     scale = _scale(scale, query.shape[3])
     dropout_key = rngs.dropout() if rngs and 0 < dropout < 1 else None
     arrays = (query, key, value, mask, bias, scale, softcap, query_offset, dropout_key)
     return _steps(*arrays, empty_rows=empty_rows, dropout=float(dropout))
+
+
+def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout):
+    """Refuse a wrong call; return the position of the first query."""
+    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    if mask is not None:
+        checks.check_is_mask("mask must be a Mask", mask, Mask)
+    sizes = (*query.shape[:3], key.shape[2])
+    checks.check_mask(mask, sizes)
+    return checks.check_query_offset(query_offset, mask, sizes)
 
 
 @partial(jax.jit, static_argnames=("empty_rows", "dropout"))
@@ -142,11 +155,6 @@ def _visible(mask, bias, sizes, query_offset):
     if mask is not None:
         visible = mask.ask(Cells(sizes, query_offset, xp=jnp))
     return visible if bias is None else visible & (bias != -jnp.inf)
-
-
-def wide(array):
-    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
 
 
 def _without_bad_keys(key, value):

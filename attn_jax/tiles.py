@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from . import checks
@@ -113,6 +114,50 @@ class Cells:
         return _look(checks.check_verdict(seen, sizes), self.xp)
 
 
+class Corner(Cells):
+    """The cells of one tile of one head, from a corner (batch, head, row, column), maybe traced.
+
+    `shape` is the tile's (rows, columns); both must lie inside the call.
+    """
+
+    def __init__(self, query_offset, corner, shape):
+        self.xp, self._corner, self._shape = jnp, corner, (1, 1, *shape)
+        batch, head, row, column = corner
+        self.batch, self.head = (jnp.reshape(index, (1, 1, 1, 1)) for index in (batch, head))
+        offset = cut(jnp.asarray(query_offset).reshape(-1), (batch,), (1,))
+        self.query = offset + row + jnp.arange(shape[0])[None, None, :, None]
+        self.key = column + jnp.arange(shape[1])[None, None, None, :]
+
+    def samples(self, table):
+        return self._cut(table, "B")
+
+    def rows(self, table):
+        return self._cut(table, "BT")
+
+    def columns(self, table):
+        return self._cut(table, "BS")
+
+    def positions(self, table):
+        table = cut(jnp.asarray(table), (self._corner[0], 0), (1, table.shape[1]))
+        return super().positions(table)
+
+    def cells(self, table):
+        return self._cut(table, "BHTS")
+
+    def _cut(self, table, axes):
+        """Take what lies under the tile, with a dim of 1 for every axis that the table lacks."""
+        where = ["BHTS".index(axis) for axis in axes]
+        corner, shape = ([of[axis] for axis in where] for of in (self._corner, self._shape))
+        missing = [axis for axis in range(4) if axis not in where]
+        return jnp.expand_dims(cut(jnp.asarray(table), corner, shape), missing)
+
+
+def cut(array, corner, shape):
+    """Take a part of an array; where it has a dim of 1, that one, whatever the corner says."""
+    sizes = [min(whole, part) for whole, part in zip(array.shape, shape, strict=True)]
+    return lax.dynamic_slice(array, corner, sizes)
+
+
 class Tiles:
     """The same cells in tiles of `height` rows by `width` columns, two values a tile."""
 
@@ -138,7 +183,7 @@ class Tiles:
 
     def call(self, function):
         """Nothing is known of a free function until its cells are looked at."""
-        if self._height == self._width == 1:
+        if self._height == self._width == 1 and self._cells.xp is np:
             seen = self._cells.call(function)
             if checks.is_known(seen):
                 return Verdict(seen, seen)
@@ -156,6 +201,7 @@ class Tiles:
 
 def _blocks(values, axis: int, size: int):
     """Split an axis into blocks of `size`, the last one filled up with its own last value."""
+    size = min(size, max(values.shape[axis], 1))
     count = -(-values.shape[axis] // size)
     missing = count * size - values.shape[axis]
     widths = [(0, missing if i == axis else 0) for i in range(4)]

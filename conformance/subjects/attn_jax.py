@@ -30,7 +30,7 @@ def _gradients(leaves, traced, grad, path, static):
 
     def call(leaves):
         leaves = dict(leaves)
-        inputs = (leaves.pop(name) for name in ("query", "key", "value"))
+        inputs = [leaves.pop(name) for name in ("query", "key", "value")]
         return path(*inputs, **leaves, **traced, **dict(static))
 
     return jax.vjp(call, leaves)[1](grad)[0]
