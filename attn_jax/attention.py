@@ -141,7 +141,7 @@ def _steps(
     scores = jnp.where(lost, jnp.nan, scores)
     masked_scores = scores if bias is None else scores + wide(bias)
     masked_scores = jnp.where(visible, masked_scores, -jnp.inf)
-    weights = _softmax(masked_scores, bad, empty_rows)
+    weights = _softmax(masked_scores, visible, bad, empty_rows)
     # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
     output = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key) @ v  # (B, H, T, D_v)
     if not sizes[3] and empty_rows != "zero":
@@ -167,9 +167,9 @@ def _scale(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def _softmax(masked_scores, bad, empty_rows: str):
-    """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
-    empty = (masked_scores == -jnp.inf).all(-1, keepdims=True)
+def _softmax(masked_scores, visible, bad, empty_rows: str):
+    """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
+    empty = jnp.broadcast_to(~visible, masked_scores.shape).all(-1, keepdims=True)
     # Equal scores instead of -inf, so that 0/0 never comes up. NaN is put in after the softmax:
     # on a CPU, XLA's exp may answer NaN with stale memory.
     lost = jnp.isnan(masked_scores).any(-1, keepdims=True)

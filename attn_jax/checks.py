@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+FARTHEST = 2**30  # positions must fit 32 bits
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
 
@@ -40,6 +41,8 @@ def as_integers(name: str, value, rank: int):
     if array.ndim != rank:
         axes = "(B,)" if rank == 1 else "(B, S)"
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
+    if isinstance(array, np.ndarray):
+        array = np.array(array)  # the mask's own
     return array if array.dtype.kind == "i" else array.astype(int)
 
 
@@ -194,13 +197,27 @@ def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
             )
         return 0
     if isinstance(query_offset, numbers.Integral) and not isinstance(query_offset, bool):
+        check_far(query_offset, query_offset)
         return int(query_offset)
     if not is_array(query_offset) or query_offset.dtype.kind not in "iu":
         raise TypeError(f"query_offset must be an int or integers (B,): got {kind(query_offset)}")
     if query_offset.shape not in ((), (1,), (batch,)):
         got = tuple(query_offset.shape)
         raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {got}")
+    if is_known(query_offset) and query_offset.size:
+        check_far(np.min(query_offset), np.max(query_offset))
     return query_offset.astype(int)
+
+
+def check_far(low, high) -> None:
+    if low < -FARTHEST or high > FARTHEST:
+        got = low if low < -FARTHEST else high
+        raise ValueError(f"query_offset must lie in -2**30..2**30: got {int(got)}")
+
+
+def count_samples(query_offset) -> int:
+    """Return for how many samples an offset speaks."""
+    return query_offset.shape[0] if is_array(query_offset) and query_offset.ndim == 1 else 1
 
 
 # Attention
@@ -259,7 +276,7 @@ def check_same_length(keys: int, values: int) -> None:
 
 
 def check_empty_rows(empty_rows) -> None:
-    if empty_rows not in EMPTY_ROWS:
+    if not isinstance(empty_rows, str) or empty_rows not in EMPTY_ROWS:
         raise ValueError(f"empty_rows must be 'zero', 'nan' or 'uniform': got {empty_rows!r}")
 
 

@@ -199,7 +199,8 @@ class Mask:
         """
         cell = (batch, head, query, key)
         checks.check_cell(self, cell)
-        sizes = self.sizes(batch + 1, head + 1, query + 1, key + 1)
+        samples = max(batch + 1, checks.count_samples(query_offset))
+        sizes = self.sizes(samples, head + 1, query + 1, key + 1)
         query_offset = checks.check_query_offset(query_offset, self, sizes)
         at = Cells(sizes, query_offset, slice(query, query + 1), slice(key, key + 1))
 
@@ -218,7 +219,8 @@ class Mask:
         """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
         checks.check_count("batch", batch, 0)
         checks.check_count("head", head, 0)
-        batches, heads, _, _ = self.sizes(batch + 1, head + 1, T, S)
+        samples = max(batch + 1, checks.count_samples(query_offset))
+        batches, heads, _, _ = self.sizes(samples, head + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
         return draw_cells(np.broadcast_to(allowed, (batches, heads, T, S))[batch, head])
 
@@ -417,7 +419,8 @@ def predicate(function: Callable) -> Mask:
     """Let `function(batch, head, query, key)`, four index arrays that broadcast, say what is seen.
 
     The escape hatch: nothing is known of it until its cells are looked at, so no tile can be
-    skipped. In `attention` the indices are traced, so a table of yours must be a jax array.
+    skipped. In `attention` it is traced once and compiled: a table of yours must be a jax array,
+    and what the function closes over must not change.
     Raises TypeError unless it can be called, and when asked unless it returns bool.
 
     >>> print(predicate(lambda batch, head, query, key: (query + key) % 2 == 0).draw(2, 4,

@@ -91,7 +91,7 @@ class MultiHeadAttention(nnx.Module):
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
         checks.check_mask(mask, sizes)
         query_offset = checks.check_query_offset(query_offset, mask, sizes)
-        if mask is not None and self.empty_rows != "uniform":
+        if mask is not None and sizes[2] and self.empty_rows != "uniform":
             key, value = _without_unseen(key, value, mask, sizes, query_offset)
         heads = (
             _split_heads(self.q_proj(query), self.num_heads),
@@ -119,7 +119,7 @@ class MultiHeadAttention(nnx.Module):
 @partial(jax.jit, static_argnames="sizes")
 def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
-    at = Tiles(Cells(sizes, query_offset, xp=jnp), max(sizes[2], 1), 1)
+    at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
     some = jnp.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
     seen = some.any((1, 2))[..., None]  # (B, S, 1)
     return jnp.where(seen, key, 0), jnp.where(seen, value, 0)

@@ -111,7 +111,7 @@ def attention_steps(
     scores = np.where(bad[:, :, None, :], np.nan, scores)
     masked_scores = scores if bias is None else scores + wide(bias)
     masked_scores = np.where(visible, masked_scores, -np.inf)
-    weights = _softmax(masked_scores, bad, empty_rows)
+    weights = _softmax(masked_scores, visible, bad, empty_rows)
     output = _drop(weights, dropout, rng) @ v  # (B, H, T, D_v)
     if not sizes[3] and empty_rows != "zero":
         output[...] = np.nan  # the mean over no key at all is 0/0
@@ -151,9 +151,9 @@ def _scale(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def _softmax(masked_scores, bad, empty_rows: str):
-    """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
-    empty = (masked_scores == -np.inf).all(-1, keepdims=True)
+def _softmax(masked_scores, visible, bad, empty_rows: str):
+    """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
+    empty = np.broadcast_to(~visible, masked_scores.shape).all(-1, keepdims=True)
     if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
         fill = np.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
         level = np.where(bad[:, :, None, :], fill, np.zeros_like(masked_scores))

@@ -95,7 +95,7 @@ class MultiHeadAttention:
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
         checks.check_mask(mask, sizes)
         query_offset = checks.check_query_offset(query_offset, mask, sizes)
-        if mask is not None and self.empty_rows != "uniform":
+        if mask is not None and sizes[2] and self.empty_rows != "uniform":
             key, value = _without_unseen(key, value, mask, sizes, query_offset)
         heads = (
             _split_heads(self.q_proj(query), self.num_heads),
@@ -122,7 +122,7 @@ class MultiHeadAttention:
 
 def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
-    at = Tiles(Cells(sizes, query_offset), max(sizes[2], 1), 1)
+    at = Tiles(Cells(sizes, query_offset), sizes[2], 1)
     some = np.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
     seen = np.any(some, (1, 2))[..., None]  # (B, S, 1)
     return np.where(seen, key, 0), np.where(seen, value, 0)

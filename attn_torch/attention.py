@@ -72,7 +72,8 @@ def attention(
     if dropout > 0 or nothing or query.is_meta:
         options |= {"dropout": dropout, "generator": generator}
         return attention_steps(query, key, value, **options).output
-    return attention_blocked(query, key, value, **options)
+    with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
+        return attention_blocked(query, key, value, **options)
 
 
 def attention_steps(
@@ -103,27 +104,29 @@ def attention_steps(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
     )
     sizes = (*query.shape[:3], key.shape[2])
-    if bias is not None:
-        bias = bias.to(query.device)
-    visible = _visible(mask, bias, sizes, query_offset, query.device)
-    q, k, v = (wide(array) for array in (query, key, value))
-    k, v, bad = without_bad_keys(k, v)
-    groups = sizes[1] // key.shape[1]
-    k, v, bad = (array.repeat_interleave(groups, dim=1) for array in (k, v, bad))
+    with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
+        if bias is not None:
+            bias = bias.to(query.device)
+        visible = _visible(mask, bias, sizes, query_offset, query.device)
+        q, k, v = (wide(array) for array in (query, key, value))
+        k, v, bad = without_bad_keys(k, v)
+        groups = sizes[1] // key.shape[1]
+        k, v, bad = (array.repeat_interleave(groups, dim=1) for array in (k, v, bad))
 
-    scores = q @ k.mT * _scale(scale, query.shape[3])  # (B, H, T, S)
-    if softcap is not None:
-        scores = torch.where(visible, scores, scores.detach())  # tanh' of a hidden NaN is NaN
-        scores = float(softcap) * torch.tanh(scores / float(softcap))
-    scores = torch.where(bad[:, :, None, :], torch.nan, scores)
-    masked_scores = scores if bias is None else scores + wide(bias)
-    masked_scores = torch.where(visible, masked_scores, -torch.inf)
-    weights = _softmax(masked_scores, bad, empty_rows)
-    kept = weights.masked_fill(weights == 0, 0)  # else 0 * inf, should a hidden gradient overflow
-    output = _drop(kept, dropout, generator) @ v  # (B, H, T, D_v)
-    if not sizes[3] and empty_rows != "zero":
-        output = output + torch.nan  # the mean over no key at all is 0/0
-    return AttentionSteps(scores, masked_scores, weights, output.to(query.dtype))
+        scores = q @ k.mT * _scale(scale, query.shape[3])  # (B, H, T, S)
+        if softcap is not None:
+            scores = torch.where(visible, scores, scores.detach())  # tanh' of a hidden NaN is NaN
+            scores = float(softcap) * torch.tanh(scores / float(softcap))
+        scores = torch.where(bad[:, :, None, :], torch.nan, scores)
+        masked_scores = scores if bias is None else scores + wide(bias)
+        masked_scores = torch.where(visible, masked_scores, -torch.inf)
+        weights = _softmax(masked_scores, visible, bad, empty_rows)
+        # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
+        kept = weights.masked_fill(weights == 0, 0)
+        output = _drop(kept, dropout, generator) @ v  # (B, H, T, D_v)
+        if not sizes[3] and empty_rows != "zero":
+            output = output + torch.nan  # the mean over no key at all is 0/0
+        return AttentionSteps(scores, masked_scores, weights, output.to(query.dtype))
 
 
 def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout):
@@ -148,9 +151,9 @@ def _scale(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def _softmax(masked_scores, bad, empty_rows: str):
-    """Softmax over the keys; `empty_rows` says what a row of nothing but -inf becomes."""
-    empty = (masked_scores == -torch.inf).all(-1, keepdim=True)
+def _softmax(masked_scores, visible, bad, empty_rows: str):
+    """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
+    empty = (~visible).expand(masked_scores.shape).all(-1, keepdim=True)
     if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
         fill = torch.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
         level = torch.where(bad[:, :, None, :], fill, torch.zeros_like(masked_scores))

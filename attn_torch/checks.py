@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+FARTHEST = 2**30  # positions must fit 32 bits
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
 
@@ -42,7 +43,7 @@ def as_integers(name: str, value, rank: int):
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
     if isinstance(array, np.ndarray):
         return torch.from_numpy(array.astype(np.int64))
-    return array if dtype_name(array).startswith("int") else array.to(torch.int64)
+    return array.clone() if dtype_name(array).startswith("int") else array.to(torch.int64)
 
 
 def check_array(name: str, array, axes: tuple[str, ...]) -> None:
@@ -190,13 +191,27 @@ def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
             )
         return 0
     if isinstance(query_offset, numbers.Integral) and not isinstance(query_offset, bool):
+        check_far(query_offset, query_offset)
         return int(query_offset)
     if not is_array(query_offset) or "int" not in dtype_name(query_offset):
         raise TypeError(f"query_offset must be an int or integers (B,): got {kind(query_offset)}")
     if query_offset.shape not in ((), (1,), (batch,)):
         got = tuple(query_offset.shape)
         raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {got}")
+    if is_known(query_offset) and query_offset.numel():
+        check_far(query_offset.min(), query_offset.max())
     return query_offset.to(torch.int64)
+
+
+def check_far(low, high) -> None:
+    if low < -FARTHEST or high > FARTHEST:
+        got = low if low < -FARTHEST else high
+        raise ValueError(f"query_offset must lie in -2**30..2**30: got {int(got)}")
+
+
+def count_samples(query_offset) -> int:
+    """Return for how many samples an offset speaks."""
+    return query_offset.shape[0] if is_array(query_offset) and query_offset.ndim == 1 else 1
 
 
 # Attention
@@ -255,7 +270,7 @@ def check_same_length(keys: int, values: int) -> None:
 
 
 def check_empty_rows(empty_rows) -> None:
-    if empty_rows not in EMPTY_ROWS:
+    if not isinstance(empty_rows, str) or empty_rows not in EMPTY_ROWS:
         raise ValueError(f"empty_rows must be 'zero', 'nan' or 'uniform': got {empty_rows!r}")
 
 

@@ -195,7 +195,8 @@ class Mask:
         """
         cell = (batch, head, query, key)
         checks.check_cell(self, cell)
-        sizes = self.sizes(batch + 1, head + 1, query + 1, key + 1)
+        samples = max(batch + 1, checks.count_samples(query_offset))
+        sizes = self.sizes(samples, head + 1, query + 1, key + 1)
         query_offset = checks.check_query_offset(query_offset, self, sizes)
         row, column = slice(query, query + 1), slice(key, key + 1)
         at = Cells(sizes, query_offset, row, column, self.device)
@@ -215,7 +216,8 @@ class Mask:
         """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
         checks.check_count("batch", batch, 0)
         checks.check_count("head", head, 0)
-        batches, heads, _, _ = self.sizes(batch + 1, head + 1, T, S)
+        samples = max(batch + 1, checks.count_samples(query_offset))
+        batches, heads, _, _ = self.sizes(samples, head + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
         return draw_cells(allowed.broadcast_to((batches, heads, T, S))[batch, head])
 

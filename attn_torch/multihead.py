@@ -93,7 +93,7 @@ class MultiHeadAttention(nn.Module):
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
         checks.check_mask(mask, sizes)
         query_offset = checks.check_query_offset(query_offset, mask, sizes)
-        if mask is not None and self.empty_rows != "uniform":
+        if mask is not None and sizes[2] and self.empty_rows != "uniform":
             key, value = _without_unseen(key, value, mask, sizes, query_offset)
         heads = (
             _split_heads(self.q_proj(query), self.num_heads),
@@ -121,7 +121,7 @@ def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
     if seen_finite(key, value):
         return key, value
-    at = Tiles(Cells(sizes, query_offset, device=key.device), max(sizes[2], 1), 1)
+    at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
     some = mask.ask(at).some.broadcast_to((*sizes[:2], 1, sizes[3]))
     seen = some.any((1, 2))[..., None]  # (B, S, 1)
     return torch.where(seen, key, 0), torch.where(seen, value, 0)

@@ -17,13 +17,16 @@ def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
 
 
 def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarray]:
-    """Run a case and hold each of its steps against the oracle; return the steps."""
+    """Run a case by every path, hold each output and each step against the oracle; return these."""
     require(subject, "attention")
     got = subject.steps(*case.inputs(dtype), **case.options(dtype))
+    output = subject.attention(*case.inputs(dtype), **case.options(dtype))
     exact, rough = case.expected(dtype)
     for name in ("scores", "masked_scores", "weights", "output"):
         check_dtype(got[name], rough[name].dtype, name)
         compare(got[name], exact[name], rough[name], name)
+    check_dtype(output, rough["output"].dtype, "output without steps")
+    compare(output, exact["output"], rough["output"], "output without steps")
     return got
 
 

@@ -104,6 +104,8 @@ ATTENTION = [
     Wrong("offset_float_array", TypeError,
           "query_offset must be an int or integers (B,): got float32 array",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=a(2)), True),
+    Wrong("offset_far", ValueError, "query_offset must lie in -2**30..2**30: got 1099511627776",
+          lambda m, a: attend(m, a, mask=m.causal(), query_offset=2**40), True),
     Wrong("offset_batch", ValueError, "query_offset must be an int or (B,) = (2,): got (3,)",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=a(3, dtype="int32")), True),
 ]  # fmt: skip

@@ -61,7 +61,10 @@ def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], query_offset=No
 
 
 def softmax(logits: list[float], empty_rows: str) -> list[float]:
-    """Softmax of one row, where -inf is hidden and a row of nothing else goes by the policy."""
+    """Softmax of one row, where -inf is hidden and a row of nothing else goes by the policy.
+
+    In float64 no visible logit of a case is -inf, so -inf can stand for hidden.
+    """
     top = max(logits, default=-math.inf)
     if top == -math.inf:
         row = {"zero": 0.0, "nan": math.nan, "uniform": 1 / len(logits) if logits else math.nan}

@@ -183,7 +183,7 @@ def _row(results: list[dict]) -> list[str]:
     return [
         *(str(outcomes[name]) for name in OUTCOMES),
         f"{kept} of {len(should)}" if should else "",
-        f"{worst['used']:.2f}" if worst else "exact",
+        f"{worst['used']:.2f}" if worst else "exact" if outcomes["conforms"] else "",
         f"{sum(r['seconds'] for r in results):.1f}",
         f"{worst['test'].split('[')[0].removeprefix('test_')}: {worst['what']}" if worst else "",
     ]

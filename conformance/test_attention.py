@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from . import naive
+from . import multi, naive
 from .budget import allowance, close, compare, same
 from .cases import (
     BY_NAME,
@@ -178,6 +178,17 @@ def test_a_very_negative_visible_logit_beats_hidden_ones(subject):
     seen = np.broadcast_to(np.arange(7) == 3, MAIN.call)
     got = subject.attention(*inputs, bias=bias, mask=allow(seen))
     same(got, np.broadcast_to(inputs[2][:, :, 3:4], got.shape), "the one visible value")
+
+
+@clause("ATT-7")
+@pytest.mark.parametrize("policy", ["zero", "uniform"])
+def test_an_overflowing_row_is_not_an_empty_one(subject, policy):
+    require(subject, "attention")
+    query, key = np.full((1, 1, 1, 3), 1e20, np.float32), np.ones((1, 1, 2, 3), np.float32)
+    key[0, 0, 0] = -1e20  # the one visible logit is -inf in float32
+    value = np.array([[[[1.0], [5.0]]]], np.float32)
+    got = subject.attention(query, key, value, mask=padding([1]), empty_rows=policy)
+    assert np.isnan(got).all() or (got == 1).all(), f"ATT-7: expected NaN or the value 1, got {got}"
 
 
 def _twice(subject, case, change, dtype="float32"):
@@ -392,6 +403,35 @@ def test_kept_weights_are_scaled_by_what_is_left(subject):
     share = 1 - kept[exact > 0].mean()
     sigma = np.sqrt(0.25 * 0.75 / (exact > 0).sum())
     assert abs(share - 0.25) < 4 * sigma, f"ATT-12: a quarter is dropped: got {share:.3f}"
+
+
+@clause("ATT-12")
+def test_every_sample_and_head_drops_its_own(subject):
+    require(subject, "attention")
+    kept = _weights_after_dropout(subject, 0.5, seed=3) != 0
+    kept = kept[np.ix_([0, 2], [0, 1], range(3, 7))]  # what both samples see, four rows of it
+    patterns = {kept[b, h, :, :4].tobytes() for b in range(2) for h in range(2)}
+    assert len(patterns) == 4, f"ATT-12: {len(patterns)} patterns for four heads"
+
+
+@clause("ATT-12")
+@pytest.mark.parametrize("need_weights", [False, True], ids=["without_weights", "with_weights"])
+def test_a_module_drops_in_training_only(subject, need_weights):
+    require(subject, "multihead")
+    parameters, x = multi.SELF.parameters("float32"), multi.SELF.inputs()[0]
+    config = multi.SELF.config | {"dropout": 1.0}
+    options = {"need_weights": need_weights, "seed": 1}
+    dropped, _ = subject.multihead(config, parameters, x, training=True, **options)
+    bias = np.broadcast_to(parameters["out_proj.bias"], dropped.shape)
+    same(dropped, bias, "training with a dropout of 1")
+    plain, _ = subject.multihead(multi.SELF.config, parameters, x, **options)
+    same(subject.multihead(config, parameters, x, **options)[0], plain, "evaluation")
+    config["dropout"] = 0.5
+    first, other = (
+        subject.multihead(config, parameters, x, training=True, need_weights=need_weights, seed=s)
+        for s in (1, 2)
+    )
+    assert abs(first[0] - other[0]).max() > 1e-3, "ATT-12: two seeds drop the same"
 
 
 @clause("ATT-12")

@@ -97,6 +97,31 @@ def test_hidden_garbage_reaches_no_parameter(subject, fill, way):
 
 @clause("CLEAN-4")
 @pytest.mark.parametrize("role", ["key", "value"])
+def test_visible_infinity_is_not_taken_for_a_number(subject, role):
+    require(subject, "attention")
+    inputs = [np.array(x) for x in CLEAN.inputs("float32")]
+    inputs[["query", "key", "value"].index(role)][2, 1, 4] = np.inf
+    got = subject.attention(*inputs)
+    finite = np.isfinite(got).all(-1)
+    others = np.delete(finite.reshape(6, 5), 5, axis=0)  # all heads but the last of sample 2
+    assert others.all(), "CLEAN-4: infinity reaches a head that does not see it"
+    assert not finite[2, 1].any(), "CLEAN-4: a row that sees infinity is finite"
+
+
+@clause("CLEAN-4")
+def test_a_query_that_is_nan_gives_a_row_of_nan_alone(subject):
+    require(subject, "attention")
+    inputs = [np.array(x) for x in CLEAN.inputs("float32")]
+    inputs[0][2, 1, 3, 4] = np.nan
+    got, clean = (subject.attention(*x) for x in (inputs, CLEAN.inputs("float32")))
+    row = np.zeros(MAIN.call[:3], bool)
+    row[2, 1, 3] = True
+    same(got[row], np.full((1, 13), np.nan), "the row of the query")
+    same(got[~row], clean[~row], "every other row")
+
+
+@clause("CLEAN-4")
+@pytest.mark.parametrize("role", ["key", "value"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("through", ["attention", "blocked"])
 def test_visible_nan_reaches_exactly_those_who_see_it(subject, through, role, dtype):

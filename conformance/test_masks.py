@@ -103,6 +103,25 @@ def test_dims_are_one_where_nothing_varies(subject, spec, shape):
     assert got == shape, f"MASK-4: allowed must be {shape}: got {got}"
 
 
+@clause("MASK-4")
+def test_draw_shows_the_sample_and_head_that_is_asked_for(subject):
+    spec = allow(coins(11, *MAIN.call))
+    for b, h in product(range(3), range(2)):
+        drawn = subject.ask("draw", spec, 5, 7, batch=b, head=h).split("\n")
+        shown = [[cell == "■" for cell in row.split(" ")] for row in drawn]
+        same(shown, reference.allowed(spec, MAIN.call)[b, h], f"drawing of sample {b}, head {h}")
+
+
+@clause("MASK-4")
+def test_what_a_mask_answers_is_not_what_it_holds(subject):
+    require(subject, "errors")
+    array = subject.array(coins(12, *MAIN.call))
+    answer = subject.module.allow(array).allowed(5, 7)
+    assert answer is not array, "MASK-4: the caller's own array comes back"
+    if hasattr(answer, "flags"):
+        assert not np.shares_memory(answer, array), "MASK-4: the answer shares memory"
+
+
 LAWS = {
     "commutative": (lambda a, b, c: a & b, lambda a, b, c: b & a),
     "commutative_or": (lambda a, b, c: a | b, lambda a, b, c: b | a),
@@ -254,12 +273,13 @@ def test_tile_agrees_with_allowed_everywhere(subject, name):
 
 
 @clause("MASK-11")
-@pytest.mark.parametrize("name", [n for n in MASKS if n != "causal_per_sample"])
+@pytest.mark.parametrize("name", MASKS)
 def test_explain_concludes_what_allowed_says(subject, name):
     spec, offset = MASKS[name]
     seen = reference.allowed(spec, MAIN.call, offset)
     for cell in product((0, 1, 2), (0, 1), (0, 2, 4), (0, 3, 6)):
-        got = subject.ask("explain", spec, *cell, query_offset=offset or 0).splitlines()
+        got = subject.ask("explain", spec, *cell, query_offset=0 if offset is None else offset)
+        got = got.splitlines()
         expected = "allowed" if seen[cell] else "hidden"
         assert got[0].startswith(expected), f"MASK-11: {cell}: expected {expected}, got {got[0]}"
 

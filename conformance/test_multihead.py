@@ -105,6 +105,11 @@ def masks() -> dict[str, tuple[dict, np.ndarray, np.ndarray | None]]:
         "float_rank4": ({"attn_mask": per_head}, ALL, per_head),
         "look_ahead": ({"attn_mask": look_ahead}, top_left, None),
         "mask": ({"attn_mask": sliding_window(2, 1), "query_offset": 2}, window, None),
+        "offset_per_sample": (
+            {"attn_mask": causal(), "query_offset": np.array([2, 0, 5])},
+            np.broadcast_to(reference.allowed(causal(), (3, 1, 5, 7), [2, 0, 5]), ALL.shape),
+            None,
+        ),
         "both": ({"attn_mask": rank4, "key_padding_mask": HIDDEN}, ~rank4 & RAGGED, None),
         "float_and_padding": ({"attn_mask": added, "key_padding_mask": HIDDEN}, RAGGED, added),
         "mask_and_padding": (
@@ -163,6 +168,34 @@ def test_key_left_out_is_self_attention_and_value_left_out_is_key(subject):
     short = subject.multihead(CROSS.config, parameters, query, key)
     long = subject.multihead(CROSS.config, parameters, query, key, key)
     same(short[0], long[0], "output with value left out")
+
+
+@clause("MHA-6")
+def test_value_left_out_is_the_key_and_not_the_query(subject):
+    require(subject, "multihead")
+    parameters, (query, _, _) = SELF.parameters("float32"), SELF.inputs()
+    key = query[::-1] + 1  # of the query's own shape
+    short, long = (
+        subject.multihead(SELF.config, parameters, query, *x) for x in ([key], [key, key])
+    )
+    same(short[0], long[0], "output with value left out")
+
+
+@clause("MHA-6")
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_other_dtypes(subject, dtype):
+    CROSS.check(subject, {"key_padding_mask": HIDDEN}, RAGGED, dtype_name=dtype)
+
+
+@clause("MHA-6")
+def test_no_query_gives_an_empty_output(subject):
+    require(subject, "multihead")
+    x = np.zeros((3, 0, 14), np.float32)
+    options = {"attn_mask": causal(), "query_offset": 0}
+    output, weights = subject.multihead(
+        CROSS.config, CROSS.parameters("float32"), x, *CROSS.inputs()[1:], **options
+    )
+    assert (output.shape, weights.shape) == ((3, 0, 14), (3, 0, 7))
 
 
 @clause("MHA-6")

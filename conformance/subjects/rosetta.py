@@ -66,14 +66,17 @@ class Rosetta:
         return options if seed is None else options | self.random(seed)
 
     def sequence_mask(self, tokens, padding_idx):
-        return self.numpy(self.module.sequence_mask(self.array(tokens), padding_idx))
+        with self.scope("float32"):
+            return self.numpy(self.module.sequence_mask(self.array(tokens), padding_idx))
 
     def look_ahead_mask(self, tgt_len, src_len):
-        return self.numpy(self.module.look_ahead_mask(tgt_len, src_len))
+        with self.scope("float32"):
+            return self.numpy(self.module.look_ahead_mask(tgt_len, src_len))
 
     def ask(self, question, spec, *args, **options):
-        answer = getattr(self.mask(spec), question)(*args, **self.options(options))
-        return answer if isinstance(answer, str) else self.numpy(answer)
+        with self.scope("float32"):
+            answer = getattr(self.mask(spec), question)(*args, **self.options(options))
+            return answer if isinstance(answer, str) else self.numpy(answer)
 
     def attention(self, query, key, value, **options):
         with self.scope(query.dtype.name):
