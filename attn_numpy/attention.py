@@ -65,7 +65,7 @@ def attention(
         "empty_rows": empty_rows,
         "query_offset": query_offset,
     }
-    if dropout > 0 or 0 in (*query.shape, *value.shape):
+    if dropout > 0 or 0 in (*query.shape, *value.shape) or _may_overflow(query, key, scale):
         steps = attention_steps(query, key, value, **options, dropout=dropout, rng=rng)
         return steps.output
     return attention_blocked(query, key, value, **options)
@@ -126,6 +126,12 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
     sizes = (*query.shape[:3], key.shape[2])
     checks.check_mask(mask, sizes)
     return checks.check_query_offset(query_offset, mask, sizes)
+
+
+def _may_overflow(query, key, scale) -> bool:
+    """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
+    largest = max(query.max(), -query.min()).item() * max(key.max(), -key.min()).item()
+    return largest * query.shape[3] * abs(_scale(scale, query.shape[3])) > 1e38
 
 
 def _visible(mask, bias, sizes, query_offset):

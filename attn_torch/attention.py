@@ -69,7 +69,7 @@ def attention(
         "query_offset": query_offset,
     }
     nothing = 0 in (*query.shape, *value.shape)
-    if dropout > 0 or nothing or query.is_meta:
+    if dropout > 0 or nothing or query.is_meta or _may_overflow(query, key, scale):
         options |= {"dropout": dropout, "generator": generator}
         return attention_steps(query, key, value, **options).output
     with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
@@ -137,6 +137,15 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
         checks.check_is_mask("mask must be a Mask", mask, Mask)
     checks.check_mask(mask, sizes)
     return checks.check_query_offset(query_offset, mask, sizes)
+
+
+def _may_overflow(query, key, scale) -> bool:
+    """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
+    if not checks.is_known(query):
+        return False
+    ends = [float(end) for array in (query, key) for end in torch.aminmax(array.detach())]
+    largest = max(-ends[0], ends[1]) * max(-ends[2], ends[3])
+    return largest * query.shape[3] * abs(_scale(scale, query.shape[3])) > 1e38
 
 
 def _visible(mask, bias, sizes, query_offset, device):

@@ -178,7 +178,7 @@ def excuses(row: dict, what: str, difference: Difference) -> bool:
     """Whether an exception speaks of this difference."""
     there = [backend for backend, text in difference.has.items() if text == THERE]
     place = fnmatchcase(difference.file, row["file"]) and fnmatchcase(difference.name, row["name"])
-    return place and difference.what == what and row.get("only", there) == there
+    return place and fnmatchcase(difference.what, what) and row.get("only", there) == there
 
 
 def complaints(root: Path, exceptions: dict) -> list[str]:
