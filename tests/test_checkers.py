@@ -314,7 +314,7 @@ METHODS = {
         Row("ATT-12", kept_weights_not_scaled, "kept_weights_are_scaled_by_what_is_left"),
         Row("ATT-13", softcap_after_the_bias, "each_step_is_what_its_name_says", "softcap"),
         Row("CAUSE-3", offset_ignored, "offsets_see_what_they_say", "S-T"),
-        Row("CAUSE-4", future_leaks, "later_tokens_never_change_earlier_outputs", "4"),
+        Row("CAUSE-4", future_leaks, "later_tokens_never_change_earlier_outputs", "attention-4"),
         Row("EMPTY-1", filled_with_a_finite_number, "zero_gives_exact_zeros", "float32"),
         Row("EMPTY-1", mean_for_empty_rows, "zero_gives_exact_zeros", "float32"),
         Row("EMPTY-2", zero_for_empty_rows, "nan_gives_nan_in_that_row_alone"),
@@ -365,9 +365,9 @@ METHODS = {
         Row("GRAD-1", groups_averaged, "gradients_are_the_oracles", "grouped"),
         Row("GRAD-1", bias_left_out, "gradients_are_the_oracles", "bias_rank2"),
         Row("GRAD-1", bias_not_summed, "gradients_are_the_oracles", "bias_rank2"),
-        Row("GRAD-3", fast_gradients_apart, "gradients_of_both_paths_agree", "causal"),
+        Row("GRAD-3", fast_gradients_apart, "gradients_of_both_paths_agree", "causal-attention"),
         Row("EMPTY-6", nan_for_empty_rows, "gradients_of_empty_rows_are_zero"),
-        Row("CLEAN-3", nan_reaches_keys, "hidden_garbage_reaches_no_gradient", "key-nan-lengths"),
+        Row("CLEAN-3", nan_reaches_keys, "hidden_garbage_reaches_no_gradient", "attention-key-nan-lengths"),  # noqa: E501
         Row("CAUSE-4", values_of_the_future, "gradient_reaches_exactly_what_a_query_sees", "3"),
     ],
     "multihead_gradients": [
