@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from . import memory
+from . import memory, steps
 from .measure import matmul_peak, paired
 from .rows import Row, rows
 
@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--page", help="where the Markdown page goes, such as docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    wanted = [row for row in rows() if all(word in row.name for word in options.only)]
+    wanted = [
+        row for row in (*rows(), *steps.rows()) if all(word in row.name for word in options.only)
+    ]
     cases = [c for c in memory.CASES if all(word in _memory_name(c) for word in options.only)]
     if not wanted and not cases:
         parser.error(f"--only must match a row: got {' '.join(options.only)}")
