@@ -76,7 +76,7 @@ class Linear(Module):
         rows = wide(x).reshape(-1, x.shape[-1])  # one product, where a batch would make many
         y = rows @ wide(self.weight).T
         y = (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])  # -1 would fail where there is nothing
 
 
 class LayerNorm(Module):
