@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checks
 from .blocked import attention_blocked
-from .fused import wide, without_bad_keys
+from .fused import exactly, wide, without_bad_keys
 from .masks import Mask
 from .tiles import Cells
 
@@ -72,7 +72,7 @@ def attention(
     if dropout > 0 or nothing or query.is_meta or _may_overflow(query, key, scale):
         options |= {"dropout": dropout, "generator": generator}
         return attention_steps(query, key, value, **options).output
-    with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
+    with exactly(query):
         return attention_blocked(query, key, value, **options)
 
 
@@ -104,7 +104,7 @@ def attention_steps(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
     )
     sizes = (*query.shape[:3], key.shape[2])
-    with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
+    with exactly(query):
         if bias is not None:
             bias = bias.to(query.device)
         visible = _visible(mask, bias, sizes, query_offset, query.device)

@@ -1,6 +1,7 @@
 """Torch's fused attention kernel: where it serves, and how it is called without its traps."""
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -48,6 +49,13 @@ def fused(query, key, value, scale: float, causal: bool):
         sees_bad = bad.cumsum(-1) > 0 if causal else bad.any(-1, keepdim=True)
         output = torch.where(sees_bad[..., None], torch.nan, output)
     return output.to(query.dtype)
+
+
+def exactly(array):
+    """Return the context in which nothing is rounded to 16 bits: autocast would undo `wide`."""
+    if array.is_meta:  # autocast knows no such device
+        return nullcontext()
+    return torch.autocast(array.device.type, enabled=False)
 
 
 def wide(array):
