@@ -33,7 +33,7 @@ class _Call(NamedTuple):
     scale: float
     softcap: float | None
     empty_rows: str
-    bad: Tensor | None  # (B, H_kv, S), the keys that were not finite; None where all are
+    bad: Tensor | None  # (B, H_kv, S), the keys that were not finite; None: no score is NaN
 
 
 def attention_blocked(
@@ -84,12 +84,12 @@ def _walk(query, key, value, bias, call: _Call, tile, kernel: bool):
     every, some = _verdict(call, tile, query.device)
     if kernel and every.all():
         return fused(query, key, value, call.scale, causal=False)
-    if not finite(key, value):
-        key, value, bad = without_bad_keys(key, value)
-        call = call._replace(bad=bad)
     if bias is not None:
         bias = bias.to(query.device)
         bias = bias[None, None] if bias.ndim == 2 else bias
+    if not finite(query, key, value) or (bias is not None and bias.detach().amax().isnan()):
+        key, value, bad = without_bad_keys(key, value)
+        call = call._replace(bad=bad)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
     blocks = plan(every, some, tile, call.sizes, key.shape[1], bias is not None, query.device)
     output = _Blocks.apply(wide(query), wide(key), wide(value), bias, call, blocks)

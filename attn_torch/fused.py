@@ -63,9 +63,9 @@ def wide(array):
     return array if array.dtype == torch.float64 else array.float()
 
 
-def finite(key, value) -> bool:
-    """Whether keys and values are finite, and so small that no product of theirs overflows."""
-    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in (key, value))
+def finite(*arrays) -> bool:
+    """Whether all are finite, and so small that no product of keys and values overflows."""
+    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in arrays)
     return math.isfinite(sum(norms))
 
 
