@@ -7,7 +7,8 @@ import pytest
 from attn_jax import allow, causal, padding, prefix, segments, sliding_window
 
 T = 8
-BELOW, ON, ABOVE = ((slice(r, r + 2), slice(c, c + 2)) for r, c in ((6, 0), (4, 4), (0, 6)))
+BELOW = slice(6, 8), slice(0, 1)
+ON, ABOVE = ((slice(r, r + 2), slice(c, c + 2)) for r, c in ((4, 4), (0, 6)))
 LENGTHS = jnp.array([3, 8])
 IDS = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2]] * 2)
 CELLS = jnp.ones((1, 1, T, T), bool)
