@@ -5,7 +5,6 @@ the kernel is called. Everything else is walked: the mask is asked once about al
 block of queries meets only the columns of tiles in which it may see something.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import finite, fused, has_kernel, known_structure, wide, without_bad_keys
+from .fused import finite, fused, has_kernel, known_structure, scale_of, wide, without_bad_keys
 from .masks import Mask
 from .plan import Block, BlockCells, plan
 from .tiles import Cells, Tiles
@@ -66,7 +65,7 @@ def attention_blocked(
     True
     """
     sizes = (*query.shape[:3], key.shape[2])
-    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
+    scale = scale_of(scale, query.shape[3])
     softcap = None if softcap is None else float(softcap)
     known = known_structure(mask, sizes, query_offset)
     widths = (query.shape[3], value.shape[3])

@@ -51,6 +51,11 @@ def fused(query, key, value, scale: float, causal: bool):
     return output.to(query.dtype)
 
 
+def scale_of(scale: float | None, head_dim: int) -> float:
+    """Return what scores are multiplied by: 1/sqrt(D) where nothing is said."""
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
 def exactly(array):
     """Return the context in which nothing is rounded to 16 bits: autocast would undo `wide`."""
     if array.is_meta:  # autocast knows no such device
