@@ -1,6 +1,7 @@
 """Torch's fused attention kernel: where it serves, and how it is called without its traps."""
 
 import math
+from contextlib import nullcontext
 from itertools import groupby
 
 import torch
@@ -73,14 +74,26 @@ def _kernel(query, key, value, scale: float, causal: bool):
     )
 
 
+def scale_of(scale: float | None, head_dim: int) -> float:
+    """Return what scores are multiplied by: 1/sqrt(D) where nothing is said."""
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
+def exactly(array):
+    """Return the context in which nothing is rounded to 16 bits: autocast would undo `wide`."""
+    if array.is_meta:  # autocast knows no such device
+        return nullcontext()
+    return torch.autocast(array.device.type, enabled=False)
+
+
 def wide(array):
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == torch.float64 else array.float()
 
 
-def finite(key, value) -> bool:
-    """Whether keys and values are finite, and so small that no product of theirs overflows."""
-    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in (key, value))
+def finite(*arrays) -> bool:
+    """Whether all are finite, and so small that no product of keys and values overflows."""
+    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in arrays)
     return math.isfinite(sum(norms))
 
 
