@@ -102,11 +102,18 @@ class Subject(Protocol):
         Given is `batch_size`, or `memory` or `src` with masks, as the model's `start` takes them.
         """
 
+    def greedy(self, config: dict, parameters: dict, src, prompt, **options) -> np.ndarray:
+        """Return the tokens that greedy decoding with a "seq2seq" model finds, (B, N)."""
+
     def export_weights(self, kind: str, config: dict, parameters: dict, layout: str) -> dict:
         """Return the weights of a model with these parameters, in a layout."""
 
-    def import_weights(self, kind: str, config: dict, weights, layout: str, dtype="float32"):
-        """Return the parameters of a new model into which weights of a layout were put."""
+    def import_weights(self, kind: str, config: dict, parameters: dict, weights, layout: str):
+        """Put weights of a layout into a model with these parameters.
+
+        Returns the error, or None, and the model's parameters after it. The weights are a mapping
+        of any framework's arrays, nested or not, or the path of a safetensors file.
+        """
 
     def save(self, kind: str, config: dict, parameters: dict, path) -> None:
         """Save a model with these parameters."""

@@ -1,12 +1,14 @@
 """The chapter on the cache: tokens one by one, in chunks or at once give what one pass gives."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
-from . import reference
 from .budget import Differs, allowance, check_dtype, compare, same
 from .cases import coins
 from .contract import clause
+from .expected import multihead
 from .specs import allow, causal, hide, padding, prefix, sliding_window
 from .streams import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream
 from .subject import require
@@ -253,7 +255,10 @@ def test_copies_go_their_own_ways(subject, name):
     decoding = stream.start(subject)
     stream.check_feeds(decoding, x, (3,), exact, rough)
     branch = decoding.copy()
-    pieces = {"first": (decoding, x, exact, rough), "copy": (branch, other, *stream.one_pass(other))}
+    pieces = {
+        "first": (decoding, x, exact, rough),
+        "copy": (branch, other, *stream.one_pass(other)),
+    }
     for t in (3, 5):  # in turns
         for what, (own, y, *wanted) in pieces.items():
             got = stream.feed(own, y[:, t : t + 2])
@@ -408,8 +413,6 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
 
 
 def reference_of(stream: Stream, query, key):
-    from .expected import multihead
-
     seen = np.ones((1, stream.heads, query.shape[1], key.shape[1]), bool)
     return multihead(stream.parameters(), 2, 2, query, key, key, seen=seen)
 
@@ -488,3 +491,43 @@ def test_step_by_step_is_one_pass_for_every_prefix(subject, name, cached):
         arguments = (stream.kind, stream.config, stream.parameters(), inputs)
         got = subject.layer(*arguments, **options, **given)["output"]
         compare(got, exact[:, :n], rough[:, :n], f"prefix of {n}")
+
+
+PROMPTS = {
+    "right": np.array([[1, 5, 7], [1, 0, 0], [1, 4, 0]]),
+    "left": np.array([[1, 5, 7], [0, 0, 1], [0, 1, 4]]),
+}
+NEW = 5
+
+
+@cache
+def greedy_tokens() -> tuple[np.ndarray, int]:
+    """Return the tokens that the oracle's logits give, and the one at which sample 0 shall end.
+
+    The two largest logits differ by more than rounding excuses: the choice is not luck.
+    """
+    stream, found = STREAMS["seq2seq"], np.zeros((B, NEW), int)
+    for b, prompt in enumerate(PROMPTS["right"]):
+        told, own = [int(token) for token in prompt if token], slice(b, b + 1)
+        for i in range(NEW):
+            exact, rough = stream.one_pass(np.array([told]), rows=own)
+            last = np.sort(exact[0, -1])
+            limit = allowance(exact, rough, np.float32)
+            assert last[-1] - last[-2] > 2 * limit, f"CACHE-10: {told} has no clear successor"
+            found[b, i] = exact[0, -1].argmax()
+            told.append(found[b, i])
+    assert found.min() > 0, "CACHE-10: padding is the likeliest token"
+    return found, int(found[0, 2])
+
+
+@clause("CACHE-10")
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "again"])
+@pytest.mark.parametrize("side", PROMPTS)
+def test_greedy_decoding_takes_the_likeliest_token_until_the_end(subject, side, cached):
+    require(subject, "cache")
+    stream, (found, eos) = STREAMS["seq2seq"], greedy_tokens()
+    ended = np.cumsum(found == eos, 1) - (found == eos) > 0
+    arguments = (stream.config, stream.parameters(), stream.given()["src"], PROMPTS[side])
+    got = subject.greedy(*arguments, eos_idx=eos, max_new_tokens=NEW, cached=cached)
+    assert ended[0, 3:].all() and not ended.all(), "CACHE-10: nothing ends early"
+    same(got, np.where(ended, 0, found), "tokens, padding after the end")

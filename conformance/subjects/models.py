@@ -97,17 +97,26 @@ class Models:
             model = self.model(kind, config, parameters)
             return Decoding(self, kind, model, _dtype(parameters), compiled).start(capacity, given)
 
+    def greedy(self, config, parameters, src, prompt, **options) -> np.ndarray:
+        with self.scope(_dtype(parameters)):
+            model = self.model("seq2seq", config, parameters)
+            arrays = (self.array(src), self.array(prompt))
+            return self.numpy(self.module.greedy_decode(model, *arrays, **options))
+
     def export_weights(self, kind, config, parameters, layout) -> dict[str, np.ndarray]:
         with self.scope(_dtype(parameters)):
             model = self.model(kind, config, parameters)
             found = self.module.export_weights(model, layout)
             return {name: self.numpy(array) for name, array in found.items()}
 
-    def import_weights(self, kind, config, weights, layout, dtype="float32"):
-        with self.scope(dtype):
-            model = self.new(CLASSES[kind], dtype=np.dtype(dtype), **config)
-            self.module.import_weights(model, weights, layout)
-            return self.take(model)
+    def import_weights(self, kind, config, parameters, weights, layout):
+        with self.scope(_dtype(parameters)):
+            model, error = self.model(kind, config, parameters), None
+            try:
+                self.module.import_weights(model, weights, layout)
+            except (TypeError, ValueError) as refusal:
+                error = refusal
+            return error, self.take(model)
 
     def save(self, kind, config, parameters, path) -> None:
         with self.scope(_dtype(parameters)):
