@@ -15,7 +15,7 @@ def decoder(m, a, tgt=(2, 5, 12), memory=(2, 7, 12), **options):
     return layer(m, a, tgt, memory, name=DECODER, **options)
 
 
-def cache(m, lengths=0, heads=3):
+def cache(m, heads=3):
     """Return a cache of two samples and seven slots."""
     return m.KVCache.empty(2, heads, 7, 4)
 
@@ -45,7 +45,7 @@ SMALL = {"d_model": 12, "nhead": 3, "num_encoder_layers": 1, "num_decoder_layers
 
 def tokens(m, a, src=(2, 5), tgt=(2, 4), dtype="int32", vocabularies=(11, 13), **settings):
     model = a.new("Seq2SeqTransformer", *vocabularies, **SMALL | settings)
-    return model(a(*src, dtype=dtype), a(*tgt, dtype="int32"))
+    return model(abs(a(*src, dtype=dtype)), abs(a(*tgt, dtype="int32")))
 
 
 def greedy(m, a, prompt=None, **options):
