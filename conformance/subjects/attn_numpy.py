@@ -39,8 +39,9 @@ class Adapter(Rosetta):
         return getattr(attn_numpy, name)(*args, **settings, **self.random(seed or 0))
 
     def put(self, model, parameters):
+        places = model.parameters()
         for name, array in parameters.items():
-            module, attribute = model.parameters()[name]
+            module, attribute = places[name]
             setattr(module, attribute, self.array(array))
 
     def take(self, model):
