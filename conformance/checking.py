@@ -1,5 +1,7 @@
 """The two comparisons that most tests make: a subject's answer to a call, against the oracle."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from . import expected
@@ -41,3 +43,15 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
         check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
         compare(got[name], exact[name], rough[name], f"gradient of {name}")
     return got
+
+
+def refused(call: Callable, *texts: str) -> None:
+    """See that a call raises a ValueError that holds these texts."""
+    try:
+        call()
+    except ValueError as error:
+        lacking = [text for text in texts if text not in str(error)]
+        if lacking:
+            raise Differs(f"expected a ValueError with {lacking}, got {error}") from error
+    else:
+        raise Differs(f"expected a ValueError with {list(texts)}, got no error")

@@ -160,10 +160,12 @@ def _sum_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """x W^T + b for x (B, T, in) and weight (out, in), summed exactly."""
-    y = np.zeros((*x.shape[:2], len(weight)))
-    for b, t, o in product(range(x.shape[0]), range(x.shape[1]), range(len(weight))):
-        terms = [float(x[b, t, i] * weight[o, i]) for i in range(x.shape[2])]
-        y[b, t, o] = math.fsum([*terms, 0.0 if bias is None else float(bias[o])])
+    y, matrix = np.zeros((*x.shape[:2], len(weight))), weight.tolist()
+    for b, t in product(range(x.shape[0]), range(x.shape[1])):
+        row = x[b, t].tolist()
+        for o, into in enumerate(matrix):
+            terms = [a * w for a, w in zip(row, into, strict=True)]
+            y[b, t, o] = math.fsum([*terms, 0.0 if bias is None else float(bias[o])])
     return y
 
 

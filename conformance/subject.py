@@ -4,6 +4,7 @@ An adapter declares its `capabilities`; what it does not declare is "not offered
 a pass nor a failure. Masks arrive as `Spec`s (plain data), a random source as a seed.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,10 @@ CAPABILITIES = {
     "blocked": "a path that walks the mask's tiles",
     "compiled": "a compiled form of attention",
     "multihead": "multi-head attention",
+    "layers": "Transformer layers, stacks and models",
+    "cache": "decoding with a cache",
+    "counting": "a count of the tokens that a projection is sent",
+    "weights": "weights in and out",
     "any_shape": "a new shape without the cost of a compilation",
     "traced": "calls whose arrays have no values yet",
     "errors": "the contract's errors, call by call",
@@ -78,6 +83,71 @@ class Subject(Protocol):
         self, config: dict, parameters: dict, query, key, value, grad, **options
     ) -> dict[str, np.ndarray]:
         """Return the gradients of sum(grad * output) by every parameter, query, key and value."""
+
+    def layer(
+        self, kind: str, config: dict, parameters: dict, inputs: dict, *, training=False, **options
+    ) -> dict[str, np.ndarray]:
+        """Return a model's output and, with `need_weights`, each attention's, by dotted name.
+
+        The kind is "encoder_layer", "decoder_layer", "encoder", "decoder", "transformer" or
+        "seq2seq"; config and options are its settings and masks by the contract's names, and
+        parameters a flat dict by dotted names, such as `layers.0.self_attn.q_proj.weight`.
+        """
+
+    def decoding(
+        self, kind: str, config: dict, parameters: dict, *, capacity: int, compiled=False, **given
+    ) -> "Decoding":
+        """Start decoding with a model of one of these kinds, or of "attention".
+
+        Given is `batch_size`, or `memory` or `src` with masks, as the model's `start` takes them.
+        """
+
+    def greedy(self, config: dict, parameters: dict, src, prompt, **options) -> np.ndarray:
+        """Return the tokens that greedy decoding with a "seq2seq" model finds, (B, N)."""
+
+    def export_weights(self, kind: str, config: dict, parameters: dict, layout: str) -> dict:
+        """Return the weights of a model with these parameters, in a layout."""
+
+    def import_weights(self, kind: str, config: dict, parameters: dict, weights, layout: str):
+        """Put weights of a layout into a model with these parameters.
+
+        Returns the error, or None, and the model's parameters after it. The weights are a mapping
+        of any framework's arrays, nested or not, or the path of a safetensors file.
+        """
+
+    def save(self, kind: str, config: dict, parameters: dict, path) -> None:
+        """Save a model with these parameters."""
+
+    def load(self, path, dtype="float32") -> tuple[dict, Callable]:
+        """Return the parameters of a saved model, and the model as a function, as `layer` is."""
+
+
+class Decoding(Protocol):
+    """A decoding in progress; each of its methods hands the cache on."""
+
+    lengths: np.ndarray
+    sent: dict[str, list[int]]
+
+    def feed(self, x: np.ndarray, **options) -> np.ndarray:
+        """Decode new tokens (B, T, E), `hidden` ones left out; return their output."""
+
+    def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Attend to what an "attention" has stored, storing nothing: output, weights by head."""
+
+    def copy(self) -> "Decoding":
+        """Return a branch that goes its own way."""
+
+    def earlier(self) -> "Decoding":
+        """Return the decoding on the cache that the last `feed` was given."""
+
+    def reorder(self, index: np.ndarray) -> "Decoding":
+        """Return a decoding in which sample i goes on from sample index[i]."""
+
+    def truncate(self, lengths) -> "Decoding":
+        """Return a decoding that has forgotten what stands behind so many tokens."""
+
+    def poison(self, number: float) -> "Decoding":
+        """Return the decoding with a number in every slot that is not written."""
 
 
 def require(subject: Subject, capability: str) -> None:

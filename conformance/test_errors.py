@@ -7,6 +7,7 @@ from .budget import Differs, same
 from .cases import dtype as numpy_dtype
 from .contract import clause
 from .errors import WRONG
+from .errors_models import MODELS
 from .subject import require
 
 pytestmark = pytest.mark.untyped
@@ -28,6 +29,11 @@ class Arrays:
     def module(self, *config, **settings):
         names = ("embed_dim", "num_heads")
         return self.subject.module_with(dict(zip(names, config, strict=True)) | settings, {})
+
+    def new(self, name: str, *args, **settings):
+        if "dtype" in settings:
+            settings["dtype"] = numpy_dtype(settings["dtype"])
+        return self.subject.new(name, *args, **settings)
 
 
 def check_refusal(wrong, call) -> None:
@@ -51,7 +57,15 @@ def test_wrong_call_gets_its_own_text(subject, wrong):
         same(subject.numpy(array), before, "an argument after the refused call")
 
 
+@clause("ERR-1")
+@pytest.mark.parametrize("wrong", MODELS, ids=[wrong.name for wrong in MODELS])
+def test_wrong_call_of_a_model_gets_its_own_text(subject, wrong):
+    require(subject, "layers")
+    test_wrong_call_gets_its_own_text(subject, wrong)
+
+
 TRACED = [wrong for wrong in WRONG if wrong.traced]
+TRACED_MODELS = [wrong for wrong in MODELS if wrong.traced]
 
 
 @clause("ERR-1")
@@ -60,3 +74,10 @@ def test_wrong_call_gets_its_own_text_under_compilation(subject, wrong):
     require(subject, "errors")
     require(subject, "traced")
     check_refusal(wrong, lambda: subject.traced(lambda trace: wrong.call(subject.module, trace)))
+
+
+@clause("ERR-1")
+@pytest.mark.parametrize("wrong", TRACED_MODELS, ids=[wrong.name for wrong in TRACED_MODELS])
+def test_wrong_call_of_a_model_gets_its_own_text_under_compilation(subject, wrong):
+    require(subject, "layers")
+    test_wrong_call_gets_its_own_text_under_compilation(subject, wrong)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import wrong_models
 
 from conformance import multi, reference, subjects
 from conformance.budget import LEDGER, Differs
@@ -394,6 +395,7 @@ METHODS = {
         Row("EMPTY-5", averaged_over_samples, LEFT_OUT),
     ],
 }  # fmt: skip
+METHODS |= {method: [Row(*row) for row in rows] for method, rows in wrong_models.ROWS.items()}
 BACKENDS = {method: "torch" if "gradients" in method else "numpy" for method in METHODS}
 ROWS = [pytest.param(BACKENDS[m], row, id=row.id) for m, rows in METHODS.items() for row in rows]
 

@@ -32,6 +32,31 @@ class Adapter(Rosetta):
     def random(self, seed):
         return {"rng": np.random.default_rng(seed)}
 
+    def cache_array(self, array):
+        return np.array(array)
+
+    def new(self, name, *args, seed=None, **settings):
+        return getattr(attn_numpy, name)(*args, **settings, **self.random(seed or 0))
+
+    def put(self, model, parameters):
+        places = model.parameters()
+        for name, array in parameters.items():
+            module, attribute = places[name]
+            setattr(module, attribute, self.array(array))
+
+    def take(self, model):
+        return {name: getattr(*place) for name, place in model.parameters().items()}
+
+    def count(self, projection, sent):
+        own = type(projection)
+
+        class Counting(own):
+            def __call__(self, x):
+                sent.append(x.shape[0] * x.shape[1])
+                return own.__call__(self, x)
+
+        projection.__class__ = Counting
+
     def module_with(self, config, parameters, training=False, seed=None):
         dtype = parameters["q_proj.weight"].dtype if parameters else np.float32
         attn = attn_numpy.MultiHeadAttention(**config, dtype=dtype, **self.random(seed or 0))

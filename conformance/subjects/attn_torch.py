@@ -56,6 +56,21 @@ class Adapter(Rosetta):
     def random(self, seed):
         return {"generator": torch.Generator(self.device).manual_seed(seed)}
 
+    def new(self, name, *args, seed=None, dtype=np.float32, **settings):
+        if seed is not None:
+            torch.manual_seed(seed)
+        dtype = self.array(np.zeros(0, dtype)).dtype
+        return getattr(attn_torch, name)(*args, **settings, device=self.device, dtype=dtype)
+
+    def put(self, model, parameters):
+        model.load_state_dict({name: self.array(x) for name, x in parameters.items()})
+
+    def take(self, model):
+        return {name: self.numpy(parameter) for name, parameter in model.named_parameters()}
+
+    def count(self, projection, sent):
+        projection.register_forward_pre_hook(lambda _, x: sent.append(x[0][..., 0].numel()))
+
     def compiled(self, query, key, value, **options):
         arrays = (self.array(x) for x in (query, key, value))
         return self.numpy(torch.compile(attn_torch.attention)(*arrays, **self.options(options)))

@@ -9,9 +9,10 @@ import numpy as np
 
 from ..specs import Spec
 from ..subject import TILE
+from .models import Models
 
 
-class Rosetta:
+class Rosetta(Models):
     """Drives a backend module by its public names; arrays cross in `array` and `numpy`."""
 
     name = ""
@@ -21,6 +22,8 @@ class Rosetta:
 
     def __init__(self, module, device: str):
         self.module, self.device = module, device
+        if hasattr(module, "Transformer"):  # a backend may be younger than the contract
+            self.capabilities = self.capabilities | {"layers", "cache", "counting", "weights"}
 
     def array(self, array: np.ndarray):
         raise NotImplementedError

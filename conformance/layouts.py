@@ -1,0 +1,54 @@
+"""Other libraries' names and shapes for the same weights, written from what they document."""
+
+import numpy as np
+
+NNX = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+
+
+def to_torch(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return parameters by torch.nn's names: one matrix for the three input projections.
+
+    Where key or value have another width than the query, torch keeps three matrices and one bias.
+    """
+    found = {n: x for n, x in parameters.items() if not any(f"{p}_proj" in n for p in "qkv")}
+    for name in parameters:
+        if "q_proj." not in name:
+            continue
+        names = [name.replace("q_proj", f"{p}_proj") for p in "qkv"]
+        parts = [parameters[n] for n in names]
+        if len({part.shape for part in parts}) == 1:
+            found[name.replace("q_proj.", "in_proj_")] = np.concatenate(parts)
+        else:
+            found |= {n.replace(".", "_"): x for n, x in zip(names, parts, strict=True)}
+    return found
+
+
+def to_nnx(parameters: dict[str, np.ndarray], heads: int) -> dict[str, np.ndarray]:
+    """Return the parameters of one attention by flax.nnx's names: kernels (in, heads, dim)."""
+    found, width = {}, len(parameters["out_proj.weight"])
+    for name, array in parameters.items():
+        projection, kind = name.split(".")
+        if projection == "out_proj":
+            own = "out.bias" if kind == "bias" else "out.kernel"
+            found[own] = array if kind == "bias" else array.T.reshape(heads, -1, width)
+        elif kind == "bias":
+            found[f"{NNX[projection]}.bias"] = array.reshape(-1, width // heads)
+        else:
+            found[f"{NNX[projection]}.kernel"] = array.T.reshape(array.shape[1], -1, width // heads)
+    return found
+
+
+def nested(named: dict) -> dict:
+    """Return a dict of dicts for dotted names.
+
+    >>> nested({"out.bias": 1, "out.kernel": 2})
+    {'out': {'bias': 1, 'kernel': 2}}
+    """
+    found: dict = {}
+    for name, value in named.items():
+        *path, last = name.split(".")
+        place = found
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return found

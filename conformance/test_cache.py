@@ -1,0 +1,531 @@
+"""The chapter on the cache: tokens one by one, in chunks or at once give what one pass gives."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from .budget import Differs, allowance, check_dtype, compare, same
+from .cases import coins
+from .checking import refused
+from .contract import clause
+from .expected import multihead
+from .specs import allow, causal, hide, padding, prefix, sliding_window
+from .streams import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream
+from .subject import require
+
+EVERY = pytest.mark.parametrize("name", STREAMS)
+ATTENTION, ENCODER = STREAMS["attention"], STREAMS["encoder"]
+STACKS = ["attention", "encoder", "decoder", "transformer"]
+
+
+@clause("CACHE-1")
+@EVERY
+def test_token_by_token_is_one_pass(subject, name):
+    stream = STREAMS[name]
+    decoding = stream.start(subject)
+    stream.check_feeds(decoding, stream.tokens(), STEPS, *stream.whole())
+    same(decoding.lengths, [N] * B, "lengths")
+
+
+@clause("CACHE-1")
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["attention", "decoder"])
+def test_token_by_token_in_other_dtypes(subject, name, dtype):
+    stream = STREAMS[name]
+    x, (exact, rough) = stream.tokens(dtype), stream.whole(dtype)
+    decoding = stream.start(subject, dtype_name=dtype)
+    check_dtype(stream.feed(decoding, x[:, :1]), x.dtype, "output")
+    decoding = stream.start(subject, dtype_name=dtype)
+    stream.check_feeds(decoding, x, (3, *STEPS[3:]), exact, rough)
+
+
+@clause("CACHE-1")
+@pytest.mark.parametrize("name", ["attention", "encoder", "decoder_layer"])
+def test_sequence_first_is_one_pass(subject, name):
+    require(subject, "cache")
+    plain = STREAMS[name]
+    stream = Stream(name, plain.changes | {"batch_first": False})
+    x, (exact, rough) = plain.tokens().swapaxes(0, 1), plain.whole()
+    given = stream.given()
+    if "memory" in given:
+        given["memory"] = given["memory"].swapaxes(0, 1)
+    arguments = (stream.kind, stream.config, stream.parameters())
+    decoding = subject.decoding(*arguments, capacity=N, **given)
+    for first, last in ((0, 4), (4, 5), (5, 7)):
+        got = stream.feed(decoding, x[first:last]).swapaxes(0, 1)
+        compare(got, exact[:, first:last], rough[:, first:last], f"tokens {first}..{last - 1}")
+
+
+@clause("CACHE-2")
+@pytest.mark.parametrize("prompt", STEPS)
+@pytest.mark.parametrize("name", STACKS)
+def test_every_split_of_prompt_and_steps(subject, name, prompt):
+    stream = STREAMS[name]
+    decoding = stream.start(subject)
+    stream.check_feeds(decoding, stream.tokens(), STEPS[prompt - 1 :], *stream.whole())
+
+
+@clause("CACHE-2")
+@pytest.mark.parametrize("cuts", [(3, 5, 7), (1, 5, 7), (2, 3, 7)], ids=str)
+@EVERY
+def test_chunks(subject, name, cuts):
+    stream = STREAMS[name]
+    stream.check_feeds(stream.start(subject), stream.tokens(), cuts, *stream.whole())
+
+
+@clause("CACHE-2")
+@pytest.mark.parametrize("capacity", [N, N + 4])
+def test_capacity_beyond_what_is_fed_changes_nothing(subject, capacity):
+    decoding = ENCODER.start(subject, capacity)
+    ENCODER.check_feeds(decoding, ENCODER.tokens(), (4, 5, 7), *ENCODER.whole())
+
+
+@clause("CACHE-2")
+def test_no_token_changes_nothing(subject):
+    decoding, x = ATTENTION.start(subject), ATTENTION.tokens()
+    ATTENTION.feed(decoding, x[:, :3])
+    got = ATTENTION.feed(decoding, x[:, :0])
+    assert got.shape == (B, 0, 14), f"CACHE-2: no token gives {got.shape}"
+    same(decoding.lengths, [3] * B, "lengths")
+    exact, rough = (y[:, 3:] for y in ATTENTION.whole())
+    ATTENTION.check_feeds(decoding, x[:, 3:], (1, 4), exact, rough)
+
+
+MASKS = {
+    "causal": causal(),
+    "window": sliding_window(2),
+    "prefix": prefix([2, 0, 3]),
+    "causal_and_padding": causal() & padding([7, 4, 6]),
+}
+
+
+@clause("CACHE-2")
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", ["attention", "encoder", "decoder"])
+def test_a_positional_mask_goes_by_the_tokens_positions(subject, name, mask):
+    stream, spec = STREAMS[name], MASKS[mask]
+    exact, rough = stream.one_pass(stream.tokens(), mask=spec)
+    argument = {"attention": "attn_mask", "encoder": "mask", "decoder": "tgt_mask"}[name]
+    decoding = stream.start(subject, N + 2)
+    cuts = (4, 5, 7)  # the prefix lies within the first
+    stream.check_feeds(decoding, stream.tokens(), cuts, exact, rough, **{argument: spec})
+
+
+@clause("CACHE-2")
+def test_a_mask_of_arrays_is_over_all_slots(subject):
+    seen = coins(75, B, 2, N, N + 2)
+    x = ATTENTION.tokens()
+    exact, rough = ATTENTION.one_pass(x, mask=allow(seen[..., :N]))
+    got = ATTENTION.start(subject, N + 2).feed(x, attn_mask=allow(seen))
+    compare(got, exact, rough, "output")
+
+
+# Ragged batches: which of the fed tokens are padding, sample by sample
+
+RAGGED = {
+    "left": np.array([[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], bool),
+    "right": np.array([[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0]], bool),
+    "middle": np.array([[0, 1, 1, 0], [0, 0, 1, 0], [1, 0, 1, 0]], bool),
+    "nothing": np.array([[1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]], bool),
+}
+
+
+def check_ragged(subject, stream: Stream, pieces, garbage=0.0) -> None:
+    """Feed pieces with hidden tokens; hold each sample against a pass over its own tokens."""
+    x, whole = stream.tokens(length=sum(h.shape[1] for h in pieces)), np.hstack(pieces)
+    tokens = stream.kind == "seq2seq"
+    x = np.where(whole, 0, x) if tokens else np.where(whole[..., None], np.float32(garbage), x)
+    decoding, first, outputs = stream.start(subject, x.shape[1]), 0, []
+    for hidden in pieces:
+        piece = x[:, first : first + hidden.shape[1]]
+        outputs.append(stream.feed(decoding, piece, **{} if tokens else {"hidden": hidden}))
+        first += hidden.shape[1]
+    got = np.concatenate(outputs, 1)
+    for b in range(B):
+        kept = ~whole[b]
+        exact, rough = stream.one_pass(x[b : b + 1, kept], rows=slice(b, b + 1))
+        compare(got[b : b + 1, kept], exact, rough, f"sample {b} as if alone")
+    same(decoding.lengths, (~whole).sum(1), "lengths")
+    if stream.kind == "attention":
+        same(got[whole], np.zeros_like(got[whole]), "output of hidden tokens")
+
+
+@clause("CACHE-3")
+@pytest.mark.parametrize("side", RAGGED)
+@EVERY
+def test_a_ragged_prompt_then_steps(subject, name, side):
+    step = np.zeros((B, 1), bool)
+    check_ragged(subject, STREAMS[name], [RAGGED[side], step, step])
+
+
+@clause("CACHE-3")
+@pytest.mark.parametrize("name", STACKS)
+def test_ragged_chunks_at_lengths_of_their_own(subject, name):
+    ended = np.array([[0], [1], [0]], bool)
+    pieces = [RAGGED["right"], RAGGED["nothing"], ended, RAGGED["middle"], ended]
+    check_ragged(subject, STREAMS[name], pieces)
+
+
+@clause("CACHE-3")
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("name", ["attention", "encoder"])
+def test_hidden_tokens_may_hold_anything(subject, name, garbage):
+    check_ragged(subject, STREAMS[name], [RAGGED["left"], RAGGED["middle"]], garbage)
+
+
+@clause("CACHE-3")
+def test_a_positional_mask_leaves_hidden_tokens_uncounted(subject):
+    x, hidden, spec = ATTENTION.tokens(), RAGGED["middle"], sliding_window(1)
+    decoding = ATTENTION.start(subject)
+    got = [decoding.feed(x[:, :4], hidden=hidden, attn_mask=spec)]
+    got = np.concatenate([*got, decoding.feed(x[:, 4:], attn_mask=spec)], 1)
+    for b in range(B):
+        kept = np.append(~hidden[b], [True] * 3)
+        exact, rough = ATTENTION.one_pass(x[b : b + 1, kept], mask=spec)
+        compare(got[b : b + 1, kept], exact, rough, f"sample {b} as if alone")
+
+
+@clause("CACHE-4")
+@pytest.mark.untyped
+@EVERY
+def test_beyond_capacity_is_refused_and_writes_nothing(subject, name):
+    stream = STREAMS[name]
+    x, (exact, rough) = stream.tokens(), stream.whole()
+    decoding = stream.start(subject, 5)
+    stream.check_feeds(decoding, x, (4,), exact, rough)
+    text = "capacity must hold every token: got"
+    refused(lambda: stream.feed(decoding, x[:, 4:]), text, "7 tokens for 5 slots")
+    same(decoding.lengths, [4] * B, "lengths after the refusal")
+    got = stream.feed(decoding, x[:, 4:5])
+    compare(got, exact[:, 4:5], rough[:, 4:5], "the token that still fits")
+    refused(lambda: stream.feed(decoding, x[:, 5:6]), text, "6 tokens for 5 slots")
+
+
+@clause("CACHE-4")
+def test_hidden_tokens_take_no_slot(subject):
+    x, hidden = ATTENTION.tokens(), RAGGED["middle"]
+    decoding = ATTENTION.start(subject, 3)
+    decoding.feed(x[:, :4], hidden=hidden)  # 2, 3 and 2 of four
+    same(decoding.lengths, [2, 3, 2], "lengths")
+    refused(lambda: decoding.feed(x[:, 4:5]), "got 4 tokens for 3 slots")
+
+
+@clause("CACHE-4")
+@pytest.mark.parametrize("name", ["attention", "encoder"])
+def test_beyond_capacity_is_nan_where_nobody_can_look(subject, name):
+    require(subject, "cache")
+    require(subject, "traced")
+    stream = STREAMS[name]
+    x, (exact, rough) = stream.tokens(), stream.whole()
+    decoding = stream.start(subject, 5, compiled=True)
+    for t in range(N):
+        got = stream.feed(decoding, x[:, t : t + 1])
+        if t < 5:
+            compare(got, exact[:, t : t + 1], rough[:, t : t + 1], f"token {t}")
+        else:
+            same(got, np.full(got.shape, np.nan), f"token {t} of five slots")
+
+
+@clause("CACHE-4")
+@pytest.mark.parametrize("name", STACKS)
+def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
+    stream = STREAMS[name]
+    x = stream.tokens()
+    decoding = stream.start(subject)
+    stream.feed(decoding, x[:, :3])
+    first = stream.feed(decoding, x[:, 3:4])
+    try:
+        again = stream.feed(decoding.earlier(), x[:, 3:4])
+    except ValueError as error:
+        if not str(error).startswith("a cache is used once"):
+            raise Differs(f"expected 'a cache is used once ...', got {error}") from error
+    else:
+        same(again, first, "the same token on the same cache")
+
+
+@clause("CACHE-4")
+@pytest.mark.parametrize("name", STACKS)
+def test_copies_go_their_own_ways(subject, name):
+    stream = STREAMS[name]
+    x, (exact, rough) = stream.tokens(), stream.whole()
+    other = np.concatenate([x[:, :3], x[::-1, 3:]], 1)
+    decoding = stream.start(subject)
+    stream.check_feeds(decoding, x, (3,), exact, rough)
+    branch = decoding.copy()
+    pieces = {
+        "first": (decoding, x, exact, rough),
+        "copy": (branch, other, *stream.one_pass(other)),
+    }
+    for t in (3, 5):  # in turns
+        for what, (own, y, *wanted) in pieces.items():
+            got = stream.feed(own, y[:, t : t + 2])
+            compare(got, *(w[:, t : t + 2] for w in wanted), f"{what}, tokens {t}, {t + 1}")
+    same(branch.lengths, [N] * B, "the copy's lengths")
+
+
+@clause("CACHE-5")
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e30])
+@EVERY
+def test_unwritten_slots_may_hold_anything(subject, name, number):
+    stream = STREAMS[name]
+    x, (exact, rough) = stream.tokens(), stream.whole()
+    decoding = stream.start(subject, N + 1).poison(number)
+    stream.check_feeds(decoding, x, (3, 4), exact, rough)
+    later = decoding.poison(number)
+    stream.check_feeds(later, x[:, 4:], (1, 3), exact[:, 4:], rough[:, 4:])
+
+
+@clause("CACHE-5")
+@pytest.mark.parametrize("number", [np.nan, 1e30])
+@pytest.mark.parametrize("name", ["attention", "encoder"])
+def test_unwritten_slots_of_a_ragged_batch_may_hold_anything(subject, name, number):
+    stream, hidden = STREAMS[name], RAGGED["right"]
+    x = stream.tokens()
+    plain, poisoned = stream.start(subject), stream.start(subject).poison(number)
+    for decoding in (plain, poisoned):
+        stream.feed(decoding, x[:, :4], hidden=hidden)
+    poisoned = poisoned.poison(number)
+    for t in (4, 5):
+        wanted, got = (stream.feed(d, x[:, t : t + 1]) for d in (plain, poisoned))
+        same(got, wanted, f"token {t} behind poisoned slots")
+        assert np.isfinite(got).all(), "CACHE-5: a slot that is not written shows"
+
+
+@clause("CACHE-5")
+def test_uniform_is_the_mean_over_the_written_slots(subject):
+    stream = Stream("attention", {"empty_rows": "uniform"})
+    x, hidden, sizes = stream.tokens(), RAGGED["right"], (B, 2, 4, N)
+    decoding = stream.start(subject).poison(np.nan)
+    nothing = hide(np.ones(sizes, bool))
+    decoding.feed(x[:, :4], hidden=hidden)
+    got = decoding.feed(x[:, 4:5], attn_mask=hide(np.ones((B, 2, 1, N), bool)))
+    for b in range(B):
+        kept = x[b : b + 1, [*np.flatnonzero(~hidden[b]), 4]]
+        wanted = stream.one_pass(kept, mask=~causal() & causal())
+        compare(got[b : b + 1], *(y[:, -1:] for y in wanted), f"sample {b}, mean of its values")
+    alone = stream.start(subject).feed(x[:, :4], attn_mask=nothing)
+    wanted = stream.one_pass(x[:, :4], mask=~causal() & causal())
+    compare(alone, *wanted, "a prompt that may see nothing")
+
+
+@clause("CACHE-6")
+@pytest.mark.parametrize("index", [[2, 0, 2], [1, 1, 0, 2, 0]], ids=str)
+@EVERY
+def test_reordered_samples_go_on_as_those_they_were(subject, name, index):
+    stream = STREAMS[name]
+    index = np.array(index)
+    x = stream.tokens()
+    decoding = stream.start(subject)
+    stream.check_feeds(decoding, x, (3,), *stream.whole())
+    beams = decoding.reorder(index)
+    options = {"memory_key_padding_mask": SOURCE_HIDDEN[index]} if stream.every_feed else {}
+    tail = np.concatenate([x, x[::-1]])[: len(index), 3:]  # other than the samples' own
+    told = np.concatenate([x[index, :3], tail], 1)
+    exact, rough = stream.one_pass(told, rows=index)
+    for t in (3, 4):
+        got = beams.feed(told[:, t : t + 1], **options)
+        compare(got, exact[:, t : t + 1], rough[:, t : t + 1], f"token {t} of beams {index}")
+    same(beams.lengths, [5] * len(index), "lengths")
+
+
+@clause("CACHE-6")
+def test_a_reordered_cache_stands_on_its_own(subject):
+    x, (exact, rough) = ENCODER.tokens(), ENCODER.whole()
+    decoding = ENCODER.start(subject)
+    ENCODER.check_feeds(decoding, x, (3,), exact, rough)
+    beams = decoding.reorder(np.array([0, 1, 2]))
+    ENCODER.feed(beams, -x[:, 3:5])
+    ENCODER.check_feeds(decoding, x[:, 3:], (2, 4), exact[:, 3:], rough[:, 3:])
+
+
+@clause("CACHE-6")
+@pytest.mark.parametrize("lengths", [2, [1, 0, 4]], ids=str)
+@pytest.mark.parametrize("name", STACKS)
+def test_what_is_truncated_is_forgotten(subject, name, lengths):
+    stream = STREAMS[name]
+    x = stream.tokens()
+    decoding = stream.start(subject)
+    stream.feed(decoding, x[:, :5])
+    given = lengths if isinstance(lengths, int) else np.array(lengths)
+    shorter = decoding.truncate(given)
+    counts = np.broadcast_to(given, B)
+    same(shorter.lengths, counts, "lengths")
+    got = stream.feed(shorter, x[:, 5:])
+    for b in range(B):
+        told = np.concatenate([x[b, : counts[b]], x[b, 5:]])[None]
+        exact, rough = stream.one_pass(told, rows=slice(b, b + 1))
+        compare(got[b : b + 1], exact[:, -2:], rough[:, -2:], f"sample {b} after {counts[b]}")
+
+
+@clause("CACHE-7")
+@pytest.mark.parametrize("name", ["decoder_layer", "decoder", "transformer"])
+def test_a_memory_mask_goes_by_the_targets_positions(subject, name):
+    stream, spec = STREAMS[name], sliding_window(1, 2)
+    exact, rough = stream.one_pass(stream.tokens(), memory_mask=spec)
+    decoding = stream.start(subject)
+    cuts = (3, 4, 5, 7)
+    stream.check_feeds(decoding, stream.tokens(), cuts, exact, rough, memory_mask=spec)
+
+
+@clause("CACHE-7")
+@pytest.mark.parametrize("name", ["decoder", "transformer"])
+def test_a_memory_mask_leaves_hidden_tokens_uncounted(subject, name):
+    stream, spec, hidden = STREAMS[name], sliding_window(1), RAGGED["left"]
+    x = stream.tokens()
+    decoding = stream.start(subject)
+    got = [stream.feed(decoding, x[:, :4], hidden=hidden, memory_mask=spec)]
+    got = np.concatenate([*got, stream.feed(decoding, x[:, 4:], memory_mask=spec)], 1)
+    for b in range(B):
+        kept = np.append(~hidden[b], [True] * 3)
+        own = slice(b, b + 1)
+        exact, rough = stream.one_pass(x[own, kept], memory_mask=spec, rows=own)
+        compare(got[own, kept], exact, rough, f"sample {b} as if alone")
+
+
+@clause("CACHE-7")
+def test_the_memorys_padding_may_be_a_mask(subject):
+    stream = STREAMS["decoder"]
+    lengths = (~SOURCE_HIDDEN).sum(1)
+    decoding = stream.start(subject, memory_key_padding_mask=padding(lengths))
+    stream.check_feeds(decoding, stream.tokens(), (3, 4), *stream.whole())
+
+
+@clause("CACHE-7")
+def test_a_cache_as_key_is_looked_at_and_not_written(subject):
+    x = ATTENTION.tokens()
+    decoding = ATTENTION.start(subject, N + 1)
+    decoding.feed(x[:, :4], hidden=RAGGED["right"])
+    decoding = decoding.poison(np.nan)
+    written = (~RAGGED["right"]).sum(1)
+    output, weights = decoding.look(x[:, 4:])
+    for b in range(B):
+        keys = x[b : b + 1, np.flatnonzero(~RAGGED["right"][b])]
+        exact, rough = reference_of(ATTENTION, x[b : b + 1, 4:], keys)
+        compare(output[b : b + 1], exact["output"], rough["output"], f"sample {b}")
+        own = weights[b : b + 1, ..., : written[b]]
+        compare(own, exact["weights"], rough["weights"], f"weights of sample {b}")
+        rest = weights[b, ..., written[b] :]
+        same(rest, np.zeros_like(rest), "weights of slots that are not written")
+    same(decoding.lengths, written, "lengths")
+
+
+def reference_of(stream: Stream, query, key):
+    seen = np.ones((1, stream.heads, query.shape[1], key.shape[1]), bool)
+    return multihead(stream.parameters(), 2, 2, query, key, key, seen=seen)
+
+
+# Why decoding needs a mask
+
+
+@clause("CACHE-8")
+@pytest.mark.parametrize("name", STACKS)
+def test_without_the_mask_one_pass_is_another(subject, name):
+    """The last token of one attention sees all either way; every other output must differ."""
+    stream = STREAMS[name]
+    x = stream.tokens()
+    exact, rough = stream.one_pass(x, unmasked=True)
+    decoding = stream.start(subject)
+    got = np.concatenate([stream.feed(decoding, x[:, t : t + 1]) for t in range(N)], 1)
+    far = abs(got - exact).max(-1)
+    earlier = far[:, :-1].min()
+    text = f"CACHE-8: a step and an unmasked pass are only {earlier:.3g} apart"
+    assert earlier > 100 * allowance(exact, rough, got.dtype), text
+    if name == "attention":
+        compare(got[:, -1:], exact[:, -1:], rough[:, -1:], "the last token")
+
+
+@clause("CACHE-8")
+def test_a_prompt_without_the_mask_leaks_and_its_steps_cannot(subject):
+    """`~causal() | causal()` shows a prompt everything: its tokens see what steps never see."""
+    x, spec = ENCODER.tokens(), ~causal() | causal()
+    exact, rough = ENCODER.one_pass(x, unmasked=True)
+    got = ENCODER.feed(ENCODER.start(subject), x, mask=spec)
+    compare(got, exact, rough, "a whole prompt that sees itself")
+    decoding = ENCODER.start(subject)
+    steps = np.concatenate(
+        [ENCODER.feed(decoding, x[:, t : t + 1], mask=spec) for t in range(N)], 1
+    )
+    compare(steps, *ENCODER.whole(), "steps, which cannot see what is not there yet")
+    far = abs(got - steps)[:, :-1].max(-1).min()
+    assert far > 0.01, f"CACHE-8: prompt and steps are only {far:.3g} apart"
+
+
+@clause("CACHE-9")
+@EVERY
+def test_nothing_is_projected_twice(subject, name):
+    require(subject, "counting")
+    stream = STREAMS[name]
+    x, decoding = stream.tokens(), stream.start(subject)
+    memory = {"multihead_attn": [B * S]}
+    for first, last in ((0, 3), (3, 4), (4, 5), (5, 7)):
+        stream.feed(decoding, x[:, first:last])
+    assert decoding.sent, "CACHE-9: no projection is counted"
+    for attention, sent in decoding.sent.items():
+        wanted = memory.get(attention.rpartition(".")[2], [B * n for n in (3, 1, 1, 2)])
+        if sent != wanted:
+            text = f"tokens through k_proj of {attention or 'the attention'}"
+            raise Differs(f"{text}: expected {wanted}, got {sent}")
+
+
+# The whole model
+
+
+@clause("CACHE-10")
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "again"])
+@pytest.mark.parametrize("name", ["transformer", "seq2seq"])
+def test_step_by_step_is_one_pass_for_every_prefix(subject, name, cached):
+    stream = STREAMS[name]
+    x, (exact, rough) = stream.tokens(), stream.whole()
+    if cached:
+        stream.check_feeds(stream.start(subject), x, STEPS, exact, rough)
+        return
+    require(subject, "layers")
+    options = {} if name == "seq2seq" else {"tgt_mask": causal()}
+    given = stream.given()
+    source = {"src": given.pop("src")}
+    for n in STEPS:
+        inputs = source | {"tgt": x[:, :n]}
+        arguments = (stream.kind, stream.config, stream.parameters(), inputs)
+        got = subject.layer(*arguments, **options, **given)["output"]
+        compare(got, exact[:, :n], rough[:, :n], f"prefix of {n}")
+
+
+PROMPTS = {
+    "right": np.array([[1, 5, 7], [1, 0, 0], [1, 4, 0]]),
+    "left": np.array([[1, 5, 7], [0, 0, 1], [0, 1, 4]]),
+}
+NEW = 5
+
+
+@cache
+def greedy_tokens() -> tuple[np.ndarray, int]:
+    """Return the tokens that the oracle's logits give, and the one at which sample 0 shall end.
+
+    The two largest logits differ by more than rounding excuses: the choice is not luck.
+    """
+    stream, found = STREAMS["seq2seq"], np.zeros((B, NEW), int)
+    for b, prompt in enumerate(PROMPTS["right"]):
+        told, own = [int(token) for token in prompt if token], slice(b, b + 1)
+        for i in range(NEW):
+            exact, rough = stream.one_pass(np.array([told]), rows=own)
+            last = np.sort(exact[0, -1])
+            limit = allowance(exact, rough, np.float32)
+            assert last[-1] - last[-2] > 2 * limit, f"CACHE-10: {told} has no clear successor"
+            found[b, i] = exact[0, -1].argmax()
+            told.append(found[b, i])
+    assert found.min() > 0, "CACHE-10: padding is the likeliest token"
+    return found, int(found[0, 2])
+
+
+@clause("CACHE-10")
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "again"])
+@pytest.mark.parametrize("side", PROMPTS)
+def test_greedy_decoding_takes_the_likeliest_token_until_the_end(subject, side, cached):
+    require(subject, "cache")
+    stream, (found, eos) = STREAMS["seq2seq"], greedy_tokens()
+    ended = np.cumsum(found == eos, 1) - (found == eos) > 0
+    arguments = (stream.config, stream.parameters(), stream.given()["src"], PROMPTS[side])
+    got = subject.greedy(*arguments, eos_idx=eos, max_new_tokens=NEW, cached=cached)
+    assert ended[0, 3:].all() and not ended.all(), "CACHE-10: nothing ends early"
+    same(got, np.where(ended, 0, found), "tokens, padding after the end")
