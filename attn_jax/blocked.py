@@ -17,12 +17,14 @@ from .masks import Mask
 from .tiles import cut
 from .walk import Tile, Walk, opened, wide
 
-# Queries by keys. Found on two CPU cores at (1, 8, 4096, 64), float32, causal, with sides of 128 to
-# 1024 and 1 to 8 heads at once. XLA shares a product out over cores only from about 512 x 256 x 64
-# on, however many heads it is for: smaller tiles leave a core idle and take nearly twice as long.
-# Larger ones gain nothing and waste more beside the diagonal (512: an eighth). Two heads at once are
-# 5 % faster than one, and more than two are slower backward.
+# Queries by keys, and how many heads at once, forward and backward. Found on two CPU cores, causal,
+# float32, at (1, 8, 4096, 64) and (8, 8, 512, 64), with sides of 128 to 1024 and 1 to 8 heads. XLA
+# shares a product out over cores only from about 512 x 256 x 64 on, however many heads it is for:
+# smaller tiles leave a core idle and take nearly twice as long. Larger ones gain nothing and waste
+# more beside the diagonal (512: an eighth of 4096). Two heads more save about 5 % forward; backward
+# they cost as much. Other machines were not measured.
 ROWS, COLUMNS = 512, 512
+HEADS = 4, 2
 
 
 def attention_blocked(
@@ -55,22 +57,28 @@ def attention_blocked(
     if bias is not None:
         bias = jnp.reshape(bias, (1,) * (4 - bias.ndim) + bias.shape)
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else scale
-    whole = _tile(tile, query.shape, key.shape, mask)
-    mask = None if mask is None else opened(mask, whole)
+    tiles = _tiles(tile, query.shape, key.shape, mask)
+    mask = None if mask is None else opened(mask, tiles[0])
     arrays = (query, key, value, mask, bias, scale, softcap, query_offset)
-    return _compiled(empty_rows, whole, *arrays)
+    return _compiled(empty_rows, tiles, *arrays)
 
 
-def _tile(tile, queries, keys, mask) -> Tile:
-    """Fit a tile to a call, and say how many heads, all of a sample's at most, fill two of them."""
+def _tiles(tile, queries, keys, mask) -> tuple[Tile, Tile]:
+    """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
     rows, columns = min(tile[0], queries[2]), tile[1]
     columns = max(columns, min(tile[0] * columns // rows, 8 * columns))  # where queries are few
     if mask is not None and any(_reach(leaf) < columns for leaf in mask.leaves()):
         rows = -(-rows // 2)  # so that less lies beside a narrow window
     rows, columns = _even(queries[2], rows), _even(keys[2], columns)
-    group, most = queries[1] // keys[1], max(2 * tile[0] * tile[1] // (rows * columns), 1)
-    heads = [n for n in range(1, most + 1) if not queries[1] % n and not (n % group and group % n)]
-    return Tile(max(heads), rows, columns)
+    room = tile[0] * tile[1] // (rows * columns)
+    heads = [_heads(queries[1], queries[1] // keys[1], most * room) for most in HEADS]
+    return Tile(heads[0], rows, columns), Tile(heads[1], rows, columns)
+
+
+def _heads(heads: int, group: int, most: int) -> int:
+    """Return how many heads to take at once: all or an equal part of what some keys serve."""
+    fits = (n for n in range(2, most + 1) if not (heads % n or (n % group and group % n)))
+    return max(fits, default=1)
 
 
 def _reach(mask: Mask) -> float:
@@ -83,16 +91,16 @@ def _even(length: int, most: int) -> int:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(empty_rows, tile, *arrays):
-    return _forward(empty_rows, tile, *arrays)[0]
+def _attend(empty_rows, tiles, *arrays):
+    return _forward(empty_rows, tiles, *arrays)[0]
 
 
 _compiled = jax.jit(_attend, static_argnums=(0, 1))
 
 
-def _forward(empty_rows, tile, *arrays):
+def _forward(empty_rows, tiles, *arrays):
     """Return the output, and what the backward pass needs."""
-    walk = Walk(tile, *arrays)
+    walk = Walk(tiles[0], *arrays)
     lse = jnp.zeros(walk.sizes[:3], walk.dtype)
     output = jnp.zeros((*walk.sizes[:3], walk.value.shape[3]), walk.dtype)
     lse, output = lax.fori_loop(0, walk.count, partial(_attend_block, walk), [lse, output])
@@ -142,10 +150,10 @@ def _fold(walk, at, query, masked, state):
     return top, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
 
 
-def _backward(empty_rows, tile, kept, grad):
+def _backward(empty_rows, tiles, kept, grad):
     """Return the gradients of query, key, value and bias; nothing else takes one."""
     arrays, lse, output = kept
-    walk = Walk(tile, *arrays)
+    walk = Walk(tiles[1], *arrays)
     inputs = [x for x in (walk.query, walk.key, walk.value, walk.bias) if x is not None]
     found = [jnp.zeros(x.shape, walk.dtype) for x in inputs]
     found[1:3] = (jnp.swapaxes(x, 2, 3) for x in found[1:3])

@@ -32,17 +32,25 @@ def opened(mask: Mask, tile: Tile) -> Mask:
         return replace(mask, parts=tuple(opened(part, tile) for part in mask.parts))
     if mask.name != "predicate":
         return mask
-    at = Corner(0, (0, 0, 0, 0), tile)
+    one = (1, *tile[1:])
+    at = Corner(0, (0, 0, 0, 0), one)
 
     def verdict(*indices):
-        return checks.check_verdict(mask.settings[0](*indices), (1, *tile))
+        return jnp.broadcast_to(
+            checks.check_verdict(mask.settings[0](*indices), (1, *one)), (1, *one)
+        )
 
     closed = jax.make_jaxpr(verdict)(at.batch, at.head, at.query, at.key)
     if all(checks.is_known(table) for table in closed.consts):
         return mask
 
     def rule(at, *tables):
-        return at.call(lambda *indices: jax.core.eval_jaxpr(closed.jaxpr, tables, *indices)[0])
+        def seen(batch, head, query, key):
+            every = ((batch, head[:, i : i + 1], query, key) for i in range(head.shape[1]))
+            parts = [jax.core.eval_jaxpr(closed.jaxpr, tables, *one)[0] for one in every]
+            return jnp.concatenate(parts, 1)
+
+        return at.call(seen)
 
     return replace(mask, rule=rule, settings=(), tables=tuple(closed.consts))
 
