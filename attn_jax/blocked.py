@@ -21,8 +21,8 @@ from .walk import Tile, Walk, opened, wide
 # float32, at (1, 8, 4096, 64) and (8, 8, 512, 64), with sides of 128 to 1024 and 1 to 8 heads. XLA
 # shares a product out over cores only from about 512 x 256 x 64 on, however many heads it is for:
 # smaller tiles leave a core idle and take nearly twice as long. Larger ones gain nothing and waste
-# more beside the diagonal (512: an eighth of 4096). Four heads are 5 to 10 % faster than two forward
-# and up to 12 % slower backward. Other machines, and accelerators, were not measured.
+# more beside the diagonal (512: an eighth of 4096). Four heads are 5 to 10 % faster than two
+# forward and up to 12 % slower backward. Other machines, and accelerators, were not measured.
 ROWS, COLUMNS = 512, 512
 HEADS = 4, 2
 
