@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Integer
 
 from . import checks
-from .blocked import COLUMNS, ROWS, attention_blocked
+from .blocked import attention_blocked
 from .masks import Mask
 from .tiles import Cells
 from .walk import wide
@@ -72,7 +72,7 @@ def attention(
     nothing = 0 in (*query.shape, *value.shape)
     if query.shape[2] == 1 and not (dropout or nothing):
         return _step(query, key, value, **options)
-    small = query.shape[2] * key.shape[2] <= ROWS * COLUMNS  # one tile only takes long to compile
+    small = query.shape[2] * key.shape[2] <= 128 * 128  # one tile only takes long to compile
     if dropout > 0 or nothing or small:
         steps = attention_steps(query, key, value, **options, dropout=dropout, rngs=rngs)
         return steps.output
