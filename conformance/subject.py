@@ -99,7 +99,8 @@ class Subject(Protocol):
     ) -> "Decoding":
         """Start decoding with a model of one of these kinds, or of "attention".
 
-        Given is `batch_size`, or `memory` or `src` with masks, as the model's `start` takes them.
+        Given is `batch_size`, or `memory` or `src` with masks, as the model's `start` takes them;
+        `counted=True` fills `sent`, `compiled=True` decodes by one compiled function.
         """
 
     def greedy(self, config: dict, parameters: dict, src, prompt, **options) -> np.ndarray:
@@ -126,7 +127,7 @@ class Decoding(Protocol):
     """A decoding in progress; each of its methods hands the cache on."""
 
     lengths: np.ndarray
-    sent: dict[str, list[int]]
+    sent: dict[str, list[int]]  # the tokens of each call of a key projection, by attention
 
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         """Decode new tokens (B, T, E), `hidden` ones left out; return their output."""

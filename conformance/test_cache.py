@@ -456,7 +456,7 @@ def test_a_prompt_without_the_mask_leaks_and_its_steps_cannot(subject):
 def test_nothing_is_projected_twice(subject, name):
     require(subject, "counting")
     stream = STREAMS[name]
-    x, decoding = stream.tokens(), stream.start(subject)
+    x, decoding = stream.tokens(), stream.start(subject, counted=True)
     memory = {"multihead_attn": [B * S]}
     for first, last in ((0, 3), (3, 4), (4, 5), (5, 7)):
         stream.feed(decoding, x[:, first:last])

@@ -13,6 +13,8 @@ import attn_jax
 from ..subject import TILE
 from .rosetta import Rosetta
 
+WEIGHTS = ("kernel", "scale", "embedding")  # what flax calls a weight, by the module
+
 
 def devices() -> list[str]:
     found = ["cpu"]
@@ -92,6 +94,41 @@ class Adapter(Rosetta):
             found = _gradients(leaves, traced, self.array(grad), self.path(through), static)
             return {name: self.numpy(x) for name, x in found.items()}
 
+    def new(self, name, *args, seed=None, **settings):
+        return getattr(attn_jax, name)(*args, **settings, rngs=nnx.Rngs(seed or 0))
+
+    def put(self, model, parameters):
+        for name, array in parameters.items():
+            *path, kind = name.split(".")
+            module = model
+            for step in path:
+                module = module[int(step)] if step.isdigit() else getattr(module, step)
+            own = kind if kind == "bias" else next(n for n in WEIGHTS if hasattr(module, n))
+            array = self.array(array)
+            getattr(module, own)[...] = array.T if own == "kernel" else array
+
+    def take(self, model):
+        return self._by_name(nnx.state(model, nnx.Param))
+
+    def count(self, projection, sent):
+        own = type(projection)
+
+        class Counting(own):
+            def __call__(self, x):
+                sent.append(x.shape[0] * x.shape[1])
+                return own.__call__(self, x)
+
+        projection.__class__ = Counting
+
+    def compiled_decode(self, model, options):
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def call(state, x, *caches):
+            return nnx.merge(graph, state).decode(x, *caches, **options)
+
+        return partial(call, state)
+
     def module_with(self, config, parameters, training=False, seed=None):
         dtype = parameters["q_proj.weight"].dtype if parameters else np.float32
         attn = attn_jax.MultiHeadAttention(**config, dtype=dtype, rngs=nnx.Rngs(seed or 0))
@@ -109,12 +146,11 @@ class Adapter(Rosetta):
 
     def _by_name(self, state) -> dict[str, np.ndarray]:
         found = {}
-        for name, kinds in nnx.to_pure_dict(state).items():
-            for kind, array in kinds.items():
-                array = self.numpy(array)
-                found[f"{name}.{'weight' if kind == 'kernel' else kind}"] = (
-                    array.T if kind == "kernel" else array
-                )
+        for path, parameter in nnx.to_flat_state(state):
+            *modules, kind = map(str, path)
+            array = self.numpy(parameter[...])
+            name = ".".join([*modules, "weight" if kind in WEIGHTS else kind])
+            found[name] = array.T if kind == "kernel" else array
         return found
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
@@ -156,3 +192,6 @@ class _Traced:
     def module(self, embed_dim, num_heads, **settings):
         config = {"embed_dim": embed_dim, "num_heads": num_heads} | settings
         return self.adapter.module_with(config, {})
+
+    def new(self, name, *args, **settings):
+        return self.adapter.new(name, *args, **settings)

@@ -76,7 +76,8 @@ class Models:
         first = next(iter(parameters.values()), np.zeros(1, np.float32))
         model = self.new(CLASSES[kind], seed=seed, dtype=first.dtype, **config)
         self.put(model, parameters)
-        return model.train() if training else model.eval()
+        model.train() if training else model.eval()
+        return model
 
     def layer(self, kind, config, parameters, inputs, *, training=False, seed=None, **options):
         with self.scope(_dtype(parameters)):
@@ -125,11 +126,12 @@ class Models:
     def load(self, path, dtype="float32"):
         with self.scope(dtype):
             model = self.module.load(path)
+            model.eval()
             kind = KINDS[type(model).__name__]
 
         def run(inputs, **options):
             with self.scope(dtype):
-                return self._call(kind, model.eval(), inputs, options)
+                return self._call(kind, model, inputs, options)
 
         return self.take(model), run
 
@@ -145,12 +147,14 @@ class Decoding:
         self.adapter, self.kind, self.model, self.dtype = adapter, kind, model, dtype
         self.compiled, self.cache, self.memory, self.before = compiled, None, (), None
         self.sent: dict[str, list[int]] = {}
+        self.call: Any = None  # the compiled form, made once
 
     def start(self, capacity: int, given: dict) -> "Decoding":
         """Make the caches: of `batch_size` samples, or for a `memory` or a `src`."""
+        if given.pop("counted", False):
+            for name, attn in self._attentions():
+                self.adapter.count(attn.k_proj, self.sent.setdefault(name, []))
         given = self.adapter.options(given)
-        for name, attn in self._attentions():
-            self.adapter.count(attn.k_proj, self.sent.setdefault(name, []))
         if self.kind == "attention":
             self.cache = self.model.new_cache(given["batch_size"], capacity)
         elif self.kind == "encoder_layer":
@@ -189,12 +193,12 @@ class Decoding:
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         with self.adapter.scope(self.dtype):
             options = self.adapter.options(options)
-            call = self.model.decode
             if self.compiled:
-                call = self.adapter.compiled_decode(self.model, options)
-                options = {}
-            given = (self.cache, *self.memory)
-            output, cache = call(self.adapter.array(x), *given, **options)
+                self.call = self.call or self.adapter.compiled_decode(self.model, options)
+                call, options = self.call, {}
+            else:
+                call = self.model.decode
+            output, cache = call(self.adapter.array(x), self.cache, *self.memory, **options)
             self.before, self.cache = self.cache, cache
             return self.adapter.numpy(output)
 
