@@ -1,6 +1,7 @@
 """The cross-attention of a translation, as a picture and as text."""
 
 import logging
+import warnings
 
 import matplotlib
 import numpy as np
@@ -38,4 +39,7 @@ def draw(weights: np.ndarray, words: list[str], characters: list[str], path) -> 
         axes.set_xlabel("source")
         axes.set_ylabel("written")
         figure.colorbar(image, label="attention weight")
-        figure.savefig(path, bbox_inches="tight")
+        with warnings.catch_warnings():
+            if str(path).endswith(".svg"):
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(path, bbox_inches="tight")
