@@ -60,7 +60,8 @@ def shapes(kind: str, config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _layer_shapes(config: dict, has_memory: bool) -> dict[str, tuple[int, ...]]:
-    width, units, found = config["d_model"], config["dim_feedforward"], {}
+    width, units = config["d_model"], config["dim_feedforward"]
+    found: dict[str, tuple[int, ...]] = {}
     for attention in ("self_attn", "multihead_attn")[: 1 + has_memory]:
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
             found[f"{attention}.{projection}"] = (width, width)

@@ -143,17 +143,15 @@ class Stream:
             first = last
 
 
-STREAMS = {
-    name: Stream(name, changes)
-    for name, changes in {
-        "attention": {},
-        "grouped": {},
-        "encoder_layer": {"norm_first": True},
-        "decoder_layer": {},
-        "encoder": {"norm": True},
-        "decoder": {"norm_first": True, "activation": "gelu"},
-        "transformer": {},
-        "seq2seq": {},
-    }.items()
+CHANGES: dict[str, dict] = {
+    "attention": {},
+    "grouped": {},
+    "encoder_layer": {"norm_first": True},
+    "decoder_layer": {},
+    "encoder": {"norm": True},
+    "decoder": {"norm_first": True, "activation": "gelu"},
+    "transformer": {},
+    "seq2seq": {},
 }
+STREAMS = {name: Stream(name, changes) for name, changes in CHANGES.items()}
 STEPS = tuple(range(1, N + 1))
