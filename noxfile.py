@@ -101,6 +101,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def translate(session: nox.Session) -> None:
+    """Train the example's models in PyTorch and JAX, and translate on all three backends."""
+    install(session, "-e", ".[all]", *group("examples"))
+    session.run("python", "-m", "examples.translate", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure against what the frameworks ship, and write docs/benchmarks.md."""
     install(session, "-e", ".[all,conformance]")

@@ -1,6 +1,8 @@
 """Masked multi-head attention in JAX; the same names and rules as attn_numpy and attn_torch."""
 
 from .attention import AttentionSteps, attention, attention_steps
+from .cache import KVCache, StackCache
+from .decoding import greedy_decode
 from .draw import draw_weights
 from .masks import (
     Mask,
@@ -16,21 +18,45 @@ from .masks import (
     sliding_window,
 )
 from .multihead import MultiHeadAttention
+from .seq2seq import Seq2SeqTransformer
+from .transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+    TransformerWeights,
+)
+from .weights import export_weights, import_weights, load, save
 
 __all__ = [
     "AttentionSteps",
+    "KVCache",
     "Mask",
     "MultiHeadAttention",
+    "Seq2SeqTransformer",
+    "StackCache",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "TransformerWeights",
     "allow",
     "attention",
     "attention_steps",
     "causal",
     "draw_weights",
+    "export_weights",
+    "greedy_decode",
     "hide",
+    "import_weights",
+    "load",
     "look_ahead_mask",
     "padding",
     "predicate",
     "prefix",
+    "save",
     "segments",
     "sequence_mask",
     "sliding_window",

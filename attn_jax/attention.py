@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Integer
 
 from . import checks
-from .blocked import COLUMNS, ROWS, attention_blocked
+from .blocked import attention_blocked
 from .masks import Mask
 from .tiles import Cells
 from .walk import wide
@@ -63,13 +64,15 @@ def attention(
     options: dict[str, Any] = {
         "mask": mask,
         "bias": bias,
-        "scale": scale,
-        "softcap": softcap,
+        "scale": _scale(scale, query.shape[3]),
+        "softcap": None if softcap is None else float(softcap),
         "empty_rows": empty_rows,
         "query_offset": query_offset,
     }
     nothing = 0 in (*query.shape, *value.shape)
-    small = query.shape[2] * key.shape[2] <= ROWS * COLUMNS  # one tile only takes long to compile
+    if query.shape[2] == 1 and not (dropout or nothing):
+        return _step(query, key, value, **options)
+    small = query.shape[2] * key.shape[2] <= 128 * 128  # one tile only takes long to compile
     if dropout > 0 or nothing or small:
         steps = attention_steps(query, key, value, **options, dropout=dropout, rngs=rngs)
         return steps.output
@@ -121,6 +124,36 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
     return checks.check_query_offset(query_offset, mask, sizes)
 
 
+@partial(jax.jit, static_argnames="empty_rows")
+def _step(query, key, value, mask, bias, scale, softcap, query_offset, empty_rows):
+    """The formula for one query a head: keys and values are read once, and not copied.
+
+    They are not looked through for what is not finite either: where there is any, a score or the
+    output is not finite, seen or hidden, and then, and for gradients, the textbook answers.
+    """
+    sizes = (*query.shape[:3], key.shape[2])
+
+    def textbook(query, key, value, bias):
+        arrays = (query, key, value, mask, bias, scale, softcap, query_offset, None)
+        return _steps(*arrays, empty_rows=empty_rows, dropout=0.0).output
+
+    @jax.custom_jvp
+    def attend(query, key, value, bias):
+        grouped = (*key.shape[:2], -1)  # the heads that share a key side by side, as if in time
+        q = wide(query).reshape(*grouped, query.shape[3])
+        q = q * jnp.asarray(scale, q.dtype)
+        scores = (q @ wide(key).swapaxes(-1, -2)).reshape(sizes)
+        visible, none = _visible(mask, bias, sizes, query_offset), jnp.zeros((1, 1, 1), bool)
+        weights = _weigh(scores, none, visible, bias, softcap, empty_rows)[2]
+        output = (weights.reshape(*grouped, sizes[3]) @ wide(value)).reshape(*sizes[:3], -1)
+        fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
+        output = output.astype(query.dtype)
+        return lax.cond(fine, lambda *_: output, textbook, query, key, value, bias)
+
+    attend.defjvp(partial(jax.jvp, textbook))
+    return attend(query, key, value, bias)
+
+
 @partial(jax.jit, static_argnames=("empty_rows", "dropout"))
 def _steps(
     query, key, value, mask, bias, scale, softcap, query_offset, dropout_key, *, empty_rows, dropout
@@ -134,19 +167,25 @@ def _steps(
 
     q = q * jnp.asarray(scale, q.dtype)  # not the scores: XLA would fuse that product with exp's
     scores = q @ k.swapaxes(-1, -2)  # (B, H, T, S)
+    steps = _weigh(scores, bad, visible, bias, softcap, empty_rows)
+    # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
+    weights = jnp.where(steps[2] == 0, 0, steps[2])
+    output = _drop(weights, dropout, dropout_key) @ v  # (B, H, T, D_v)
+    if not sizes[3] and empty_rows != "zero":
+        output = jnp.full_like(output, jnp.nan)  # the mean over no key at all is 0/0
+    return AttentionSteps(*steps, output.astype(query.dtype))
+
+
+def _weigh(scores, bad, visible, bias, softcap, empty_rows: str):
+    """Return scores, masked scores and weights, made of the products of queries and keys."""
     lost = bad[:, :, None, :] | jnp.isnan(scores)  # inf - inf is NaN too, and tanh would spread it
     if softcap is not None:
-        softcap = jnp.asarray(softcap, q.dtype)
+        softcap = jnp.asarray(softcap, scores.dtype)
         scores = softcap * jnp.tanh(jnp.where(lost, 0, scores) / softcap)
     scores = jnp.where(lost, jnp.nan, scores)
     masked_scores = scores if bias is None else scores + wide(bias)
     masked_scores = jnp.where(visible, masked_scores, -jnp.inf)
-    weights = _softmax(masked_scores, visible, bad, empty_rows)
-    # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
-    output = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key) @ v  # (B, H, T, D_v)
-    if not sizes[3] and empty_rows != "zero":
-        output = jnp.full_like(output, jnp.nan)  # the mean over no key at all is 0/0
-    return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
+    return scores, masked_scores, _softmax(masked_scores, visible, bad, empty_rows)
 
 
 def _visible(mask, bias, sizes, query_offset):

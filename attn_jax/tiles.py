@@ -55,10 +55,12 @@ class Interval:
         return Verdict(self.high < low, self.low < high)
 
     def __ge__(self, other) -> Verdict:
-        return ~(self < other)
+        low, high = _ends(other)
+        return Verdict(self.low >= high, self.high >= low)
 
     def __gt__(self, other) -> Verdict:
-        return ~(self <= other)
+        low, high = _ends(other)
+        return Verdict(self.low > high, self.high > low)
 
     def __eq__(self, other) -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
@@ -115,18 +117,19 @@ class Cells:
 
 
 class Corner(Cells):
-    """The cells of one tile of one head, from a corner (batch, head, row, column), maybe traced.
+    """The cells of one tile of a sample, from a corner (batch, head, row, column), maybe traced.
 
-    `shape` is the tile's (rows, columns); both must lie inside the call.
+    `shape` is the tile's (heads, rows, columns); all must lie inside the call.
     """
 
     def __init__(self, query_offset, corner, shape):
-        self.xp, self._corner, self._shape = jnp, corner, (1, 1, *shape)
+        self.xp, self._corner, self._shape = jnp, corner, (1, *shape)
         batch, head, row, column = corner
-        self.batch, self.head = (jnp.reshape(index, (1, 1, 1, 1)) for index in (batch, head))
+        self.batch = jnp.reshape(batch, (1, 1, 1, 1))
+        self.head = head + jnp.arange(shape[0])[None, :, None, None]
         offset = cut(jnp.asarray(query_offset).reshape(-1), (batch,), (1,))
-        self.query = offset + row + jnp.arange(shape[0])[None, None, :, None]
-        self.key = column + jnp.arange(shape[1])[None, None, None, :]
+        self.query = offset + row + jnp.arange(shape[1])[None, None, :, None]
+        self.key = column + jnp.arange(shape[2])[None, None, None, :]
 
     def samples(self, table):
         return self._cut(table, "B")

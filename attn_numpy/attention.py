@@ -3,14 +3,13 @@
 `attention_steps` returns every step of it, `attention` only the output.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from . import checks
-from .blocked import attention_blocked
+from .blocked import attention_blocked, scale_of, wide
 from .masks import Mask
 from .tiles import Cells
 
@@ -105,7 +104,7 @@ def attention_steps(
     k, v, bad = _without_bad_keys(k, v)
     k, v, bad = (np.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, bad))
 
-    scores = q @ k.swapaxes(-1, -2) * _scale(scale, query.shape[3])  # (B, H, T, S)
+    scores = q @ k.swapaxes(-1, -2) * scale_of(scale, query.shape[3])  # (B, H, T, S)
     if softcap is not None:
         scores = float(softcap) * np.tanh(scores / float(softcap))
     scores = np.where(bad[:, :, None, :], np.nan, scores)
@@ -131,7 +130,7 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
 def _may_overflow(query, key, scale) -> bool:
     """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
     largest = max(query.max(), -query.min()).item() * max(key.max(), -key.min()).item()
-    return largest * query.shape[3] * abs(_scale(scale, query.shape[3])) > 1e38
+    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
 
 
 def _visible(mask, bias, sizes, query_offset):
@@ -142,19 +141,10 @@ def _visible(mask, bias, sizes, query_offset):
     return visible if bias is None else visible & (bias != -np.inf)
 
 
-def wide(array):
-    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == np.float64 else array.astype(np.float32)
-
-
 def _without_bad_keys(key, value):
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     bad = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))  # (B, H_kv, S)
     return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), bad
-
-
-def _scale(scale: float | None, head_dim: int) -> float:
-    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
 def _softmax(masked_scores, visible, bad, empty_rows: str):

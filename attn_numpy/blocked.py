@@ -94,7 +94,7 @@ def attention_blocked(
         bad,
         mask,
         bias if bias is None else bias.reshape((1,) * (4 - bias.ndim) + bias.shape),
-        1 / math.sqrt(query.shape[3]) if scale is None else float(scale),
+        scale_of(scale, query.shape[3]),
         None if softcap is None else float(softcap),
         empty_rows,
         query_offset,
@@ -116,14 +116,19 @@ def _ask_tiles(mask, sizes, query_offset, tile) -> Verdict:
     return mask.ask(Tiles(Cells(sizes, query_offset), *tile))
 
 
-def _wide(array):
+def wide(array):
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
 
+def scale_of(scale: float | None, head_dim: int) -> float:
+    """Return what scores are multiplied by: 1/sqrt(D) where nothing is said."""
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
 def _ready(array):
     """Return an array that BLAS can read where it stands: numbers side by side."""
-    array = _wide(array)
+    array = wide(array)
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
@@ -221,7 +226,7 @@ def _work(call: _Call, units: Iterable) -> None:
 def _attend(call: _Call, rows: slice, part, plan: _Plan, hidden: _Hidden, desk) -> None:
     """Write a block of the output: these rows, for these samples and heads."""
     samples, heads, shared = part
-    query = _wide(call.query[samples, heads, rows]) * call.scale
+    query = wide(call.query[samples, heads, rows]) * call.scale
     key, value = call.key[samples, shared], call.value[samples, shared]
     # The query heads of a key head stand one below the other, so that no key is repeated.
     tall = query.reshape(*key.shape[:2], -1, query.shape[3])
@@ -257,7 +262,7 @@ def _change(call: _Call, scores, rows: slice, part, plan: _Plan) -> None:
         scores *= call.softcap
     for run, at in plan.runs if call.bias is not None else ():
         bias = _cut(call.bias, samples, heads, rows, run)
-        scores[..., at] += _wide(bias)
+        scores[..., at] += wide(bias)
         np.copyto(scores[..., at], -np.inf, where=bias == -np.inf)
 
 

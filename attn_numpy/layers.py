@@ -4,6 +4,8 @@ Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken i
 """
 
 import math
+from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -12,7 +14,44 @@ from . import checks
 from .attention import wide
 
 
-class Linear:
+class Module:
+    """What has parameters, or parts that have some: arrays and modules that are its attributes.
+
+    >>> list(Linear(3, 2).parameters())
+    ['weight', 'bias']
+    """
+
+    training = True
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout on, or off with `mode=False`."""
+        self.training = mode
+        for _, part in self.parts():
+            part.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch dropout off."""
+        return self.train(False)
+
+    def parts(self) -> "Iterator[tuple[str, Module]]":
+        """Every module right below this one, with its name; those in a list are numbered."""
+        for name, value in vars(self).items():
+            named = {name: value}
+            if isinstance(value, list):
+                named = {f"{name}.{i}": part for i, part in enumerate(value)}
+            yield from ((n, part) for n, part in named.items() if isinstance(part, Module))
+
+    def parameters(self, prefix: str = "") -> "dict[str, tuple[Module, str]]":
+        """Return where each parameter stands, by its dotted name: the module and its attribute."""
+        own = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        found = {f"{prefix}{name}": (self, name) for name in own}
+        for name, part in self.parts():
+            found |= part.parameters(f"{prefix}{name}.")
+        return found
+
+
+class Linear(Module):
     """x W^T + b, with W of (out, in): Xavier-uniform at first, b zero.
 
     >>> Linear(3, 2, rng=np.random.default_rng(0))(np.ones((5, 3), np.float32)).shape
@@ -34,11 +73,13 @@ class Linear:
         self.bias = np.zeros(out_features, dtype) if bias else None
 
     def __call__(self, x: Float[np.ndarray, "*batch in"]) -> Float[np.ndarray, "*batch out"]:
-        y = wide(x) @ wide(self.weight).T
-        return (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
+        rows = wide(x).reshape(-1, x.shape[-1])  # one product, where a batch would make many
+        y = rows @ wide(self.weight).T
+        y = (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
+        return y.reshape(*x.shape[:-1], y.shape[-1])  # -1 would fail where there is nothing
 
 
-class LayerNorm:
+class LayerNorm(Module):
     """Mean 0 and variance 1 over the last axis, then weight and bias; `eps` as in torch.
 
     >>> LayerNorm(2)(np.array([[1.0, 3.0]], np.float32)).round(3)
@@ -58,7 +99,7 @@ class LayerNorm:
         return (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
 
 
-class Embedding:
+class Embedding(Module):
     """A row of `weight` for each token; the row of `padding_idx` starts at zero.
 
     >>> Embedding(10, 4, padding_idx=0)(np.array([[3, 0]]))[0, 1]
@@ -83,7 +124,7 @@ class Embedding:
         return self.weight[tokens]
 
 
-class Dropout:
+class Dropout(Module):
     """While training, put 0 with probability `rate` and scale the rest by 1 / (1 - rate).
 
     >>> Dropout(1.0)(np.ones(3))
@@ -92,7 +133,7 @@ class Dropout:
 
     def __init__(self, rate: float, *, rng: np.random.Generator | None = None):
         checks.check_dropout(rate)
-        self.rate, self.rng, self.training = rate, np.random.default_rng(rng), True
+        self.rate, self.rng = rate, np.random.default_rng(rng)
 
     def __call__(self, x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         if not self.training or self.rate == 0:
@@ -101,3 +142,22 @@ class Dropout:
             return np.zeros_like(x)
         kept = self.rng.random(x.shape) >= self.rate
         return np.where(kept, wide(x) / (1 - self.rate), 0).astype(x.dtype)
+
+
+def relu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Return x where it is above 0, else 0."""
+    return np.maximum(x, 0)
+
+
+def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Return x times the normal distribution's share below x, exactly: by erf, not tanh.
+
+    >>> gelu(np.array([-1.0, 0.0, 2.0])).round(4)
+    array([-0.1587,  0.    ,  1.9545])
+    """
+    x_wide = wide(x)
+    share = 0.5 * (1 + _erf(x_wide / math.sqrt(2)).astype(x_wide.dtype))
+    return (x_wide * share).astype(x.dtype)
+
+
+_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none of its own

@@ -1,16 +1,19 @@
 """Multi-head attention with the documents' call: `attn(query, key, value, ...)`."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 
 from . import checks
 from .attention import attention, attention_steps
-from .layers import Linear
-from .masks import Mask, hide, padding
+from .cache import KVCache, pack, unpack
+from .layers import Linear, Module
+from .masks import Mask, allow, causal, hide, padding
 from .tiles import Cells, Tiles
 
 
-class MultiHeadAttention:
+class MultiHeadAttention(Module):
     """Project to heads, attend in each, join the heads by a last linear map W^o.
 
     The number of parameters does not depend on `num_heads`: 4 (E^2 + E) with the defaults.
@@ -47,7 +50,7 @@ class MultiHeadAttention:
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
         self.dropout, self.batch_first, self.empty_rows = dropout, batch_first, empty_rows
-        self.rng, self.training = np.random.default_rng(rng), True
+        self.bias, self.rng = bias, np.random.default_rng(rng)
         kv_dim = num_kv_heads * self.head_dim
         options = {"bias": bias, "rng": self.rng, "dtype": dtype}
         self.q_proj = Linear(embed_dim, embed_dim, **options)
@@ -55,22 +58,13 @@ class MultiHeadAttention:
         self.v_proj = Linear(vdim, kv_dim, **options)
         self.out_proj = Linear(embed_dim, embed_dim, **options)
 
-    def train(self, mode: bool = True) -> "MultiHeadAttention":
-        """Switch dropout on, or off with `mode=False`."""
-        self.training = mode
-        return self
-
-    def eval(self) -> "MultiHeadAttention":
-        """Switch dropout off."""
-        return self.train(False)
-
     def __call__(
         self,
         query: Float[np.ndarray, "_ _ E"],
-        key: Float[np.ndarray, "_ _ kdim"] | None = None,
+        key: Float[np.ndarray, "_ _ kdim"] | KVCache | None = None,
         value: Float[np.ndarray, "_ _ vdim"] | None = None,
         *,
-        key_padding_mask: Bool[np.ndarray, "B S"] | None = None,
+        key_padding_mask: Mask | Bool[np.ndarray, "B S"] | None = None,
         attn_mask: Mask | Shaped[np.ndarray, "..."] | None = None,
         need_weights: bool = True,
         average_weights: bool = True,
@@ -78,46 +72,162 @@ class MultiHeadAttention:
     ) -> tuple[Float[np.ndarray, "_ _ E"], Float[np.ndarray, "..."] | None]:
         """Attend from query to key and value; `key=None` is self-attention, `value=None` is key.
 
-        Inputs are (B, T, E), or (T, B, E) with `batch_first=False`. In `key_padding_mask` (B, S)
-        and a bool `attn_mask` True hides; a float `attn_mask` is added to the scores; it has rank
-        2 (T, S), 3 (B*H, T, S) or 4 (B, H, T, S), or is a `Mask`. Returns the output, shaped like
-        the query, and the weights: (B, T, S) as the mean over heads, (B, H, T, S) with
-        `average_weights=False`, None with `need_weights=False`. Raises as `attention` does.
+        Inputs are (B, T, E), or (T, B, E) with `batch_first=False`; a `KVCache` as `key` is what
+        was projected before. In `key_padding_mask` (B, S) and a bool `attn_mask` True hides; a
+        float `attn_mask` is added to the scores; it has rank 2 (T, S), 3 (B*H, T, S) or 4 (B, H,
+        T, S). Either may be a `Mask` instead. Returns the output, shaped like the query, and the
+        weights: (B, T, S) as the mean over heads, (B, H, T, S) with `average_weights=False`, None
+        with `need_weights=False`. Raises as `attention` does.
         """
-        key = query if key is None else key
-        value = key if value is None else value
-        dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        dtype = checks.dtype_name(getattr(self.q_proj, "weight", query))
-        checks.check_inputs(query, key, value, dims, dtype, self.batch_first)
-        if not self.batch_first:
-            query, key, value = (x.swapaxes(0, 1) for x in (query, key, value))
-        sizes = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
+        masks: Any = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
+        given = self.prepare(query, key, value, **masks, query_offset=query_offset)
+        query, key, value, mask, bias, query_offset = given
+        if not isinstance(key, KVCache):
+            if mask is not None and query.shape[1] and self.empty_rows != "uniform":
+                sizes = (len(query), self.num_heads, query.shape[1], key.shape[1])
+                key, value = _without_unseen(key, value, mask, sizes, query_offset)
+            key = self._project(key, value)
+        heads = _split_heads(self.q_proj(query), self.num_heads)
+        output, weights = self._attend(heads, key, mask, bias, query_offset, need_weights)
+        if weights is not None and average_weights:
+            weights = weights.mean(1)
+        return self._first(self.out_proj(_merge_heads(output))), weights
+
+    def prepare(
+        self, query, key, value=None, *, key_padding_mask=None, attn_mask=None, query_offset=None
+    ) -> tuple[Any, ...]:
+        """Refuse a wrong call; return inputs with the batch first, mask, bias, and the offset."""
+        query, key, value = self._inputs(query, key, value)
+        keys = key.capacity if isinstance(key, KVCache) else key.shape[1]
+        sizes = (query.shape[0], self.num_heads, query.shape[1], keys)
         mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
         checks.check_mask(mask, sizes)
-        query_offset = checks.check_query_offset(query_offset, mask, sizes)
-        if mask is not None and sizes[2] and self.empty_rows != "uniform":
-            key, value = _without_unseen(key, value, mask, sizes, query_offset)
-        heads = (
-            _split_heads(self.q_proj(query), self.num_heads),
-            _split_heads(self.k_proj(key), self.num_kv_heads),
-            _split_heads(self.v_proj(value), self.num_kv_heads),
-        )
-        options = {
-            "mask": mask,
-            "bias": bias,
-            "empty_rows": self.empty_rows,
-            "query_offset": query_offset,
-            "dropout": self.dropout if self.training else 0.0,
-            "rng": self.rng,
-        }
-        weights = None
-        if need_weights:
-            _, _, weights, output = attention_steps(*heads, **options)
-            weights = weights.mean(1) if average_weights else weights
-        else:
-            output = attention(*heads, **options)
-        output = self.out_proj(_merge_heads(output))
-        return output if self.batch_first else output.swapaxes(0, 1), weights
+        return query, key, value, mask, bias, checks.check_query_offset(query_offset, mask, sizes)
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """Return an empty cache for `decode`, of `capacity` slots a sample."""
+        dtype = self.k_proj.weight.dtype
+        return KVCache.empty(batch_size, self.num_kv_heads, capacity, self.head_dim, dtype=dtype)
+
+    def project(
+        self,
+        key: Float[np.ndarray, "_ _ kdim"],
+        value: Float[np.ndarray, "_ _ vdim"] | None = None,
+    ) -> KVCache:
+        """Project keys and values once, for many calls: a full cache, to be given as `key`."""
+        value = key if value is None else value
+        checks.check_memory(key, value, self._dims(), self._dtype(key), self.batch_first)
+        return self._project(self._first(key), self._first(value))
+
+    def decode(
+        self,
+        x: Float[np.ndarray, "_ _ E"],
+        cache: KVCache,
+        *,
+        hidden: Bool[np.ndarray, "B T"] | None = None,
+        attn_mask: Mask | None = None,
+    ) -> tuple[Float[np.ndarray, "_ _ E"], KVCache]:
+        """Attend from new tokens to themselves and to those before: a prompt, a chunk, a step.
+
+        Their keys and values are written behind the cache's, and the cache is handed on: the one
+        given is consumed. `attn_mask` is over T queries and all slots, `causal()` where left out.
+        Tokens that `hidden` marks are neither stored nor counted, wherever they stand, and their
+        output is 0; positions count what is stored. Raises ValueError beyond the capacity.
+
+        >>> attn = MultiHeadAttention(8, 2, rng=np.random.default_rng(0))
+        >>> x = np.random.default_rng(1).normal(size=(1, 5, 8)).astype(np.float32)
+        >>> prompt, cache = attn.decode(x[:, :4], attn.new_cache(1, 5))
+        >>> step, cache = attn.decode(x[:, 4:], cache)
+        >>> np.allclose(step, attn(x, attn_mask=causal())[0][:, 4:], atol=1e-6)
+        True
+        """
+        sizes = self._check_decode(x, cache, hidden, attn_mask)
+        counts = None if hidden is None else (~hidden).sum(1)
+        checks.check_room(cache, sizes[2] if counts is None else counts)
+        if hidden is not None:
+            x, order = pack(x, hidden, self.batch_first)
+        x, first = self._first(x), cache.lengths
+        new = self._project(x, x)
+        cache = cache.append(new.key, new.value, counts)
+        query = _split_heads(self.q_proj(x), self.num_heads)
+        output = self._attend_slots(query, cache, attn_mask, first)
+        output = self._first(self.out_proj(_merge_heads(output)))
+        if hidden is not None:
+            output = unpack(output, hidden, order, self.batch_first)
+        return output, cache
+
+    def _inputs(self, query, key, value):
+        """Return checked inputs, batch first."""
+        dims, dtype = self._dims(), self._dtype(query)
+        if isinstance(key, KVCache):
+            checks.check_cached(query, key, value, dims, dtype, self.batch_first)
+            return self._first(query), key, None
+        key = query if key is None else key
+        value = key if value is None else value
+        checks.check_inputs(query, key, value, dims, dtype, self.batch_first)
+        return self._first(query), self._first(key), self._first(value)
+
+    def _dims(self) -> dict[str, int]:
+        dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
+        return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
+
+    def _dtype(self, x) -> str:
+        """Return the dtype of the weights; a layer put in place of a projection may have none."""
+        return checks.dtype_name(getattr(self.q_proj, "weight", x))
+
+    def _first(self, x):
+        """Put the batch first, or back to where the caller has it."""
+        return x if self.batch_first else x.swapaxes(0, 1)
+
+    def _project(self, key, value) -> KVCache:
+        heads = self.num_kv_heads
+        key, value = self.k_proj(key), self.v_proj(value)
+        lengths = np.full(key.shape[0], key.shape[1])
+        return KVCache(_split_heads(key, heads), _split_heads(value, heads), lengths)
+
+    def _attend(self, query, cache: KVCache, mask, bias, query_offset, need_weights: bool):
+        """Attend to what is written; return the output, and the weights where needed."""
+        options = self._options(query_offset)
+        if not cache.is_full():
+            written = padding(cache.lengths)
+            mask = written if mask is None else mask & written
+            if self.empty_rows == "uniform":
+                query, mask, bias = _uniform(query, cache, mask, bias, query_offset)
+                options["empty_rows"] = "nan"  # where nothing is written
+        options |= {"mask": mask, "bias": bias}
+        if not need_weights:
+            return attention(query, cache.key, cache.value, **options), None
+        _, _, weights, output = attention_steps(query, cache.key, cache.value, **options)
+        return output, weights
+
+    def _options(self, query_offset) -> dict[str, Any]:
+        dropout = self.dropout if self.training else 0.0
+        options = {"empty_rows": self.empty_rows, "query_offset": query_offset}
+        return options | {"dropout": dropout, "rng": self.rng}
+
+    def _check_decode(self, x, cache, hidden, mask) -> tuple[int, int, int, int]:
+        """Refuse a wrong call before anything is written; return its (B, H, T, S)."""
+        checks.check_is_cache(cache, KVCache)
+        checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
+        batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
+        sizes = (batch, self.num_heads, steps, cache.capacity)
+        if mask is not None:
+            checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
+            checks.check_mask(mask, sizes)
+            if hidden is not None:
+                checks.check_movable(mask)
+        return sizes
+
+    def _attend_slots(self, query, cache: KVCache, mask, first):
+        """Attend from queries that stand from position `first` on, one for each sample."""
+        if mask is not None:
+            return self._attend(query, cache, mask, None, first, False)[0]
+        mask, last = causal(), cache.lengths.max(initial=0)
+        if len(first) and (first == first[0]).all():
+            first = int(first[0])
+            mask = None if query.shape[2] == 1 else mask  # the newest token sees them all
+        seen = (cache.key[:, :, :last], cache.value[:, :, :last])
+        return attention(query, *seen, mask=mask, **self._options(first))
 
 
 def _without_unseen(key, value, mask, sizes, query_offset):
@@ -126,6 +236,18 @@ def _without_unseen(key, value, mask, sizes, query_offset):
     some = np.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
     seen = np.any(some, (1, 2))[..., None]  # (B, S, 1)
     return np.where(seen, key, 0), np.where(seen, value, 0)
+
+
+def _uniform(query, cache: KVCache, mask, bias, query_offset):
+    """Let rows that may see nothing see every written slot alike: their query and bias are 0."""
+    sizes = (*query.shape[:3], cache.capacity)
+    seen = np.broadcast_to(mask.ask(Cells(sizes, query_offset)), sizes)
+    if bias is not None:
+        seen = seen & (bias != -np.inf)
+    empty = ~seen.any(-1, keepdims=True)
+    written = padding(cache.lengths).ask(Cells(sizes))
+    bias = None if bias is None else np.where(empty, 0, bias)
+    return np.where(empty, 0, query), allow(np.where(empty, written, seen)), bias
 
 
 def _split_heads(x, num_heads: int):
@@ -155,7 +277,9 @@ def _read_masks(key_padding_mask, attn_mask, query, sizes):
             mask = hide(attn_mask[None, None])
         else:
             mask = hide(attn_mask)
-    if key_padding_mask is not None:
+    if isinstance(key_padding_mask, Mask):
+        mask = key_padding_mask if mask is None else mask & key_padding_mask
+    elif key_padding_mask is not None:
         checks.check_key_padding_mask(key_padding_mask, sizes)
         hidden = padding(hidden=key_padding_mask)
         mask = hidden if mask is None else mask & hidden

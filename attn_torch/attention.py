@@ -3,7 +3,6 @@
 `attention_steps` returns every step of it, `attention` only the output.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from . import checks
 from .blocked import attention_blocked
-from .fused import wide, without_bad_keys
+from .fused import exactly, scale_of, wide, without_bad_keys
 from .masks import Mask
 from .tiles import Cells
 
@@ -72,7 +71,7 @@ def attention(
     if dropout > 0 or nothing or query.is_meta or _may_overflow(query, key, scale):
         options |= {"dropout": dropout, "generator": generator}
         return attention_steps(query, key, value, **options).output
-    with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
+    with exactly(query):
         return attention_blocked(query, key, value, **options)
 
 
@@ -104,7 +103,7 @@ def attention_steps(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
     )
     sizes = (*query.shape[:3], key.shape[2])
-    with torch.autocast(query.device.type, enabled=False):  # it would undo the float32
+    with exactly(query):
         if bias is not None:
             bias = bias.to(query.device)
         visible = _visible(mask, bias, sizes, query_offset, query.device)
@@ -113,7 +112,7 @@ def attention_steps(
         groups = sizes[1] // key.shape[1]
         k, v, bad = (array.repeat_interleave(groups, dim=1) for array in (k, v, bad))
 
-        scores = q @ k.mT * _scale(scale, query.shape[3])  # (B, H, T, S)
+        scores = q @ k.mT * scale_of(scale, query.shape[3])  # (B, H, T, S)
         if softcap is not None:
             scores = torch.where(visible, scores, scores.detach())  # tanh' of a hidden NaN is NaN
             scores = float(softcap) * torch.tanh(scores / float(softcap))
@@ -145,7 +144,7 @@ def _may_overflow(query, key, scale) -> bool:
         return False
     ends = [float(end) for array in (query, key) for end in torch.aminmax(array.detach())]
     largest = max(-ends[0], ends[1]) * max(-ends[2], ends[3])
-    return largest * query.shape[3] * abs(_scale(scale, query.shape[3])) > 1e38
+    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
 
 
 def _visible(mask, bias, sizes, query_offset, device):
@@ -154,10 +153,6 @@ def _visible(mask, bias, sizes, query_offset, device):
     if mask is not None:
         visible = mask.ask(Cells(sizes, query_offset, device=device))
     return visible if bias is None else visible & (bias != -torch.inf)
-
-
-def _scale(scale: float | None, head_dim: int) -> float:
-    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
 def _softmax(masked_scores, visible, bad, empty_rows: str):

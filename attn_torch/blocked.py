@@ -5,7 +5,6 @@ the kernel is called. Everything else is walked: the mask is asked once about al
 block of queries meets only the columns of tiles in which it may see something.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import finite, fused, has_kernel, known_structure, wide, without_bad_keys
+from .fused import finite, fused, has_kernel, known_structure, scale_of, wide, without_bad_keys
 from .masks import Mask
 from .plan import Block, BlockCells, plan
 from .tiles import Cells, Tiles
@@ -33,7 +32,7 @@ class _Call(NamedTuple):
     scale: float
     softcap: float | None
     empty_rows: str
-    bad: Tensor | None  # (B, H_kv, S), the keys that were not finite; None where all are
+    bad: Tensor | None  # (B, H_kv, S), the keys that were not finite; None: no score is NaN
 
 
 def attention_blocked(
@@ -66,7 +65,7 @@ def attention_blocked(
     True
     """
     sizes = (*query.shape[:3], key.shape[2])
-    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
+    scale = scale_of(scale, query.shape[3])
     softcap = None if softcap is None else float(softcap)
     known = known_structure(mask, sizes, query_offset)
     widths = (query.shape[3], value.shape[3])
@@ -84,12 +83,12 @@ def _walk(query, key, value, bias, call: _Call, tile, kernel: bool):
     every, some = _verdict(call, tile, query.device)
     if kernel and every.all():
         return fused(query, key, value, call.scale, causal=False)
-    if not finite(key, value):
-        key, value, bad = without_bad_keys(key, value)
-        call = call._replace(bad=bad)
     if bias is not None:
         bias = bias.to(query.device)
         bias = bias[None, None] if bias.ndim == 2 else bias
+    if not finite(query, key, value) or (bias is not None and bias.detach().amax().isnan()):
+        key, value, bad = without_bad_keys(key, value)
+        call = call._replace(bad=bad)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
     blocks = plan(every, some, tile, call.sizes, key.shape[1], bias is not None, query.device)
     output = _Blocks.apply(wide(query), wide(key), wide(value), bias, call, blocks)

@@ -106,9 +106,7 @@ def check_is_mask(rule: str, value, mask_class: type) -> None:
 
 def check_tokens(tokens, padding_idx) -> None:
     check_integer("padding_idx", padding_idx)
-    check_array("tokens", tokens, ("B", "S"))
-    if "int" not in dtype_name(tokens):
-        raise TypeError(f"tokens must be integers: got {dtype_name(tokens)}")
+    check_token_array("tokens", tokens, ("B", "S"))
 
 
 def check_lengths(lengths):
@@ -318,15 +316,26 @@ def check_inputs(query, key, value, dims: dict[str, int], dtype: str, batch_firs
     inputs = {"query": query, "key": key, "value": value}
     for (name, array), length in zip(inputs.items(), "TSS", strict=True):
         axes = ("B", length, "E") if batch_first else (length, "B", "E")
-        check_rank_and_float(name, array, axes)
-        if array.shape[2] != dims[name]:
-            raise ValueError(f"{name} must have {dims[name]} features: got {array.shape[2]}")
-        if dtype_name(array) != dtype:
-            rule = f"{name} must have the dtype of the weights, {dtype}"
-            raise TypeError(f"{rule}: got {dtype_name(array)}")
+        check_features(name, array, axes, dims[name], dtype)
     samples, steps = (0, 1) if batch_first else (1, 0)
     check_same_batch(query.shape[samples], key.shape[samples], value.shape[samples])
     check_same_length(key.shape[steps], value.shape[steps])
+
+
+def check_memory(key, value, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
+    """Hold keys and values that are projected for later against the weights."""
+    axes = ("B", "S", "E") if batch_first else ("S", "B", "E")
+    check_features("key", key, axes, dims["key"], dtype)
+    check_inputs(key, key, value, dims | {"query": dims["key"]}, dtype, batch_first)
+
+
+def check_features(name: str, array, axes: tuple[str, ...], features: int, dtype: str) -> None:
+    check_rank_and_float(name, array, axes)
+    if array.shape[2] != features:
+        raise ValueError(f"{name} must have {features} features: got {array.shape[2]}")
+    if dtype_name(array) != dtype:
+        rule = f"{name} must have the dtype of the weights, {dtype}"
+        raise TypeError(f"{rule}: got {dtype_name(array)}")
 
 
 def check_key_padding_mask(mask, sizes: tuple[int, int, int, int]) -> None:
@@ -357,3 +366,253 @@ def check_attn_mask(mask, query, sizes: tuple[int, int, int, int]) -> None:
     if not all(got == size or (axis in "BH" and got == 1) for axis, got, size in pairs):
         rule = f"attn_mask must fit {_call(axes[mask.ndim])} = {wanted}"
         raise ValueError(f"{rule}: got {tuple(mask.shape)}")
+
+
+# Caches
+
+
+def check_counts(**sizes) -> None:
+    for name, size in sizes.items():
+        check_count(name, size, 1)
+
+
+def check_cache(cache) -> None:
+    if cache.consumed:
+        raise ValueError("a cache is used once, copy() branches: got one that was handed on")
+
+
+def check_append(cache, key, value, counts) -> None:
+    check_cache(cache)
+    batch, heads, _, head_dim = cache.key.shape
+    for name, array in (("key", key), ("value", value)):
+        check_rank_and_float(name, array, ("B", "H_kv", "T", "D"))
+        got = tuple(array.shape)
+        wanted = (batch, heads, key.shape[2], head_dim)
+        if got != wanted:
+            raise ValueError(f"{name} must be (B, H_kv, T, D) = {wanted}: got {got}")
+        if dtype_name(array) != dtype_name(cache.key):
+            rule = f"{name} must have the dtype of the cache, {dtype_name(cache.key)}"
+            raise TypeError(f"{rule}: got {dtype_name(array)}")
+    if counts is not None:
+        check_samples("counts", counts, batch, key.shape[2])
+    check_room(cache, key.shape[2] if counts is None else counts.cpu())
+
+
+def check_room(cache, counts) -> None:
+    """Hold what shall be written against the capacity."""
+    needed = cache.lengths + counts
+    if is_known(needed) and needed.numel() and needed.max() > cache.capacity:
+        got = f"{int(needed.max())} tokens for {cache.capacity} slots"
+        raise ValueError(f"capacity must hold every token: got {got}")
+
+
+def check_samples(name: str, array, batch: int, most: int) -> None:
+    """Accept integers (B,) from 0 to `most`."""
+    if not is_array(array) or "int" not in dtype_name(array):
+        raise TypeError(f"{name} must be integers (B,): got {kind(array)}")
+    if tuple(array.shape) != (batch,):
+        raise ValueError(f"{name} must be (B,) = ({batch},): got {tuple(array.shape)}")
+    if is_known(array) and array.numel() and (array.min() < 0 or array.max() > most):
+        worst = int(array.min() if array.min() < 0 else array.max())
+        raise ValueError(f"{name} must lie in 0..{most}: got {worst}")
+
+
+def check_index(index, batch: int) -> None:
+    if not is_array(index) or "int" not in dtype_name(index):
+        raise TypeError(f"index must be integers (B,): got {kind(index)}")
+    check_samples("index", index, index.shape[0] if index.ndim == 1 else batch, batch - 1)
+
+
+def check_truncate(cache, lengths):
+    """Return how many slots of each sample remain."""
+    check_cache(cache)
+    if isinstance(lengths, numbers.Integral) and not isinstance(lengths, bool):
+        check_count("lengths", lengths, 0)
+        lengths = torch.full_like(cache.lengths, int(lengths))
+    check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
+    lengths = lengths.to(cache.lengths)
+    if is_known(lengths) and (lengths > cache.lengths).any():
+        sample = int((lengths > cache.lengths).int().argmax())
+        got = f"{int(lengths[sample])} of {int(cache.lengths[sample])}"
+        raise ValueError(f"lengths must be at most what is written: got {got}")
+    return lengths
+
+
+def check_cached(query, cache, value, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
+    """Hold a query against the weights and the cache that it looks at."""
+    check_cache(cache)
+    if value is not None:
+        raise TypeError(f"value must be None where key is a cache: got {kind(value)}")
+    check_features("query", query, _steps(batch_first), dims["query"], dtype)
+    check_fits(cache, query.shape[0 if batch_first else 1], dims, dtype)
+
+
+def _steps(batch_first: bool) -> tuple[str, ...]:
+    return ("B", "T", "E") if batch_first else ("T", "B", "E")
+
+
+def check_fits(cache, batch: int, dims: dict[str, int], dtype: str) -> None:
+    got = tuple(cache.key.shape)
+    wanted = (batch, dims["kv_heads"], cache.capacity, dims["head_dim"])
+    if got != wanted:
+        raise ValueError(f"cache must be (B, H_kv, C, D) = {wanted}: got {got}")
+    if dtype_name(cache.key) != dtype:
+        rule = f"cache must have the dtype of the weights, {dtype}"
+        raise TypeError(f"{rule}: got {dtype_name(cache.key)}")
+
+
+def check_is_cache(cache, cache_class: type) -> None:
+    if not isinstance(cache, cache_class):
+        raise TypeError(f"cache must be a {cache_class.__name__}: got {kind(cache)}")
+
+
+def check_decode(x, cache, hidden, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
+    """Hold the tokens of a step, a chunk or a prompt against the weights and their cache."""
+    check_cache(cache)
+    check_features("x", x, _steps(batch_first), dims["query"], dtype)
+    if not dims["query"] == dims["key"] == dims["value"]:
+        got = f"{dims['key']} and {dims['value']} beside {dims['query']}"
+        raise ValueError(f"kdim and vdim must be embed_dim to decode: got {got}")
+    check_fits(cache, x.shape[0 if batch_first else 1], dims, dtype)
+    if hidden is not None:
+        check_hidden_tokens(x, hidden, batch_first)
+
+
+def check_hidden_tokens(x, hidden, batch_first: bool) -> None:
+    check_rank_and_float("x", x, _steps(batch_first))
+    check_array("hidden", hidden, ("B", "T"))
+    check_bool("hidden", hidden, "True hides")
+    wanted = tuple(x.shape[:2] if batch_first else x.shape[1::-1])
+    if tuple(hidden.shape) != wanted:
+        raise ValueError(f"hidden must be (B, T) = {wanted}: got {tuple(hidden.shape)}")
+
+
+def check_movable(mask) -> None:
+    """Accept only masks that know positions: hidden tokens are left out, and rows move up."""
+    for leaf in mask.leaves():
+        if any("T" in axes for axes in leaf.axes):
+            rule = "attn_mask must go by positions where tokens are hidden"
+            raise ValueError(f"{rule}: got {leaf.name}")
+
+
+# Layers
+
+
+def check_layer(dim_feedforward, activation, layer_norm_eps) -> None:
+    check_count("dim_feedforward", dim_feedforward, 1)
+    if not isinstance(activation, str) or activation not in ("relu", "gelu"):
+        raise ValueError(f"activation must be 'relu' or 'gelu': got {activation!r}")
+    check_number("layer_norm_eps", layer_norm_eps)
+
+
+def check_stack_decode(x, cache, hidden, layers: int, batch_first: bool) -> None:
+    """Refuse what a later layer would refuse after the first has written."""
+    if len(cache.layers) != layers:
+        raise ValueError(f"cache must have {layers} layers: got {len(cache.layers)}")
+    for own in cache.layers:
+        check_cache(own)
+    check_rank_and_float("x", x, _steps(batch_first))
+    if hidden is not None:
+        check_hidden_tokens(x, hidden, batch_first)
+    steps = x.shape[1 if batch_first else 0]
+    check_room(cache, steps if hidden is None else (~hidden).sum(1).cpu())
+
+
+# Tokens
+
+
+def check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options: dict) -> None:
+    check_counts(src_vocab=src_vocab, tgt_vocab=tgt_vocab)
+    check_integer("padding_idx", padding_idx)
+    if not 0 <= padding_idx < min(src_vocab, tgt_vocab):
+        rule = f"padding_idx must be in both vocabularies, 0..{min(src_vocab, tgt_vocab) - 1}"
+        raise ValueError(f"{rule}: got {padding_idx}")
+    if not isinstance(positions, str) or positions not in ("sinusoidal", "none"):
+        raise ValueError(f"positions must be 'sinusoidal' or 'none': got {positions!r}")
+    if not options.get("batch_first", True):
+        raise ValueError("tokens are (B, T), so batch_first must be True: got False")
+
+
+def check_token_array(name: str, tokens, axes: tuple[str, ...], vocab: int | None = None) -> None:
+    check_array(name, tokens, axes)
+    if "int" not in dtype_name(tokens):
+        raise TypeError(f"{name} must be integers: got {dtype_name(tokens)}")
+    if vocab is not None and is_known(tokens) and tokens.numel():
+        low, high = torch.stack(tokens.long().aminmax()).tolist()
+        if low < 0 or high >= vocab:
+            rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
+            raise ValueError(f"{rule}: got {low if low < 0 else high}")
+
+
+def check_token_pair(src, tgt, src_vocab: int, tgt_vocab: int) -> None:
+    check_token_array("src", src, ("B", "S"), src_vocab)
+    check_token_array("tgt", tgt, ("B", "T"), tgt_vocab)
+    if src.shape[0] != tgt.shape[0]:
+        got = f"{src.shape[0]} and {tgt.shape[0]}"
+        raise ValueError(f"src and tgt must share a batch size: got {got}")
+
+
+def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
+    check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
+    check_integer("eos_idx", eos_idx)
+    check_count("max_new_tokens", max_new_tokens, 1)
+    if is_known(prompt) and prompt.numel():
+        counts = (prompt != model.padding_idx).sum(1)
+        if (counts == 0).any():
+            sample = int((counts == 0).int().argmax())
+            raise ValueError(f"every prompt must have a token: got none in sample {sample}")
+    needed = prompt.shape[1] + max_new_tokens - 1
+    if capacity is not None and capacity < needed:
+        raise ValueError(
+            f"capacity must hold every token: got {needed} tokens for {capacity} slots"
+        )
+
+
+# Weights
+
+
+def check_layout(layout, attentions: dict) -> None:
+    if not isinstance(layout, str) or layout not in ("rosetta", "torch", "nnx"):
+        raise ValueError(f"layout must be 'rosetta', 'torch' or 'nnx': got {layout!r}")
+    if layout == "nnx" and list(attentions) != [""]:
+        raise ValueError("layout 'nnx' is that of one MultiHeadAttention: got another model")
+    grouped = [attn for attn in attentions.values() if attn.num_kv_heads != attn.num_heads]
+    if layout == "torch" and grouped:
+        got = f"{grouped[0].num_kv_heads} for {grouped[0].num_heads}"
+        raise ValueError(f"layout 'torch' has as many key heads as query heads: got {got}")
+
+
+def check_mapping(weights) -> None:
+    if not hasattr(weights, "items"):
+        raise TypeError(f"weights must be a mapping or a path: got {kind(weights)}")
+
+
+def check_weights(given: dict, own: dict) -> None:
+    """Hold the names, shapes and dtypes that were given against the model's own."""
+    extra = [name for name in given if name.split(".")[-1] in ("bias_k", "bias_v")]
+    if extra:
+        got = ", ".join(extra)
+        raise ValueError(f"bias_k and bias_v have no counterpart here: got {got}")
+    wrong = [f"no {name}" for name in own if name not in given]
+    wrong += [f"{name}, which is unexpected" for name in given if name not in own]
+    for name in own:
+        if name in given and tuple(given[name].shape) != tuple(own[name].shape):
+            wrong.append(f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}")
+        elif name in given and dtype_name(given[name]) != dtype_name(own[name]):
+            wrong.append(f"{name} {dtype_name(given[name])} for {dtype_name(own[name])}")
+    if wrong:
+        raise ValueError(f"weights must be those of the model: got {'; '.join(wrong)}")
+
+
+def check_configuration(path, settings, arrays: dict) -> None:
+    """Refuse sizes beyond what the file holds: what it asks for would be built first."""
+    if not isinstance(settings, dict) or not settings:
+        raise not_ours(path, "no configuration")
+    most = max([len(arrays), *(size for array in arrays.values() for size in array.shape)])
+    for name, value in settings.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > most:
+            raise not_ours(path, f"{name} = {value}, beyond its arrays")
+
+
+def not_ours(path, reason: str) -> ValueError:
+    return ValueError(f"path must be a safetensors file that fits: got {path} ({reason})")

@@ -1,6 +1,8 @@
 """Torch's fused attention kernel: where it serves, and how it is called without its traps."""
 
 import math
+from contextlib import nullcontext
+from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -31,6 +33,33 @@ def fused(query, key, value, scale: float, causal: bool):
     bad = None
     if not seen_finite(key, value):
         key, value, bad = without_bad_keys(key, value)
+    output = _kernel(query, key, value, scale, causal)
+    if bad is not None:
+        bad = bad.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        sees_bad = bad.cumsum(-1) > 0 if causal else bad.any(-1, keepdim=True)
+        output = torch.where(sees_bad[..., None], torch.nan, output)
+    return output.to(query.dtype)
+
+
+def fused_step(query, key, value, lengths: list[int]):
+    """Attend with one query a sample, which sees the sample's first `lengths[b]` keys.
+
+    No mask is needed: samples of one length share a call. Keys are not looked at, which would take
+    as long as the kernel, so one that is not finite must be NaN: see `mark_bad_keys`.
+    """
+    scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
+    query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
+    outputs, start = [], 0
+    for length, run in groupby(lengths):
+        at = slice(start, start := start + len(list(run)))
+        seen = (key[at, :, :length], value[at, :, :length])
+        outputs.append(_kernel(query[at], *seen, scale, causal=False))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return output.reshape(shape).to(query.dtype)
+
+
+def _kernel(query, key, value, scale: float, causal: bool):
+    """Call torch's kernel on finite keys; its result may be wider than the query."""
     groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value
     if query.device.type == "cpu":
@@ -40,14 +69,21 @@ def fused(query, key, value, scale: float, causal: bool):
     if causal and scale <= 0:  # the kernel would give NaN
         q, scale = q * scale, 1.0
     q, k, v = (array if array.stride(3) == 1 else array.contiguous() for array in (q, k, v))
-    output = scaled_dot_product_attention(
+    return scaled_dot_product_attention(
         q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    if bad is not None:
-        bad = bad.repeat_interleave(groups, dim=1)
-        sees_bad = bad.cumsum(-1) > 0 if causal else bad.any(-1, keepdim=True)
-        output = torch.where(sees_bad[..., None], torch.nan, output)
-    return output.to(query.dtype)
+
+
+def scale_of(scale: float | None, head_dim: int) -> float:
+    """Return what scores are multiplied by: 1/sqrt(D) where nothing is said."""
+    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
+def exactly(array):
+    """Return the context in which nothing is rounded to 16 bits: autocast would undo `wide`."""
+    if array.is_meta:  # autocast knows no such device
+        return nullcontext()
+    return torch.autocast(array.device.type, enabled=False)
 
 
 def wide(array):
@@ -55,9 +91,9 @@ def wide(array):
     return array if array.dtype == torch.float64 else array.float()
 
 
-def finite(key, value) -> bool:
-    """Whether keys and values are finite, and so small that no product of theirs overflows."""
-    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in (key, value))
+def finite(*arrays) -> bool:
+    """Whether all are finite, and so small that no product of keys and values overflows."""
+    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in arrays)
     return math.isfinite(sum(norms))
 
 
@@ -70,3 +106,11 @@ def without_bad_keys(key, value):
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     bad = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
     return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), bad
+
+
+def mark_bad_keys(key, value):
+    """Put NaN for a key that is not finite or whose value is not: -inf would hide it."""
+    if seen_finite(key, value):
+        return key
+    good = key.isfinite().all(-1, keepdim=True) & value.isfinite().all(-1, keepdim=True)
+    return key.where(good, torch.nan)

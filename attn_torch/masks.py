@@ -86,7 +86,7 @@ class Mask:
     __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> "Mask":
-        return _combine("~", operator.invert, self)
+        return _combine("~", _complement, self)
 
     def __bool__(self) -> bool:
         raise checks.no_truth_value()
@@ -245,6 +245,11 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
     return Mask(name, rule, parts=parts, positional=any(part.positional for part in parts))
 
 
+def _complement(seen):
+    """Return ~seen, of cells or tiles: under torch.compile `~` knows nothing but tensors."""
+    return seen.__invert__()
+
+
 def _show(value) -> str:
     if not checks.is_array(value):
         return getattr(value, "__name__", repr(value))
@@ -342,7 +347,7 @@ def _padding(at, lengths):
 
 def _padding_hidden(at, hidden):
     """keys marked as padding are hidden"""
-    return ~at.columns(hidden)
+    return _complement(at.columns(hidden))
 
 
 def segments(
@@ -410,7 +415,7 @@ def hide(array: Bool[Tensor, "B H T S"]) -> Mask:
 
 def _hide(at, array):
     """True in the array is hidden"""
-    return ~at.cells(array)
+    return _complement(at.cells(array))
 
 
 def predicate(function: Callable) -> Mask:

@@ -51,10 +51,12 @@ class Interval:
         return Verdict(self.high < low, self.low < high)
 
     def __ge__(self, other) -> Verdict:
-        return ~(self < other)
+        low, high = _ends(other)
+        return Verdict(self.low >= high, self.high >= low)
 
     def __gt__(self, other) -> Verdict:
-        return ~(self <= other)
+        low, high = _ends(other)
+        return Verdict(self.low > high, self.high > low)
 
     def __eq__(self, other) -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)

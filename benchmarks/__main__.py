@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from . import memory
+from . import compiling, memory, steps
 from .measure import matmul_peak, paired
 from .rows import Row, rows
 
@@ -29,11 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--page", help="where the Markdown page goes, such as docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    wanted = [row for row in rows() if all(word in row.name for word in options.only)]
+    wanted = [
+        row for row in (*rows(), *steps.rows()) if all(word in row.name for word in options.only)
+    ]
     cases = [c for c in memory.CASES if all(word in _memory_name(c) for word in options.only)]
-    if not wanted and not cases:
+    compiled = [c for c in compiling.CASES if all(w in compiling.name(c) for w in options.only)]
+    if not wanted and not cases and not compiled:
         parser.error(f"--only must match a row: got {' '.join(options.only)}")
-    report = measure(wanted, cases, options.seconds)
+    report = measure(wanted, cases, compiled, options.seconds)
     page = markdown(report)
     print(page)
     for path, text in ((options.json, json.dumps(report, indent=1)), (options.page, page)):
@@ -43,11 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(wanted: list[Row], cases: list[tuple], budget: float) -> dict:
+def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget: float) -> dict:
     """Run everything with a progress bar, and return it as plain data."""
-    found: dict = {"machine": machine(), "speed": [], "memory": []}
+    found: dict = {"machine": machine(), "speed": [], "memory": [], "compile": []}
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("peak", total=len(wanted) + len(cases) + 1)
+        task = progress.add_task("peak", total=len(wanted) + len(cases) + len(compiled) + 1)
         peak = matmul_peak()
         found["machine"]["matmul_gflops"] = round(peak / 1e9)
         progress.advance(task)
@@ -61,6 +64,11 @@ def measure(wanted: list[Row], cases: list[tuple], budget: float) -> dict:
         for case in cases:
             progress.update(task, description=_memory_name(case))
             found["memory"].append({"work": _memory_name(case), "mib": memory.extra(*case)})
+            progress.advance(task)
+        for case in compiled:
+            line = {"work": compiling.name(case), "floor": compiling.FLOOR}
+            progress.update(task, description=line["work"])
+            found["compile"].append(line | {"seconds": compiling.seconds(*case)})
             progress.advance(task)
     return found
 
@@ -114,6 +122,9 @@ def markdown(report: dict) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| memory beyond inputs and outputs, one head of 64 | MiB |", "|---|---|"]
     lines += [f"| {row['work']} | {row['mib']:.1f} |" for row in report["memory"]]
+    lines += ["", "| tracing and compiling | seconds | at most |", "|---|---|---|"]
+    for row in report["compile"]:
+        lines.append(f"| {row['work']} | **{row['seconds']:.1f}** | {row['floor']:.0f} |")
     return "\n".join(lines)
 
 

@@ -1,5 +1,7 @@
 """The chapter on rows that may see nothing: zero, NaN or uniform, however they were emptied."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,23 @@ def check_rows(subject, policy: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zero_gives_exact_zeros(subject, dtype):
     check_rows(subject, "zero", dtype)
+
+
+@clause("EMPTY-1")
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+@pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
+def test_an_empty_row_is_zero_whatever_its_query_holds(subject, through, fill):
+    require(subject, "blocked" if through == "blocked" else "attention")
+    call = {
+        "attention": subject.attention,
+        "steps": lambda *inputs, **options: subject.steps(*inputs, **options)["output"],
+        "blocked": partial(subject.blocked, tile=TILE),
+    }[through]
+    clean, empty = case_of("zero").inputs("float32"), ~ROWS.any(-1)
+    query = np.where(empty[..., None], np.float32(fill), clean[0])
+    got = call(query, *clean[1:], mask=allow(ROWS))
+    same(got[empty], np.zeros((empty.sum(), MAIN.D_v)), "rows that see nothing")
+    hold(got, *clean, "all other rows", seen=ROWS)
 
 
 @clause("EMPTY-2")

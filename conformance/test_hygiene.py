@@ -7,7 +7,7 @@ import pytest
 
 from . import expected
 from .budget import Differs, compare, same
-from .cases import MAIN, Case, coins
+from .cases import MAIN, Case, coins, normal
 from .checking import hold
 from .contract import clause
 from .multi import CROSS
@@ -138,6 +138,29 @@ def test_visible_nan_reaches_exactly_those_who_see_it(subject, through, role, dt
     wide = got.astype(np.float32)
     if not np.isnan(wide[sees]).any(-1).all():
         raise Differs(f"a row that sees a NaN must show it: got {wide[sees]}")
+    same(got[~sees], clean[~sees], "rows that do not see the NaN")
+
+
+@clause("CLEAN-4")
+@pytest.mark.parametrize("masked", [False, True], ids=["seen", "hidden"])
+@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 5, 7), (1, 2, 1, 7)], ids=["2", "4", "heads"])
+@pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
+def test_a_bias_that_is_nan_reaches_exactly_those_who_see_it(subject, through, shape, masked):
+    require(subject, "attention" if through == "steps" else through)
+    bias = normal(72, *shape, dtype_name="float32")
+    index = (2, 1, 3, 4)[4 - bias.ndim :]
+    at = tuple(min(i, size - 1) for i, size in zip(index, shape, strict=True))
+    spoilt = bias.copy()
+    spoilt[at] = np.nan
+    options = {"mask": hide(np.broadcast_to(np.arange(7) == 4, (1, 1, 5, 7)))} if masked else {}
+    call = {
+        "attention": subject.attention,
+        "steps": lambda *inputs, **options: subject.steps(*inputs, **options)["output"],
+        "blocked": partial(subject.blocked, tile=TILE),
+    }[through]
+    got, clean = (call(*CLEAN.inputs("float32"), bias=x, **options) for x in (spoilt, bias))
+    sees = np.broadcast_to(np.isnan(spoilt), MAIN.call).any(-1) & (not masked)
+    same(got[sees], np.full((sees.sum(), MAIN.D_v), np.nan), "rows that see the NaN")
     same(got[~sees], clean[~sees], "rows that do not see the NaN")
 
 

@@ -103,6 +103,20 @@ def zero_for_empty_rows(right, *inputs, **options):
     return right(*inputs, **options | {"empty_rows": "zero"})
 
 
+def nan_in_bias_forgiven(right, *inputs, bias=None, **options):
+    return right(*inputs, bias=None if bias is None else np.nan_to_num(bias), **options)
+
+
+def nan_in_bias_for_everyone(right, *inputs, bias=None, **options):
+    steps = right(*inputs, bias=bias, **options)
+    return steps | {"output": steps["output"] + (0 if bias is None else 0 * bias.sum())}
+
+
+def nan_in_empty_rows(right, *inputs, **options):
+    steps = right(*inputs, **options)
+    return steps | {"output": steps["output"] + 0 * inputs[0].sum(-1, keepdims=True)}
+
+
 def nan_in_padding_leaks(right, *inputs, **options):
     steps = right(*inputs, **options)
     return steps | {"output": steps["weights"] @ inputs[2]}  # 0 * NaN is NaN
@@ -298,6 +312,8 @@ class Row(NamedTuple):
 
 
 FORMULA = "output_is_the_formula"
+WHATEVER = "an_empty_row_is_zero_whatever_its_query_holds"
+WHO_SEES = "a_bias_that_is_nan_reaches_exactly_those_who_see_it"
 LEFT_OUT = "parameter_gradients_are_those_of_leaving_the_sample_out"
 METHODS = {
     "steps": [
@@ -318,7 +334,10 @@ METHODS = {
         Row("CAUSE-4", future_leaks, "later_tokens_never_change_earlier_outputs", "attention-4"),
         Row("EMPTY-1", filled_with_a_finite_number, "zero_gives_exact_zeros", "float32"),
         Row("EMPTY-1", mean_for_empty_rows, "zero_gives_exact_zeros", "float32"),
+        Row("EMPTY-1", nan_in_empty_rows, WHATEVER, "steps-nan"),
         Row("EMPTY-2", zero_for_empty_rows, "nan_gives_nan_in_that_row_alone"),
+        Row("CLEAN-4", nan_in_bias_forgiven, WHO_SEES, "steps-4-seen"),
+        Row("CLEAN-4", nan_in_bias_for_everyone, WHO_SEES, "steps-4-hidden"),
         Row("CLEAN-2", nan_in_padding_leaks, "a_hidden_value_may_hold_anything", "nan-lengths"),
         Row("HALF-1", float32_for_float16, "output_has_the_dtype_of_the_input", "float16"),
         Row("HALF-2", sums_in_float16, "4096_equal_weights_sum_to_one", "float16"),

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax"}
 OURS = {"attn_numpy", "attn_torch", "attn_jax", "conformance"}
 ALLOWED = {
-    "numpy": {"numpy", "jaxtyping", "threadpoolctl"},
-    "torch": {"torch", "numpy", "jaxtyping"},
-    "jax": {"jax", "flax", "numpy", "jaxtyping"},
+    "numpy": {"numpy", "jaxtyping", "safetensors", "threadpoolctl"},
+    "torch": {"torch", "numpy", "jaxtyping", "safetensors"},
+    "jax": {"jax", "flax", "numpy", "jaxtyping", "safetensors"},
 }
 USE = {
     "numpy": "import attn_numpy as attn, numpy\nones = numpy.ones((1, 2, 3, 4))",

@@ -66,7 +66,7 @@ def test_commands_name_sessions_that_exist():
         and any("nox.session" in ast.unparse(mark) for mark in node.decorator_list)
     }
     named = set(re.findall(r"nox -s (\w+)", README))
-    assert named == {"conformance", "tests", "bench"}
+    assert named == {"conformance", "tests", "bench", "translate"}
     assert named <= sessions
 
 

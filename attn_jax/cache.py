@@ -1,0 +1,178 @@
+"""Keys and values that were projected before, so that a step of decoding projects only its own."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+from . import checks
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["key", "value", "lengths"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class KVCache:
+    """What an attention has projected so far: the first `lengths[b]` slots of sample b are written.
+
+    What stands in the other slots is never seen. It is a pytree, and nothing is ever consumed: an
+    old cache stays valid. Under jax.jit give it to `donate_argnums`, and `append` writes in place.
+    There, where lengths are traced, nothing can be refused: a sample that goes beyond the capacity
+    counts on, and whatever looks at it is NaN from then on.
+
+    >>> cache = KVCache.empty(2, num_kv_heads=1, capacity=5, head_dim=4)
+    >>> cache = cache.append(*jnp.ones((2, 2, 1, 3, 4)), counts=jnp.array([3, 1]))
+    >>> cache.lengths, cache.capacity
+    (Array([3, 1], dtype=int32), 5)
+    """
+
+    key: Float[Array, "B H_kv C D"]
+    value: Float[Array, "B H_kv C D"]
+    lengths: Integer[Array, "B"]
+
+    @classmethod
+    def empty(
+        cls, batch_size: int, num_kv_heads: int, capacity: int, head_dim: int, *, dtype=jnp.float32
+    ) -> "KVCache":
+        """Return a cache of `capacity` slots a sample, none of them written."""
+        sizes = {"batch_size": batch_size, "num_kv_heads": num_kv_heads, "capacity": capacity}
+        checks.check_counts(**sizes, head_dim=head_dim)
+        slots = (batch_size, num_kv_heads, capacity, head_dim)
+        lengths = jnp.zeros(batch_size, jnp.int32)
+        return cls(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype), lengths)
+
+    @property
+    def capacity(self) -> int:
+        """How many slots a sample has."""
+        return self.key.shape[2]
+
+    def is_full(self) -> bool:
+        """Whether every slot is surely written."""
+        known = checks.is_known(self.lengths)
+        return known and bool((np.asarray(self.lengths) == self.capacity).all())
+
+    def append(
+        self,
+        key: Float[Array, "B H_kv T D"],
+        value: Float[Array, "B H_kv T D"],
+        counts: Integer[Array, "B"] | None = None,
+    ) -> "KVCache":
+        """Write T keys and values behind those that are there, or the first `counts[b]` of them.
+
+        Raises ValueError where they do not fit, nothing written.
+        """
+        checks.check_append(self, key, value, counts)
+        steps = key.shape[2]
+        if counts is None:
+            counts = np.full(len(self.lengths), steps, np.int32)
+        slots = [
+            _write(old, new, self.lengths, counts)
+            for old, new in ((self.key, key), (self.value, value))
+        ]
+        wrong = (counts < 0) | (counts > steps)
+        return KVCache(*slots, self._lose(self.lengths + counts, wrong))
+
+    def copy(self) -> "KVCache":
+        """Return a cache of its own with the same content."""
+        return KVCache(jnp.copy(self.key), jnp.copy(self.value), self.lengths.copy())
+
+    def reorder(self, index: Integer[Array, "B"]) -> "KVCache":
+        """Return a cache of its own in which sample i goes on from sample `index[i]`."""
+        checks.check_index(index, len(self.lengths))
+        wrong = (index < 0) | (index >= len(self.lengths))
+        lengths = self._lose(jnp.asarray(self.lengths)[index], wrong)
+        return KVCache(self.key[index], self.value[index], lengths)
+
+    def truncate(self, lengths: int | Integer[Array, "B"]) -> "KVCache":
+        """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
+        lengths = checks.check_truncate(self, lengths)
+        wrong = (lengths < 0) | (lengths > self.lengths) | (self.lengths > self.capacity)
+        return KVCache(self.key, self.value, self._lose(lengths, wrong))
+
+    def _lose(self, lengths, wrong):
+        """Count a sample beyond the capacity where a traced call has got it wrong."""
+        lengths = lengths.astype(jnp.int32)
+        if checks.is_known(wrong):
+            return lengths  # such a call has been refused
+        return jnp.where(wrong, self.capacity + 1, lengths)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["layers", "memory", "memory_key_padding_mask"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, eq=False)
+class StackCache:
+    """The caches of a stack: one a layer and, in a decoder, the memory's too, projected once.
+
+    It is handed in and handed back like a `KVCache`.
+    """
+
+    layers: tuple[KVCache, ...]
+    memory: tuple[KVCache, ...] = ()
+    memory_key_padding_mask: Bool[Array, "B S"] | None = None
+
+    @property
+    def lengths(self) -> Integer[Array, "B"]:
+        """How many positions of each sample are written."""
+        return self.layers[0].lengths
+
+    @property
+    def capacity(self) -> int:
+        """How many positions a sample has."""
+        return self.layers[0].capacity
+
+    def copy(self) -> "StackCache":
+        """Return a cache of its own with the same content."""
+        layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
+        hidden = self.memory_key_padding_mask
+        return StackCache(layers, memory, None if hidden is None else hidden.copy())
+
+    def reorder(self, index: Integer[Array, "B"]) -> "StackCache":
+        """Return a cache of its own in which sample i goes on from sample `index[i]`."""
+        layers, memory = (tuple(c.reorder(index) for c in s) for s in (self.layers, self.memory))
+        hidden = self.memory_key_padding_mask
+        return StackCache(layers, memory, None if hidden is None else jnp.asarray(hidden)[index])
+
+    def truncate(self, lengths: int | Integer[Array, "B"]) -> "StackCache":
+        """Forget what stands behind the first `lengths` positions."""
+        return self.with_layers(cache.truncate(lengths) for cache in self.layers)
+
+    def with_layers(self, layers) -> "StackCache":
+        """Return the same, memory included, with the layers' caches replaced."""
+        return StackCache(tuple(layers), self.memory, self.memory_key_padding_mask)
+
+
+@jax.jit
+def _write(slots, new, first, counts):
+    """Put the first `counts` new tokens of each sample behind its `first`; none beyond the end."""
+
+    def write(slots, new, first, count):
+        step = jnp.arange(new.shape[1])
+        place = jnp.where(step < count, first + step, slots.shape[1])
+        return slots.at[:, place].set(new, mode="drop")
+
+    return jax.vmap(write)(slots, new, first, counts)
+
+
+def pack(x, hidden, batch_first: bool):
+    """Move the tokens that are not hidden to the front; return these, then 0, and the order."""
+    checks.check_hidden_tokens(x, hidden, batch_first)
+    order = jnp.argsort(hidden, 1)  # stable
+    return _move(x, hidden, order, batch_first), order
+
+
+def unpack(x, hidden, order, batch_first: bool):
+    """Move tokens back to where they stood, with 0 for those that are hidden."""
+    back = jnp.argsort(order, 1)
+    return _move(x, jnp.sort(hidden, 1), back, batch_first)
+
+
+def _move(x, hidden, order, batch_first: bool):
+    """Put 0 where hidden, then reorder the tokens of each sample."""
+    if not batch_first:
+        hidden, order = hidden.T, order.T
+    x = jnp.where(hidden[..., None], 0, x)
+    return jnp.take_along_axis(x, order[..., None], 1 if batch_first else 0)

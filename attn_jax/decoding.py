@@ -1,0 +1,100 @@
+"""Greedy decoding: one token at a time, the likeliest, until each sample has ended."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Integer
+
+from . import checks
+from .seq2seq import Seq2SeqTransformer
+
+
+def greedy_decode(
+    model: Seq2SeqTransformer,
+    src: Integer[Array, "B S"],
+    prompt: Integer[Array, "B P"],
+    *,
+    eos_idx: int,
+    max_new_tokens: int,
+    capacity: int | None = None,
+    cached: bool = True,
+) -> Integer[Array, "B N"]:
+    """Return the tokens that follow each prompt, `eos_idx` included and padding behind it.
+
+    A prompt holds at least one token (such as `<bos>`) and may be padded on either side. A sample
+    that has ended takes no more slots. `cached=False` runs the whole prefix again for each token:
+    the same tokens, slower. `capacity`, where given, is checked before anything runs. Call it on a
+    model in evaluation mode, under jax.jit or not: it is one compiled loop either way. Raises
+    ValueError for an empty prompt or too small a capacity.
+
+    >>> model = Seq2SeqTransformer(11, 13, d_model=16, nhead=2, num_encoder_layers=1,
+    ...     num_decoder_layers=1, dim_feedforward=32, rngs=nnx.Rngs(0))
+    >>> model.eval()
+    >>> src, prompt = jnp.array([[5, 3, 4], [7, 0, 0]]), jnp.array([[1], [1]])
+    >>> greedy_decode(model, src, prompt, eos_idx=2, max_new_tokens=4).shape
+    (2, 4)
+    """
+    checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
+    graph, state = nnx.split(model)
+    arrays = (state, jnp.asarray(src), jnp.asarray(prompt), eos_idx)
+    return _decode(*arrays, graph=graph, settings=(max_new_tokens, capacity, cached))
+
+
+@partial(jax.jit, static_argnames=("graph", "settings"))
+def _decode(state, src, prompt, eos_idx, graph, settings):
+    """Take the prompt, then one token after the other, in one loop."""
+    model, (max_new_tokens, capacity, cached) = nnx.merge(graph, state), settings
+    start = _cached if cached else _again
+    step, memory = start(model, src, prompt, max_new_tokens, capacity)
+    found = jnp.full((len(src), max_new_tokens), model.padding_idx, prompt.dtype)
+
+    def take(at):
+        i, new, ended, found, memory = at
+        logits, memory = step(new, memory)
+        likeliest = _last(logits, new, model.padding_idx).argmax(-1).astype(found.dtype)
+        new = jnp.where(ended, model.padding_idx, likeliest)[:, None]
+        found = lax.dynamic_update_slice(found, new, (0, i))
+        return i + 1, new, ended | (new[:, 0] == eos_idx), found, memory
+
+    def more(at):
+        return (at[0] < max_new_tokens) & ~at[2].all()
+
+    at = take((0, prompt, jnp.zeros(len(src), bool), found, memory))
+    return lax.while_loop(more, take, at)[3]
+
+
+def _cached(model, src, prompt, max_new_tokens: int, capacity: int | None) -> tuple[Callable, Any]:
+    """Return a function from new tokens to their logits that remembers those before."""
+    cache = model.start(src, capacity or prompt.shape[1] + max_new_tokens - 1)
+
+    def step(new, layers):
+        logits, written = model.decode(new, cache.with_layers(layers))
+        return logits, written.layers
+
+    return step, cache.layers
+
+
+def _again(model, src, prompt, max_new_tokens: int, capacity: int | None) -> tuple[Callable, Any]:
+    """Return the same, but everything before is computed again."""
+    tokens = jnp.full((len(src), prompt.shape[1] + max_new_tokens - 1), model.padding_idx)
+
+    def step(new, memory):
+        tokens, count = memory
+        tokens = lax.dynamic_update_slice(tokens, new.astype(tokens.dtype), (0, count))
+        logits = lax.dynamic_slice_in_dim(model(src, tokens), count, new.shape[1], 1)
+        return logits, (tokens, count + new.shape[1])
+
+    return step, (tokens, 0)
+
+
+def _last(logits, tokens, padding_idx: int):
+    """Return the logits behind the last token of each sample, without the choice of padding."""
+    columns = jnp.arange(tokens.shape[1])
+    last = jnp.where(tokens != padding_idx, columns, 0).max(1)
+    logits = jnp.take_along_axis(logits, last[:, None, None], 1)[:, 0]
+    return jnp.where(jnp.arange(logits.shape[1]) == padding_idx, -jnp.inf, logits)

@@ -1,0 +1,134 @@
+"""From tokens to tokens: embeddings and positions, a Transformer, a projection to a vocabulary."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Integer
+
+from . import checks
+from .cache import StackCache
+from .masks import causal, sequence_mask
+from .transformer import Transformer
+
+
+class Seq2SeqTransformer(nnx.Module):
+    """A Transformer over tokens: padding is hidden, and the target sees nothing later.
+
+    With `positions` "sinusoidal" an embedding is multiplied by sqrt(d_model) and sinusoids are
+    added; with "none" it stands as it is. Positions count tokens and leave out padding, so a
+    padded batch gives what its samples give alone, whichever side the padding is on. There is no
+    look-ahead mask over the memory: every target sees the whole source. Takes `Transformer`'s
+    other settings.
+
+    Source: "Attention Is All You Need", sections 3.4 and 3.5.
+
+    >>> model = Seq2SeqTransformer(11, 13, d_model=16, nhead=2, num_encoder_layers=1,
+    ...     num_decoder_layers=1, dim_feedforward=32, rngs=nnx.Rngs(0))
+    >>> model(jnp.array([[5, 3, 0]]), jnp.array([[1, 7, 9, 4]])).shape
+    (1, 4, 13)
+    """
+
+    def __init__(
+        self,
+        src_vocab: int,
+        tgt_vocab: int,
+        *,
+        padding_idx: int = 0,
+        positions: str = "sinusoidal",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options)
+        self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
+        self.padding_idx, self.positions = padding_idx, positions
+        self.transformer = Transformer(**options, dtype=dtype, rngs=rngs)
+        layer = self.transformer.encoder.layers[0]
+        shared: dict[str, Any] = {"param_dtype": dtype, "rngs": rngs}
+        linear = shared | {"kernel_init": nnx.initializers.xavier_uniform()}
+        # With sinusoids an embedding starts at their size, once it is multiplied by sqrt(d_model).
+        size = 1 / math.sqrt(layer.d_model) if positions == "sinusoidal" else 1.0
+        shared["embedding_init"] = nnx.initializers.normal(size)
+        self.src_embedding = nnx.Embed(src_vocab, layer.d_model, **shared)
+        self.tgt_embedding = nnx.Embed(tgt_vocab, layer.d_model, **shared)
+        self.projection = nnx.Linear(layer.d_model, tgt_vocab, **linear)
+        self.drop = nnx.Dropout(layer.dropout, rngs=rngs if layer.dropout > 0 else None)
+        for embedding in (self.src_embedding.embedding, self.tgt_embedding.embedding):
+            embedding[...] = embedding[...].at[padding_idx].set(0)
+
+    def __call__(
+        self,
+        src: Integer[Array, "B S"],
+        tgt: Integer[Array, "B T"],
+        *,
+        need_weights: bool = False,
+    ) -> Any:
+        """Return logits (B, T, tgt_vocab); with `need_weights` `TransformerWeights` too."""
+        checks.check_token_pair(src, tgt, self.src_vocab, self.tgt_vocab)
+        src_hidden, tgt_hidden = self._hidden(src), self._hidden(tgt)
+        result = self.transformer(
+            self._embed(self.src_embedding, src, src_hidden, 0, src.shape[1]),
+            self._embed(self.tgt_embedding, tgt, tgt_hidden, 0, tgt.shape[1]),
+            tgt_mask=causal(),
+            src_key_padding_mask=src_hidden,
+            tgt_key_padding_mask=tgt_hidden,
+            memory_key_padding_mask=src_hidden,
+            need_weights=need_weights,
+        )
+        output, weights = result if need_weights else (result, None)
+        logits = self.projection(output)
+        return (logits, weights) if need_weights else logits
+
+    def start(self, src: Integer[Array, "B S"], capacity: int) -> StackCache:
+        """Encode the source and return caches for `capacity` target tokens a sample."""
+        checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
+        hidden = self._hidden(src)
+        masks = {"src_key_padding_mask": hidden, "memory_key_padding_mask": hidden}
+        x = self._embed(self.src_embedding, src, hidden, 0, src.shape[1])
+        return self.transformer.start(x, capacity, **masks)
+
+    def decode(
+        self, tgt: Integer[Array, "B T"], cache: StackCache
+    ) -> tuple[Float[Array, "B T V"], StackCache]:
+        """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
+        hidden = self._hidden(tgt)
+        first = cache.lengths[:, None]
+        tokens = self._embed(self.tgt_embedding, tgt, hidden, first, cache.capacity)
+        output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
+        return self.projection(output), cache
+
+    def _hidden(self, tokens):
+        return sequence_mask(tokens, self.padding_idx)
+
+    def _embed(self, embedding: nnx.Embed, tokens, hidden, first, count: int):
+        """Return (B, T, E); tokens stand from position `first` on, padding left out."""
+        x = embedding(tokens)
+        if self.positions == "sinusoidal":
+            positions = first + jnp.maximum(jnp.cumsum(~hidden, 1) - 1, 0)
+            places = sinusoids(positions, x.shape[2], x.dtype, count=count)
+            x = x * math.sqrt(x.shape[2]) + places
+        return self.drop(x)
+
+
+def sinusoids(
+    positions: Integer[Array, "B T"], features: int, dtype=jnp.float32, *, count: int = 0
+) -> Float[Array, "B T E"]:
+    """Return the paper's positional encodings (B, T, E): sines at even features, cosines at odd.
+
+    Their angles need float64, which a traced function may not have: where positions are traced
+    they are looked up in a table of `count` positions, and beyond it stands NaN.
+
+    >>> sinusoids(jnp.array([[0, 1]]), 2).round(3)
+    Array([[[0.   , 1.   ],
+            [0.841, 0.54 ]]], dtype=float32)
+    """
+    if not checks.is_known(positions):
+        table = sinusoids(np.arange(count)[None], features, dtype)[0]
+        return jnp.take(table, positions, 0, mode="fill", fill_value=jnp.nan)
+    feature = np.arange(features)
+    angles = np.asarray(positions)[..., None] * 10000.0 ** (-(feature // 2 * 2) / features)
+    return jnp.asarray(np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(dtype))

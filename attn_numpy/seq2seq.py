@@ -1,0 +1,121 @@
+"""From tokens to tokens: embeddings and positions, a Transformer, a projection to a vocabulary."""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from . import checks
+from .cache import StackCache
+from .layers import Dropout, Embedding, Linear, Module
+from .masks import causal, sequence_mask
+from .transformer import Transformer
+
+
+class Seq2SeqTransformer(Module):
+    """A Transformer over tokens: padding is hidden, and the target sees nothing later.
+
+    With `positions` "sinusoidal" an embedding is multiplied by sqrt(d_model) and sinusoids are
+    added; with "none" it stands as it is. Positions count tokens and leave out padding, so a
+    padded batch gives what its samples give alone, whichever side the padding is on. There is no
+    look-ahead mask over the memory: every target sees the whole source. Takes `Transformer`'s
+    other settings.
+
+    Source: "Attention Is All You Need", sections 3.4 and 3.5.
+
+    >>> model = Seq2SeqTransformer(11, 13, d_model=16, nhead=2, num_encoder_layers=1,
+    ...     num_decoder_layers=1, dim_feedforward=32).eval()
+    >>> model(np.array([[5, 3, 0]]), np.array([[1, 7, 9, 4]])).shape
+    (1, 4, 13)
+    """
+
+    def __init__(
+        self,
+        src_vocab: int,
+        tgt_vocab: int,
+        *,
+        padding_idx: int = 0,
+        positions: str = "sinusoidal",
+        dtype=np.float32,
+        rng: np.random.Generator | None = None,
+        **options,
+    ):
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options)
+        shared: dict[str, Any] = {"dtype": dtype, "rng": np.random.default_rng(rng)}
+        self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
+        self.padding_idx, self.positions = padding_idx, positions
+        self.transformer = Transformer(**options, **shared)
+        layer = self.transformer.encoder.layers[0]
+        self.src_embedding = Embedding(src_vocab, layer.d_model, padding_idx=padding_idx, **shared)
+        self.tgt_embedding = Embedding(tgt_vocab, layer.d_model, padding_idx=padding_idx, **shared)
+        self.projection = Linear(layer.d_model, tgt_vocab, **shared)
+        self.drop = Dropout(layer.dropout, rng=shared["rng"])
+        if positions == "sinusoidal":  # so that it starts at the size of the sinusoids
+            for embedding in (self.src_embedding, self.tgt_embedding):
+                embedding.weight /= math.sqrt(layer.d_model)
+
+    def __call__(
+        self,
+        src: Integer[np.ndarray, "B S"],
+        tgt: Integer[np.ndarray, "B T"],
+        *,
+        need_weights: bool = False,
+    ) -> Any:
+        """Return logits (B, T, tgt_vocab); with `need_weights` `TransformerWeights` too."""
+        checks.check_token_pair(src, tgt, self.src_vocab, self.tgt_vocab)
+        src_hidden, tgt_hidden = self._hidden(src), self._hidden(tgt)
+        result = self.transformer(
+            self._embed(self.src_embedding, src, src_hidden, 0),
+            self._embed(self.tgt_embedding, tgt, tgt_hidden, 0),
+            tgt_mask=causal(),
+            src_key_padding_mask=src_hidden,
+            tgt_key_padding_mask=tgt_hidden,
+            memory_key_padding_mask=src_hidden,
+            need_weights=need_weights,
+        )
+        output, weights = result if need_weights else (result, None)
+        logits = self.projection(output)
+        return (logits, weights) if need_weights else logits
+
+    def start(self, src: Integer[np.ndarray, "B S"], capacity: int) -> StackCache:
+        """Encode the source and return caches for `capacity` target tokens a sample."""
+        checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
+        hidden = self._hidden(src)
+        masks = {"src_key_padding_mask": hidden, "memory_key_padding_mask": hidden}
+        return self.transformer.start(
+            self._embed(self.src_embedding, src, hidden, 0), capacity, **masks
+        )
+
+    def decode(
+        self, tgt: Integer[np.ndarray, "B T"], cache: StackCache
+    ) -> tuple[Float[np.ndarray, "B T V"], StackCache]:
+        """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
+        hidden = self._hidden(tgt)
+        tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])
+        output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
+        return self.projection(output), cache
+
+    def _hidden(self, tokens):
+        return sequence_mask(tokens, self.padding_idx)
+
+    def _embed(self, embedding: Embedding, tokens, hidden, first):
+        """Return (B, T, E); tokens stand from position `first` on, padding left out."""
+        x = embedding(tokens)
+        if self.positions == "sinusoidal":
+            positions = first + np.maximum(np.cumsum(~hidden, 1) - 1, 0)
+            x = x * x.dtype.type(math.sqrt(x.shape[2])) + sinusoids(positions, x.shape[2], x.dtype)
+        return self.drop(x)
+
+
+def sinusoids(positions: Integer[np.ndarray, "B T"], features: int, dtype=np.float32):
+    """Return the paper's positional encodings (B, T, E): sines at even features, cosines at odd.
+
+    >>> sinusoids(np.array([[0, 1]]), 2).round(3)
+    array([[[0.   , 1.   ],
+            [0.841, 0.54 ]]], dtype=float32)
+    """
+    feature = np.arange(features)
+    angles = positions[..., None] * 10000.0 ** (-(feature // 2 * 2) / features)  # float64
+    return np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(dtype)

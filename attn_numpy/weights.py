@@ -1,0 +1,258 @@
+"""Weights in and out: one naming for all backends, safetensors files, and other libraries' layouts.
+
+A parameter's name is the path to it, such as `encoder.layers.0.self_attn.q_proj.weight`; matrices
+are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in_proj_weight and so
+on) and of flax.nnx.MultiHeadAttention (kernels by head). Nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from . import checks
+from .layers import Module
+from .multihead import MultiHeadAttention
+from .seq2seq import Seq2SeqTransformer
+from .transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+
+FORMAT = "attn-rosetta 1"
+CLASSES: dict[str, Any] = {
+    "MultiHeadAttention": MultiHeadAttention,
+    "TransformerEncoderLayer": TransformerEncoderLayer,
+    "TransformerDecoderLayer": TransformerDecoderLayer,
+    "TransformerEncoder": TransformerEncoder,
+    "TransformerDecoder": TransformerDecoder,
+    "Transformer": Transformer,
+    "Seq2SeqTransformer": Seq2SeqTransformer,
+}
+
+# The settings that build a model again, by the names of its attributes.
+MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "bias", "dropout",
+             "batch_first", "empty_rows"]  # fmt: skip
+LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
+         "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
+TOKENS = ["src_vocab", "tgt_vocab", "padding_idx", "positions"]
+
+
+def export_weights(model: Module, layout: str = "rosetta") -> dict[str, np.ndarray]:
+    """Return a model's weights by name, in the layout "rosetta", "torch" or "nnx".
+
+    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx.
+
+    >>> sorted(export_weights(MultiHeadAttention(8, 2, bias=False)))
+    ['k_proj.weight', 'out_proj.weight', 'q_proj.weight', 'v_proj.weight']
+    >>> sorted(export_weights(MultiHeadAttention(8, 2), "torch"))
+    ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
+    """
+    attentions = _attentions(model)
+    checks.check_layout(layout, attentions)
+    found = _read(model)
+    for prefix, attn in attentions.items():
+        found = WRITERS[layout](found, prefix, attn)
+    return found
+
+
+def import_weights(model: Module, weights: Mapping | str | Path, layout: str = "rosetta") -> None:
+    """Put weights into a model: a mapping by name, nested or not, or a safetensors file of one.
+
+    The arrays may be any framework's, but must have the model's shapes and dtype. Raises one
+    ValueError that lists everything missing, unexpected, of another shape or dtype, and then
+    nothing is loaded.
+
+    >>> attn, other = MultiHeadAttention(8, 2), MultiHeadAttention(8, 2)
+    >>> import_weights(attn, export_weights(other, "nnx"), "nnx")
+    >>> bool((attn.q_proj.weight == other.q_proj.weight).all())
+    True
+    """
+    if isinstance(weights, str | Path):
+        weights = _open(weights)[0]
+    checks.check_mapping(weights)
+    given = {name: _array(name, value) for name, value in _flat(weights).items()}
+    checks.check_weights(given, export_weights(model, layout))
+    for prefix, attn in _attentions(model).items():
+        given = READERS[layout](given, prefix, attn)
+    _write(model, given)
+
+
+def save(model: Module, path: str | Path) -> None:
+    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds."""
+    metadata = {"format": FORMAT, "class": type(model).__name__}
+    metadata["configuration"] = json.dumps(_configuration(model))
+    arrays = {name: np.ascontiguousarray(array) for name, array in export_weights(model).items()}
+    save_file(arrays, path, metadata)
+
+
+def load(path: str | Path) -> Any:
+    """Build the model that `save` wrote, in any of the backends, with its weights and their dtype.
+
+    Raises ValueError where the file is truncated, is none of `save`'s or does not fit itself; a
+    file that asks for more than it holds is refused before anything is built.
+    """
+    arrays, metadata = _open(path)
+    model_class, settings = _read_configuration(path, arrays, metadata)
+    try:
+        model = model_class(**settings, dtype=next(iter(arrays.values())).dtype)
+        import_weights(model, arrays)
+    except (TypeError, ValueError) as error:
+        raise checks.not_ours(path, str(error)) from error
+    return model
+
+
+# What frameworks make different
+
+
+def _read(model: Module) -> dict[str, np.ndarray]:
+    return {name: getattr(*place) for name, place in model.parameters().items()}
+
+
+def _write(model: Module, arrays: dict[str, np.ndarray]) -> None:
+    for name, (module, attribute) in model.parameters().items():
+        setattr(module, attribute, arrays[name].copy())
+
+
+def _attentions(model: Module, prefix: str = "") -> dict[str, MultiHeadAttention]:
+    """Return every attention of a model by the prefix of its names."""
+    if isinstance(model, MultiHeadAttention):
+        return {prefix: model}
+    found: dict[str, MultiHeadAttention] = {}
+    for name, part in model.parts():
+        found |= _attentions(part, f"{prefix}{name}.")
+    return found
+
+
+def _array(name: str, value) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach()
+    try:
+        return np.asarray(value)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} must be readable by NumPy: got {error}") from error
+
+
+def _open(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return a safetensors file's arrays and metadata."""
+    try:
+        with safe_open(path, "numpy") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise checks.not_ours(path, str(error)) from error
+
+
+# Files
+
+
+def _configuration(model) -> dict[str, Any]:
+    """Return the settings that build such a model."""
+    if isinstance(model, Seq2SeqTransformer):
+        return _pick(model, TOKENS) | _configuration(model.transformer)
+    if isinstance(model, Transformer):
+        stacks = {"num_encoder_layers": model.encoder, "num_decoder_layers": model.decoder}
+        counts = {name: len(stack.layers) for name, stack in stacks.items()}
+        return counts | _pick(model.encoder.layers[0], LAYER)
+    if isinstance(model, TransformerEncoder | TransformerDecoder):
+        own = {"num_layers": len(model.layers), "norm": model.norm is not None}
+        return own | _pick(model.layers[0], LAYER)
+    return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
+
+
+def _pick(module, names: list[str]) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in names}
+
+
+def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
+    """Return the class and the settings that a file names, if it can be what it says."""
+    if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:
+        raise checks.not_ours(path, "no such format, class or arrays")
+    try:
+        settings = json.loads(metadata.get("configuration", ""))
+    except ValueError as error:
+        raise checks.not_ours(path, "no configuration") from error
+    checks.check_configuration(path, settings, arrays)
+    return CLASSES[metadata["class"]], settings
+
+
+def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in weights.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+# Layouts: each writes one attention's entries, or reads them back
+
+
+def _same(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
+    return arrays
+
+
+def _to_torch(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
+    arrays = dict(arrays)
+    names = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    matrices = [arrays.pop(f"{name}.weight") for name in names]
+    if attn.embed_dim == attn.kdim == attn.vdim:
+        arrays[f"{prefix}in_proj_weight"] = np.concatenate(matrices)
+    else:
+        arrays |= {f"{name}_weight": matrix for name, matrix in zip(names, matrices, strict=True)}
+    if attn.bias:
+        biases = [arrays.pop(f"{name}.bias") for name in names]
+        arrays[f"{prefix}in_proj_bias"] = np.concatenate(biases)
+    return arrays
+
+
+def _from_torch(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
+    arrays = dict(arrays)
+    names = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    if attn.embed_dim == attn.kdim == attn.vdim:
+        matrices = np.split(arrays.pop(f"{prefix}in_proj_weight"), 3)
+    else:
+        matrices = [arrays.pop(f"{name}_weight") for name in names]
+    arrays |= {f"{name}.weight": matrix for name, matrix in zip(names, matrices, strict=True)}
+    if attn.bias:
+        biases = np.split(arrays.pop(f"{prefix}in_proj_bias"), 3)
+        arrays |= {f"{name}.bias": bias for name, bias in zip(names, biases, strict=True)}
+    return arrays
+
+
+NNX = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+
+
+def _to_nnx(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
+    found = {}
+    for ours, theirs in NNX.items():
+        kernel = arrays[f"{ours}.weight"].T
+        found[f"{theirs}.kernel"] = kernel.reshape(kernel.shape[0], -1, attn.head_dim)
+        if attn.bias:
+            found[f"{theirs}.bias"] = arrays[f"{ours}.bias"].reshape(-1, attn.head_dim)
+    kernel = arrays["out_proj.weight"].T
+    found["out.kernel"] = kernel.reshape(attn.num_heads, attn.head_dim, -1)
+    return found | ({"out.bias": arrays["out_proj.bias"]} if attn.bias else {})
+
+
+def _from_nnx(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
+    found = {}
+    for ours, theirs in NNX.items():
+        kernel = arrays[f"{theirs}.kernel"]
+        found[f"{ours}.weight"] = kernel.reshape(kernel.shape[0], -1).T
+        if attn.bias:
+            found[f"{ours}.bias"] = arrays[f"{theirs}.bias"].reshape(-1)
+    found["out_proj.weight"] = arrays["out.kernel"].reshape(attn.embed_dim, -1).T
+    return found | ({"out_proj.bias": arrays["out.bias"]} if attn.bias else {})
+
+
+WRITERS = {"rosetta": _same, "torch": _to_torch, "nnx": _to_nnx}
+READERS = {"rosetta": _same, "torch": _from_torch, "nnx": _from_nnx}

@@ -1,0 +1,178 @@
+"""Keys and values that were projected before, so that a step of decoding projects only its own."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from . import checks
+
+
+@dataclass(eq=False)
+class KVCache:
+    """What an attention has projected so far: the first `lengths[b]` slots of sample b are written.
+
+    What stands in the other slots is never seen. `append` and `truncate` write in place and
+    consume the cache that they are called on: using it again raises ValueError. `copy` branches.
+    `lengths` are on the CPU wherever the keys are, so that a look at them waits for no device.
+
+    >>> cache = KVCache.empty(2, num_kv_heads=1, capacity=5, head_dim=4)
+    >>> cache = cache.append(*torch.ones(2, 2, 1, 3, 4), counts=torch.tensor([3, 1]))
+    >>> cache.lengths, cache.capacity
+    (tensor([3, 1]), 5)
+    """
+
+    key: Float[Tensor, "B H_kv C D"]
+    value: Float[Tensor, "B H_kv C D"]
+    lengths: Integer[Tensor, "B"]
+    consumed: bool = field(default=False, init=False)
+    projected: bool = field(default=False, init=False)  # in one go, so that every slot is written
+
+    @classmethod
+    def empty(
+        cls,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype=torch.float32,
+        device: torch.device | str | None = None,
+    ) -> "KVCache":
+        """Return a cache of `capacity` slots a sample, none of them written."""
+        sizes = {"batch_size": batch_size, "num_kv_heads": num_kv_heads, "capacity": capacity}
+        checks.check_counts(**sizes, head_dim=head_dim)
+        slots = (batch_size, num_kv_heads, capacity, head_dim)
+        key, value = (torch.zeros(slots, dtype=dtype, device=device) for _ in range(2))
+        return cls(key, value, torch.zeros(batch_size, dtype=torch.int64, device="cpu"))
+
+    @property
+    def capacity(self) -> int:
+        """How many slots a sample has."""
+        return self.key.shape[2]
+
+    def is_full(self) -> bool:
+        """Whether every slot is surely written."""
+        return self.projected or bool((self.lengths == self.capacity).all())
+
+    @torch.no_grad()
+    def append(
+        self,
+        key: Float[Tensor, "B H_kv T D"],
+        value: Float[Tensor, "B H_kv T D"],
+        counts: Integer[Tensor, "B"] | None = None,
+    ) -> "KVCache":
+        """Write T keys and values behind those that are there, or the first `counts[b]` of them.
+
+        Raises ValueError where they do not fit, nothing written.
+        """
+        checks.check_append(self, key, value, counts)
+        first, steps = uniform(self.lengths), key.shape[2]
+        if counts is None and first is not None:
+            self.key[:, :, first : first + steps] = key
+            self.value[:, :, first : first + steps] = value
+            return self._hand_on(self.lengths + steps)
+        lengths = self.lengths
+        counts = torch.full_like(lengths, steps) if counts is None else counts.to(lengths)
+        wanted = torch.arange(steps, device=lengths.device) < counts[:, None]
+        sample, step = wanted.nonzero(as_tuple=True)
+        place = (lengths[sample] + step).to(key.device)
+        sample, step = sample.to(key.device), step.to(key.device)
+        self.key[sample, :, place] = key[sample, :, step]
+        self.value[sample, :, place] = value[sample, :, step]
+        return self._hand_on(lengths + counts)
+
+    def copy(self) -> "KVCache":
+        """Return a cache of its own with the same content."""
+        checks.check_cache(self)
+        return KVCache(self.key.clone(), self.value.clone(), self.lengths.clone())
+
+    def reorder(self, index: Integer[Tensor, "B"]) -> "KVCache":
+        """Return a cache of its own in which sample i goes on from sample `index[i]`."""
+        checks.check_index(index, len(self.lengths))
+        checks.check_cache(self)
+        there = index.to(self.key.device, torch.int64)
+        return KVCache(self.key[there], self.value[there], self.lengths[index.cpu().long()])
+
+    def truncate(self, lengths: int | Integer[Tensor, "B"]) -> "KVCache":
+        """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
+        return self._hand_on(checks.check_truncate(self, lengths))
+
+    def _hand_on(self, lengths) -> "KVCache":
+        self.consumed = True
+        return KVCache(self.key, self.value, lengths)
+
+
+@dataclass(eq=False)
+class StackCache:
+    """The caches of a stack: one a layer and, in a decoder, the memory's too, projected once.
+
+    It is handed in and handed back like a `KVCache`.
+    """
+
+    layers: tuple[KVCache, ...]
+    memory: tuple[KVCache, ...] = ()
+    memory_key_padding_mask: Bool[Tensor, "B S"] | None = None
+
+    @property
+    def lengths(self) -> Integer[Tensor, "B"]:
+        """How many positions of each sample are written."""
+        return self.layers[0].lengths
+
+    @property
+    def capacity(self) -> int:
+        """How many positions a sample has."""
+        return self.layers[0].capacity
+
+    def copy(self) -> "StackCache":
+        """Return a cache of its own with the same content."""
+        layers = tuple(cache.copy() for cache in self.layers)
+        return StackCache(layers, self.memory, self.memory_key_padding_mask)
+
+    def reorder(self, index: Integer[Tensor, "B"]) -> "StackCache":
+        """Return a cache of its own in which sample i goes on from sample `index[i]`."""
+        layers, memory = (tuple(c.reorder(index) for c in s) for s in (self.layers, self.memory))
+        hidden = self.memory_key_padding_mask
+        if hidden is not None:
+            hidden = hidden[index.to(hidden.device, torch.int64)]
+        return StackCache(layers, memory, hidden)
+
+    def truncate(self, lengths: int | Integer[Tensor, "B"]) -> "StackCache":
+        """Forget what stands behind the first `lengths` positions."""
+        for cache in self.layers:  # all of them, before the first is changed
+            checks.check_truncate(cache, lengths)
+        return self.with_layers(cache.truncate(lengths) for cache in self.layers)
+
+    def with_layers(self, layers) -> "StackCache":
+        """Return the same, memory included, with the layers' caches replaced."""
+        return StackCache(tuple(layers), self.memory, self.memory_key_padding_mask)
+
+
+def uniform(lengths) -> int | None:
+    """Return the length that all samples have, None where they differ."""
+    values = set(lengths.tolist())
+    return values.pop() if len(values) == 1 else None
+
+
+def pack(x, hidden, batch_first: bool):
+    """Move the tokens that are not hidden to the front; return these, then 0, and the order."""
+    checks.check_hidden_tokens(x, hidden, batch_first)
+    order = hidden.argsort(dim=1, stable=True)
+    return _move(x, hidden, order, batch_first), order
+
+
+def unpack(x, hidden, order, batch_first: bool):
+    """Move tokens back to where they stood, with 0 for those that are hidden."""
+    back = order.argsort(dim=1)
+    return _move(x, hidden.sort(dim=1).values, back, batch_first)
+
+
+def _move(x, hidden, order, batch_first: bool):
+    """Put 0 where hidden, then reorder the tokens of each sample."""
+    if not batch_first:
+        hidden, order = hidden.T, order.T
+    x = x.masked_fill(hidden[..., None].to(x.device), 0)
+    if hidden.shape[1 if batch_first else 0] == 1:
+        return x  # one token has but one order
+    return x.take_along_dim(order[..., None].to(x.device), 1 if batch_first else 0)

@@ -1,0 +1,1 @@
+"""A translation model from start to end: trained, saved, and decoded on all three backends."""

@@ -1,0 +1,144 @@
+"""torch.compile over attention and MultiHeadAttention: one graph where that can be.
+
+It can be wherever torch's kernel or the textbook formula serves. What is walked in blocks breaks
+the graph, because which blocks there are depends on the mask's values; the answer is the same.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import attn_torch
+from conformance.cases import SQUARE, Case
+from conformance.checking import check_gradients, hold
+from conformance.multi import SELF
+from conformance.reference import allowed
+from conformance.specs import causal, padding, sliding_window
+from conformance.subjects.attn_torch import Adapter
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute"),  # torch looks at it after a break
+]
+
+
+@pytest.fixture
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Compiled(Adapter):
+    """The adapter of the suite, with everything compiled but for code generation."""
+
+    def __init__(self, whole: bool):
+        super().__init__()
+        self.backend = CompileCounterWithBackend("aot_eager")
+        self.how = {"backend": self.backend, "fullgraph": whole}
+
+    def path(self, through, tile=None):
+        assert through == "attention"
+        return torch.compile(attn_torch.attention, **self.how)
+
+    def attention(self, query, key, value, **options):
+        arrays = (self.array(x) for x in (query, key, value))
+        return self.numpy(self.path("attention")(*arrays, **self.options(options)))
+
+    def module_with(self, *arguments, **options):
+        attn = super().module_with(*arguments, **options)
+        attn.compile(**self.how)
+        return attn
+
+
+LENGTHS = [5, 0, 3]
+HIDDEN = np.arange(5) >= np.array(LENGTHS)[:, None]  # (B, S)
+FUTURE = ~np.tri(5, dtype=bool)
+MASKS = {
+    "none": ({}, None),
+    "causal": ({"attn_mask": causal()}, causal()),
+    "padding": ({"key_padding_mask": HIDDEN}, padding(LENGTHS)),
+    "both": ({"attn_mask": causal(), "key_padding_mask": HIDDEN}, causal() & padding(LENGTHS)),
+    "bool": ({"attn_mask": FUTURE}, causal()),
+    "added": ({"attn_mask": np.where(FUTURE, -np.inf, 0).astype(np.float32)}, causal()),
+    "not_window": ({"attn_mask": ~sliding_window(1)}, ~sliding_window(1)),
+}
+
+
+def options_and_seen(name: str) -> tuple[dict, np.ndarray]:
+    options, mask = MASKS[name]
+    return options, allowed(mask, (3, 2, 5, 5), 0)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_multihead_with_weights_is_one_graph(name):
+    subject = Compiled(whole=True)
+    SELF.check(subject, *options_and_seen(name))
+    assert subject.backend.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["none", "causal"])
+def test_multihead_by_the_kernel_is_one_graph(name):
+    subject, (options, seen) = Compiled(whole=True), options_and_seen(name)
+    SELF.check(subject, options, seen, need_weights=False)
+    assert subject.backend.frame_count == 1
+
+
+@pytest.mark.parametrize("name", list(MASKS)[2:])
+def test_multihead_in_blocks_is_right_across_graphs(name):
+    subject, (options, seen) = Compiled(whole=False), options_and_seen(name)
+    SELF.check(subject, options, seen, need_weights=False)
+    assert subject.backend.frame_count > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "need_weights"),
+    [
+        ("causal", True, False),
+        ("both", True, True),
+        ("both", False, False),
+        ("added", False, False),
+    ],
+)
+def test_compiled_gradients_are_the_oracles(name, whole, need_weights):
+    subject, (options, seen) = Compiled(whole), options_and_seen(name)
+    SELF.check_gradients(subject, options | {"need_weights": need_weights}, seen)
+    assert subject.backend.frame_count
+
+
+def test_new_padding_compiles_nothing_anew():
+    attn = attn_torch.MultiHeadAttention(14, 2)
+    subject = Compiled(whole=True)
+    attn.compile(**subject.how)
+    x, eager = torch.from_numpy(SELF.inputs()[0]), attn_torch.MultiHeadAttention(14, 2)
+    eager.load_state_dict(attn.state_dict())
+    for lengths in ([5, 0, 3], [1, 2, 5]):
+        hidden = torch.arange(5) >= torch.tensor(lengths)[:, None]
+        torch.testing.assert_close(
+            attn(x, key_padding_mask=hidden)[0], eager(x, key_padding_mask=hidden)[0]
+        )
+    assert subject.backend.frame_count == 1
+
+
+CASES = [
+    Case("plain", SQUARE._replace(D_v=11)),
+    Case("causal", SQUARE._replace(D_v=11), causal()),
+    Case("negative", SQUARE._replace(D_v=11), causal(), scale=-0.5),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_attention_by_the_kernel_is_one_graph(case):
+    subject, inputs = Compiled(whole=True), case.inputs("float32")
+    got = subject.attention(*inputs, **case.options("float32"))
+    hold(got, *inputs, "compiled output", seen=case.seen(), **case.numbers("float32"))
+    check_gradients(subject, case)
+    assert subject.backend.frame_count == 2  # with and without gradients
+
+
+def test_attention_without_a_kernel_breaks_the_graph():
+    query, key, value = (torch.from_numpy(x) for x in CASES[0].inputs("float32"))
+    call = torch.compile(attn_torch.attention, **Compiled(whole=True).how)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="_walk"):
+        call(query, key, value, mask=attn_torch.padding(torch.tensor([7, 0, 4])))
