@@ -90,8 +90,6 @@ LAYERS = [
           lambda m, a: a.new(ENCODER, 12, 3, 8)(a(2, 5, 12, dtype="float16")), True),
     Wrong("pre_norm_rank", ValueError, "query must be (B, T, E): got (5, 12)",
           lambda m, a: layer(m, a, (5, 12), settings={"norm_first": True}), True),
-    Wrong("pre_norm_dtype", TypeError, "query must have the dtype of the weights, float32: got float16",
-          lambda m, a: a.new(ENCODER, 12, 3, 8, norm_first=True)(a(2, 5, 12, dtype="float16")), True),
     Wrong("src_mask", ValueError, f"attn_mask {FIT} (5, 5): got (5, 7)",
           lambda m, a: layer(m, a, src_mask=a(5, 7)), True),
     Wrong("src_mask_ints", TypeError, "attn_mask must be bool or float32: got int32",

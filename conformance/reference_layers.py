@@ -114,7 +114,7 @@ def decoder_layer(ops, p, config, inputs, masks) -> dict:
 
 def _stack(layer, first: str, ops, p, config, inputs, masks) -> dict:
     """Run layers one after the other, then the last norm if there is one."""
-    x, found = inputs[first], {}
+    x, found = inputs[first], dict[str, np.ndarray]()
     for i in range(config["num_layers"]):
         name = f"layers.{i}."
         steps = layer(ops, within(p, name), config, inputs | {first: x}, masks)
@@ -178,8 +178,8 @@ def token_masks(config: dict, src, tgt) -> dict:
     """Hide padding from everyone, and from each target what follows it."""
     padding_idx = config.get("padding_idx", 0)
     (B, S), T, H = src.shape, tgt.shape[1], config["nhead"]
-    seen = {"src": (B, H, S, S), "tgt": (B, H, T, T), "memory": (B, H, T, S)}
-    seen = {name: np.zeros(sizes, bool) for name, sizes in seen.items()}
+    shapes = {"src": (B, H, S, S), "tgt": (B, H, T, T), "memory": (B, H, T, S)}
+    seen = {name: np.zeros(shape, bool) for name, shape in shapes.items()}
     for name, array in seen.items():
         keys = tgt if name == "tgt" else src
         for b, h, t, s in product(*map(range, array.shape)):

@@ -113,12 +113,11 @@ class Adapter(Rosetta):
     def count(self, projection, sent):
         own = type(projection)
 
-        class Counting(own):
-            def __call__(self, x):
-                sent.append(x.shape[0] * x.shape[1])
-                return own.__call__(self, x)
+        def call(self, x):
+            sent.append(x.shape[0] * x.shape[1])
+            return own.__call__(self, x)
 
-        projection.__class__ = Counting
+        projection.__class__ = type("Counting", (own,), {"__call__": call})
 
     def compiled_decode(self, model, options):
         graph, state = nnx.split(model)

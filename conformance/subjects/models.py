@@ -145,7 +145,10 @@ class Decoding:
 
     def __init__(self, adapter: Models, kind: str, model, dtype: str, compiled: bool = False):
         self.adapter, self.kind, self.model, self.dtype = adapter, kind, model, dtype
-        self.compiled, self.cache, self.memory, self.before = compiled, None, (), None
+        self.compiled = compiled
+        self.cache: Any = None
+        self.before: Any = None
+        self.memory: tuple = ()
         self.sent: dict[str, list[int]] = {}
         self.call: Any = None  # the compiled form, made once
 

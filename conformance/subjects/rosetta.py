@@ -19,11 +19,10 @@ class Rosetta(Models):
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
     capabilities = frozenset({"masks", "attention", "blocked", "multihead", "errors"})
+    capabilities |= {"layers", "cache", "counting", "weights"}
 
     def __init__(self, module, device: str):
         self.module, self.device = module, device
-        if hasattr(module, "Transformer"):  # a backend may be younger than the contract
-            self.capabilities = self.capabilities | {"layers", "cache", "counting", "weights"}
 
     def array(self, array: np.ndarray):
         raise NotImplementedError
