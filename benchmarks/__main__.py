@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget: float) -> dict:
     """Run everything with a progress bar, and return it as plain data."""
     found: dict = {"machine": machine(), "speed": [], "memory": [], "compile": []}
+    mib: dict[tuple, float] = {}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("peak", total=len(wanted) + len(cases) + len(compiled) + 1)
         peak = matmul_peak()
@@ -63,14 +64,16 @@ def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget
             progress.advance(task)
         for case in cases:
             progress.update(task, description=_memory_name(case))
-            found["memory"].append({"work": _memory_name(case), "mib": memory.extra(*case)})
+            mib[case] = memory.extra(*case)
+            line = {"work": _memory_name(case), "mib": mib[case]}
+            found["memory"].append(line | {"at_most": memory.AT_MOST.get(case[1])})
             progress.advance(task)
         for case in compiled:
             line = {"work": compiling.name(case), "floor": compiling.FLOOR}
             progress.update(task, description=line["work"])
             found["compile"].append(line | {"seconds": compiling.seconds(*case)})
             progress.advance(task)
-    return found
+    return found | {"growth": memory.growth(mib)}
 
 
 def _memory_name(case: tuple) -> str:
@@ -120,12 +123,42 @@ def markdown(report: dict) -> str:
             f"{row['of_peak']:.0%}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| memory beyond inputs and outputs, one head of 64 | MiB |", "|---|---|"]
-    lines += [f"| {row['work']} | {row['mib']:.1f} |" for row in report["memory"]]
-    lines += ["", "| tracing and compiling | seconds | at most |", "|---|---|---|"]
+    return "\n".join([*lines, *_memory_page(report), *_compile_page(report)])
+
+
+def _memory_page(report: dict) -> list[str]:
+    """Return the tables on memory: how much it is, and how it grows with T."""
+    lines = [
+        "",
+        "| memory beyond inputs and outputs, one head of 64 | MiB | at most |",
+        "|---|---|---|",
+    ]
+    for row in report["memory"]:
+        lines.append(f"| {row['work']} | {row['mib']:.1f} | {row['at_most'] or ''} |")
+    lines += [
+        "",
+        "Four times the length takes 4 times the memory where it grows linearly, and 16 times where",
+        f"quadratically; up to {memory.LINEAR} counts as linear. About 1 means that buffers of a",
+        "fixed size are all there is. Torch's figures are resident memory, to a few hundred KiB;",
+        "one may be negative, where a call gives back what an earlier one had left.",
+        "",
+        "| four times the length | memory grows | |",
+        "|---|---|---|",
+    ]
+    for row in report["growth"]:
+        ratio = row["ratio"]
+        verdict = "-" if ratio is None else "linear" if ratio <= memory.LINEAR else "NOT linear"
+        shown = "from nothing" if ratio is None else f"{ratio:.1f} x"
+        lines.append(f"| {row['work']} | {shown} | {verdict} |")
+    return lines
+
+
+def _compile_page(report: dict) -> list[str]:
+    """Return the table on how long the first call takes."""
+    lines = ["", "| tracing and compiling | seconds | at most |", "|---|---|---|"]
     for row in report["compile"]:
         lines.append(f"| {row['work']} | **{row['seconds']:.1f}** | {row['floor']:.0f} |")
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

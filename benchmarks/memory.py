@@ -1,18 +1,25 @@
 """How much memory a call takes beyond its inputs and output, and how that grows with T.
 
-NumPy and torch are asked in a process of their own, by the kernel's high-water mark of resident
-memory, reset after a warm-up call on short inputs. JAX is asked for the temporaries of the compiled
-program, which is exact and does not count the compiler itself.
+NumPy tells tracemalloc of all its memory, so it is asked that, which is exact. Torch is asked in a
+process of its own, by the kernel's high-water mark of resident memory, reset after a warm-up call
+on short inputs; its allocator is told to give freed memory back at once, or what the warm-up freed
+would be used again unseen. JAX is asked for the temporaries of the compiled program, which is exact
+and does not count the compiler itself.
 """
 
 import json
+import os
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 
 from .inputs import arrays, mask
 
 MIB = 2**20
+AT_MOST = {"window": 64}  # MiB
+LENGTHS = (1024, 4096, 16384)  # each four times the one before: linear is 4 x, quadratic 16 x
+LINEAR = 8  # between the two: growth by no more counts as linear
 CASES = [
     ("numpy", "window", 32768, False),
     ("torch", "window", 32768, False),
@@ -26,7 +33,7 @@ CASES = [
             ("jax", False),
             ("jax", True),
         )
-        for length in (1024, 4096, 16384)
+        for length in LENGTHS
     ),
 ]
 
@@ -36,9 +43,40 @@ def extra(backend: str, kind: str, length: int, backward: bool) -> float:
     shape = (1, 1, length, 64)
     if backend == "jax":
         return _compiled(kind, shape, backward) / MIB
+    if backend == "numpy":
+        return _traced(kind, shape) / MIB
     arguments = json.dumps([backend, kind, length, backward])
     command = [sys.executable, "-m", "benchmarks.memory", arguments]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # glibc: one pool of memory, large blocks mapped, and what is freed given back at once.
+    thrifty = {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+    }
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    return float(run(command, env=os.environ | thrifty).stdout)
+
+
+def growth(found: dict[tuple, float]) -> list[dict]:
+    """Return by how much each case grew from a quarter of its length, None where from nothing."""
+    steps = []
+    for (backend, kind, length, backward), mib in found.items():
+        before = found.get((backend, kind, length // 4, backward))
+        if before is not None:
+            work = f"{backend} {kind} T={length // 4} to {length}{' + backward' * backward}"
+            steps.append({"work": work, "ratio": mib / before if before > 0 else None})
+    return steps
+
+
+def _traced(kind: str, shape) -> int:
+    import attn_numpy
+
+    call = partial(attn_numpy.attention, *arrays(shape), mask=mask(attn_numpy, kind, shape[2]))
+    tracemalloc.start()
+    output = call()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak - output.nbytes
 
 
 def _compiled(kind: str, shape, backward: bool) -> int:
@@ -59,18 +97,14 @@ def _compiled(kind: str, shape, backward: bool) -> int:
 
 
 def _in_this_process(backend: str, kind: str, length: int, backward: bool) -> float:
+    assert backend == "torch"
+    import attn_torch
+
     from .rows import torch_call
 
     def make(length):
-        shape = (1, 1, length, 64)
-        if backend == "numpy":
-            import attn_numpy as module
-
-            return partial(module.attention, *arrays(shape), mask=mask(module, kind, length))
-        import attn_torch as module
-
-        attend = partial(module.attention, mask=mask(module, kind, length))
-        return torch_call(attend, shape, backward)
+        attend = partial(attn_torch.attention, mask=mask(attn_torch, kind, length))
+        return torch_call(attend, (1, 1, length, 64), backward)
 
     make(512)()  # load libraries, start threads
     call = make(length)
