@@ -137,7 +137,7 @@ def _memory_page(report: dict) -> list[str]:
         lines.append(f"| {row['work']} | {row['mib']:.1f} | {row['at_most'] or ''} |")
     lines += [
         "",
-        "Four times the length takes 4 times the memory where it grows linearly, and 16 times where",
+        "Four times the length takes 4 times the memory where it grows linearly, 16 times where",
         f"quadratically; up to {memory.LINEAR} counts as linear. About 1 means that buffers of a",
         "fixed size are all there is. Torch's figures are resident memory, to a few hundred KiB;",
         "one may be negative, where a call gives back what an earlier one had left.",
