@@ -352,7 +352,7 @@ def test_evaluation_drops_nothing_and_training_does(subject):
 @clause("LAYER-5")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_output_keeps_its_dtype_in_training(subject, dtype):
-    call = Call("transformer", {"dropout": 0.4})
+    call = Call("decoder_layer", {"dropout": 0.4})
     inputs = call.inputs(dtype)
     got = call.run(subject, inputs, training=True, seed=3)["output"]
-    check_dtype(got, inputs["src"].dtype, "output in training")
+    check_dtype(got, inputs["tgt"].dtype, "output in training")
