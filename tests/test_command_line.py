@@ -199,8 +199,8 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), "utf-8")
 
 
-SCALE = "1 / math.sqrt(query.shape[3])"
-BREAKS = {"differs": SCALE.replace(")", " + 1)"), "error": SCALE.replace("(", "(-")}
+SCALE = "scale_of(scale, query.shape[3])"
+BREAKS = {"differs": SCALE.replace(")", " + 1)"), "error": SCALE.replace(" query", " -query")}
 
 
 @pytest.mark.parametrize("outcome", BREAKS)
