@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Integer
 
 from . import checks
 from .blocked import attention_blocked
-from .masks import Mask
+from .masks import Mask, allow
 from .tiles import Cells
 from .walk import wide
 
@@ -126,32 +126,41 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
 
 @partial(jax.jit, static_argnames="empty_rows")
 def _step(query, key, value, mask, bias, scale, softcap, query_offset, empty_rows):
-    """The formula for one query a head: keys and values are read once, and not copied.
-
-    They are not looked through for what is not finite either: where there is any, a score or the
-    output is not finite, seen or hidden, and then, and for gradients, the textbook answers.
-    """
+    """The formula for one query a head, with what it may see made an array of."""
     sizes = (*query.shape[:3], key.shape[2])
+    visible = _visible(mask, bias, sizes, query_offset)
+    visible = jnp.broadcast_to(visible, (*visible.shape[:2], 1, sizes[3]))
+    return _attend_once(empty_rows, query, key, value, visible, bias, scale, softcap)
 
-    def textbook(query, key, value, bias):
-        arrays = (query, key, value, mask, bias, scale, softcap, query_offset, None)
-        return _steps(*arrays, empty_rows=empty_rows, dropout=0.0).output
 
-    @jax.custom_jvp
-    def attend(query, key, value, bias):
-        grouped = (*key.shape[:2], -1)  # the heads that share a key side by side, as if in time
-        q = wide(query).reshape(*grouped, query.shape[3])
-        q = q * jnp.asarray(scale, q.dtype)
-        scores = (q @ wide(key).swapaxes(-1, -2)).reshape(sizes)
-        visible, none = _visible(mask, bias, sizes, query_offset), jnp.zeros((1, 1, 1), bool)
-        weights = _weigh(scores, none, visible, bias, softcap, empty_rows)[2]
-        output = (weights.reshape(*grouped, sizes[3]) @ wide(value)).reshape(*sizes[:3], -1)
-        fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
-        output = output.astype(query.dtype)
-        return lax.cond(fine, lambda *_: output, textbook, query, key, value, bias)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend_once(empty_rows, query, key, value, visible, bias, scale, softcap):
+    """Attend from one query a head, reading keys and values once and copying neither.
 
-    attend.defjvp(partial(jax.jvp, textbook))
-    return attend(query, key, value, bias)
+    They are not looked through for what is not finite: where there is any, seen or hidden, a score
+    or the output is not finite. Then, and for gradients, the textbook answers.
+    """
+    arrays = (query, key, value, visible, bias, scale, softcap)
+    shared = (*key.shape[:2], -1)  # the heads that share a key stand side by side
+    q = wide(query).reshape(*shared, query.shape[3])
+    q = q * jnp.asarray(scale, q.dtype)
+    scores = (q @ wide(key).swapaxes(-1, -2)).reshape(*query.shape[:3], -1)
+    none = jnp.zeros((1, 1, 1), bool)
+    weights = _weigh(scores, none, visible, bias, softcap, empty_rows)[2]
+    output = (weights.reshape(*shared, key.shape[2]) @ wide(value)).reshape(*query.shape[:3], -1)
+    fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
+    output = output.astype(query.dtype)
+    return lax.cond(fine, lambda *_: output, partial(_textbook, empty_rows), *arrays)
+
+
+@_attend_once.defjvp
+def _attend_once_jvp(empty_rows, primals, tangents):
+    return jax.jvp(partial(_textbook, empty_rows), primals, tangents)
+
+
+def _textbook(empty_rows, query, key, value, visible, bias, scale, softcap):
+    arrays = (query, key, value, allow(visible), bias, scale, softcap, 0, None)
+    return _steps(*arrays, empty_rows=empty_rows, dropout=0.0).output
 
 
 @partial(jax.jit, static_argnames=("empty_rows", "dropout"))

@@ -561,8 +561,9 @@ def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
     check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
     check_integer("eos_idx", eos_idx)
     check_count("max_new_tokens", max_new_tokens, 1)
-    if is_known(prompt) and prompt.size:
-        counts = (np.asarray(prompt) != model.padding_idx).sum(1)
+    if is_known(prompt) or not prompt.shape[1]:
+        tokens = np.asarray(prompt) if prompt.shape[1] else np.zeros(prompt.shape)
+        counts = (tokens != model.padding_idx).sum(1)
         if (counts == 0).any():
             sample = int((counts == 0).argmax())
             raise ValueError(f"every prompt must have a token: got none in sample {sample}")

@@ -28,13 +28,12 @@ def greedy_decode(
 
     A prompt holds at least one token (such as `<bos>`) and may be padded on either side. A sample
     that has ended takes no more slots. `cached=False` runs the whole prefix again for each token:
-    the same tokens, slower. `capacity`, where given, is checked before anything runs. Call it on a
-    model in evaluation mode, under jax.jit or not: it is one compiled loop either way. Raises
+    the same tokens, slower. `capacity`, where given, is checked before anything runs. The model is
+    run in evaluation mode, under jax.jit or not: it is one compiled loop either way. Raises
     ValueError for an empty prompt or too small a capacity.
 
     >>> model = Seq2SeqTransformer(11, 13, d_model=16, nhead=2, num_encoder_layers=1,
     ...     num_decoder_layers=1, dim_feedforward=32, rngs=nnx.Rngs(0))
-    >>> model.eval()
     >>> src, prompt = jnp.array([[5, 3, 4], [7, 0, 0]]), jnp.array([[1], [1]])
     >>> greedy_decode(model, src, prompt, eos_idx=2, max_new_tokens=4).shape
     (2, 4)
@@ -49,6 +48,7 @@ def greedy_decode(
 def _decode(state, src, prompt, eos_idx, graph, settings):
     """Take the prompt, then one token after the other, in one loop."""
     model, (max_new_tokens, capacity, cached) = nnx.merge(graph, state), settings
+    model.eval()  # this copy: nothing can be drawn inside the loop
     start = _cached if cached else _again
     step, memory = start(model, src, prompt, max_new_tokens, capacity)
     found = jnp.full((len(src), max_new_tokens), model.padding_idx, prompt.dtype)

@@ -550,7 +550,7 @@ def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
     check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
     check_integer("eos_idx", eos_idx)
     check_count("max_new_tokens", max_new_tokens, 1)
-    if is_known(prompt) and prompt.size:
+    if is_known(prompt):
         counts = (prompt != model.padding_idx).sum(1)
         if (counts == 0).any():
             sample = int((counts == 0).argmax())
