@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,14 +65,11 @@ class KVCache:
         """
         checks.check_append(self, key, value, counts)
         steps = key.shape[2]
-        if counts is None:
-            counts = np.full(len(self.lengths), steps, np.int32)
-        slots = [
-            _write(old, new, self.lengths, counts)
-            for old, new in ((self.key, key), (self.value, value))
-        ]
-        wrong = (counts < 0) | (counts > steps)
-        return KVCache(*slots, self._lose(self.lengths + counts, wrong))
+        taken: Any = np.full(len(self.lengths), steps, np.int32) if counts is None else counts
+        key = _write(self.key, key, self.lengths, taken)
+        value = _write(self.value, value, self.lengths, taken)
+        wrong = (taken < 0) | (taken > steps)
+        return KVCache(key, value, self._lose(self.lengths + taken, wrong))
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""

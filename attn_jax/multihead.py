@@ -189,7 +189,7 @@ class MultiHeadAttention(nnx.Module):
     def _project(self, key, value) -> KVCache:
         heads = self.num_kv_heads
         key, value = self.k_proj(key), self.v_proj(value)
-        lengths = np.full(key.shape[0], key.shape[1], np.int32)  # known under jax.jit too
+        lengths: Any = np.full(key.shape[0], key.shape[1], np.int32)  # known under jax.jit too
         return KVCache(_split_heads(key, heads), _split_heads(value, heads), lengths)
 
     def _attend(self, query, cache: KVCache, mask, bias, query_offset, need_weights: bool):

@@ -94,6 +94,7 @@ class Seq2SeqTransformer(nnx.Module):
         self, tgt: Integer[Array, "B T"], cache: StackCache
     ) -> tuple[Float[Array, "B T V"], StackCache]:
         """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         hidden = self._hidden(tgt)
         first = cache.lengths[:, None]
@@ -127,7 +128,8 @@ def sinusoids(
             [0.841, 0.54 ]]], dtype=float32)
     """
     if not checks.is_known(positions):
-        table = sinusoids(np.arange(count)[None], features, dtype)[0]
+        every: Any = np.arange(count)[None]
+        table = sinusoids(every, features, dtype)[0]
         return jnp.take(table, positions, 0, mode="fill", fill_value=jnp.nan)
     feature = np.arange(features)
     angles = np.asarray(positions)[..., None] * 10000.0 ** (-(feature // 2 * 2) / features)

@@ -19,7 +19,7 @@ from .masks import Mask
 from .multihead import MultiHeadAttention
 
 Options = dict[str, Any]
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
+ACTIVATIONS: Options = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
 Padding = Mask | Bool[Array, "B S"] | None
 AnyMask = Mask | Shaped[Array, "..."] | None
 
@@ -77,6 +77,11 @@ class _Layer(nnx.Module):
         options |= {"epsilon": self.layer_norm_eps, "use_fast_variance": False}
         return nnx.LayerNorm(self.d_model, **options, rngs=nnx.Rngs(0))  # it draws nothing
 
+    def _check(self, x) -> None:
+        """Refuse what a norm that comes first would let pass, or refuse in other words."""
+        if self.norm_first:
+            self.self_attn.prepare(x, None)
+
     def _add(self, x, norm, sublayer):
         """Add to x what a sublayer makes of it, the norm before or after; return its extra too."""
         y, extra = sublayer(norm(x) if self.norm_first else x)
@@ -88,6 +93,7 @@ class _Layer(nnx.Module):
 
     def _decode(self, x, hidden, run):
         """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
+        self._check(x)
         if hidden is None:
             return run(x, None)
         packed, order = pack(x, hidden, self.batch_first)
@@ -120,6 +126,7 @@ class TransformerEncoderLayer(_Layer):
         need_weights: bool = False,
     ) -> Any:
         """Return the output, shaped like `src`; with `need_weights` (B, H, S, S) weights too."""
+        self._check(src)
         masks: Options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
         masks |= {"need_weights": need_weights, "average_weights": False}
         x, weights = self._add(src, self.norm1, lambda x: self.self_attn(x, **masks))
@@ -175,6 +182,7 @@ class TransformerDecoderLayer(_Layer):
 
         They are those of the self-attention (B, H, T, T) and of the memory's (B, H, T, S).
         """
+        self._check(tgt)
         options: Options = {"need_weights": need_weights, "average_weights": False}
         own: Options = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask}
         own |= options

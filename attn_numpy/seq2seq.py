@@ -91,6 +91,7 @@ class Seq2SeqTransformer(Module):
         self, tgt: Integer[np.ndarray, "B T"], cache: StackCache
     ) -> tuple[Float[np.ndarray, "B T V"], StackCache]:
         """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         hidden = self._hidden(tgt)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])

@@ -72,6 +72,11 @@ class _Layer(Module):
         options: Options = {"bias": self.bias, "dtype": self.linear1.weight.dtype}
         return LayerNorm(self.d_model, eps=self.layer_norm_eps, **options)
 
+    def _check(self, x) -> None:
+        """Refuse what a norm that comes first would let pass, or refuse in other words."""
+        if self.norm_first:
+            self.self_attn.prepare(x, None)
+
     def _add(self, x, norm, sublayer):
         """Add to x what a sublayer makes of it, the norm before or after; return its extra too."""
         y, extra = sublayer(norm(x) if self.norm_first else x)
@@ -83,6 +88,7 @@ class _Layer(Module):
 
     def _decode(self, x, hidden, run):
         """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
+        self._check(x)
         if hidden is None:
             return run(x, None)
         packed, order = pack(x, hidden, self.batch_first)
@@ -115,6 +121,7 @@ class TransformerEncoderLayer(_Layer):
         need_weights: bool = False,
     ) -> Any:
         """Return the output, shaped like `src`; with `need_weights` (B, H, S, S) weights too."""
+        self._check(src)
         masks: Options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
         masks |= {"need_weights": need_weights, "average_weights": False}
         x, weights = self._add(src, self.norm1, lambda x: self.self_attn(x, **masks))
@@ -170,6 +177,7 @@ class TransformerDecoderLayer(_Layer):
 
         They are those of the self-attention (B, H, T, T) and of the memory's (B, H, T, S).
         """
+        self._check(tgt)
         options: Options = {"need_weights": need_weights, "average_weights": False}
         own: Options = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask}
         own |= options

@@ -27,22 +27,24 @@ from .transformer import (
 )
 
 FORMAT = "attn-rosetta 1"
-CLASSES: dict[str, Any] = {
-    "MultiHeadAttention": MultiHeadAttention,
-    "TransformerEncoderLayer": TransformerEncoderLayer,
-    "TransformerDecoderLayer": TransformerDecoderLayer,
-    "TransformerEncoder": TransformerEncoder,
-    "TransformerDecoder": TransformerDecoder,
-    "Transformer": Transformer,
-    "Seq2SeqTransformer": Seq2SeqTransformer,
-}
 
 # The settings that build a model again, by the names of its attributes.
 MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "bias", "dropout",
              "batch_first", "empty_rows"]  # fmt: skip
 LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
          "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
+STACK = ["num_layers", "norm", *LAYER]
+BOTH = ["num_encoder_layers", "num_decoder_layers", *LAYER]
 TOKENS = ["src_vocab", "tgt_vocab", "padding_idx", "positions"]
+CLASSES: dict[str, Any] = {
+    "MultiHeadAttention": (MultiHeadAttention, MULTIHEAD),
+    "TransformerEncoderLayer": (TransformerEncoderLayer, LAYER),
+    "TransformerDecoderLayer": (TransformerDecoderLayer, LAYER),
+    "TransformerEncoder": (TransformerEncoder, STACK),
+    "TransformerDecoder": (TransformerDecoder, STACK),
+    "Transformer": (Transformer, BOTH),
+    "Seq2SeqTransformer": (Seq2SeqTransformer, [*TOKENS, *BOTH]),
+}
 
 
 def export_weights(model: Module, layout: str = "rosetta") -> dict[str, np.ndarray]:
@@ -179,8 +181,9 @@ def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
         settings = json.loads(metadata.get("configuration", ""))
     except ValueError as error:
         raise checks.not_ours(path, "no configuration") from error
-    checks.check_configuration(path, settings, arrays)
-    return CLASSES[metadata["class"]], settings
+    model_class, names = CLASSES[metadata["class"]]
+    checks.check_configuration(path, settings, names, arrays)
+    return model_class, settings
 
 
 def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:

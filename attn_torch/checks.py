@@ -604,13 +604,16 @@ def check_weights(given: dict, own: dict) -> None:
         raise ValueError(f"weights must be those of the model: got {'; '.join(wrong)}")
 
 
-def check_configuration(path, settings, arrays: dict) -> None:
+def check_configuration(path, settings, names: list[str], arrays: dict) -> None:
     """Refuse sizes beyond what the file holds: what it asks for would be built first."""
-    if not isinstance(settings, dict) or not settings:
-        raise not_ours(path, "no configuration")
-    most = max([len(arrays), *(size for array in arrays.values() for size in array.shape)])
-    for name, value in settings.items():
-        if isinstance(value, int) and not isinstance(value, bool) and value > most:
+    if not isinstance(settings, dict) or set(settings) != set(names):
+        raise not_ours(path, "its settings are not those of its class")
+    sizes = {name: value for name, value in settings.items() if type(value) is int}
+    width = sizes.get("d_model", sizes.get("embed_dim", 1))
+    held = sum(array.numel() for array in arrays.values())
+    for name, value in sizes.items():  # nearly every matrix has the model's width on one side
+        other = width // max(sizes.get("num_heads", 1), 1) if name in ("kdim", "vdim") else width
+        if value < 0 or value * other > held:
             raise not_ours(path, f"{name} = {value}, beyond its arrays")
 
 

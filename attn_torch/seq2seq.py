@@ -96,6 +96,7 @@ class Seq2SeqTransformer(nn.Module):
         self, tgt: Integer[Tensor, "B T"], cache: StackCache
     ) -> tuple[Float[Tensor, "B T V"], StackCache]:
         """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         hidden = self._hidden(tgt)
         first = cache.lengths[:, None].to(tgt.device)

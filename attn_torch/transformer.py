@@ -75,6 +75,11 @@ class _Layer(nn.Module):
         options: Options = {"bias": self.bias, "device": weight.device, "dtype": weight.dtype}
         return nn.LayerNorm(self.d_model, eps=self.layer_norm_eps, **options)
 
+    def _check(self, x) -> None:
+        """Refuse what a norm that comes first would let pass, or refuse in other words."""
+        if self.norm_first:
+            self.self_attn.prepare(x, None)
+
     def _add(self, x, norm, sublayer):
         """Add to x what a sublayer makes of it, the norm before or after; return its extra too."""
         y, extra = sublayer(norm(x) if self.norm_first else x)
@@ -86,6 +91,7 @@ class _Layer(nn.Module):
 
     def _decode(self, x, hidden, run):
         """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
+        self._check(x)
         if hidden is None:
             return run(x, None)
         packed, order = pack(x, hidden, self.batch_first)
@@ -118,6 +124,7 @@ class TransformerEncoderLayer(_Layer):
         need_weights: bool = False,
     ) -> Any:
         """Return the output, shaped like `src`; with `need_weights` (B, H, S, S) weights too."""
+        self._check(src)
         masks: Options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
         masks |= {"need_weights": need_weights, "average_weights": False}
         x, weights = self._add(src, self.norm1, lambda x: self.self_attn(x, **masks))
@@ -174,6 +181,7 @@ class TransformerDecoderLayer(_Layer):
 
         They are those of the self-attention (B, H, T, T) and of the memory's (B, H, T, S).
         """
+        self._check(tgt)
         options: Options = {"need_weights": need_weights, "average_weights": False}
         own: Options = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask}
         own |= options
@@ -230,9 +238,9 @@ class _Stack(nn.Module):
     ):
         super().__init__()
         checks.check_count("num_layers", num_layers, 1)
-        layers = (self.layer_class(d_model, nhead, *args, **options) for _ in range(num_layers))
+        layers = [self.layer_class(d_model, nhead, *args, **options) for _ in range(num_layers)]
         self.layers: Any = nn.ModuleList(layers)  # whose items have no type
-        self.norm = self.layers[0].new_norm() if norm else None
+        self.norm = layers[0].new_norm() if norm else None
 
     def _run(self, x, given: tuple, need_weights: bool):
         """Run all layers, each with what else is given; collect their weights where needed."""
