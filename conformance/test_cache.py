@@ -230,17 +230,29 @@ def test_beyond_capacity_is_nan_where_nobody_can_look(subject, name):
 @pytest.mark.parametrize("name", STACKS)
 def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
     stream = STREAMS[name]
-    x = stream.tokens()
+    x, (exact, rough) = stream.tokens(), stream.whole()
     decoding = stream.start(subject)
-    stream.feed(decoding, x[:, :3])
-    first = stream.feed(decoding, x[:, 3:4])
+    stream.check_feeds(decoding, x, (3, 4), exact, rough)
+    other = np.concatenate([x[:, :3], x[::-1, 3:4]], 1)
+    got = unless_handed_on(lambda: stream.feed(decoding.earlier(), other[:, 3:]))
+    if got is not None:
+        part(got, *stream.one_pass(other), 3, "another token on the earlier cache")
+    part(stream.feed(decoding, x[:, 4:6]), exact, rough, 4, "the tokens after it")
+    shorter = decoding.truncate(2)
+    got = unless_handed_on(lambda: stream.feed(decoding, x[:, 6:]))
+    if got is not None:
+        part(got, exact, rough, 6, "a token on what was truncated")
+    part(stream.feed(shorter, x[:, 2:4]), exact, rough, 2, "tokens on what was left")
+
+
+def unless_handed_on(call):
+    """Return the call's output, or None where it is refused because the cache was handed on."""
     try:
-        again = stream.feed(decoding.earlier(), x[:, 3:4])
+        return call()
     except ValueError as error:
         if not str(error).startswith("a cache is used once"):
             raise Differs(f"expected 'a cache is used once ...', got {error}") from error
-    else:
-        same(again, first, "the same token on the same cache")
+    return None
 
 
 @clause("CACHE-4")
