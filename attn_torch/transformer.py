@@ -18,7 +18,7 @@ from .masks import Mask
 from .multihead import MultiHeadAttention, new_linear
 
 Options = dict[str, Any]
-ACTIVATIONS = {"relu": relu, "gelu": gelu}
+ACTIVATIONS: Options = {"relu": relu, "gelu": gelu}
 Padding = Mask | Bool[Tensor, "B S"] | None
 AnyMask = Mask | Shaped[Tensor, "..."] | None
 
@@ -231,8 +231,8 @@ class _Stack(nn.Module):
         super().__init__()
         checks.check_count("num_layers", num_layers, 1)
         layers = (self.layer_class(d_model, nhead, *args, **options) for _ in range(num_layers))
-        self.layers = nn.ModuleList(layers)
-        self.norm = self.layers[0].new_norm() if norm else None
+        self.layers: Any = nn.ModuleList(layers)  # whose items have no type
+        self.norm: Any = self.layers[0].new_norm() if norm else None
 
     def _run(self, x, given: tuple, need_weights: bool):
         """Run all layers, each with what else is given; collect their weights where needed."""

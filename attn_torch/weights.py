@@ -92,8 +92,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights and its configuration to a safetensors file that `load` rebuilds."""
     metadata = {"format": FORMAT, "class": type(model).__name__}
     metadata["configuration"] = json.dumps(_configuration(model))
-    arrays = export_weights(model).items()  # a tensor that two parameters share is written twice
-    arrays = {name: array.clone(memory_format=torch.contiguous_format) for name, array in arrays}
+    own = {"memory_format": torch.contiguous_format}  # what two parameters share is written twice
+    arrays = {name: array.clone(**own) for name, array in export_weights(model).items()}
     save_file(arrays, path, metadata)
 
 
