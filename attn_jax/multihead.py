@@ -16,6 +16,18 @@ from .masks import Mask, allow, causal, hide, padding
 from .tiles import Cells, Tiles
 
 
+class Linear(nnx.Linear):
+    """x W + b, rounded once: nnx.Linear rounds 16-bit products before it adds the bias."""
+
+    def __call__(self, inputs: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        """Map the last axis; the sums are in float32 for 16-bit inputs."""
+        sums = jnp.promote_types(inputs.dtype, jnp.float32)
+        y = jnp.matmul(inputs, self.kernel[...], preferred_element_type=sums)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(sums)
+        return y.astype(inputs.dtype)
+
+
 class MultiHeadAttention(nnx.Module):
     """Project to heads, attend in each, join the heads by a last linear map W^o.
 
@@ -59,10 +71,10 @@ class MultiHeadAttention(nnx.Module):
         kv_dim = num_kv_heads * self.head_dim
         kernel_init = nnx.initializers.xavier_uniform()
         options = {"use_bias": bias, "param_dtype": dtype, "kernel_init": kernel_init, "rngs": rngs}
-        self.q_proj = nnx.Linear(embed_dim, embed_dim, **options)
-        self.k_proj = nnx.Linear(kdim, kv_dim, **options)
-        self.v_proj = nnx.Linear(vdim, kv_dim, **options)
-        self.out_proj = nnx.Linear(embed_dim, embed_dim, **options)
+        self.q_proj = Linear(embed_dim, embed_dim, **options)
+        self.k_proj = Linear(kdim, kv_dim, **options)
+        self.v_proj = Linear(vdim, kv_dim, **options)
+        self.out_proj = Linear(embed_dim, embed_dim, **options)
 
     def __call__(
         self,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Integer
 from . import checks
 from .cache import StackCache
 from .masks import causal, sequence_mask
+from .multihead import Linear
 from .transformer import Transformer
 
 
@@ -54,7 +55,7 @@ class Seq2SeqTransformer(nnx.Module):
         shared["embedding_init"] = nnx.initializers.normal(size)
         self.src_embedding = nnx.Embed(src_vocab, layer.d_model, **shared)
         self.tgt_embedding = nnx.Embed(tgt_vocab, layer.d_model, **shared)
-        self.projection = nnx.Linear(layer.d_model, tgt_vocab, **linear)
+        self.projection = Linear(layer.d_model, tgt_vocab, **linear)
         self.drop = nnx.Dropout(layer.dropout, rngs=rngs if layer.dropout > 0 else None)
         for embedding in (self.src_embedding.embedding, self.tgt_embedding.embedding):
             embedding[...] = embedding[...].at[padding_idx].set(0)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from . import checks
 from .cache import KVCache, StackCache, pack, unpack
 from .masks import Mask
-from .multihead import MultiHeadAttention
+from .multihead import Linear, MultiHeadAttention
 
 Options = dict[str, Any]
 ACTIVATIONS: Options = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
@@ -64,8 +64,8 @@ class _Layer(nnx.Module):
             self.multihead_attn = MultiHeadAttention(d_model, nhead, **options)
         linear: Options = {"use_bias": bias, "param_dtype": dtype, "rngs": rngs}
         linear["kernel_init"] = nnx.initializers.xavier_uniform()
-        self.linear1 = nnx.Linear(d_model, dim_feedforward, **linear)
-        self.linear2 = nnx.Linear(dim_feedforward, d_model, **linear)
+        self.linear1 = Linear(d_model, dim_feedforward, **linear)
+        self.linear2 = Linear(dim_feedforward, d_model, **linear)
         self.norm1, self.norm2 = self.new_norm(), self.new_norm()
         if self.has_memory:
             self.norm3 = self.new_norm()

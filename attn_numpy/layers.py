@@ -72,6 +72,7 @@ class Linear(Module):
         self.weight = rng.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
         self.bias = np.zeros(out_features, dtype) if bias else None
 
+    @np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
     def __call__(self, x: Float[np.ndarray, "*batch in"]) -> Float[np.ndarray, "*batch out"]:
         rows = wide(x).reshape(-1, x.shape[-1])  # one product, where a batch would make many
         y = rows @ wide(self.weight).T
@@ -91,6 +92,7 @@ class LayerNorm(Module):
         self.weight = np.ones(features, dtype)
         self.bias = np.zeros(features, dtype) if bias else None
 
+    @np.errstate(over="ignore", invalid="ignore")
     def __call__(self, x: Float[np.ndarray, "*batch E"]) -> Float[np.ndarray, "*batch E"]:
         x_wide = wide(x)
         centred = x_wide - x_wide.mean(-1, keepdims=True)
@@ -149,6 +151,7 @@ def relu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.maximum(x, 0)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return x times the normal distribution's share below x, exactly: by erf, not tanh.
 

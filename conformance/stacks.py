@@ -137,9 +137,8 @@ class Call:
         return subject.layer(self.kind, self.config, parameters, inputs, **options)
 
     def check(
-        self, subject: Subject, options: dict | None = None, *, dtype_name="float32",
-        weights: bool = True, **masks,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self, subject: Subject, options: dict | None = None, *, dtype_name="float32", **masks
+    ) -> dict[str, np.ndarray]:
         """Run the model, hold its output and every attention's weights against the oracle."""
         inputs = self.inputs(dtype_name)
         got = self.run(subject, inputs, need_weights=True, **options or {})
@@ -147,6 +146,6 @@ class Call:
         if set(got) != set(exact):
             raise Differs(f"weights: expected {sorted(exact)}, got {sorted(got)}")
         check_dtype(got["output"], rough["output"].dtype, "output")
-        for name in exact if weights else ("output",):
+        for name in exact:
             compare(got[name], exact[name], rough[name], name)
         return got
