@@ -19,7 +19,9 @@ from .tiles import Cells, Tiles
 class Linear(nnx.Linear):
     """x W + b, rounded once: nnx.Linear rounds 16-bit products before it adds the bias."""
 
-    def __call__(self, inputs: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+    def __call__(  # type: ignore[override]
+        self, inputs: Float[Array, "*batch in"]
+    ) -> Float[Array, "*batch out"]:
         """Map the last axis; the sums are in float32 for 16-bit inputs."""
         sums = jnp.promote_types(inputs.dtype, jnp.float32)
         y = jnp.matmul(inputs, self.kernel[...], preferred_element_type=sums)
