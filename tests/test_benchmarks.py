@@ -6,11 +6,12 @@ from benchmarks import memory
 from benchmarks.__main__ import main, markdown
 
 MACHINE = {"date": "", "cores": 2, "platform": "", "python": "", "versions": {}, "matmul_gflops": 1}
+EMPTY: dict = {"machine": MACHINE, "speed": [], "memory": [], "growth": [], "compile": []}
 
 
 def page(mib: dict[tuple, float]) -> list[str]:
     """Return the lines on how memory grows."""
-    report = {"machine": MACHINE, "speed": [], "memory": [], "growth": memory.growth(mib)}
+    report = EMPTY | {"growth": memory.growth(mib)}
     return [line for line in markdown(report).splitlines() if " to " in line and "|" in line]
 
 
@@ -37,7 +38,7 @@ def test_growth_compares_one_call_with_itself():
 
 def test_page_states_what_a_window_may_take():
     row = {"work": "numpy window T=32768", "mib": 25.0, "at_most": memory.AT_MOST["window"]}
-    report = {"machine": MACHINE, "speed": [], "memory": [row], "growth": []}
+    report = EMPTY | {"memory": [row]}
     assert "| numpy window T=32768 | 25.0 | 64 |" in markdown(report).splitlines()
 
 
