@@ -401,8 +401,9 @@ def check_append(cache, key, value, counts) -> None:
 def check_room(cache, counts) -> None:
     """Hold what shall be written against the capacity."""
     needed = cache.lengths + counts
-    if is_known(needed) and needed.numel() and needed.max() > cache.capacity:
-        got = f"{int(needed.max())} tokens for {cache.capacity} slots"
+    most = max(needed.tolist(), default=0) if is_known(needed) else 0
+    if most > cache.capacity:
+        got = f"{most} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
 
 

@@ -93,8 +93,8 @@ def wide(array):
 
 def finite(*arrays) -> bool:
     """Whether all are finite, and so small that no product of keys and values overflows."""
-    norms = (torch.linalg.vector_norm(wide(array.detach())) for array in arrays)
-    return math.isfinite(sum(norms))
+    first, *norms = (torch.linalg.vector_norm(wide(array.detach())) for array in arrays)
+    return math.isfinite(sum(norms, first))
 
 
 def seen_finite(key, value) -> bool:
