@@ -19,7 +19,7 @@ from .masks import Mask
 from .multihead import MultiHeadAttention
 
 Options = dict[str, Any]
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
+ACTIVATIONS: Options = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
 Padding = Mask | Bool[Array, "B S"] | None
 AnyMask = Mask | Shaped[Array, "..."] | None
 
