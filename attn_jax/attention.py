@@ -178,8 +178,7 @@ def _steps(
     scores = q @ k.swapaxes(-1, -2)  # (B, H, T, S)
     scores, masked_scores, weights = _weigh(scores, bad, visible, bias, softcap, empty_rows)
     # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
-    kept = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key)
-    output = kept @ v  # (B, H, T, D_v)
+    output = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key) @ v  # (B, H, T, D_v)
     if not sizes[3] and empty_rows != "zero":
         output = jnp.full_like(output, jnp.nan)  # the mean over no key at all is 0/0
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))

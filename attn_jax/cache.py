@@ -30,7 +30,7 @@ class KVCache:
 
     key: Float[Array, "B H_kv C D"]
     value: Float[Array, "B H_kv C D"]
-    lengths: Integer[Array, "B"]
+    lengths: Integer[Array | np.ndarray, "B"]
 
     @classmethod
     def empty(
@@ -64,12 +64,13 @@ class KVCache:
         Raises ValueError where they do not fit, nothing written.
         """
         checks.check_append(self, key, value, counts)
-        steps = key.shape[2]
-        taken: Any = np.full(len(self.lengths), steps, np.int32) if counts is None else counts
-        key = _write(self.key, key, self.lengths, taken)
-        value = _write(self.value, value, self.lengths, taken)
-        wrong = (taken < 0) | (taken > steps)
-        return KVCache(key, value, self._lose(self.lengths + taken, wrong))
+        steps, first = key.shape[2], self.lengths
+        taken: Any = np.full(len(first), steps, np.int32) if counts is None else counts
+        key, value = (
+            _write(slots, new, first, taken)
+            for slots, new in ((self.key, key), (self.value, value))
+        )
+        return KVCache(key, value, self._lose(first + taken, (taken < 0) | (taken > steps)))
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
@@ -113,7 +114,7 @@ class StackCache:
     memory_key_padding_mask: Bool[Array, "B S"] | None = None
 
     @property
-    def lengths(self) -> Integer[Array, "B"]:
+    def lengths(self) -> Integer[Array | np.ndarray, "B"]:
         """How many positions of each sample are written."""
         return self.layers[0].lengths
 

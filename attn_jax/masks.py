@@ -318,7 +318,7 @@ def _prefix(at, lengths):
 
 
 def padding(
-    lengths: Integer[Array, "B"] | Sequence[int] | None = None,
+    lengths: Integer[Array | np.ndarray, "B"] | Sequence[int] | None = None,
     *,
     hidden: Bool[Array, "B S"] | None = None,
 ) -> Mask:

@@ -117,7 +117,11 @@ class Seq2SeqTransformer(nnx.Module):
 
 
 def sinusoids(
-    positions: Integer[Array, "B T"], features: int, dtype=jnp.float32, *, count: int = 0
+    positions: Integer[Array | np.ndarray, "B T"],
+    features: int,
+    dtype=jnp.float32,
+    *,
+    count: int = 0,
 ) -> Float[Array, "B T E"]:
     """Return the paper's positional encodings (B, T, E): sines at even features, cosines at odd.
 

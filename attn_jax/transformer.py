@@ -20,7 +20,7 @@ from .multihead import Linear, MultiHeadAttention
 
 Options = dict[str, Any]
 ACTIVATIONS: Options = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
-Padding = Mask | Bool[Array, "B S"] | None
+Padding = Mask | Bool[Array, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Array, "..."] | None
 
 

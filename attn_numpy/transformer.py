@@ -18,7 +18,7 @@ from .multihead import MultiHeadAttention
 
 Options = dict[str, Any]
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
-Padding = Mask | Bool[np.ndarray, "B S"] | None
+Padding = Mask | Bool[np.ndarray, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[np.ndarray, "..."] | None
 
 
