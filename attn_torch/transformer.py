@@ -19,7 +19,7 @@ from .multihead import MultiHeadAttention, new_linear
 
 Options = dict[str, Any]
 ACTIVATIONS: Options = {"relu": relu, "gelu": gelu}
-Padding = Mask | Bool[Tensor, "B S"] | None
+Padding = Mask | Bool[Tensor, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Tensor, "..."] | None
 
 
