@@ -13,6 +13,15 @@ from .settings import ENOUGH, LEARNING_RATE, MODEL, MOST_STEPS, SEED
 
 def train(settings: dict = MODEL) -> Iterator[tuple[Seq2SeqTransformer, float]]:
     """Yield the model and its loss after each step, until it has learned enough."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for a second one
+    try:
+        yield from _steps(settings)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _steps(settings: dict) -> Iterator[tuple[Seq2SeqTransformer, float]]:
     torch.manual_seed(SEED)
     model = Seq2SeqTransformer(**settings)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
