@@ -24,8 +24,10 @@ PIP = ["-m", "pip", "install", "-c", str(CONSTRAINTS)]
 if torch_index := os.environ.get("ATTN_ROSETTA_TORCH_INDEX"):
     PIP += ["--extra-index-url", torch_index]
 
-# Compiled programs are kept between runs: without them JAX takes most of a run's time.
+# Compiled programs are kept between runs: without them JAX takes most of a run's time. And threads
+# that spin while they wait, as OpenMP's do, take it from whatever else the machine is doing.
 ENV = {
+    "OMP_WAIT_POLICY": "passive",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".nox" / "jax-cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
