@@ -384,7 +384,7 @@ def check_attn_mask(mask, query, sizes: tuple[int, int, int, int]) -> None:
 
 def check_counts(**sizes) -> None:
     for name, size in sizes.items():
-        check_count(name, size, 1)
+        check_count(name, size, 0 if name == "batch_size" else 1)
 
 
 def check_append(cache, key, value, counts) -> None:
@@ -495,11 +495,13 @@ def check_hidden_tokens(x, hidden, batch_first: bool) -> None:
         raise ValueError(f"hidden must be (B, T) = {wanted}: got {tuple(hidden.shape)}")
 
 
-def check_movable(mask) -> None:
+def check_movable(name: str, mask) -> None:
     """Accept only masks that know positions: hidden tokens are left out, and rows move up."""
-    for leaf in mask.leaves():
+    rule = f"{name} must go by positions where tokens are hidden"
+    if is_array(mask):
+        raise ValueError(f"{rule}: got {kind(mask)}")
+    for leaf in mask.leaves() if mask is not None else ():
         if any("T" in axes for axes in leaf.axes):
-            rule = "attn_mask must go by positions where tokens are hidden"
             raise ValueError(f"{rule}: got {leaf.name}")
 
 
@@ -511,12 +513,16 @@ def check_layer(dim_feedforward, activation, layer_norm_eps) -> None:
     if not isinstance(activation, str) or activation not in ("relu", "gelu"):
         raise ValueError(f"activation must be 'relu' or 'gelu': got {activation!r}")
     check_number("layer_norm_eps", layer_norm_eps)
+    if not 0 <= layer_norm_eps < float("inf"):
+        raise ValueError(f"layer_norm_eps must be at least 0 and finite: got {layer_norm_eps}")
 
 
-def check_stack_decode(x, cache, hidden, layers: int, batch_first: bool) -> None:
+def check_stack_decode(x, cache, hidden, layers: int, memories: int, batch_first: bool) -> None:
     """Refuse what a later layer would refuse after the first has written."""
     if len(cache.layers) != layers:
         raise ValueError(f"cache must have {layers} layers: got {len(cache.layers)}")
+    if len(cache.memory) != memories:
+        raise ValueError(f"cache must have {memories} memories: got {len(cache.memory)}")
     check_rank_and_float("x", x, _steps(batch_first))
     if hidden is not None:
         check_hidden_tokens(x, hidden, batch_first)
@@ -547,6 +553,12 @@ def check_token_array(name: str, tokens, axes: tuple[str, ...], vocab: int | Non
         if low < 0 or high >= vocab:
             rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
             raise ValueError(f"{rule}: got {low if low < 0 else high}")
+
+
+def check_token_batch(tgt, cache) -> None:
+    if tgt.shape[0] != len(cache.lengths):
+        got = f"{tgt.shape[0]} and {len(cache.lengths)}"
+        raise ValueError(f"tgt and cache must share a batch size: got {got}")
 
 
 def check_token_pair(src, tgt, src_vocab: int, tgt_vocab: int) -> None:
@@ -614,6 +626,12 @@ def check_configuration(path, settings, names: list[str], arrays: dict) -> None:
     """Refuse sizes beyond what the file holds: what it asks for would be built first."""
     if not isinstance(settings, dict) or set(settings) != set(names):
         raise not_ours(path, "its settings are not those of its class")
+    for name in {"bias", "batch_first", "norm_first", "norm"} & set(names):
+        if not isinstance(settings[name], bool):
+            raise not_ours(path, f"{name} = {settings[name]!r}, neither true nor false")
+    for name, array in arrays.items():
+        if dtype_name(array) not in FLOATS:
+            raise not_ours(path, f"{name} of {dtype_name(array)}")
     sizes = {name: value for name, value in settings.items() if type(value) is int}
     width = sizes.get("d_model", sizes.get("embed_dim", 1))
     held = sum(array.size for array in arrays.values())

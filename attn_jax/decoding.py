@@ -40,7 +40,9 @@ def greedy_decode(
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
     graph, state = nnx.split(model)
-    arrays = (state, jnp.asarray(src), jnp.asarray(prompt), eos_idx)
+    prompt = jnp.asarray(prompt)
+    prompt = prompt.astype(jnp.promote_types(prompt.dtype, jnp.int32))  # so that every token fits
+    arrays = (state, jnp.asarray(src), prompt, eos_idx)
     return _decode(*arrays, graph=graph, settings=(max_new_tokens, capacity, cached))
 
 

@@ -236,7 +236,7 @@ class MultiHeadAttention(nnx.Module):
             checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
             checks.check_mask(mask, sizes)
             if hidden is not None:
-                checks.check_movable(mask)
+                checks.check_movable("attn_mask", mask)
         return sizes
 
     def _attend_slots(self, query, cache: KVCache, mask, first):

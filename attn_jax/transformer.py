@@ -91,8 +91,9 @@ class _Layer(nnx.Module):
     def _feed_forward(self, x):
         return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x)))), None
 
-    def _decode(self, x, hidden, run):
+    def _decode(self, x, cache, hidden, run):
         """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
+        checks.check_is_cache(cache, KVCache)
         self._check(x)
         if hidden is None:
             return run(x, None)
@@ -149,7 +150,7 @@ class TransformerEncoderLayer(_Layer):
             x, written = self._add(x, self.norm1, lambda x: decode(x, cache, **masks))
             return self._add(x, self.norm2, self._feed_forward)[0], written
 
-        return self._decode(src, hidden, run)
+        return self._decode(src, cache, hidden, run)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -207,6 +208,9 @@ class TransformerDecoderLayer(_Layer):
 
         `memory` is `layer.multihead_attn.project(memory)`.
         """
+        checks.check_is_cache(cache, KVCache)
+        if hidden is not None:
+            checks.check_movable("memory_mask", memory_mask)
         first, decode = cache.lengths, self.self_attn.decode
         cross: Options = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
         self.multihead_attn.prepare(tgt, memory, **cross, query_offset=first)  # before writing
@@ -217,7 +221,7 @@ class TransformerDecoderLayer(_Layer):
             x, _ = self._look_at(memory, x, first, cross | {"need_weights": False})
             return self._add(x, self.norm3, self._feed_forward)[0], written
 
-        return self._decode(tgt, hidden, run)
+        return self._decode(tgt, cache, hidden, run)
 
     def _look_at(self, memory, x, first, masks: Options):
         """Attend from targets, which start at position `first`, to the memory."""
@@ -231,7 +235,7 @@ class TransformerDecoderLayer(_Layer):
 class _Stack(nnx.Module):
     """Layers of one class, one after the other, and a last norm."""
 
-    layer_class: type
+    layer_class: Any
 
     def __init__(
         self, num_layers: int, d_model: int, nhead: int, *args, norm: bool = False, **options
@@ -261,7 +265,8 @@ class _Stack(nnx.Module):
         """Refuse before the first layer has written; return where the caches are collected."""
         checks.check_is_cache(cache, StackCache)
         batch_first = self.layers[0].batch_first
-        checks.check_stack_decode(x, cache, hidden, len(self.layers), batch_first)
+        memories = len(self.layers) if self.layer_class.has_memory else 0
+        checks.check_stack_decode(x, cache, hidden, len(self.layers), memories, batch_first)
         return []
 
 

@@ -1,5 +1,7 @@
 """Keys and values that were projected before, so that a step of decoding projects only its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +59,7 @@ class KVCache:
         """
         checks.check_append(self, key, value, counts)
         counts = np.full(len(self.lengths), key.shape[2]) if counts is None else counts
+        counts = counts.astype(np.int64)
         for b, (first, count) in enumerate(zip(self.lengths, counts, strict=True)):
             self.key[b, :, first : first + count] = key[b, :, :count]
             self.value[b, :, first : first + count] = value[b, :, :count]
@@ -105,8 +108,8 @@ class StackCache:
 
     def copy(self) -> "StackCache":
         """Return a cache of its own with the same content."""
-        layers = tuple(cache.copy() for cache in self.layers)
-        return StackCache(layers, self.memory, self.memory_key_padding_mask)
+        layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
+        return StackCache(layers, memory, self.memory_key_padding_mask)
 
     def reorder(self, index: Integer[np.ndarray, "B"]) -> "StackCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
@@ -123,6 +126,18 @@ class StackCache:
     def with_layers(self, layers) -> "StackCache":
         """Return the same, memory included, with the layers' caches replaced."""
         return StackCache(tuple(layers), self.memory, self.memory_key_padding_mask)
+
+
+@contextmanager
+def given_back(*caches: KVCache) -> Iterator[None]:
+    """Let caches be used again if what consumes them fails: what it wrote is behind `lengths`."""
+    live = [cache for cache in caches if not cache.consumed]
+    try:
+        yield
+    except BaseException:
+        for cache in live:
+            cache.consumed = False
+        raise
 
 
 def pack(x, hidden, batch_first: bool):

@@ -35,7 +35,8 @@ def greedy_decode(
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
     step = _cached(model, src, prompt, max_new_tokens, capacity) if cached else _again(model, src)
-    found = np.full((len(src), max_new_tokens), model.padding_idx, prompt.dtype)
+    dtype = np.promote_types(prompt.dtype, np.int32)  # so that every token fits
+    found = np.full((len(src), max_new_tokens), model.padding_idx, dtype)
     ended, new = np.zeros(len(src), bool), prompt
     for i in range(max_new_tokens):
         likeliest = _last(step(new), new, model.padding_idx).argmax(-1)

@@ -93,6 +93,7 @@ class Seq2SeqTransformer(Module):
         """Take new target tokens; return their logits, and the cache. Padding is left out."""
         checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
+        checks.check_token_batch(tgt, cache)
         hidden = self._hidden(tgt)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from . import checks
-from .cache import KVCache, StackCache, pack, unpack
+from .cache import KVCache, StackCache, given_back, pack, unpack
 from .layers import Dropout, LayerNorm, Linear, Module, gelu, relu
 from .masks import Mask
 from .multihead import MultiHeadAttention
@@ -86,14 +86,16 @@ class _Layer(Module):
     def _feed_forward(self, x):
         return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x)))), None
 
-    def _decode(self, x, hidden, run):
+    def _decode(self, x, cache, hidden, run):
         """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
+        checks.check_is_cache(cache, KVCache)
         self._check(x)
-        if hidden is None:
-            return run(x, None)
-        packed, order = pack(x, hidden, self.batch_first)
-        y, cache = run(packed, np.sort(hidden, 1))
-        return unpack(y, hidden, order, self.batch_first), cache
+        with given_back(cache):
+            if hidden is None:
+                return run(x, None)
+            packed, order = pack(x, hidden, self.batch_first)
+            y, written = run(packed, np.sort(hidden, 1))
+            return unpack(y, hidden, order, self.batch_first), written
 
 
 class TransformerEncoderLayer(_Layer):
@@ -144,7 +146,7 @@ class TransformerEncoderLayer(_Layer):
             x, written = self._add(x, self.norm1, lambda x: decode(x, cache, **masks))
             return self._add(x, self.norm2, self._feed_forward)[0], written
 
-        return self._decode(src, hidden, run)
+        return self._decode(src, cache, hidden, run)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -202,6 +204,9 @@ class TransformerDecoderLayer(_Layer):
 
         `memory` is `layer.multihead_attn.project(memory)`.
         """
+        checks.check_is_cache(cache, KVCache)
+        if hidden is not None:
+            checks.check_movable("memory_mask", memory_mask)
         first, decode = cache.lengths, self.self_attn.decode
         cross: Options = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
         self.multihead_attn.prepare(tgt, memory, **cross, query_offset=first)  # before writing
@@ -212,7 +217,7 @@ class TransformerDecoderLayer(_Layer):
             x, _ = self._look_at(memory, x, first, cross | {"need_weights": False})
             return self._add(x, self.norm3, self._feed_forward)[0], written
 
-        return self._decode(tgt, hidden, run)
+        return self._decode(tgt, cache, hidden, run)
 
     def _look_at(self, memory, x, first, masks: Options):
         """Attend from targets, which start at position `first`, to the memory."""
@@ -226,7 +231,7 @@ class TransformerDecoderLayer(_Layer):
 class _Stack(Module):
     """Layers of one class, one after the other, and a last norm."""
 
-    layer_class: type
+    layer_class: Any
 
     def __init__(
         self, num_layers: int, d_model: int, nhead: int, *args, norm: bool = False, **options
@@ -256,7 +261,8 @@ class _Stack(Module):
         """Refuse before the first layer has written; return where the caches are collected."""
         checks.check_is_cache(cache, StackCache)
         batch_first = self.layers[0].batch_first
-        checks.check_stack_decode(x, cache, hidden, len(self.layers), batch_first)
+        memories = len(self.layers) if self.layer_class.has_memory else 0
+        checks.check_stack_decode(x, cache, hidden, len(self.layers), memories, batch_first)
         return []
 
 
@@ -300,10 +306,11 @@ class TransformerEncoder(_Stack):
     ) -> tuple[Float[np.ndarray, "_ _ E"], StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
         written = self._check_decode(src, cache, hidden)
-        for layer, own in zip(self.layers, cache.layers, strict=True):
-            src, own = layer.decode(src, own, hidden=hidden, src_mask=mask)
-            written.append(own)
-        return self._end(src), cache.with_layers(written)
+        with given_back(*cache.layers):
+            for layer, own in zip(self.layers, cache.layers, strict=True):
+                src, own = layer.decode(src, own, hidden=hidden, src_mask=mask)
+                written.append(own)
+            return self._end(src), cache.with_layers(written)
 
 
 class TransformerDecoder(_Stack):
@@ -353,6 +360,7 @@ class TransformerDecoder(_Stack):
             memory_key_padding_mask = np.broadcast_to(hidden[:, 0, 0], (batch, keys))
         elif memory_key_padding_mask is not None:
             checks.check_key_padding_mask(memory_key_padding_mask, (batch, 1, 1, keys))
+            memory_key_padding_mask = memory_key_padding_mask.copy()  # the cache's own
         return StackCache(self._new_caches(batch, capacity), projected, memory_key_padding_mask)
 
     def decode(
@@ -368,10 +376,11 @@ class TransformerDecoder(_Stack):
         written = self._check_decode(tgt, cache, hidden)
         masks: Options = {"tgt_mask": tgt_mask, "memory_mask": memory_mask}
         masks |= {"hidden": hidden, "memory_key_padding_mask": cache.memory_key_padding_mask}
-        for layer, own, memory in zip(self.layers, cache.layers, cache.memory, strict=True):
-            tgt, own = layer.decode(tgt, own, memory, **masks)
-            written.append(own)
-        return self._end(tgt), cache.with_layers(written)
+        with given_back(*cache.layers):
+            for layer, own, memory in zip(self.layers, cache.layers, cache.memory, strict=True):
+                tgt, own = layer.decode(tgt, own, memory, **masks)
+                written.append(own)
+            return self._end(tgt), cache.with_layers(written)
 
 
 class Transformer(Module):

@@ -1,5 +1,7 @@
 """Keys and values that were projected before, so that a step of decoding projects only its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -127,8 +129,8 @@ class StackCache:
 
     def copy(self) -> "StackCache":
         """Return a cache of its own with the same content."""
-        layers = tuple(cache.copy() for cache in self.layers)
-        return StackCache(layers, self.memory, self.memory_key_padding_mask)
+        layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
+        return StackCache(layers, memory, self.memory_key_padding_mask)
 
     def reorder(self, index: Integer[Tensor, "B"]) -> "StackCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
@@ -153,6 +155,18 @@ def uniform(lengths) -> int | None:
     """Return the length that all samples have, None where they differ."""
     values = set(lengths.tolist())
     return values.pop() if len(values) == 1 else None
+
+
+@contextmanager
+def given_back(*caches: KVCache) -> Iterator[None]:
+    """Let caches be used again if what consumes them fails: what it wrote is behind `lengths`."""
+    live = [cache for cache in caches if not cache.consumed]
+    try:
+        yield
+    except BaseException:
+        for cache in live:
+            cache.consumed = False
+        raise
 
 
 def pack(x, hidden, batch_first: bool):

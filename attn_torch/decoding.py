@@ -37,6 +37,7 @@ def greedy_decode(
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
     step = _cached(model, src, prompt, max_new_tokens, capacity) if cached else _again(model, src)
+    prompt = prompt.to(torch.promote_types(prompt.dtype, torch.int32))  # so that every token fits
     found = prompt.new_full((len(src), max_new_tokens), model.padding_idx)
     ended, new = torch.zeros(len(src), dtype=torch.bool, device=prompt.device), prompt
     for i in range(max_new_tokens):

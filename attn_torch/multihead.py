@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .attention import attention, attention_steps
-from .cache import KVCache, pack, uniform, unpack
+from .cache import KVCache, given_back, pack, uniform, unpack
 from .fused import fused_step, has_kernel, mark_bad_keys, seen_finite
 from .masks import Mask, allow, causal, hide, padding
 from .tiles import Cells, Tiles
@@ -149,14 +149,15 @@ class MultiHeadAttention(nn.Module):
         if hidden is not None:
             x, order = pack(x, hidden, self.batch_first)
         x, first = self._first(x), cache.lengths
-        new = self._project(x, x)
-        cache = cache.append(mark_bad_keys(new.key, new.value), new.value, counts)
-        query = _split_heads(self.q_proj(x), self.num_heads)
-        output = self._attend_slots(query, cache, attn_mask, first)
-        output = self._first(self.out_proj(_merge_heads(output)))
+        with given_back(cache):
+            new = self._project(x, x)
+            written = cache.append(mark_bad_keys(new.key, new.value), new.value, counts)
+            query = _split_heads(self.q_proj(x), self.num_heads)
+            output = self._attend_slots(query, written, attn_mask, first)
+            output = self._first(self.out_proj(_merge_heads(output)))
         if hidden is not None:
             output = unpack(output, hidden, order, self.batch_first)
-        return output, cache
+        return output, written
 
     def _inputs(self, query, key, value):
         """Return checked inputs, batch first."""
@@ -219,7 +220,7 @@ class MultiHeadAttention(nn.Module):
             checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
             checks.check_mask(mask, sizes)
             if hidden is not None:
-                checks.check_movable(mask)
+                checks.check_movable("attn_mask", mask)
         return sizes
 
     def _attend_slots(self, query, cache: KVCache, mask, first):

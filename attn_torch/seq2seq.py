@@ -98,6 +98,7 @@ class Seq2SeqTransformer(nn.Module):
         """Take new target tokens; return their logits, and the cache. Padding is left out."""
         checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
+        checks.check_token_batch(tgt, cache)
         hidden = self._hidden(tgt)
         first = cache.lengths[:, None].to(tgt.device)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from . import checks
-from .cache import KVCache, StackCache, pack, unpack
+from .cache import KVCache, StackCache, given_back, pack, unpack
 from .masks import Mask
 from .multihead import MultiHeadAttention, new_linear
 
@@ -89,14 +89,16 @@ class _Layer(nn.Module):
     def _feed_forward(self, x):
         return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x)))), None
 
-    def _decode(self, x, hidden, run):
+    def _decode(self, x, cache, hidden, run):
         """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
+        checks.check_is_cache(cache, KVCache)
         self._check(x)
-        if hidden is None:
-            return run(x, None)
-        packed, order = pack(x, hidden, self.batch_first)
-        y, cache = run(packed, hidden.sort(dim=1).values)
-        return unpack(y, hidden, order, self.batch_first), cache
+        with given_back(cache):
+            if hidden is None:
+                return run(x, None)
+            packed, order = pack(x, hidden, self.batch_first)
+            y, written = run(packed, hidden.sort(dim=1).values)
+            return unpack(y, hidden, order, self.batch_first), written
 
 
 class TransformerEncoderLayer(_Layer):
@@ -148,7 +150,7 @@ class TransformerEncoderLayer(_Layer):
             x, written = self._add(x, self.norm1, lambda x: decode(x, cache, **masks))
             return self._add(x, self.norm2, self._feed_forward)[0], written
 
-        return self._decode(src, hidden, run)
+        return self._decode(src, cache, hidden, run)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -207,6 +209,9 @@ class TransformerDecoderLayer(_Layer):
 
         `memory` is `layer.multihead_attn.project(memory)`.
         """
+        checks.check_is_cache(cache, KVCache)
+        if hidden is not None:
+            checks.check_movable("memory_mask", memory_mask)
         first, decode = cache.lengths, self.self_attn.decode
         cross: Options = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
         self.multihead_attn.prepare(tgt, memory, **cross, query_offset=first)  # before writing
@@ -217,7 +222,7 @@ class TransformerDecoderLayer(_Layer):
             x, _ = self._look_at(memory, x, first, cross | {"need_weights": False})
             return self._add(x, self.norm3, self._feed_forward)[0], written
 
-        return self._decode(tgt, hidden, run)
+        return self._decode(tgt, cache, hidden, run)
 
     def _look_at(self, memory, x, first, masks: Options):
         """Attend from targets, which start at position `first`, to the memory."""
@@ -231,7 +236,7 @@ class TransformerDecoderLayer(_Layer):
 class _Stack(nn.Module):
     """Layers of one class, one after the other, and a last norm."""
 
-    layer_class: type
+    layer_class: Any
 
     def __init__(
         self, num_layers: int, d_model: int, nhead: int, *args, norm: bool = False, **options
@@ -261,7 +266,8 @@ class _Stack(nn.Module):
         """Refuse before the first layer has written; return where the caches are collected."""
         checks.check_is_cache(cache, StackCache)
         batch_first = self.layers[0].batch_first
-        checks.check_stack_decode(x, cache, hidden, len(self.layers), batch_first)
+        memories = len(self.layers) if self.layer_class.has_memory else 0
+        checks.check_stack_decode(x, cache, hidden, len(self.layers), memories, batch_first)
         return []
 
 
@@ -306,10 +312,11 @@ class TransformerEncoder(_Stack):
     ) -> tuple[Float[Tensor, "_ _ E"], StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
         written = self._check_decode(src, cache, hidden)
-        for layer, own in zip(self.layers, cache.layers, strict=True):
-            src, own = layer.decode(src, own, hidden=hidden, src_mask=mask)
-            written.append(own)
-        return self._end(src), cache.with_layers(written)
+        with given_back(*cache.layers):
+            for layer, own in zip(self.layers, cache.layers, strict=True):
+                src, own = layer.decode(src, own, hidden=hidden, src_mask=mask)
+                written.append(own)
+            return self._end(src), cache.with_layers(written)
 
 
 class TransformerDecoder(_Stack):
@@ -361,7 +368,8 @@ class TransformerDecoder(_Stack):
         elif memory_key_padding_mask is not None:
             checks.check_key_padding_mask(memory_key_padding_mask, (batch, 1, 1, keys))
         if memory_key_padding_mask is not None:  # moved once, not at every step
-            memory_key_padding_mask = memory_key_padding_mask.to(projected[0].key.device)
+            device = projected[0].key.device
+            memory_key_padding_mask = memory_key_padding_mask.to(device, copy=True)
         return StackCache(self._new_caches(batch, capacity), projected, memory_key_padding_mask)
 
     @torch.no_grad()
@@ -378,10 +386,11 @@ class TransformerDecoder(_Stack):
         written = self._check_decode(tgt, cache, hidden)
         masks: Options = {"tgt_mask": tgt_mask, "memory_mask": memory_mask}
         masks |= {"hidden": hidden, "memory_key_padding_mask": cache.memory_key_padding_mask}
-        for layer, own, memory in zip(self.layers, cache.layers, cache.memory, strict=True):
-            tgt, own = layer.decode(tgt, own, memory, **masks)
-            written.append(own)
-        return self._end(tgt), cache.with_layers(written)
+        with given_back(*cache.layers):
+            for layer, own, memory in zip(self.layers, cache.layers, cache.memory, strict=True):
+                tgt, own = layer.decode(tgt, own, memory, **masks)
+                written.append(own)
+            return self._end(tgt), cache.with_layers(written)
 
 
 class Transformer(nn.Module):

@@ -187,7 +187,7 @@ def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
         raise checks.not_ours(path, "no such format, class or arrays")
     try:
         settings = json.loads(metadata.get("configuration", ""))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise checks.not_ours(path, "no configuration") from error
     model_class, names = CLASSES[metadata["class"]]
     checks.check_configuration(path, settings, names, arrays)

@@ -1,0 +1,140 @@
+"""What a refused call leaves behind, and what a cache shares with its caller: nothing."""
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import attn_jax
+import attn_numpy
+import attn_torch
+from conformance.subjects import load
+
+MODULES = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
+OWNING = ["numpy", "torch"]  # JAX's caches are values
+X = np.random.default_rng(3).normal(size=(2, 3, 8)).astype(np.float32)
+
+
+def new(backend: str, name: str, *sizes, **options):
+    """Return the backend's module, its adapter, and a new model in evaluation mode."""
+    if backend == "jax":
+        options["rngs"] = nnx.Rngs(0)
+    elif backend == "numpy":
+        options["rng"] = np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = getattr(MODULES[backend], name)(*sizes, **options)
+    model.eval()
+    return MODULES[backend], load(backend, "cpu"), model
+
+
+@pytest.mark.parametrize("backend", OWNING)
+def test_refused_decode_gives_the_cache_back(backend):
+    module, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    x, cache = subject.array(X), attn.new_cache(2, 5)
+    with pytest.raises(TypeError, match="predicate must return a bool array"):
+        attn.decode(x, cache, attn_mask=module.predicate(lambda b, h, q, k: q + k))
+    expected = attn.decode(x, attn.new_cache(2, 5))[0]
+    got, written = attn.decode(x, cache)
+    assert np.array_equal(subject.numpy(got), subject.numpy(expected))
+    assert written.lengths.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("backend", OWNING)
+def test_refused_decode_does_not_revive_a_consumed_cache(backend):
+    _, subject, layer = new(backend, "TransformerEncoderLayer", 8, 2, 16)
+    x, cache = subject.array(X), layer.self_attn.new_cache(2, 9)
+    layer.decode(x, cache)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a cache is used once"):
+            layer.decode(x, cache)
+
+
+@pytest.mark.parametrize("backend", OWNING)
+def test_stack_that_fails_midway_gives_every_cache_back(backend):
+    module, subject, decoder = new(backend, "TransformerDecoder", 2, 8, 2, 16)
+    x, memory = subject.array(X), subject.array(X[:, :2])
+    cache = decoder.start(memory, 5)
+    other = decoder.start(memory[:1], 5)
+    broken = module.StackCache(cache.layers, (cache.memory[0], other.memory[1]))
+    with pytest.raises(ValueError, match="cache must be"):
+        decoder.decode(x, broken)
+    got, _ = decoder.decode(x, cache)
+    expected, _ = decoder.decode(x, decoder.start(memory, 5))
+    assert np.array_equal(subject.numpy(got), subject.numpy(expected))
+
+
+@pytest.mark.parametrize("backend", MODULES)
+@pytest.mark.parametrize("kind", ["array", "mask"])
+def test_memory_mask_by_rows_is_refused_where_tokens_are_hidden(backend, kind):
+    module, subject, decoder = new(backend, "TransformerDecoder", 1, 8, 2, 16)
+    cache = decoder.start(subject.array(X[:, :2]), 5)
+    hidden = subject.array(np.array([[True, False, False], [False] * 3]))
+    rows = subject.array(np.random.default_rng(5).random((3, 2)) < 0.5)
+    mask = rows if kind == "array" else module.hide(rows[None, None])
+    with pytest.raises(ValueError, match="memory_mask must go by positions where tokens are"):
+        decoder.decode(subject.array(X), cache, hidden=hidden, memory_mask=mask)
+    decoder.decode(subject.array(X), cache, hidden=hidden, memory_mask=module.causal())
+
+
+@pytest.mark.parametrize("backend", OWNING)
+def test_copy_of_a_stack_shares_nothing(backend):
+    _, subject, decoder = new(backend, "TransformerDecoder", 2, 8, 2, 16)
+    cache = decoder.start(subject.array(X[:, :2]), 5)
+    cache.copy().memory[0].truncate(1)
+    decoder.decode(subject.array(X), cache)
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_cache_keeps_its_own_padding(backend):
+    _, subject, decoder = new(backend, "TransformerDecoder", 1, 8, 2, 16)
+    hidden = np.array([[False, True], [False, False]])
+    given = hidden.copy() if backend == "numpy" else subject.array(hidden)
+    cache = decoder.start(subject.array(X[:, :2]), 5, memory_key_padding_mask=given)
+    if backend != "jax":  # whose arrays cannot be written to
+        given[:] = True
+    assert np.array_equal(subject.numpy(cache.memory_key_padding_mask), hidden)
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_truncated_cache_keeps_its_own_lengths(backend):
+    _, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    _, cache = attn.decode(subject.array(X), attn.new_cache(2, 5))
+    lengths = np.array([1, 2])
+    given = lengths.copy() if backend == "numpy" else subject.array(lengths)
+    cache = cache.truncate(given)
+    if backend != "jax":
+        given[0] = 3
+    assert cache.lengths.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("backend", MODULES)
+@pytest.mark.parametrize("cached", [True, False])
+def test_greedy_tokens_do_not_wrap_in_a_narrow_dtype(backend, cached):
+    sizes = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    _, subject, model = new(backend, "Seq2SeqTransformer", 11, 300, **sizes, dim_feedforward=16)
+    decode, found = MODULES[backend].greedy_decode, []
+    for dtype in (np.int32, np.int8):
+        tokens = [subject.array(np.array(t, dtype)) for t in ([[3, 4], [5, 0]], [[1], [1]])]
+        got = decode(model, *tokens, eos_idx=2, max_new_tokens=5, cached=cached)
+        found.append(subject.numpy(got))
+    assert found[0].max() > 127
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_no_sample_at_all_decodes_to_none(backend):
+    _, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    output, cache = attn.decode(subject.array(X[:0]), attn.new_cache(0, 5))
+    assert tuple(output.shape) == (0, 3, 8)
+    assert len(cache.lengths) == 0
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_encoder_refuses_a_decoders_cache(backend):
+    _, subject, decoder = new(backend, "TransformerDecoder", 1, 8, 2, 16)
+    _, _, encoder = new(backend, "TransformerEncoder", 1, 8, 2, 16)
+    x = subject.array(X)
+    with pytest.raises(ValueError, match="cache must have 0 memories: got 1"):
+        encoder.decode(x, decoder.start(x, 5))
+    with pytest.raises(ValueError, match="cache must have 1 memories: got 0"):
+        decoder.decode(x, encoder.start(2, 5))
