@@ -138,3 +138,21 @@ def test_encoder_refuses_a_decoders_cache(backend):
         encoder.decode(x, decoder.start(x, 5))
     with pytest.raises(ValueError, match="cache must have 1 memories: got 0"):
         decoder.decode(x, encoder.start(2, 5))
+
+
+@pytest.mark.parametrize("use", ["copy", "reorder", "truncate", "append", "key", "decode"])
+@pytest.mark.parametrize("backend", OWNING)
+def test_consumed_cache_cannot_be_used_in_any_way(backend, use):
+    _, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    x, cache = subject.array(X), attn.new_cache(2, 9)
+    attn.decode(x, cache)
+    uses = {
+        "copy": cache.copy,
+        "reorder": lambda: cache.reorder(subject.array(np.array([1, 0]))),
+        "truncate": lambda: cache.truncate(0),
+        "append": lambda: cache.append(cache.key[:, :, :1], cache.value[:, :, :1]),
+        "key": lambda: attn(x, cache),
+        "decode": lambda: attn.decode(x, cache),
+    }
+    with pytest.raises(ValueError, match="a cache is used once, copy"):
+        uses[use]()
