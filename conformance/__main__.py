@@ -1,13 +1,16 @@
-"""python -m conformance run | report | list: the suite from the command line."""
+"""python -m conformance run | smoke | summary | diff | known | list: the suite's commands."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from . import known
 from .contract import clauses
-from .report import read, summary
+from .report import read
+from .summary import FORMATS, diff, summary
 
 HERE = Path(__file__).parent
 
@@ -17,42 +20,52 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("conformance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser(
-        "run", help="hold backends against the contract", epilog="Other options go to pytest."
+        "run", help="hold subjects against the contract", epilog="Other options go to pytest."
     )
-    run_parser.add_argument("--backend", action="append", help="numpy, torch or jax; repeatable")
-    run_parser.add_argument("--device", default="auto", help="auto (all), or cpu, cuda, ...")
-    run_parser.add_argument("--profile", action="append", help="only this profile; repeatable")
-    run_parser.add_argument("--clause", action="append", help="only this clause; repeatable")
+    smoke_parser = commands.add_parser("smoke", help="a verdict in ten seconds")
+    for command in (run_parser, smoke_parser):
+        _add_subjects(command)
+        command.add_argument("--report", default=".conformance/report.jsonl", help="JSON Lines")
     run_parser.add_argument("--fuzz", action="store_true", help="explore new random examples")
-    run_parser.add_argument("--report", default=".conformance/report.jsonl", help="JSON Lines")
-    report_parser = commands.add_parser("report", help="summarise a report")
-    report_parser.add_argument("path", help="a report in JSON Lines")
+    run_parser.add_argument("--known", help="a file of known differences, TOML")
+    summary_parser = commands.add_parser("summary", aliases=["report"], help="read a report")
+    summary_parser.add_argument("path", help="a report in JSON Lines")
+    summary_parser.add_argument("--format", choices=FORMATS, default="text")
+    diff_parser = commands.add_parser("diff", help="what began or ceased to conform")
+    diff_parser.add_argument("old", help="a report in JSON Lines")
+    diff_parser.add_argument("new", help="a later one")
+    known_parser = commands.add_parser("known", help="draft a file of known differences")
+    known_parser.add_argument("path", help="a report in JSON Lines")
     commands.add_parser("list", help="list the clauses")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "run":
+    if rest and options.command not in ("run", "smoke"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    match options.command:
-        case "run":
-            return run(options, rest)
-        case "report":
-            try:
-                print(summary(read(options.path)))
-            except (OSError, ValueError) as error:
-                print(error, file=sys.stderr)
-                return 2
-        case "list":
-            for clause in clauses().values():
-                print(f"{clause.profile:10} {clause.id:9} {clause.level:6} {clause.sentence}")
-    return 0
+    try:
+        return COMMANDS[options.command](options, rest)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _add_subjects(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", action="append", help="numpy, torch or jax; repeatable")
+    parser.add_argument("--subject", action="append", help="package.module:Class; repeatable")
+    parser.add_argument("--device", default="auto", help="auto (all), or cpu, cuda, ...")
+    parser.add_argument("--profile", action="append", help="only this profile; repeatable")
+    parser.add_argument("--clause", action="append", help="only this clause; repeatable")
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its table; nothing collected is an error."""
     given = [str(HERE), f"-c{HERE / 'pytest.ini'}", f"--rootdir={HERE}", "-q"]
-    for name in ("backend", "profile", "clause"):
+    for name in ("backend", "subject", "profile", "clause"):
         given += [f"--{name}={value}" for value in getattr(options, name) or []]
     given += [f"--device={options.device}", f"--report={options.report}"]
-    given += ["--fuzz"] * options.fuzz
+    given += ["--fuzz"] * options.fuzz + ["--smoke"] * (options.command == "smoke")
+    given += [f"--known={options.known}"] if options.known else []
+    narrow = options.clause or options.profile or options.command == "smoke" or rest
+    if not narrow:  # the whole suite takes all cores; a file's cases share what the oracle found
+        given += ["-p", "xdist", f"-n{os.cpu_count() or 1}", "--dist=loadfile"]
     status = pytest.main([*given, *rest])
     if "--collect-only" in rest:
         return int(status)
@@ -65,6 +78,46 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     elif status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("no case matches what was asked for: nothing was tested", file=sys.stderr)
     return int(status)
+
+
+def smoke(options: argparse.Namespace, rest: list[str]) -> int:
+    """Run the first case of each test, in one process."""
+    options.fuzz, options.known = False, None
+    return run(options, rest)
+
+
+def show(options: argparse.Namespace, rest: list[str]) -> int:
+    print(summary(read(options.path), options.format))
+    return 0
+
+
+def compare(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print what changed; the exit status is 1 where something ceased to conform."""
+    text, worse = diff(read(options.old), read(options.new))
+    print(text)
+    return int(worse)
+
+
+def draft(options: argparse.Namespace, rest: list[str]) -> int:
+    print(known.draft(read(options.path)))
+    return 0
+
+
+def show_clauses(options: argparse.Namespace, rest: list[str]) -> int:
+    for clause in clauses().values():
+        print(f"{clause.profile:10} {clause.id:9} {clause.level:6} {clause.sentence}")
+    return 0
+
+
+COMMANDS = {
+    "run": run,
+    "smoke": smoke,
+    "summary": show,
+    "report": show,
+    "diff": compare,
+    "known": draft,
+    "list": show_clauses,
+}
 
 
 if __name__ == "__main__":

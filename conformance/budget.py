@@ -32,10 +32,14 @@ LEDGER = Ledger()
 
 
 class Differs(AssertionError):
-    """An answer that the contract does not allow; the text says where and by how much."""
+    """An answer that the contract does not allow; the text says where and by how much.
 
-    def __init__(self, text: str):
+    `found` has the same as data, where a number is wrong: index, expected, got, error, allowed.
+    """
+
+    def __init__(self, text: str, **found):
         super().__init__(f"{LEDGER.clause}: {text}" if LEDGER.clause else text)
+        self.found = found
 
 
 def eps(dtype) -> float:
@@ -74,7 +78,12 @@ def compare(got, exact, naive, what: str) -> None:
         index = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
         raise Differs(
             f"{what} at {index}: expected {exact[index]:.9g}, got {wide[index]:.9g}, "
-            f"error {worst:.3g} of {limit:.3g} allowed ({used:.3g} x)"
+            f"error {worst:.3g} of {limit:.3g} allowed ({used:.3g} x)",
+            index=index,
+            expected=float(exact[index]),
+            got=float(wide[index]),
+            error=worst,
+            allowed=limit,
         )
     LEDGER.enter(used, what)
 
@@ -105,7 +114,11 @@ def same(got, expected, what: str) -> None:
         index = tuple(int(i) for i in np.argwhere(unequal)[0])
         raise Differs(
             f"{what} at {index}: expected exactly {b[index]}, got {a[index]} "
-            f"({int(unequal.sum())} of {unequal.size} differ)"
+            f"({int(unequal.sum())} of {unequal.size} differ)",
+            index=index,
+            expected=float(b[index]),
+            got=float(a[index]),
+            allowed=0.0,
         )
     LEDGER.enter(0.0, what)
 

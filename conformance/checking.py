@@ -7,7 +7,7 @@ import numpy as np
 from . import expected
 from .budget import Differs, check_dtype, compare
 from .cases import Case
-from .subject import Subject, require
+from .subject import NotOffered, Subject, require
 
 
 def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
@@ -18,13 +18,20 @@ def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
     compare(got, exact["output"], rough["output"], what)
 
 
+def steps_of(subject: Subject) -> list[str]:
+    """Return the names of the steps that a subject offers, in the order of the formula."""
+    scores = ["scores", "masked_scores"] if "steps" in subject.capabilities else []
+    offered = subject.capabilities & {"weights", "steps"}
+    return [*scores, *(["weights"] if offered else []), "output"]
+
+
 def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarray]:
     """Run a case by every path, hold each output and each step against the oracle; return these."""
     require(subject, "attention")
     got = subject.steps(*case.inputs(dtype), **case.options(dtype))
     output = subject.attention(*case.inputs(dtype), **case.options(dtype))
     exact, rough = case.expected(dtype)
-    for name in ("scores", "masked_scores", "weights", "output"):
+    for name in steps_of(subject):
         check_dtype(got[name], rough[name].dtype, name)
         compare(got[name], exact[name], rough[name], name)
     check_dtype(output, rough["output"].dtype, "output without steps")
@@ -45,13 +52,21 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
     return got
 
 
-def refused(call: Callable, *texts: str) -> None:
-    """See that a call raises a ValueError that holds these texts."""
+def refused(subject: Subject, call: Callable, error: type[Exception], *texts: str) -> None:
+    """See that a call is refused; by this error with these texts, where the contract's are offered.
+
+    An implementation of one's own has its own words.
+    """
+    own = "errors" in subject.capabilities
+    wanted = f"{error.__name__} with {list(texts)}" if own else "an error"
     try:
         call()
-    except ValueError as error:
-        lacking = [text for text in texts if text not in str(error)]
-        if lacking:
-            raise Differs(f"expected a ValueError with {lacking}, got {error}") from error
+    except NotOffered:
+        raise
+    except Exception as refusal:
+        lacking = [text for text in texts if text not in str(refusal)]
+        if own and (type(refusal) is not error or lacking):
+            got = f"{type(refusal).__name__}: {refusal}"
+            raise Differs(f"expected {wanted}, got {got}") from refusal
     else:
-        raise Differs(f"expected a ValueError with {list(texts)}, got no error")
+        raise Differs(f"expected {wanted}, got no error")

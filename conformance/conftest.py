@@ -1,14 +1,16 @@
 """How the suite is pointed at a subject: options, the `subject` fixture, and what is reported."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from conformance import subjects
+from conformance import known, subjects
+from conformance.alternatives import watch
 from conformance.budget import LEDGER
 from conformance.contract import clauses, profiles
-from conformance.report import Reporter
+from conformance.reporter import Reporter
 from conformance.subject import NotOffered, require
 
 HERE = Path(__file__).parent
@@ -18,6 +20,9 @@ SUBJECTS = pytest.StashKey[list]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--backend", action="append", help="numpy, torch or jax; may be repeated")
+    group.addoption("--subject", action="append", help="package.module:Class; may be repeated")
+    group.addoption("--known", help="a file of known differences, TOML")
+    group.addoption("--smoke", action="store_true", help="one case a clause")
     group.addoption("--device", default="auto", help="auto, or one device such as cpu or cuda")
     group.addoption("--profile", action="append", help="only the clauses of this profile")
     group.addoption("--clause", action="append", help="only this clause, such as EMPTY-2")
@@ -30,14 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
     config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
-    if hasattr(config, "workerinput"):
-        raise pytest.UsageError("the suite writes one report, in one process: got several workers")
     settings.register_profile("steady", derandomize=True, deadline=None, database=None)
     settings.register_profile("fuzz", max_examples=2000, deadline=None, database=None)
     settings.load_profile("fuzz" if config.option.fuzz else "steady")
     _known("--profile", config.option.profile, profiles())
     _known("--clause", config.option.clause, list(clauses()))
-    config.stash[SUBJECTS] = select(config.option.backend, config.option.device)
+    options = config.option
+    config.stash[SUBJECTS] = select(options.backend, options.device, options.subject)
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), "conformance-report")
 
 
@@ -47,8 +51,25 @@ def _known(option: str, given: list[str] | None, known: list[str]) -> None:
             raise pytest.UsageError(f"{option} must be one of {', '.join(known)}: got {name}")
 
 
-def select(backends: list[str] | None, device: str) -> list:
+def select(backends: list[str] | None, device: str, named: list[str] | None = None) -> list:
     """Load the subjects that are asked for: every importable backend where none is named."""
+    if not named and not backends:
+        named = os.environ.get(subjects.ENVIRONMENT, "").split()
+    found = [subject for name in named or [] for subject in plugged(name, device)]
+    return found if named and not backends else own(backends, device) + found
+
+
+def plugged(name: str, device: str) -> list:
+    """Load an adapter of somebody's own; whatever it raises is said in one line."""
+    try:
+        found = subjects.plug(name, device)
+    except Exception as error:
+        rule = f"--subject {name} must be importable and say what it offers"
+        raise pytest.UsageError(f"{rule}: got {type(error).__name__}: {error}") from error
+    return found
+
+
+def own(backends: list[str] | None, device: str) -> list:
     _known("--backend", backends, list(subjects.BACKENDS))
     lacking = {name: subjects.missing(name) for name in backends or subjects.BACKENDS}
     usable = [name for name, packages in lacking.items() if not packages]
@@ -94,22 +115,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not mark or mark.args[0] not in clauses() or "subject" not in item.fixturenames:
                 rule = "a test of the suite takes `subject` and proves a clause of CONTRACT.md"
                 raise pytest.UsageError(f"{rule}: got {item.nodeid}")
-    wanted = set(config.option.clause or clauses())
-    wanted &= {
-        c.id for c in clauses().values() if c.profile in (config.option.profile or profiles())
-    }
+    if config.option.known:
+        try:
+            known.mark(items, known.read(config.option.known))
+        except (OSError, ValueError) as error:
+            raise pytest.UsageError(f"--known: {error}") from error
     should = {clause.id for clause in clauses().values() if clause.level == "SHOULD"}
     for item in items:
         mark = item.get_closest_marker("clause")
         if mark and mark.args[0] in should:
             item.add_marker(pytest.mark.xfail(reason="a SHOULD clause", strict=False))
-    if len(wanted) == len(clauses()):
-        return
-    kept = [
-        item for item in items if (m := item.get_closest_marker("clause")) and m.args[0] in wanted
-    ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    kept = [item for item in items if wanted(item, config.option)]
+    kept = sample(kept) if config.option.smoke else kept
+    if len(kept) < len(items):
+        own = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in own])
+        items[:] = kept
+
+
+def wanted(item: pytest.Item, options) -> bool:
+    """Whether a test is of the profiles and clauses that are asked for."""
+    if not (options.clause or options.profile or options.smoke):
+        return True
+    mark = item.get_closest_marker("clause")
+    clause = clauses().get(mark.args[0]) if mark else None
+    if clause is None:  # a test of the house, in the same run
+        return False
+    asked = clause.id in (options.clause or [clause.id])
+    return asked and clause.profile in (options.profile or [clause.profile])
+
+
+def sample(items: list) -> list:
+    """Keep the first case of each test of the suite, for each subject."""
+    first: dict = {}
+    for item in items:
+        first.setdefault((item.function, item.callspec.params["subject"]), item)
+    return list(first.values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item):
+    """What a fixture asks for and a subject does not offer is not a failure either."""
+    try:
+        return (yield)
+    except NotOffered as error:
+        pytest.skip(str(error))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -118,6 +168,8 @@ def pytest_runtest_call(item: pytest.Item):
     mark = item.get_closest_marker("clause")
     LEDGER.open(mark.args[0] if mark else "")
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "subject" in parameters:
+        watch(parameters["subject"])
     try:
         for need in item.iter_markers("needs"):
             require(parameters["subject"], *need.args)

@@ -1,129 +1,61 @@
-"""Results as JSON Lines (header, results, footer), and the table that a person reads."""
+"""A report: JSON Lines of one header, cases and their results, and one footer.
+
+`report.schema.json` is its schema. A report without a footer was cut off, and is refused.
+"""
 
 import json
-import platform
-import sys
-import time
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
-import pytest
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from jsonschema import Draft202012Validator
 
-from .budget import LEDGER, Differs
-from .contract import clauses, profiles
-
-OUTCOMES = ("conforms", "differs", "error", "not offered")
-PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
+OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
+WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
 
 
-class Reporter:
-    """A pytest plugin: one JSON line a test, and the clause with every failure."""
+def line(**fields) -> str:
+    """Return one line of a report; what JSON has no number for becomes a text.
 
-    def __init__(self, config: pytest.Config, subjects: list):
-        self.subjects, self.started = subjects, time.time()
-        self.counts: Counter[str] = Counter()
-        self.file = None
-        if config.option.report and not config.option.collectonly:
-            path = Path(config.option.report)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
-        self.write(
-            type="header",
-            python=platform.python_version(),
-            platform=platform.platform(),
-            precision=PRECISION,
-            subjects=[
-                {"backend": s.name, "device": s.device, "versions": s.versions()} for s in subjects
-            ],
-            arguments=sys.argv[1:],
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        )
-
-    def write(self, **line) -> None:
-        if self.file:
-            print(json.dumps(line, ensure_ascii=False), file=self.file, flush=True)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
-        report = yield
-        mark = item.get_closest_marker("clause")
-        if mark and (report.when == "call" or not report.passed):
-            self._enter(item, call, report, clauses()[mark.args[0]])
-        return report
-
-    def _enter(self, item, call, report, clause) -> None:
-        subject = item.callspec.params["subject"]
-        if report.passed:
-            outcome = "conforms"
-        elif report.skipped and not hasattr(report, "wasxfail"):
-            outcome = "not offered"
-        else:
-            outcome = "differs" if isinstance(call.excinfo.value, AssertionError) else "error"
-        if report.failed and not isinstance(call.excinfo.value, Differs):
-            call.excinfo.value.add_note(f"{clause.id}: {clause.sentence}")
-        message = "" if report.passed else _message(call.excinfo.value)
-        if report.failed:
-            report.sections.append(("contract", _explain(clause, subject, item, message)))
-        self.counts[outcome] += 1
-        self.write(
-            type="result",
-            clause=clause.id,
-            backend=subject.name,
-            device=subject.device,
-            test=item.name,
-            outcome=outcome,
-            used=round(LEDGER.used, 4) if report.passed else None,
-            what=LEDGER.what if report.passed else None,
-            message=message,
-            seconds=round(report.duration, 4),
-        )
-
-    def pytest_report_header(self) -> list[str]:
-        shown = (f"{s.name} on {s.device} ({_versions(s.versions())})" for s in self.subjects)
-        return [f"subjects: {'; '.join(shown)}", f"precision: {PRECISION}"]
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        seconds = round(time.time() - self.started, 1)
-        self.write(type="footer", counts=self.counts, seconds=seconds, exit=int(exitstatus))
-        if self.file:
-            self.file.close()
+    >>> line(got=float("nan"))
+    '{"got": "NaN"}'
+    """
+    plain = {name: _plain(value) for name, value in fields.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
 
 
-def _message(error: BaseException) -> str:
-    return "\n".join([str(error).strip(), *getattr(error, "__notes__", [])])
+def _plain(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else str(value)
+    return value
 
 
-def _explain(clause, subject, item, message: str) -> str:
-    return (
-        f"{clause.id} ({clause.level}): {clause.sentence}\n"
-        f"subject: {subject.name} on {subject.device}; case: {item.name}\n"
-        f"{message}\n"
-        f"run just this: python -m conformance run --backend {subject.name} -k '{item.name}'\n"
-        f"or: python -m nox -s conformance -- --backend {subject.name} -k '{item.name}'"
-    )
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+@cache
+def _schema() -> Draft202012Validator:
+    text = Path(__file__).with_name("report.schema.json").read_text("utf-8")
+    return Draft202012Validator(json.loads(text))
 
 
 def read(path: str | Path) -> list[dict]:
-    """Read a report. Raises ValueError where it does not end in a footer: it was cut off."""
-    rule = "a report begins with a header and ends with a footer, in JSON Lines"
+    """Read a report. Raises ValueError where it was cut off or a line is not of the schema."""
     try:
         lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-        whole = bool(lines) and (lines[0]["type"], lines[-1]["type"]) == ("header", "footer")
+        kinds = [line["type"] for line in lines]
     except (json.JSONDecodeError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        kinds = []
+    if kinds[:1] + kinds[1:][-1:] != ["header", "footer"]:
+        rule = "a report begins with a header and ends with a footer, in JSON Lines"
         raise ValueError(f"{rule}: got {path}")
+    for number, line in enumerate(lines, 1):
+        if not _schema().is_valid(line):
+            raise ValueError(f"a report has lines of report.schema.json: got {path}, line {number}")
     return lines
+
+
+def results(lines: list[dict]) -> list[dict]:
+    """Return the results of a report, without its cases."""
+    return [line for line in lines if line["type"] == "result"]
 
 
 def by_clause(results: list[dict]) -> dict[str, str]:
@@ -136,54 +68,4 @@ def by_clause(results: list[dict]) -> dict[str, str]:
     outcomes = defaultdict(set)
     for result in results:
         outcomes[result["clause"]].add(result["outcome"])
-    worst = ("error", "differs", "conforms", "not offered")
-    return {id: next(word for word in worst if word in found) for id, found in outcomes.items()}
-
-
-def summary(lines: list[dict]) -> str:
-    """Return a report as a table: backend x device x profile, and what it ran on."""
-    header, footer = lines[0], lines[-1]
-    table = Table(box=SIMPLE_HEAD, header_style="bold")
-    for name in ("backend", "device", "profile"):
-        table.add_column(name, no_wrap=True)
-    for name in ("conform", "differ", "error", "not offered", "SHOULD", "worst", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("in case", no_wrap=True, max_width=50)
-    groups = defaultdict(list)
-    for result in lines[1:-1]:
-        profile = clauses()[result["clause"]].profile
-        groups[result["backend"], result["device"], profile].append(result)
-    order = {name: i for i, name in enumerate(profiles())}
-    ranked = {(s["backend"], s["device"]): i for i, s in enumerate(header["subjects"])}
-    for key in sorted(groups, key=lambda k: (ranked[k[:2]], order[k[2]])):
-        table.add_row(*key, *_row(groups[key]))
-    console = Console(width=160, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    counts = ", ".join(f"{footer['counts'].get(o, 0)} {o}" for o in OUTCOMES)
-    versions = "; ".join(
-        f"{s['backend']} on {s['device']}: {_versions(s['versions'])}" for s in header["subjects"]
-    )
-    return (
-        f"{capture.get()}"
-        "A clause counts once a profile. SHOULD clauses are counted in their own column and never "
-        "fail a run. The worst error is a share of what was allowed.\n"
-        f"{versions}; Python {header['python']}\n{header['precision']}\n"
-        f"{len(lines) - 2} tests: {counts}; {footer['seconds']} s"
-    )
-
-
-def _row(results: list[dict]) -> list[str]:
-    by_id = by_clause(results)
-    should = [id for id in by_id if clauses()[id].level == "SHOULD"]
-    kept = sum(by_id[id] == "conforms" for id in should)
-    outcomes = Counter(word for id, word in by_id.items() if id not in should)
-    measured = [r for r in results if r["used"]]
-    worst = max(measured, key=lambda r: r["used"], default=None)
-    return [
-        *(str(outcomes[name]) for name in OUTCOMES),
-        f"{kept} of {len(should)}" if should else "",
-        f"{worst['used']:.2f}" if worst else "exact" if outcomes["conforms"] else "",
-        f"{sum(r['seconds'] for r in results):.1f}",
-        f"{worst['test'].split('[')[0].removeprefix('test_')}: {worst['what']}" if worst else "",
-    ]
+    return {id: next(w for w in WORST_FIRST if w in found) for id, found in outcomes.items()}

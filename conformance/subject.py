@@ -1,10 +1,11 @@
 """What a thing under test offers: the adapter protocol, NumPy arrays in and out.
 
 An adapter declares its `capabilities`; what it does not declare is "not offered", which is neither
-a pass nor a failure. Masks arrive as `Spec`s (plain data), a random source as a seed.
+a pass nor a failure. Masks arrive as `Spec`s (plain data), a random source as a seed. `plug.py`
+makes a subject out of the little that an adapter of your own has to say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -12,18 +13,31 @@ import numpy as np
 from .specs import Spec
 
 CAPABILITIES = {
-    "masks": "mask builders and the questions a mask answers",
-    "attention": "attention and its steps",
-    "gradients": "gradients of attention and of multi-head attention",
+    "attention": "attention",
+    "weights": "attention weights beside the output",
+    "steps": "scores and masked scores",
+    "bias": "an additive bias beside the mask",
+    "scale": "a scale of one's choice",
+    "softcap": "a softcap",
+    "grouped": "query heads that share key heads",
+    "causal": "a causal mask of its own",
+    "dropout": "dropout",
+    "empty_rows": "a choice of what a row becomes that may see nothing",
+    "gradients": "gradients",
     "blocked": "a path that walks the mask's tiles",
     "compiled": "a compiled form of attention",
+    "traced": "calls whose arrays have no values yet",
+    "masks": "mask builders and the questions a mask answers",
     "multihead": "multi-head attention",
+    "attn_mask": "torch's two mask arguments, key_padding_mask and attn_mask, as they are",
+    "parameters": "the parameters that a new module starts with",
+    "widths": "keys and values of their own widths",
+    "sequence_first": "inputs with the sequence before the batch",
     "layers": "Transformer layers, stacks and models",
     "cache": "decoding with a cache",
     "counting": "a count of the tokens that a projection is sent",
-    "weights": "weights in and out",
+    "checkpoints": "weights in and out, as files and in other libraries' layouts",
     "any_shape": "a new shape without the cost of a compilation",
-    "traced": "calls whose arrays have no values yet",
     "errors": "the contract's errors, call by call",
 }
 
@@ -42,6 +56,7 @@ class Subject(Protocol):
     device: str
     capabilities: frozenset[str]
     dtypes: tuple[str, ...]
+    asked_as: str  # the options of the command line that choose it
 
     def versions(self) -> dict[str, str]:
         """Return the versions of what is under test, by package name."""
@@ -59,7 +74,7 @@ class Subject(Protocol):
         """Attend; options as in the contract, with `mask` a Spec and `seed` for dropout."""
 
     def steps(self, query, key, value, **options) -> dict[str, np.ndarray]:
-        """Return scores, masked_scores, weights and output of the same call."""
+        """Return the output of the same call, and what is offered of `STEPS` beside it."""
 
     def compiled(self, query, key, value, **options) -> np.ndarray:
         """Attend by the compiled form."""
@@ -151,7 +166,17 @@ class Decoding(Protocol):
         """Return the decoding with a number in every slot that is not written."""
 
 
-def require(subject: Subject, capability: str) -> None:
-    """Raise `NotOffered` unless the subject declares the capability."""
-    if capability not in subject.capabilities:
-        raise NotOffered(f"{subject.name} does not offer {CAPABILITIES[capability]}")
+def require(subject: Subject, *capabilities: str) -> None:
+    """Raise `NotOffered` unless the subject declares the capabilities."""
+    for capability in capabilities:
+        if capability not in subject.capabilities:
+            raise NotOffered(f"{subject.name} does not offer {CAPABILITIES[capability]}")
+
+
+def check_capabilities(capabilities: Iterable[str]) -> frozenset[str]:
+    """Return the capabilities, all of them known. Raises ValueError otherwise."""
+    unknown = sorted(set(capabilities) - set(CAPABILITIES))
+    if unknown:
+        rule = f"capabilities must be among {', '.join(CAPABILITIES)}"
+        raise ValueError(f"{rule}: got {', '.join(unknown)}")
+    return frozenset(capabilities)

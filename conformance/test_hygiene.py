@@ -39,7 +39,7 @@ def dirty(role: str, fill: float) -> list[np.ndarray]:
 def check_output(subject, role: str, fill: float, way: str) -> None:
     require(subject, "attention")
     inputs = dirty(role, fill)
-    for policy in ("zero", "nan"):
+    for policy in ("zero", "nan") if "empty_rows" in subject.capabilities else ("zero",):
         got = subject.attention(*inputs, empty_rows=policy, **WAYS[way])
         hold(got, *CLEAN.inputs("float32"), "output", seen=SEEN, empty_rows=policy)
     steps = subject.steps(*inputs, **WAYS[way])

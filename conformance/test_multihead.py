@@ -8,6 +8,7 @@ import pytest
 from . import expected, multi, reference
 from .budget import close, compare, same
 from .cases import LENGTHS, coins, normal
+from .checking import refused
 from .contract import clause
 from .multi import CROSS, SELF
 from .specs import causal, padding, sliding_window
@@ -22,10 +23,12 @@ ALL = np.ones((3, 2, 5, 7), bool)
 def test_width_is_kept(subject):
     require(subject, "multihead")
     config = {"embed_dim": 512, "num_heads": 8}
-    parameters = subject.parameters(config)
+    parameters = multi.Call(config, kdim=512, vdim=512).parameters("float32")
     x = normal(0, 2, 7, 512, dtype_name="float32")
     output, weights = subject.multihead(config, parameters, x)
-    assert (output.shape, weights.shape) == ((2, 7, 512), (2, 7, 7))
+    assert output.shape == (2, 7, 512), f"MHA-1: got {output.shape}"
+    if "weights" in subject.capabilities:
+        assert weights.shape == (2, 7, 7), f"MHA-1: got weights {weights.shape}"
 
 
 @clause("MHA-1")
@@ -129,6 +132,7 @@ def test_every_kind_of_mask(subject, name):
 
 @clause("MHA-5")
 def test_weights_come_averaged_or_per_head(subject):
+    require(subject, "weights")
     _, per_head = CROSS.check(subject, {}, ALL, average_weights=False)
     _, averaged = CROSS.check(subject, {}, ALL)
     assert (per_head.shape, averaged.shape) == ((3, 2, 5, 7), (3, 5, 7))
@@ -146,7 +150,8 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, average):
     turned = [x.swapaxes(0, 1) for x in inputs]
     output, weights = subject.multihead(config, parameters, *turned, **options)
     same(output.swapaxes(0, 1), first[0], "output, sequence first")
-    same(weights, first[1], "weights, batch first either way")
+    if "weights" in subject.capabilities:
+        same(weights, first[1], "weights, batch first either way")
 
 
 @clause("MHA-6")
@@ -156,8 +161,10 @@ def test_other_sizes(subject, name):
     seen = np.broadcast_to(~HIDDEN[:, None, None], (3, call.heads[0], 5, 7))
     options = {"key_padding_mask": HIDDEN}
     call.check(subject, options, seen, average_weights=False)
-    shapes = {n: x.shape for n, x in subject.parameters(call.config).items()}
-    assert shapes == {n: x.shape for n, x in call.parameters("float32").items()}, f"MHA-6: {shapes}"
+    if "parameters" in subject.capabilities:
+        shapes = {n: x.shape for n, x in subject.parameters(call.config).items()}
+        own = {n: x.shape for n, x in call.parameters("float32").items()}
+        assert shapes == own, f"MHA-6: {shapes}"
 
 
 @clause("MHA-6")
@@ -195,15 +202,19 @@ def test_no_query_gives_an_empty_output(subject):
     output, weights = subject.multihead(
         CROSS.config, CROSS.parameters("float32"), x, *CROSS.inputs()[1:], **options
     )
-    assert (output.shape, weights.shape) == ((3, 0, 14), (3, 0, 7))
+    assert output.shape == (3, 0, 14), f"MHA-6: got {output.shape}"
+    if "weights" in subject.capabilities:
+        assert weights.shape == (3, 0, 7), f"MHA-6: got weights {weights.shape}"
 
 
 @clause("MHA-6")
 @pytest.mark.untyped
 def test_sizes_that_do_not_divide_are_refused(subject):
     require(subject, "multihead")
-    with pytest.raises(ValueError, match="multiple of num_heads: got 14 and 3"):
-        subject.parameters({"embed_dim": 14, "num_heads": 3})
+    config = {"embed_dim": 14, "num_heads": 3}
+    call = (config, SELF.parameters("float32"), SELF.inputs()[0])
+    text = "multiple of num_heads: got 14 and 3"
+    refused(subject, lambda: subject.multihead(*call), ValueError, text)
 
 
 @clause("MHA-7")

@@ -22,6 +22,7 @@ from conformance.budget import LEDGER, Differs
 from conformance.cases import BY_NAME, PLAIN, SQUARE, Case
 from conformance.checking import check_gradients, check_steps, hold
 from conformance.report import read
+from conformance.report import results as lines
 from conformance.specs import allow, causal
 from conformance.subject import NotOffered
 
@@ -458,7 +459,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, (done.stdout + done.stderr)[-3000:]
-    return {line["test"]: line for line in read(report)[1:-1]}
+    return {line["test"]: line for line in lines(read(report))}
 
 
 def of(results: dict, row: Row, subject: str, backend: str) -> dict:

@@ -1,12 +1,16 @@
 """Adapters, one file each; a framework is imported when its adapter is asked for, not before."""
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 
+from ..plug import Plugged
 from ..subject import Subject
 
 BACKENDS = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
 ALIASES = {"gpu": "cuda"}  # JAX says gpu where torch says cuda
+ENTRY_POINTS = "attn_rosetta.subjects"
+ENVIRONMENT = "ATTN_ROSETTA_SUBJECT"
 
 
 def missing(backend: str) -> list[str]:
@@ -26,3 +30,37 @@ def load(backend: str, device: str = "cpu") -> Subject:
     'cpu'
     """
     return import_module(f"conformance.subjects.attn_{backend}").Adapter(device)
+
+
+def find(name: str) -> type:
+    """Return the adapter class that `package.module:Class`, or an entry point's name, stands for.
+
+    Raises ValueError where there is none; an ImportError inside the module goes through.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        if name not in points:
+            rule = f"--subject must be package.module:Class, or an entry point of {ENTRY_POINTS}"
+            raise ValueError(f"{rule} ({', '.join(points) or 'none is installed'}): got {name}")
+        return points[name].load()
+    try:
+        return getattr(import_module(module), attribute)
+    except AttributeError as error:
+        raise ValueError(f"--subject must name a class of {module}: got {attribute}") from error
+
+
+def plug(name: str, device: str = "auto") -> list[Plugged]:
+    """Return an adapter of one's own as a subject, on each of its devices or on one of them.
+
+    A class with `devices` is called with one of them, any other without arguments.
+    """
+    adapter = find(name)
+    own = list(getattr(adapter, "devices", ["cpu"]))
+    wanted = [d for d in own if device in ("auto", d, ALIASES.get(d))]
+    if not wanted:
+        rule = f"--device must be one that {name} declares, {', '.join(own)}"
+        raise ValueError(f"{rule}: got {device}")
+    label = name.rpartition(":")[0].rpartition(".")[2] or name
+    made = [adapter(d) if hasattr(adapter, "devices") else adapter() for d in wanted]
+    return [Plugged(one, label, d, name) for one, d in zip(made, wanted, strict=True)]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import numpy as np
 
 from ..specs import Spec
-from ..subject import TILE
+from ..subject import CAPABILITIES, TILE
 from .models import Models
 
 
@@ -18,11 +18,11 @@ class Rosetta(Models):
     name = ""
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
-    capabilities = frozenset({"masks", "attention", "blocked", "multihead", "errors"})
-    capabilities |= {"layers", "cache", "counting", "weights"}
+    capabilities = frozenset(CAPABILITIES) - {"gradients", "compiled", "traced", "any_shape"}
 
     def __init__(self, module, device: str):
         self.module, self.device = module, device
+        self.asked_as = f"--backend {self.name}"
 
     def array(self, array: np.ndarray):
         raise NotImplementedError

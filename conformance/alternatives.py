@@ -1,0 +1,184 @@
+"""What a wrong answer is: the named alternatives to the contract, tried until one explains it.
+
+Libraries differ in few ways, and each has a name here. A failure message and a report say which of
+them an answer is; `docs/atlas.md` is written from these names.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from . import naive, reference
+from .specs import Spec
+
+NAMES = {
+    "unmasked": "the mask forgotten",
+    "inverted": "the mask the other way round",
+    "transposed": "the mask with queries and keys swapped",
+    "first-sample": "the first sample's mask for every sample",
+    "top-left": "queries and keys starting together",
+    "bottom-right": "queries as the last positions",
+    "one-more": "one key more than may be seen",
+    "one-less": "one key less than may be seen",
+    "mean": "the mean over all keys where nothing may be seen",
+    "nan": "NaN where nothing may be seen",
+    "zero": "0 where nothing may be seen",
+    "unmasked-row": "everything where nothing may be seen",
+    "poisoned": "NaN or inf from a place that nobody may see",
+    "no-bias": "the bias forgotten",
+    "unscaled": "no scale",
+    "scale-d": "a scale of 1 / D",
+    "scale-d-v": "a scale of 1 / sqrt(D_v)",
+    "default-scale": "the scale that was given forgotten",
+    "tiled": "query head h reading key head h mod H_kv",
+    "softcap-last": "the softcap after the bias",
+    "no-softcap": "the softcap forgotten",
+}
+
+
+@dataclass
+class Call:
+    """One call of attention as a subject was given it, and what came out."""
+
+    inputs: tuple[np.ndarray, ...]
+    options: dict = field(default_factory=dict)
+    output: np.ndarray | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        query, key = self.inputs[:2]
+        return (*query.shape[:3], key.shape[2])
+
+    def seen(self, offset="own") -> np.ndarray:
+        """Return what may be seen: bool (B, H, T, S)."""
+        if offset == "own":
+            offset = self.options.get("query_offset")
+        return reference.allowed(self.options.get("mask"), self.sizes, offset)
+
+    def answer(self, seen: np.ndarray, **changes) -> np.ndarray:
+        """Return what the formula gives in float64, with some of the options changed."""
+        names = ("bias", "scale", "softcap", "empty_rows")
+        options = {n: self.options[n] for n in names if self.options.get(n) is not None} | changes
+        with np.errstate(all="ignore"):
+            wide = (np.asarray(x).astype(np.float64) for x in self.inputs)
+            if options.get("bias") is not None:
+                options["bias"] = np.asarray(options["bias"]).astype(np.float64)
+            return naive.attention(*wide, seen=seen, **options)["output"]
+
+
+def clean(call: Call) -> Call:
+    """Return the call with numbers in place of what is not finite in its keys and values."""
+    query, *others = call.inputs
+    return Call((query, *(np.nan_to_num(x, posinf=0, neginf=0) for x in others)), call.options)
+
+
+def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yield every alternative that this call can tell from the contract's answer."""
+    (_, _, T, S), options = call.sizes, call.options
+    (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
+    seen = call.seen()
+    empty = ~seen.any(-1, keepdims=True)
+    finite = clean(call)
+    if empty.any():
+        for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
+            yield name, partial(finite.answer, seen, empty_rows=policy)
+        yield "unmasked-row", lambda: finite.answer(seen | empty)
+    if not seen.all():
+        yield "unmasked", lambda: call.answer(np.ones_like(seen))
+        for policy in ("zero", "nan", "uniform"):
+            yield "inverted", partial(call.answer, ~seen, empty_rows=policy)
+        yield "first-sample", lambda: call.answer(np.broadcast_to(seen[:1], seen.shape))
+        if T == S:
+            yield "transposed", lambda: call.answer(seen.swapaxes(2, 3))
+        yield "poisoned", lambda: _poisoned(call, finite.answer(seen))
+    if isinstance(options.get("mask"), Spec):
+        offset = 0 if options.get("query_offset") is None else np.asarray(options["query_offset"])
+        yield "top-left", lambda: call.answer(call.seen(0))
+        yield "bottom-right", lambda: call.answer(call.seen(S - T))
+        yield "one-more", lambda: call.answer(call.seen(offset + 1))
+        yield "one-less", lambda: call.answer(call.seen(offset - 1))
+    if options.get("bias") is not None:
+        yield "no-bias", lambda: call.answer(seen, bias=None)
+    if options.get("softcap") is not None:
+        yield "no-softcap", lambda: call.answer(seen, softcap=None)
+        yield "softcap-last", lambda: _capped_last(call, seen)
+    for name, scale in (("unscaled", 1.0), ("scale-d", 1 / D), ("scale-d-v", D_v**-0.5)):
+        yield name, partial(call.answer, seen, scale=scale)
+    if options.get("scale") is not None:
+        yield "default-scale", lambda: call.answer(seen, scale=None)
+    if H_kv != H:
+        tiled = [np.tile(x, (1, H // H_kv, 1, 1)) for x in call.inputs[1:]]
+        yield "tiled", lambda: Call((call.inputs[0], *tiled), options).answer(seen)
+
+
+def _poisoned(call: Call, right: np.ndarray) -> np.ndarray:
+    """Return the right answer with whatever is not finite in what came out."""
+    output = np.asarray(call.output).astype(np.float64)
+    return np.where(np.isfinite(output), right, output)
+
+
+def _capped_last(call: Call, seen: np.ndarray) -> np.ndarray:
+    query, key, value = (np.asarray(x).astype(np.float64) for x in call.inputs)
+    group, cap = query.shape[1] // key.shape[1], call.options["softcap"]
+    scale = call.options.get("scale")
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    scores = np.einsum("bhtd,bhsd->bhts", query, key.repeat(group, 1)) * scale
+    bias = call.options.get("bias")
+    scores = cap * np.tanh((scores + (0 if bias is None else np.float64(bias))) / cap)
+    # the scores as a bias over queries of 0: the rest is attention as it always is
+    zeros = Call((np.zeros_like(query), key, value), {"bias": scores})
+    return zeros.answer(seen)
+
+
+def explains(output: np.ndarray, other: np.ndarray) -> bool:
+    """Whether an output is an alternative's: to the precision of its dtype, NaN where NaN.
+
+    This recognises, and judges nothing: alternatives differ by far more than rounding does.
+    """
+    got = np.asarray(output)
+    if got.shape != other.shape:
+        return False
+    unit = {2: 2e-2, 4: 2e-5, 8: 1e-12}[got.dtype.itemsize]
+    return bool(np.allclose(got.astype(np.float64), other, rtol=unit, atol=unit, equal_nan=True))
+
+
+def name_of(call: Call) -> str | None:
+    """Return the name of the alternative that explains an answer, or None."""
+    if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
+        return None
+    try:
+        right = call.answer(call.seen())
+        for name, answer in candidates(call):
+            other = answer()
+            if explains(call.output, other) and not explains(right, other):
+                return name
+    except (ValueError, IndexError, TypeError):  # a call that the contract refuses has no answer
+        return None
+    return None
+
+
+def watch(subject) -> None:
+    """Have a subject remember its last call of attention, as `subject.last`."""
+    watched = "last" in vars(subject)
+    subject.last = None
+    if watched:
+        return
+    for method in ("attention", "steps", "blocked"):
+        try:
+            own = getattr(subject, method)
+        except Exception:  # what is not offered is not watched
+            continue
+        setattr(subject, method, _watched(subject, own))
+
+
+def _watched(subject, own: Callable) -> Callable:
+    def call(*inputs, **options):
+        subject.last = None
+        found = own(*inputs, **options)
+        output = found.get("output") if isinstance(found, dict) else found
+        subject.last = Call(inputs, options, np.asarray(output))
+        return found
+
+    return call

@@ -1,0 +1,107 @@
+"""Known differences: an adopter's own file of what an implementation does otherwise, and why.
+
+    [[known]]
+    clause = "EMPTY-1"
+    case = "test_zero_gives_exact_zeros[*]"  # left out: every case of the clause
+    reason = "a row that may see nothing is the mean of all values"
+    link = "https://example.org/issues/1"
+
+Every case that an entry matches must differ. One that has begun to conform is an error, and so is
+an entry that matches nothing.
+"""
+
+import tomllib
+from collections import defaultdict
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from .contract import clauses
+from .report import results
+
+FIELDS = ("clause", "reason", "link")
+
+
+@dataclass(frozen=True)
+class Known:
+    """One known difference."""
+
+    clause: str
+    reason: str
+    link: str
+    case: str = "*"
+    subject: str = "*"
+
+    def matches(self, clause: str, case: str, subject: str) -> bool:
+        """Whether the entry speaks of a case; what stands in brackets is not a pattern."""
+        pattern = self.case.replace("[", "[[]")
+        named = fnmatchcase(case, pattern) and fnmatchcase(subject, self.subject)
+        return clause == self.clause and named
+
+    def __str__(self) -> str:
+        return f"{self.clause}, case {self.case!r}, subject {self.subject!r}"
+
+
+KNOWN = pytest.StashKey[Known]()
+
+
+def read(path: str | Path) -> list[Known]:
+    """Read a file of known differences. Raises ValueError where an entry lacks what it needs."""
+    entries = tomllib.loads(Path(path).read_text("utf-8")).get("known", [])
+    found = []
+    for entry in entries:
+        lacking = [name for name in FIELDS if not str(entry.get(name, "")).strip()]
+        unknown = sorted(entry.keys() - {*FIELDS, "case", "subject"})
+        if lacking or unknown or entry["clause"] not in clauses():
+            rule = "a known difference has a clause of the contract, a reason, a link, and may have"
+            raise ValueError(f"{rule} a case and a subject: got {entry} in {path}")
+        found.append(Known(**entry))
+    return found
+
+
+def mark(items: list[pytest.Item], entries: list[Known]) -> None:
+    """Expect the known differences of the tests. Raises ValueError for an entry without a test."""
+    from .reporter import case_of
+
+    idle = set(entries)
+    for item in items:
+        clause = item.get_closest_marker("clause")
+        if clause is None or not hasattr(item, "callspec"):
+            continue
+        subject = item.callspec.params["subject"]
+        about = (clause.args[0], case_of(item.name, subject), subject.name)
+        for entry in entries:
+            if entry.matches(*about):
+                idle.discard(entry)
+                item.stash[KNOWN] = entry
+                reason = f"a known difference: {entry.reason} ({entry.link})"
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+                break
+    if idle:
+        rule = "a known difference matches a case of the suite"
+        raise ValueError(f"{rule}: got {'; '.join(map(str, idle))}")
+
+
+def draft(lines: list[dict]) -> str:
+    """Return a file of known differences for what differs in a report; reasons are to be written.
+
+    One entry for a clause of which every case differs, else an entry a case.
+    """
+    groups = defaultdict(list)
+    for result in results(lines):
+        if result["outcome"] != "not offered":
+            groups[result["subject"], result["clause"]].append(result)
+    entries = []
+    for (subject, clause), group in groups.items():
+        wrong = [r for r in group if r["outcome"] in ("differs", "error")]
+        cases = ["*"] if len(wrong) == len(group) else [r["case"] for r in wrong]
+        entries += [
+            f"[[known]]\nclause = {clause!r}\nsubject = {subject!r}\ncase = {case!r}\n"
+            f'reason = ""  # {(wrong[0]["took"] or wrong[0]["message"]).splitlines()[0][:80]}\n'
+            'link = ""\n'
+            for case in cases
+            if wrong
+        ]
+    return "\n".join(entries)

@@ -1,0 +1,256 @@
+"""A subject made of an adapter: of the little that an implementation of your own has to say.
+
+    class Subject:
+        masks = "attend"  # what True says: "attend" or "hide"; "add" is a float mask of 0 and -inf
+        capabilities = {"attention", "bias"}
+
+        def attention(self, query, key, value, *, mask=None, bias=None): ...
+
+NumPy arrays go in and come out, shaped as the contract has them, a mask always (B, H, T, S). An
+option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import reference
+from .specs import Spec
+from .subject import CAPABILITIES, NotOffered, check_capabilities, require
+
+MASKS = ("attend", "hide", "add")
+OPTIONS = ("bias", "scale", "softcap", "dropout")
+SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
+
+
+def pointed(seen: np.ndarray, masks: str, dtype) -> np.ndarray:
+    """Return what may be seen as a mask that points the way it is asked for.
+
+    >>> pointed(np.array([True, False]), "add", np.float32)
+    array([  0., -inf], dtype=float32)
+    """
+    if masks == "add":
+        return np.where(seen, 0.0, -np.inf).astype(dtype)
+    return np.array(seen if masks == "attend" else ~seen)
+
+
+def positional(spec: Spec) -> bool:
+    """Whether some part of a mask looks at positions, and so needs to know where queries start."""
+    if spec.parts:
+        return any(positional(part) for part in spec.parts)
+    one_sided = spec.kind == "segments" and "key_ids" not in spec.arguments
+    return one_sided or spec.kind in ("causal", "sliding_window", "prefix", "predicate")
+
+
+def conjuncts(spec: Spec) -> list[Spec]:
+    """Return the masks that an `&` puts together, or the mask alone."""
+    return [c for p in spec.parts for c in conjuncts(p)] if spec.kind == "and" else [spec]
+
+
+class Steps(dict):
+    """The steps that a subject returns; looking for another finds that it is not offered."""
+
+    def __missing__(self, name: str):
+        raise NotOffered(f"the subject does not offer {name.replace('_', ' ')}")
+
+
+class Plugged:
+    """Drives an adapter; what it does not declare is not offered."""
+
+    def __init__(self, adapter: Any, name: str, device: str = "cpu", path: str = ""):
+        self.adapter, self.device = adapter, device
+        self.asked_as = f"--subject {path or name}"
+        self.name = getattr(adapter, "name", name)
+        self.capabilities = check_capabilities(getattr(adapter, "capabilities", ["attention"]))
+        self.dtypes = tuple(getattr(adapter, "dtypes", ["float32"]))
+        masks = getattr(adapter, "masks", None)
+        if masks not in MASKS:
+            rule = "`masks` must say what True means, 'attend' or 'hide', or 'add' for 0 and -inf"
+            raise ValueError(f"{rule}: got {masks!r}")
+        self.masks: str = masks
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise NotOffered(f"{self.name} does not offer {CAPABILITIES.get(name, name)}")
+
+    def versions(self) -> dict[str, str]:
+        return dict(self.adapter.versions()) if hasattr(self.adapter, "versions") else {}
+
+    def attention(self, query, key, value, **options) -> np.ndarray:
+        options = self._options(query, key, options)
+        return np.asarray(self._call(self.adapter.attention, query, key, value, **options))
+
+    def steps(self, query, key, value, **options) -> Steps:
+        if not self.capabilities & {"weights", "steps"}:
+            return Steps(output=self.attention(query, key, value, **options))
+        options = self._options(query, key, options)
+        if "steps" in self.capabilities:
+            found = self._call(self.adapter.steps, query, key, value, **options)
+        else:
+            output, weights = self._call(self.adapter.weights, query, key, value, **options)
+            found = {"output": output, "weights": weights}
+        return Steps({name: np.asarray(array) for name, array in found.items()})
+
+    def gradients(self, query, key, value, grad, *, through="attention", **options):
+        if through != "attention":
+            require(self, through)
+        options = self._options(query, key, options)
+        found = self._call(self.adapter.gradients, query, key, value, grad, **options)
+        return {name: np.asarray(array) for name, array in found.items()}
+
+    def parameters(self, config: dict) -> dict[str, np.ndarray]:
+        require(self, "parameters")
+        return self._call(self.adapter.parameters, self._config(config))
+
+    def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
+        options = self._module_options(config, inputs, options)
+        options |= {"training": training} | ({} if seed is None else {"seed": seed})
+        query, key, value = self._all_inputs(inputs)
+        call = self.adapter.multihead
+        output, weights = self._call(
+            call, self._config(config), parameters, query, key, value, **options
+        )
+        return np.asarray(output), None if weights is None else np.asarray(weights)
+
+    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+        if not hasattr(self.adapter, "multihead_gradients"):
+            raise NotOffered(f"{self.name} does not offer gradients of multi-head attention")
+        options = self._module_options(config, (query, key, value), options)
+        for name in ("need_weights", "average_weights"):
+            options.pop(name)
+        call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
+        found = self._call(call, self._config(config), parameters, *inputs, **options)
+        return {name: np.asarray(array) for name, array in found.items()}
+
+    def decoding(self, kind, config, parameters, *, capacity, **given):
+        """Return the adapter's own decoding: it has `feed`, and what else it declares."""
+        require(self, "cache")
+        if kind != "attention" or set(given) != {"batch_size"}:
+            raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
+        own = self._call(
+            self.adapter.decoding, self._config(config), parameters, given["batch_size"], capacity
+        )
+        return PluggedDecoding(self, own)
+
+    def _call(self, function: Callable, *args, **options):
+        """Call an adapter; its framework's warnings are no business of the suite's."""
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return function(*args, **options)
+
+    def _options(self, query, key, options: dict) -> dict:
+        require(self, "attention")
+        if query.shape[1] != key.shape[1]:
+            require(self, "grouped")
+        given = {name: value for name, value in options.items() if value is not None}
+        found = {name: given[name] for name in OPTIONS if name in given}
+        require(self, *found)
+        if given.get("empty_rows", "zero") != "zero":
+            require(self, "empty_rows")
+            found["empty_rows"] = given["empty_rows"]
+        if "seed" in given and "dropout" in found:
+            found["seed"] = given["seed"]
+        sizes = (*query.shape[:3], key.shape[2])
+        offset = given.get("query_offset")
+        return found | self._mask(given.get("mask"), offset, sizes, query.dtype)
+
+    def _mask(self, spec: Spec | None, offset, sizes, dtype) -> dict:
+        """Return the mask as an array; a causal part as a flag, where the adapter has one."""
+        if spec is None:
+            return {}
+        parts, found = conjuncts(spec), {}  # type: list[Spec], dict[str, Any]
+        if offset is None and "causal" in self.capabilities:
+            if any(part.kind == "causal" for part in parts):
+                found["causal"] = True
+            parts = [part for part in parts if part.kind != "causal"]
+        if offset is None and sizes[2] != sizes[3] and any(map(positional, parts)):
+            raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
+        if parts:
+            seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
+            found["mask"] = pointed(seen, self.masks, dtype)
+        return found
+
+    def _config(self, config: dict) -> dict:
+        """Return the settings of a module, all of them declared."""
+        for name, capability in SETTINGS.items():
+            if name in config:
+                require(self, capability)
+        if not config.get("batch_first", True):
+            require(self, "sequence_first")
+        for name, usual in (("dropout", 0.0), ("empty_rows", "zero")):
+            if config.get(name, usual) != usual:
+                require(self, name)
+        return {name: value for name, value in config.items() if name != "empty_rows"} | (
+            {"empty_rows": config["empty_rows"]} if "empty_rows" in self.capabilities else {}
+        )
+
+    def _all_inputs(self, inputs: tuple) -> tuple:
+        """Fill in what is left out, as the contract has it: key is the query, value the key."""
+        query, key, value = (*inputs, None, None)[:3]
+        key = query if key is None else key
+        return query, key, key if value is None else value
+
+    def _module_options(self, config: dict, inputs: tuple, options: dict) -> dict:
+        require(self, "multihead")
+        query, key, _ = self._all_inputs(inputs)
+        axes = (0, 1) if config.get("batch_first", True) else (1, 0)
+        (B, T), S = (query.shape[axis] for axis in axes), key.shape[axes[1]]
+        sizes = (B, config["num_heads"], T, S)
+        wanted = "weights" in self.capabilities and options.get("need_weights", True)
+        found = {"need_weights": wanted, "average_weights": options.get("average_weights", True)}
+        padding, mask = options.get("key_padding_mask"), options.get("attn_mask")
+        offset = options.get("query_offset")
+        if "attn_mask" in self.capabilities:
+            return found | self._as_torch(padding, mask, offset, sizes)
+        return found | self._merged(padding, mask, offset, sizes, query.dtype)
+
+    def _as_torch(self, padding, attn_mask, offset, sizes: tuple) -> dict:
+        """Return the two masks as they are; a Mask as (B, H, T, S), True where hidden."""
+        if isinstance(attn_mask, Spec):
+            attn_mask = ~self._seen(attn_mask, offset, sizes)
+        found = {"key_padding_mask": padding, "attn_mask": attn_mask}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
+    def _merged(self, padding, attn_mask, offset, sizes: tuple, dtype) -> dict:
+        """Return the two masks as one, and what is added to the scores as a bias."""
+        seen, found = np.ones(sizes, bool), {}  # type: np.ndarray, dict[str, Any]
+        if padding is not None:
+            seen = seen & ~padding[:, None, None]
+        if isinstance(attn_mask, Spec):
+            seen = seen & self._seen(attn_mask, offset, sizes)
+        elif attn_mask is not None:
+            if attn_mask.ndim == 3:
+                require(self, "attn_mask")
+            if attn_mask.dtype == bool:
+                seen = seen & ~attn_mask
+            else:
+                require(self, "bias")
+                found["bias"] = np.array(np.broadcast_to(attn_mask, sizes))
+        return found if seen.all() else found | {"mask": pointed(seen, self.masks, dtype)}
+
+    def _seen(self, spec: Spec, offset, sizes) -> np.ndarray:
+        if offset is None and sizes[2] != sizes[3] and positional(spec):
+            raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
+        return reference.allowed(spec, sizes, offset)
+
+
+class PluggedDecoding:
+    """A decoding of an adapter: `feed` takes tokens, the rest is what the adapter has."""
+
+    def __init__(self, subject: Plugged, own: Any):
+        self.subject, self.own = subject, own
+
+    def feed(self, x: np.ndarray, **options) -> np.ndarray:
+        if options:
+            raise NotOffered(f"{self.subject.name} does not offer {', '.join(options)} in decoding")
+        return np.asarray(self.subject._call(self.own.feed, x))
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if not hasattr(self.own, name):
+            raise NotOffered(f"{self.subject.name} does not offer {name} in decoding")
+        return getattr(self.own, name)

@@ -1,0 +1,175 @@
+"""A pytest plugin: what every test found, for the report, and for whoever reads a failure."""
+
+import platform
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .alternatives import NAMES, name_of
+from .budget import LEDGER
+from .contract import clauses
+from .known import KNOWN
+from .report import line
+
+PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
+PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
+
+
+class Reporter:
+    """Writes a line a case and a line a result, wherever the tests run."""
+
+    def __init__(self, config: pytest.Config, subjects: list):
+        self.subjects, self.started = subjects, time.time()
+        self.counts: Counter[str] = Counter()
+        self.cases: set[str] = set()
+        self.file = None
+        here = not hasattr(config, "workerinput")  # workers send, and one process writes
+        if here and config.option.report and not config.option.collectonly:
+            path = Path(config.option.report)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
+        self.write(
+            type="header",
+            schema=1,
+            python=platform.python_version(),
+            platform=platform.platform(),
+            precision=PRECISION,
+            subjects=[described(subject) for subject in subjects],
+            arguments=sys.argv[1:],
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
+
+    def write(self, **fields) -> None:
+        if self.file:
+            print(line(**fields), file=self.file, flush=True)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call: pytest.CallInfo):
+        report = yield
+        mark = item.get_closest_marker("clause")
+        if mark and (report.when == "call" or not report.passed):
+            clause, subject = clauses()[mark.args[0]], item.callspec.params["subject"]
+            found = _result(item, call, report, clause, subject)
+            if found["outcome"] in ("differs", "error") and report.failed:
+                text = explain(clause, subject, found)
+                if found["outcome"] == "differs":
+                    report.longrepr = text
+                else:
+                    report.sections.append(("contract", text))
+            report.user_properties.append((PROPERTY, found))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, found in report.user_properties:
+            if name == PROPERTY and (report.when == "call" or not report.passed):
+                self._enter(found)
+
+    def _enter(self, found) -> None:
+        found = dict(found)
+        clause, dtype = clauses()[found["clause"]], found.pop("dtype")
+        if found["case"] not in self.cases:
+            self.cases.add(found["case"])
+            about = {"clause": clause.id, "level": clause.level, "profile": clause.profile}
+            self.write(type="case", case=found["case"], **about, dtype=dtype)
+        self.counts[found["outcome"]] += 1
+        self.write(type="result", **found)
+
+    def pytest_report_header(self) -> list[str]:
+        shown = (f"{s.name} on {s.device} ({versions(s.versions())})" for s in self.subjects)
+        return [f"subjects: {'; '.join(shown)}", f"precision: {PRECISION}"]
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        seconds = round(time.time() - self.started, 1)
+        self.write(type="footer", counts=dict(self.counts), seconds=seconds, exit=int(exitstatus))
+        if self.file:
+            self.file.close()
+
+
+def described(subject) -> dict:
+    """Return what a subject says of itself."""
+    return {
+        "subject": subject.name,
+        "device": subject.device,
+        "versions": subject.versions(),
+        "capabilities": sorted(subject.capabilities),
+        "dtypes": list(subject.dtypes),
+        "masks": getattr(subject, "masks", "structure"),
+    }
+
+
+def versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def case_of(test: str, subject) -> str:
+    """Return the name of a test's case, which all subjects share."""
+    return test.replace(f"[{subject.name}-{subject.device}-", "[", 1)
+
+
+def _error(call: pytest.CallInfo) -> BaseException | None:
+    return call.excinfo.value if call.excinfo else None
+
+
+def _outcome(item, report, error) -> str:
+    if report.passed:
+        return "conforms"
+    if report.skipped:
+        if not hasattr(report, "wasxfail"):
+            return "not offered"
+        if KNOWN in item.stash:
+            return "known difference"
+    return "differs" if isinstance(error, AssertionError) else "error"
+
+
+def _result(item, call, report, clause, subject) -> dict:
+    error = _error(call)
+    found = {
+        "case": case_of(item.name, subject),
+        "clause": clause.id,
+        "subject": subject.name,
+        "device": subject.device,
+        "test": item.name,
+        "outcome": _outcome(item, report, error),
+        "took": None,
+        "used": round(LEDGER.used, 4) if report.passed else None,
+        "what": LEDGER.what if report.passed else None,
+        "message": "" if report.passed else _message(error, report),
+        "seconds": round(report.duration, 4),
+        "dtype": str(item.callspec.params.get("dtype", "float32")),
+    }
+    if isinstance(error, AssertionError):
+        if getattr(subject, "last", None) is not None:
+            found["took"] = name_of(subject.last)
+        found |= getattr(error, "found", {})
+    return found
+
+
+def _message(error: BaseException | None, report) -> str:
+    if error is None:  # a known difference that conforms
+        return str(report.longrepr)
+    text = str(error).strip() or type(error).__name__
+    if not isinstance(error, AssertionError | pytest.skip.Exception):
+        text = f"{type(error).__name__}: {text}"
+    return "\n".join([text, *getattr(error, "__notes__", [])])
+
+
+def explain(clause, subject, found: dict) -> str:
+    """Return a failure for somebody who never read the suite: what, where, by how much, again."""
+    message = found["message"].removeprefix(f"{clause.id}: ")
+    lines = [
+        f"{clause.id} ({clause.level}): {clause.sentence}",
+        f"subject {subject.name}, device {subject.device}, dtype {found['dtype']}, "
+        f"case {found['case']}",
+        message,
+    ]
+    if found["took"]:
+        lines.append(f"that is what {found['took']!r} gives: {NAMES[found['took']]}")
+    chosen = f"{subject.asked_as} --device {subject.device} -k '{found['test']}'"
+    lines.append(f"run just this: python -m conformance run {chosen}")
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""What a report says, as a table for a terminal, for a page, or as JSON; and what has changed."""
+
+import json
+from collections import Counter, defaultdict
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .contract import clauses, profiles
+from .report import OUTCOMES, by_clause, results
+from .reporter import versions
+
+FORMATS = ("text", "markdown", "json")
+NOTE = (
+    "A clause counts once a profile. SHOULD clauses are counted in their own column and never fail "
+    "a run. The worst error is a share of what was allowed."
+)
+COLUMNS = {
+    "subject": "subject",
+    "device": "device",
+    "profile": "profile",
+    "conforms": "conform",
+    "differs": "differ",
+    "error": "error",
+    "known difference": "known",
+    "not offered": "not offered",
+    "should": "SHOULD",
+    "worst": "worst",
+    "seconds": "seconds",
+    "in case": "in case",
+}
+
+
+def summary(lines: list[dict], how: str = "text") -> str:
+    """Return a report's verdicts: subject x device x profile, and what it ran on."""
+    if how == "json":
+        return json.dumps(as_data(lines), indent=2, ensure_ascii=False)
+    rows = [[str(row[name]) for name in COLUMNS] for row in table(lines)]
+    table_text = _markdown(rows) if how == "markdown" else _text(rows)
+    footer, own = lines[-1], results(lines)
+    counts = ", ".join(f"{footer['counts'].get(o, 0)} {o}" for o in OUTCOMES)
+    ending = [*differences(lines), NOTE, *_ran_on(lines[0])]
+    ending.append(f"{len(own)} tests: {counts}; {footer['seconds']} s")
+    return table_text + ("\n\n" if how == "markdown" else "\n").join(ending)
+
+
+def as_data(lines: list[dict]) -> dict:
+    """Return the same as data: versions, a row for each profile, what differs."""
+    header, footer = lines[0], lines[-1]
+    return {
+        "subjects": header["subjects"],
+        "python": header["python"],
+        "precision": header["precision"],
+        "profiles": table(lines),
+        "differences": [
+            {name: r[name] for name in ("subject", "device", "clause", "case", "outcome", "took")}
+            for r in results(lines)
+            if r["outcome"] in ("differs", "error", "known difference")
+        ],
+        "counts": footer["counts"],
+        "seconds": footer["seconds"],
+    }
+
+
+def grouped(lines: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """Return the results by subject, device and profile, in the order of header and contract."""
+    order = {name: i for i, name in enumerate(profiles())}
+    ranked = {(s["subject"], s["device"]): i for i, s in enumerate(lines[0]["subjects"])}
+    groups = defaultdict(list)
+    for result in results(lines):
+        profile = clauses()[result["clause"]].profile
+        groups[result["subject"], result["device"], profile].append(result)
+    return {k: groups[k] for k in sorted(groups, key=lambda k: (ranked[k[:2]], order[k[2]]))}
+
+
+def table(lines: list[dict]) -> list[dict]:
+    """Return a row for each subject, device and profile."""
+    return [
+        dict(zip(("subject", "device", "profile"), key, strict=True)) | _row(group)
+        for key, group in grouped(lines).items()
+    ]
+
+
+def _row(group: list[dict]) -> dict:
+    by_id = by_clause(group)
+    should = [id for id in by_id if clauses()[id].level == "SHOULD"]
+    kept = sum(by_id[id] == "conforms" for id in should)
+    outcomes = Counter(word for id, word in by_id.items() if id not in should)
+    worst = max((r for r in group if r["used"]), key=lambda r: r["used"], default=None)
+    exact = "exact" if outcomes["conforms"] else ""
+    return {name: outcomes[name] for name in OUTCOMES} | {
+        "should": f"{kept} of {len(should)}" if should else "",
+        "worst": f"{worst['used']:.2f}" if worst else exact,
+        "seconds": f"{sum(r['seconds'] for r in group):.1f}",
+        "in case": f"{worst['case'].split('[')[0].removeprefix('test_')}: {worst['what']}"
+        if worst
+        else "",
+    }
+
+
+def differences(lines: list[dict]) -> list[str]:
+    """Return a sentence for each subject that differs somewhere, with the alternatives it took."""
+    found: dict[tuple, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for r in results(lines):
+        if r["outcome"] in ("differs", "error") and clauses()[r["clause"]].level == "MUST":
+            found[r["subject"], r["device"]][r["clause"]].append(r)
+    return [
+        f"{subject} on {device} does otherwise in {'; '.join(map(_otherwise, own.items()))}"
+        for (subject, device), own in found.items()
+    ]
+
+
+def _otherwise(clause_and_results: tuple[str, list[dict]]) -> str:
+    clause, own = clause_and_results
+    took = Counter(r["took"] for r in own if r["took"])
+    names = ", ".join(name for name, _ in took.most_common())
+    errors = sum(r["outcome"] == "error" for r in own)
+    how = names or (f"{errors} errors" if errors else "an answer without a name")
+    return f"{clause} ({how}; {len(own)} cases)"
+
+
+def _ran_on(header: dict) -> list[str]:
+    shown = "; ".join(
+        f"{s['subject']} on {s['device']}: {versions(s['versions'])}" for s in header["subjects"]
+    )
+    return [f"{shown}; Python {header['python']}", header["precision"]]
+
+
+def _text(rows: list[list[str]]) -> str:
+    drawn = Table(box=SIMPLE_HEAD, header_style="bold")
+    for name, title in COLUMNS.items():
+        left = name in ("subject", "device", "profile", "in case")
+        width = 50 if name == "in case" else None
+        drawn.add_column(title, no_wrap=True, justify="left" if left else "right", max_width=width)
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(width=160, highlight=False)
+    with console.capture() as capture:
+        console.print(drawn)
+    return capture.get()
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n"
+
+
+def diff(old: list[dict], new: list[dict]) -> tuple[str, bool]:
+    """Return what changed between two reports, case by case, and whether anything got worse."""
+    keys = ("subject", "device", "case")
+    before, after = ({tuple(r[k] for k in keys): r for r in results(x)} for x in (old, new))
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in [*after, *(k for k in before if k not in after)]:
+        was, now = (x[key]["outcome"] if key in x else None for x in (before, after))
+        if was != now:
+            clause = (after.get(key) or before[key])["clause"]
+            where = f"{clause} {key[0]} on {key[1]}: {key[2]}"
+            groups[_change(was, now)].append(f"  {where} ({was or 'absent'} -> {now or 'absent'})")
+    text = "\n".join(f"{word}: {len(groups[word])}\n" + "\n".join(groups[word]) for word in groups)
+    return text or "nothing has changed", bool(groups["ceased to conform"])
+
+
+def _change(was: str | None, now: str | None) -> str:
+    if was is None:
+        return "new"
+    if now is None:
+        return "gone"
+    if now == "conforms":
+        return "began to conform"
+    return "ceased to conform" if was == "conforms" else "otherwise"
