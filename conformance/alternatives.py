@@ -26,7 +26,7 @@ NAMES = {
     "nan": "NaN where nothing may be seen",
     "zero": "0 where nothing may be seen",
     "unmasked-row": "everything where nothing may be seen",
-    "poisoned": "NaN or inf from a place that nobody may see",
+    "poisoned": "NaN or inf from a place that may not be seen",
     "no-bias": "the bias forgotten",
     "unscaled": "no scale",
     "scale-d": "a scale of 1 / D",
@@ -36,6 +36,9 @@ NAMES = {
     "softcap-last": "the softcap after the bias",
     "no-softcap": "the softcap forgotten",
 }
+
+REMEMBERED = 8  # calls of one test
+EMPTY_ROWS = ("mean", "nan", "zero", "unmasked-row")
 
 
 @dataclass
@@ -52,10 +55,20 @@ class Call:
         return (*query.shape[:3], key.shape[2])
 
     def seen(self, offset="own") -> np.ndarray:
-        """Return what may be seen: bool (B, H, T, S)."""
-        if offset == "own":
+        """Return what may be seen: bool (B, H, T, S). A bias of -inf hides."""
+        if isinstance(offset, str):
             offset = self.options.get("query_offset")
-        return reference.allowed(self.options.get("mask"), self.sizes, offset)
+        seen = reference.allowed(self.options.get("mask"), self.sizes, offset)
+        bias = self.options.get("bias")
+        return seen if bias is None else seen & ~np.isneginf(np.asarray(bias).astype(np.float64))
+
+    def right(self) -> np.ndarray:
+        """Return the contract's answer in float64; whoever sees what is not finite gets NaN."""
+        seen, (_, key, value) = self.seen(), self.inputs
+        group = self.sizes[1] // key.shape[1]
+        spoilt = [~np.isfinite(x.astype(np.float64)).all(-1) for x in (key, value)]
+        sees = (seen & (spoilt[0] | spoilt[1]).repeat(group, 1)[:, :, None]).any(-1)
+        return np.where(np.asarray(sees)[..., None], np.nan, clean(self).answer(seen))
 
     def answer(self, seen: np.ndarray, **changes) -> np.ndarray:
         """Return what the formula gives in float64, with some of the options changed."""
@@ -81,42 +94,43 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     seen = call.seen()
     empty = ~seen.any(-1, keepdims=True)
     finite = clean(call)
+    if not all(np.isfinite(x.astype(np.float64)).all() for x in call.inputs):
+        yield "poisoned", lambda: _poisoned(call)
     if empty.any():
         for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
             yield name, partial(finite.answer, seen, empty_rows=policy)
         yield "unmasked-row", lambda: finite.answer(seen | empty)
     if not seen.all():
-        yield "unmasked", lambda: call.answer(np.ones_like(seen))
+        yield "unmasked", lambda: finite.answer(np.ones_like(seen))
         for policy in ("zero", "nan", "uniform"):
-            yield "inverted", partial(call.answer, ~seen, empty_rows=policy)
-        yield "first-sample", lambda: call.answer(np.broadcast_to(seen[:1], seen.shape))
+            yield "inverted", partial(finite.answer, ~seen, empty_rows=policy)
+        yield "first-sample", lambda: finite.answer(np.broadcast_to(seen[:1], seen.shape))
         if T == S:
-            yield "transposed", lambda: call.answer(seen.swapaxes(2, 3))
-        yield "poisoned", lambda: _poisoned(call, finite.answer(seen))
+            yield "transposed", lambda: finite.answer(seen.swapaxes(2, 3))
     if isinstance(options.get("mask"), Spec):
         offset = 0 if options.get("query_offset") is None else np.asarray(options["query_offset"])
-        yield "top-left", lambda: call.answer(call.seen(0))
-        yield "bottom-right", lambda: call.answer(call.seen(S - T))
-        yield "one-more", lambda: call.answer(call.seen(offset + 1))
-        yield "one-less", lambda: call.answer(call.seen(offset - 1))
+        yield "top-left", lambda: finite.answer(call.seen(0))
+        yield "bottom-right", lambda: finite.answer(call.seen(S - T))
+        yield "one-more", lambda: finite.answer(call.seen(offset + 1))
+        yield "one-less", lambda: finite.answer(call.seen(offset - 1))
     if options.get("bias") is not None:
-        yield "no-bias", lambda: call.answer(seen, bias=None)
+        yield "no-bias", lambda: finite.answer(seen, bias=None)
     if options.get("softcap") is not None:
-        yield "no-softcap", lambda: call.answer(seen, softcap=None)
-        yield "softcap-last", lambda: _capped_last(call, seen)
+        yield "no-softcap", lambda: finite.answer(seen, softcap=None)
+        yield "softcap-last", lambda: _capped_last(finite, seen)
     for name, scale in (("unscaled", 1.0), ("scale-d", 1 / D), ("scale-d-v", D_v**-0.5)):
-        yield name, partial(call.answer, seen, scale=scale)
+        yield name, partial(finite.answer, seen, scale=scale)
     if options.get("scale") is not None:
-        yield "default-scale", lambda: call.answer(seen, scale=None)
+        yield "default-scale", lambda: finite.answer(seen, scale=None)
     if H_kv != H:
-        tiled = [np.tile(x, (1, H // H_kv, 1, 1)) for x in call.inputs[1:]]
-        yield "tiled", lambda: Call((call.inputs[0], *tiled), options).answer(seen)
+        tiled = [np.tile(x, (1, H // H_kv, 1, 1)) for x in finite.inputs[1:]]
+        yield "tiled", lambda: Call((finite.inputs[0], *tiled), options).answer(seen)
 
 
-def _poisoned(call: Call, right: np.ndarray) -> np.ndarray:
+def _poisoned(call: Call) -> np.ndarray:
     """Return the right answer with whatever is not finite in what came out."""
     output = np.asarray(call.output).astype(np.float64)
-    return np.where(np.isfinite(output), right, output)
+    return np.where(np.isfinite(output), call.right(), output)
 
 
 def _capped_last(call: Call, seen: np.ndarray) -> np.ndarray:
@@ -149,7 +163,7 @@ def name_of(call: Call) -> str | None:
     if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
         return None
     try:
-        right = call.answer(call.seen())
+        right = call.right()
         for name, answer in candidates(call):
             other = answer()
             if explains(call.output, other) and not explains(right, other):
@@ -159,10 +173,15 @@ def name_of(call: Call) -> str | None:
     return None
 
 
+def first_name(calls: list[Call]) -> str | None:
+    """Return the first alternative that explains one of a test's calls, or None."""
+    return next((name for name in map(name_of, calls) if name), None)
+
+
 def watch(subject) -> None:
-    """Have a subject remember its last call of attention, as `subject.last`."""
-    watched = "last" in vars(subject)
-    subject.last = None
+    """Have a subject remember a test's first calls of attention, as `subject.calls`."""
+    watched = "calls" in vars(subject)
+    subject.calls = []
     if watched:
         return
     for method in ("attention", "steps", "blocked"):
@@ -175,10 +194,10 @@ def watch(subject) -> None:
 
 def _watched(subject, own: Callable) -> Callable:
     def call(*inputs, **options):
-        subject.last = None
         found = own(*inputs, **options)
         output = found.get("output") if isinstance(found, dict) else found
-        subject.last = Call(inputs, options, np.asarray(output))
+        if len(subject.calls) < REMEMBERED:
+            subject.calls.append(Call(inputs, options, np.asarray(output)))
         return found
 
     return call

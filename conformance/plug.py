@@ -143,6 +143,9 @@ class Plugged:
 
     def _options(self, query, key, options: dict) -> dict:
         require(self, "attention")
+        for array in (query, key):
+            if array.dtype.name not in self.dtypes:
+                raise NotOffered(f"{self.name} does not offer {array.dtype.name}")
         if query.shape[1] != key.shape[1]:
             require(self, "grouped")
         given = {name: value for name, value in options.items() if value is not None}

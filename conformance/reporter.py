@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .alternatives import NAMES, name_of
+from .alternatives import NAMES, first_name
 from .budget import LEDGER
 from .contract import clauses
 from .known import KNOWN
@@ -65,7 +65,9 @@ class Reporter:
             report.user_properties.append((PROPERTY, found))
         return report
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        vars(report).pop("node", None)  # which process ran it is nothing that a reader needs
         for name, found in report.user_properties:
             if name == PROPERTY and (report.when == "call" or not report.passed):
                 self._enter(found)
@@ -144,8 +146,7 @@ def _result(item, call, report, clause, subject) -> dict:
         "dtype": str(item.callspec.params.get("dtype", "float32")),
     }
     if isinstance(error, AssertionError):
-        if getattr(subject, "last", None) is not None:
-            found["took"] = name_of(subject.last)
+        found["took"] = first_name(getattr(subject, "calls", []))
         found |= getattr(error, "found", {})
     return found
 

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from .alternatives import EMPTY_ROWS, NAMES
 from .contract import clauses, profiles
 from .report import OUTCOMES, by_clause, results
 from .reporter import versions
@@ -100,24 +101,34 @@ def _row(group: list[dict]) -> dict:
 
 
 def differences(lines: list[dict]) -> list[str]:
-    """Return a sentence for each subject that differs somewhere, with the alternatives it took."""
+    """Return what each subject does otherwise, clause by clause, and the alternatives it took."""
     found: dict[tuple, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for r in results(lines):
         if r["outcome"] in ("differs", "error") and clauses()[r["clause"]].level == "MUST":
             found[r["subject"], r["device"]][r["clause"]].append(r)
-    return [
-        f"{subject} on {device} does otherwise in {'; '.join(map(_otherwise, own.items()))}"
-        for (subject, device), own in found.items()
-    ]
+    sentences = []
+    for (subject, device), own in found.items():
+        rows = [id for id in clauses() if id in own and for_empty_rows_alone(own[id])]
+        others = [_otherwise(id, own[id]) for id in clauses() if id in own and id not in rows]
+        told = [*others, *([f"for its empty rows alone: {', '.join(rows)}"] if rows else [])]
+        sentences.append(f"{subject} on {device} does otherwise in\n  " + "\n  ".join(told) + "\n")
+    return sentences
 
 
-def _otherwise(clause_and_results: tuple[str, list[dict]]) -> str:
-    clause, own = clause_and_results
+def for_empty_rows_alone(own: list[dict]) -> bool:
+    """Whether a clause differs only because its cases have rows that may see nothing, too."""
+    elsewhere = clauses()[own[0]["clause"]].profile != "empty"
+    return elsewhere and all(r["took"] in EMPTY_ROWS for r in own)
+
+
+def _otherwise(clause: str, own: list[dict]) -> str:
     took = Counter(r["took"] for r in own if r["took"])
-    names = ", ".join(name for name, _ in took.most_common())
-    errors = sum(r["outcome"] == "error" for r in own)
-    how = names or (f"{errors} errors" if errors else "an answer without a name")
-    return f"{clause} ({how}; {len(own)} cases)"
+    errors = Counter(r["message"].split(":")[0] for r in own if r["outcome"] == "error")
+    ways = [f"{NAMES[name]} ({count})" for name, count in took.most_common()]
+    ways += [f"{name} ({count})" for name, count in errors.most_common()]
+    rest = len(own) - took.total() - errors.total()
+    ways += [f"an answer without a name ({rest})"] if rest > 0 else []
+    return f"{clause}: {', '.join(ways)}"
 
 
 def _ran_on(header: dict) -> list[str]:

@@ -5,6 +5,7 @@ compilation, the subject does not declare "any_shape" and is not asked. A failur
 that runs on its own.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from . import specs
 from .budget import Differs
-from .cases import Case, Shape, coins
+from .cases import PLAIN, Case, Shape, coins
 from .checking import check_gradients, check_steps
 from .contract import clause
 
@@ -110,7 +111,17 @@ def snippet(subject, case: Case, check: str, *arguments: str) -> str:
     )
 
 
+def offered(subject, case: Case) -> Case:
+    """Return the case without what the subject does not offer."""
+    names = ("bias", "scale", "softcap", "empty_rows")
+    changes = {n: getattr(PLAIN, n) for n in names if n not in subject.capabilities}
+    if "grouped" not in subject.capabilities:
+        changes["shape"] = case.shape._replace(H_kv=case.shape.H)
+    return replace(case, **changes)
+
+
 def run(subject, case: Case, check, *arguments: str) -> None:
+    case = offered(subject, case)
     try:
         check(subject, case, *arguments)
     except Exception as error:
