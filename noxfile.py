@@ -70,7 +70,24 @@ def conformance(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run everything: the suite, the house's own tests, doctests."""
     install(session, "-e", ".[all,conformance]", *group("test"))
-    session.run("python", "-m", "pytest", "--doctest-modules", *session.posargs, env=ENV)
+    cores = [] if session.posargs else [f"-n{os.cpu_count() or 1}", "--dist=loadfile"]
+    session.run("python", "-m", "pytest", "--doctest-modules", *cores, *session.posargs, env=ENV)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Prove that the suite catches every wrong implementation, and write the kill matrix."""
+    install(session, "-e", ".[all,conformance]")
+    page = [] if session.posargs else ["--page", "docs/kill-matrix.md"]
+    session.run("python", "-m", "conformance", "mutants", *page, *session.posargs, env=ENV)
+
+
+@nox.session
+def atlas(session: nox.Session) -> None:
+    """Hold other libraries against the contract, and write docs/atlas.md."""
+    install(session, "-e", ".[all,conformance]", *group("peers"))
+    page = [] if session.posargs else ["--page", "docs/atlas.md"]
+    session.run("python", "-m", "conformance", "atlas", *page, *session.posargs, env=ENV)
 
 
 @nox.session

@@ -75,6 +75,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         if set(lines[-1]["counts"]) <= {"not offered"}:
             print("nothing was tested: all that was asked for is not offered", file=sys.stderr)
             return int(pytest.ExitCode.NO_TESTS_COLLECTED)
+        if options.known and not narrow and (idle := known.idle(known.read(options.known), lines)):
+            text = "; ".join(map(str, idle))
+            print(f"a known difference is of what is offered: got {text}", file=sys.stderr)
+            return int(pytest.ExitCode.TESTS_FAILED)
     elif status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("no case matches what was asked for: nothing was tested", file=sys.stderr)
     return int(status)

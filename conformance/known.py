@@ -10,6 +10,7 @@ Every case that an entry matches must differ. One that has begun to conform is a
 an entry that matches nothing.
 """
 
+import json
 import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from .contract import clauses
-from .report import results
+from .report import case_of, results
 
 FIELDS = ("clause", "reason", "link")
 
@@ -63,9 +64,7 @@ def read(path: str | Path) -> list[Known]:
 
 def mark(items: list[pytest.Item], entries: list[Known]) -> None:
     """Expect the known differences of the tests. Raises ValueError for an entry without a test."""
-    from .reporter import case_of
-
-    idle = set(entries)
+    left = set(entries)
     for item in items:
         clause = item.get_closest_marker("clause")
         if clause is None or not hasattr(item, "callspec"):
@@ -74,14 +73,21 @@ def mark(items: list[pytest.Item], entries: list[Known]) -> None:
         about = (clause.args[0], case_of(item.name, subject), subject.name)
         for entry in entries:
             if entry.matches(*about):
-                idle.discard(entry)
+                left.discard(entry)
                 item.stash[KNOWN] = entry
                 reason = f"a known difference: {entry.reason} ({entry.link})"
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
                 break
-    if idle:
+    if left:
         rule = "a known difference matches a case of the suite"
-        raise ValueError(f"{rule}: got {'; '.join(map(str, idle))}")
+        raise ValueError(f"{rule}: got {'; '.join(map(str, left))}")
+
+
+def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
+    """Return the entries of which a report has no case but what was not offered."""
+    tried = [r for r in results(lines) if r["outcome"] != "not offered"]
+    about = [(r["clause"], r["case"], r["subject"]) for r in tried]
+    return [entry for entry in entries if not any(entry.matches(*one) for one in about)]
 
 
 def draft(lines: list[dict]) -> str:
@@ -91,14 +97,16 @@ def draft(lines: list[dict]) -> str:
     """
     groups = defaultdict(list)
     for result in results(lines):
-        if result["outcome"] != "not offered":
+        if result["outcome"] != "not offered" and clauses()[result["clause"]].level == "MUST":
             groups[result["subject"], result["clause"]].append(result)
     entries = []
     for (subject, clause), group in groups.items():
         wrong = [r for r in group if r["outcome"] in ("differs", "error")]
         cases = ["*"] if len(wrong) == len(group) else [r["case"] for r in wrong]
         entries += [
-            f"[[known]]\nclause = {clause!r}\nsubject = {subject!r}\ncase = {case!r}\n"
+            "[[known]]\n"
+            f"clause = {json.dumps(clause)}\nsubject = {json.dumps(subject)}\n"
+            f"case = {json.dumps(case)}\n"
             f'reason = ""  # {(wrong[0]["took"] or wrong[0]["message"]).splitlines()[0][:80]}\n'
             'link = ""\n'
             for case in cases

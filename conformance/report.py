@@ -53,6 +53,11 @@ def read(path: str | Path) -> list[dict]:
     return lines
 
 
+def case_of(test: str, subject) -> str:
+    """Return the name of a test's case, which all subjects share."""
+    return test.replace(f"[{subject.name}-{subject.device}-", "[", 1)
+
+
 def results(lines: list[dict]) -> list[dict]:
     """Return the results of a report, without its cases."""
     return [line for line in lines if line["type"] == "result"]

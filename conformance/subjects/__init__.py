@@ -56,7 +56,7 @@ def plug(name: str, device: str = "auto") -> list[Plugged]:
     A class with `devices` is called with one of them, any other without arguments.
     """
     adapter = find(name)
-    own = list(getattr(adapter, "devices", ["cpu"]))
+    own, device = list(getattr(adapter, "devices", ["cpu"])), ALIASES.get(device, device)
     wanted = [d for d in own if device in ("auto", d, ALIASES.get(d))]
     if not wanted:
         rule = f"--device must be one that {name} declares, {', '.join(own)}"

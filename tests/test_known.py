@@ -1,0 +1,115 @@
+"""Known differences: what an entry must say, what it matches, and that it cannot outlive itself."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from test_command_line import cli
+
+from conformance import known
+from conformance.report import read, results
+
+CLAUSE = ["--clause", "CLEAN-2", "--clause", "EMPTY-1"]
+ADAPTER = """
+import numpy as np
+
+class Subject:
+    name = "mine"
+    masks = "attend"
+
+    def attention(self, query, key, value, *, mask=None):
+        scores = query @ key.swapaxes(2, 3) / np.sqrt(query.shape[3], dtype=query.dtype)
+        scores = np.where(True if mask is None else mask, scores, -np.inf)
+        weights = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), -1e30))
+        return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30) @ value
+"""
+ENTRY = """
+[[known]]
+clause = "CLEAN-2"
+reason = "0 * NaN is NaN"
+link = "https://example.org/1"
+"""
+CONFORMING = ENTRY.replace("CLEAN-2", "EMPTY-1")
+NOT_OFFERED = ENTRY.replace("CLEAN-2", "CLEAN-3")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "adapter.py").write_text(ADAPTER, "utf-8")
+    return tmp_path
+
+
+def run(folder: Path, text: str, *options: str):
+    (folder / "known.toml").write_text(text, "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(folder)!r})"
+    given = ["run", "--subject", "adapter:Subject", "--known", "known.toml", *options]
+    return cli(*given, cwd=folder, first=first)
+
+
+def test_known_difference_is_neither_pass_nor_failure(folder):
+    done = run(folder, ENTRY, *CLAUSE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(read(folder / ".conformance/report.jsonl"))
+    outcomes = {line["outcome"] for line in found if line["clause"] == "CLEAN-2"}
+    assert outcomes <= {"known difference", "not offered"}
+    assert "known difference" in outcomes
+    assert {line["took"] for line in found if line["outcome"] == "known difference"} == {"poisoned"}
+
+
+def test_known_difference_that_has_begun_to_conform_is_an_error(folder):
+    done = run(folder, CONFORMING, *CLAUSE)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "has begun to conform: take its entry out of the file" in done.stdout
+    found = results(read(folder / ".conformance/report.jsonl"))
+    assert "error" in {line["outcome"] for line in found if line["clause"] == "EMPTY-1"}
+
+
+WRONG = {
+    "no_such_case": (
+        ENTRY.replace("reason", 'case = "test_nothing[*]"\nreason'),
+        "a known difference matches a case of the suite: got CLEAN-2, case 'test_nothing[*]'",
+    ),
+    "no_such_clause": (ENTRY.replace("CLEAN-2", "CLEAN-99"), "has a clause of the contract"),
+    "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "a reason, a link"),
+    "no_link": (ENTRY.replace("link", "url"), "a reason, a link"),
+    "no_toml": ("[[known", "known.toml"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_entry_that_does_not_hold_is_refused(folder, name):
+    text, words = WRONG[name]
+    done = run(folder, text, *CLAUSE)
+    assert done.returncode not in (0, pytest.ExitCode.TESTS_FAILED), done.stdout
+    assert "--known: " in done.stderr and words.split("known.toml")[0] in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_entry_of_what_is_not_offered_is_an_error(folder):
+    done = run(folder, ENTRY + NOT_OFFERED)
+    assert "a known difference is of what is offered: got CLEAN-3" in done.stderr
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+
+
+def test_brackets_are_no_pattern():
+    entry = known.Known("ATT-1", "r", "l", case="test_it[ATT-1-*-[2, 0]]")
+    assert entry.matches("ATT-1", "test_it[ATT-1-causal-[2, 0]]", "mine")
+    assert not entry.matches("ATT-1", "test_it[ATT-1-causal-2]", "mine")
+    assert not entry.matches("ATT-2", "test_it[ATT-1-causal-[2, 0]]", "mine")
+
+
+def test_draft_has_an_entry_a_clause_or_a_case(folder):
+    first = f"import sys; sys.path.insert(0, {str(folder)!r})"
+    cli("run", "--subject", "adapter:Subject", *CLAUSE, cwd=folder, first=first)
+    text = known.draft(read(folder / ".conformance/report.jsonl"))
+    (entry,) = tomllib.loads(text)["known"]
+    assert (entry["clause"], entry["case"], entry["subject"]) == ("CLEAN-2", "*", "mine")
+    assert (entry["reason"], entry["link"]) == ("", "")
+    assert "# poisoned" in text
+    made = [
+        {"type": "result", "clause": "ATT-1", "case": f"test_it[{n}]", "subject": "mine",
+         "outcome": outcome, "took": None, "message": "ATT-1: off"}
+        for n, outcome in enumerate(["conforms", "differs", "error", "not offered"])
+    ]  # fmt: skip
+    entries = tomllib.loads(known.draft(made))["known"]
+    assert [entry["case"] for entry in entries] == ["test_it[1]", "test_it[2]"]

@@ -1,0 +1,184 @@
+"""Reports: their schema, their three formats, and what has changed between two of them."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from conformance.__main__ import main
+from conformance.alternatives import NAMES
+from conformance.report import OUTCOMES, line, read
+from conformance.summary import as_data, diff, summary
+
+HEADER = {
+    "type": "header",
+    "schema": 1,
+    "python": "3.11.7",
+    "platform": "Linux",
+    "precision": "full",
+    "subjects": [
+        {"subject": "mine", "device": "cpu", "versions": {"mine": "1.2"}, "masks": "attend",
+         "capabilities": ["attention"], "dtypes": ["float32"]},
+    ],
+    "arguments": [],
+    "started": "2026-01-01T00:00:00",
+}  # fmt: skip
+FOOTER = {"type": "footer", "counts": {}, "seconds": 1.5, "exit": 0}
+
+
+def result(clause: str, outcome: str, took: str | None = None, case: str = "", **more) -> dict:
+    case = f"test_{case or 'it'}[{clause}]"
+    return {
+        "type": "result", "case": case, "clause": clause, "subject": "mine", "device": "cpu",
+        "test": case.replace("[", "[mine-cpu-"), "outcome": outcome, "took": took,
+        "used": 0.25 if outcome == "conforms" else None, "what": "output",
+        "message": f"{clause}: off", "seconds": 0.1,
+    } | more  # fmt: skip
+
+
+LINES = [
+    HEADER,
+    {"type": "case", "case": "test_it[ATT-1]", "clause": "ATT-1", "level": "MUST",
+     "profile": "attention", "dtype": "float32"},
+    result("ATT-1", "conforms"),
+    result("ATT-8", "differs", "mean"),
+    result("EMPTY-1", "differs", "mean", got=0.5, expected=0.0, index=[1, 0, 2, 3]),
+    result("EMPTY-4", "differs", "mean"),
+    result("EMPTY-4", "differs", case="that"),
+    result("HALF-1", "error", message="TypeError: no float16"),
+    result("CLEAN-2", "known difference", "poisoned"),
+    result("CLEAN-6", "differs", "poisoned"),
+    result("CACHE-1", "not offered"),
+    FOOTER | {"counts": {"conforms": 1, "differs": 5, "error": 1}},
+]  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return written(tmp_path / "report.jsonl", LINES)
+
+
+def written(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(line(**fields) + "\n" for fields in lines), "utf-8")
+    return path
+
+
+def test_report_is_read_as_it_was_written(path):
+    assert read(path) == LINES
+
+
+def test_number_that_json_does_not_know_is_written_as_a_text(tmp_path):
+    lines = [HEADER, result("ATT-1", "differs", got=float("nan"), expected=float("-inf")), FOOTER]
+    found = read(written(tmp_path / "report.jsonl", lines))[1]
+    assert (found["got"], found["expected"]) == ("NaN", "-inf")
+
+
+def broken(change) -> list[dict]:
+    lines = deepcopy(LINES)
+    change(lines)
+    return lines
+
+
+WRONG_LINES = {
+    "unknown_outcome": (broken(lambda x: x[2].update(outcome="passes")), 3),
+    "unknown_field": (broken(lambda x: x[2].update(speed=3)), 3),
+    "no_device": (broken(lambda x: x[3].pop("device")), 4),
+    "no_subjects": (broken(lambda x: x[0].pop("subjects")), 1),
+    "other_schema": (broken(lambda x: x[0].update(schema=2)), 1),
+    "clause_without_a_number": (broken(lambda x: x[1].update(clause="ATT")), 2),
+    "counts_of_something_else": (broken(lambda x: x[-1]["counts"].update(passes=3)), 12),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LINES)
+def test_line_that_is_not_of_the_schema_is_refused(tmp_path, name):
+    lines, number = WRONG_LINES[name]
+    path = written(tmp_path / "report.jsonl", lines)
+    with pytest.raises(ValueError, match=rf"report\.schema\.json: got .*, line {number}$"):
+        read(path)
+
+
+def test_summary_names_what_is_otherwise_and_leaves_empty_rows_to_their_clause():
+    text = summary(LINES)
+    told = text[text.index("mine on cpu does otherwise in") :].splitlines()
+    mean = NAMES["mean"]
+    assert told[1:6] == [
+        f"  EMPTY-1: {mean} (1)",
+        f"  EMPTY-4: {mean} (1), an answer without a name (1)",
+        "  HALF-1: TypeError (1)",
+        "  for its empty rows alone: ATT-8",
+        "",
+    ]
+
+
+def test_summary_counts_a_clause_once_a_profile():
+    rows = {row["profile"]: row for row in as_data(LINES)["profiles"]}
+    assert [rows["attention"][name] for name in OUTCOMES] == [1, 1, 0, 0, 0]
+    assert [rows["empty"][name] for name in OUTCOMES] == [0, 2, 0, 0, 0]
+    assert [rows["half"][name] for name in OUTCOMES] == [0, 0, 1, 0, 0]
+    assert [rows["hygiene"][name] for name in OUTCOMES] == [0, 0, 0, 1, 0]
+    assert rows["hygiene"]["should"] == "0 of 1"
+    assert [rows["cache"][name] for name in OUTCOMES] == [0, 0, 0, 0, 1]
+
+
+def test_summary_in_markdown_is_a_table(path, capsys):
+    assert main(["summary", str(path), "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    table = [row for row in text.splitlines() if row.startswith("|")]
+    assert table[0].startswith("| subject | device | profile | conform |")
+    assert len({row.count("|") for row in table}) == 1
+    assert len(table) == 2 + 5
+    assert "| mine | cpu | empty | 0 | 2 |" in text
+
+
+def test_summary_in_json_is_data(path, capsys):
+    assert main(["summary", str(path), "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["subjects"][0]["subject"] == "mine"
+    assert {d["clause"] for d in data["differences"]} >= {"EMPTY-1", "HALF-1", "CLEAN-2"}
+    assert data["counts"] == LINES[-1]["counts"]
+
+
+def later(**outcomes: str) -> list[dict]:
+    """Return the lines of a later run, with other outcomes by clause."""
+    lines = deepcopy(LINES)
+    for one in lines:
+        if one["type"] == "result" and one["clause"].replace("-", "") in outcomes:
+            one["outcome"] = outcomes[one["clause"].replace("-", "")]
+    return lines
+
+
+def test_diff_of_the_same_is_nothing():
+    assert diff(LINES, LINES) == ("nothing has changed", False)
+
+
+def test_diff_tells_better_from_worse():
+    text, worse = diff(LINES, later(EMPTY1="conforms", HALF1="differs"))
+    assert not worse
+    assert text.splitlines() == [
+        "began to conform: 1",
+        "  EMPTY-1 mine on cpu: test_it[EMPTY-1] (differs -> conforms)",
+        "otherwise: 1",
+        "  HALF-1 mine on cpu: test_it[HALF-1] (error -> differs)",
+    ]
+    text, worse = diff(LINES, later(ATT1="differs"))
+    assert worse
+    assert "ceased to conform: 1\n  ATT-1 mine on cpu" in text
+
+
+def test_diff_shows_what_came_and_went():
+    gone = [line for line in LINES if line.get("clause") != "ATT-8"]
+    text, worse = diff(LINES, [*gone[:-1], result("ATT-9", "conforms"), gone[-1]])
+    assert not worse
+    assert "new: 1\n  ATT-9 mine on cpu: test_it[ATT-9] (absent -> conforms)" in text
+    assert "gone: 1\n  ATT-8 mine on cpu: test_it[ATT-8] (differs -> absent)" in text
+
+
+def test_diff_fails_where_something_ceased_to_conform(path, tmp_path, capsys):
+    new = written(tmp_path / "new.jsonl", later(ATT1="error"))
+    assert main(["diff", str(path), str(new)]) == 1
+    assert "ceased to conform: 1" in capsys.readouterr().out
+    assert main(["diff", str(new), str(path)]) == 0
+    assert main(["diff", str(new), str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
