@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from . import naive, reference
+from .plug import positional
 from .specs import Spec
 
 NAMES = {
@@ -67,6 +68,20 @@ class Call:
                 options["bias"] = np.asarray(options["bias"]).astype(np.float64)
             return naive.attention(*wide, seen=seen, **options)["output"]
 
+    def right(self, seen: np.ndarray) -> np.ndarray:
+        """Return the contract's answer: what a query may not see does not reach it."""
+        group = self.inputs[0].shape[1] // self.inputs[1].shape[1]
+        dirty = ~np.logical_and(*(np.isfinite(x).all(-1) for x in self.inputs[1:]))
+        reached = (seen & dirty.repeat(group, 1)[:, :, None]).any(-1, keepdims=True)
+        return np.where(reached, self.answer(seen), clean(self).answer(seen))
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the contract says where queries start; it refuses a call that leaves it open."""
+        spec, (_, _, T, S) = self.options.get("mask"), self.sizes
+        told = self.options.get("query_offset") is not None or T == S
+        return told or not (isinstance(spec, Spec) and positional(spec))
+
 
 def clean(call: Call) -> Call:
     """Return the call with numbers in place of what is not finite in its keys and values."""
@@ -77,14 +92,24 @@ def clean(call: Call) -> Call:
 def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yield every alternative that this call can tell from the contract's answer."""
     (_, _, T, S), options = call.sizes, call.options
+    if not call.aligned:
+        for policy in ("zero", "uniform", "nan"):
+            yield "top-left", partial(call.answer, call.seen(0), empty_rows=policy)
+            yield "bottom-right", partial(call.answer, call.seen(S - T), empty_rows=policy)
+        yield "unmasked", lambda: call.answer(np.ones_like(call.seen()))
+        return
     (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
     seen = call.seen()
     empty = ~seen.any(-1, keepdims=True)
     finite = clean(call)
+    if any((x != y).any() for x, y in zip(call.inputs, finite.inputs, strict=True)):
+        yield "poisoned", lambda: _poisoned(call, call.right(seen))
     if empty.any():
         for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
             yield name, partial(finite.answer, seen, empty_rows=policy)
         yield "unmasked-row", lambda: finite.answer(seen | empty)
+        token = empty.any(1, keepdims=True)  # a last projection spreads NaN to all heads
+        yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
     if not seen.all():
         yield "unmasked", lambda: call.answer(np.ones_like(seen))
         for policy in ("zero", "nan", "uniform"):
@@ -149,10 +174,10 @@ def name_of(call: Call) -> str | None:
     if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
         return None
     try:
-        right = call.answer(call.seen())
+        right = call.right(call.seen())
         for name, answer in candidates(call):
             other = answer()
-            if explains(call.output, other) and not explains(right, other):
+            if explains(call.output, other) and not (call.aligned and explains(right, other)):
                 return name
     except (ValueError, IndexError, TypeError):  # a call that the contract refuses has no answer
         return None
