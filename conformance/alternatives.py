@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from . import naive, reference
-from .specs import Spec
+from .specs import Spec, positional
 
 NAMES = {
     "unmasked": "the mask forgotten",
@@ -80,6 +80,13 @@ class Call:
                 options["bias"] = np.asarray(options["bias"]).astype(np.float64)
             return naive.attention(*wide, seen=seen, **options)["output"]
 
+    @property
+    def aligned(self) -> bool:
+        """Whether the contract says where queries start; it refuses a call that leaves it open."""
+        spec, (_, _, T, S) = self.options.get("mask"), self.sizes
+        told = self.options.get("query_offset") is not None or T == S
+        return told or not (isinstance(spec, Spec) and positional(spec))
+
 
 def clean(call: Call) -> Call:
     """Return the call with numbers in place of what is not finite in its keys and values."""
@@ -90,9 +97,15 @@ def clean(call: Call) -> Call:
 def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yield every alternative that this call can tell from the contract's answer."""
     (_, _, T, S), options = call.sizes, call.options
+    if not call.aligned:
+        for policy in ("zero", "uniform", "nan"):
+            yield "top-left", partial(call.answer, call.seen(0), empty_rows=policy)
+            yield "bottom-right", partial(call.answer, call.seen(S - T), empty_rows=policy)
+        yield "unmasked", lambda: call.answer(np.ones_like(call.seen()))
+        return
     (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
     seen = call.seen()
-    empty = ~seen.any(-1, keepdims=True)
+    empty = np.asarray(~seen.any(-1, keepdims=True))
     finite = clean(call)
     if not all(np.isfinite(x.astype(np.float64)).all() for x in call.inputs):
         yield "poisoned", lambda: _poisoned(call)
@@ -100,6 +113,8 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
             yield name, partial(finite.answer, seen, empty_rows=policy)
         yield "unmasked-row", lambda: finite.answer(seen | empty)
+        token = empty.any(1, keepdims=True)  # a last projection spreads NaN to all heads
+        yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
     if not seen.all():
         yield "unmasked", lambda: finite.answer(np.ones_like(seen))
         for policy in ("zero", "nan", "uniform"):
@@ -163,7 +178,7 @@ def name_of(call: Call) -> str | None:
     if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
         return None
     try:
-        if explains(call.output, call.right()):
+        if call.aligned and explains(call.output, call.right()):
             return None
         for name, answer in candidates(call):
             if explains(call.output, answer()):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import reference
-from .specs import Spec
+from .specs import Spec, conjuncts, positional
 from .subject import CAPABILITIES, NotOffered, check_capabilities, require
 
 MASKS = ("attend", "hide", "add")
@@ -34,19 +34,6 @@ def pointed(seen: np.ndarray, masks: str, dtype) -> np.ndarray:
     if masks == "add":
         return np.where(seen, 0.0, -np.inf).astype(dtype)
     return np.array(seen if masks == "attend" else ~seen)
-
-
-def positional(spec: Spec) -> bool:
-    """Whether some part of a mask looks at positions, and so needs to know where queries start."""
-    if spec.parts:
-        return any(positional(part) for part in spec.parts)
-    one_sided = spec.kind == "segments" and "key_ids" not in spec.arguments
-    return one_sided or spec.kind in ("causal", "sliding_window", "prefix", "predicate")
-
-
-def conjuncts(spec: Spec) -> list[Spec]:
-    """Return the masks that an `&` puts together, or the mask alone."""
-    return [c for p in spec.parts for c in conjuncts(p)] if spec.kind == "and" else [spec]
 
 
 class Steps(dict):

@@ -68,3 +68,16 @@ def hide(array) -> Spec:
 
 def predicate(function: Callable) -> Spec:
     return Spec("predicate", {"function": function})
+
+
+def positional(spec: Spec) -> bool:
+    """Whether some part of a mask looks at positions, and so needs to know where queries start."""
+    if spec.parts:
+        return any(positional(part) for part in spec.parts)
+    one_sided = spec.kind == "segments" and "key_ids" not in spec.arguments
+    return one_sided or spec.kind in ("causal", "sliding_window", "prefix", "predicate")
+
+
+def conjuncts(spec: Spec) -> list[Spec]:
+    """Return the masks that an `&` puts together, or the mask alone."""
+    return [c for p in spec.parts for c in conjuncts(p)] if spec.kind == "and" else [spec]

@@ -131,8 +131,8 @@ def test_visible_nan_reaches_exactly_those_who_see_it(subject, through, role, dt
     inputs = [np.array(x) for x in CLEAN.inputs(dtype)]
     inputs[["query", "key", "value"].index(role)][2, 1, 4, 3] = np.nan
     call = subject.attention if through == "attention" else partial(subject.blocked, tile=TILE)
-    got = call(*inputs, mask=causal(), query_offset=2)
     clean = call(*CLEAN.inputs(dtype), mask=causal(), query_offset=2)
+    got = call(*inputs, mask=causal(), query_offset=2)
     sees = np.zeros(MAIN.call[:3], bool)
     sees[2, 1, 2:] = True  # key 4 is seen from position 4 on: row 2
     wide = got.astype(np.float32)
