@@ -1,8 +1,9 @@
-"""python -m conformance run | smoke | summary | diff | known | list: the suite's commands."""
+"""The suite's commands: python -m conformance COMMAND --help."""
 
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,20 @@ from .report import read
 from .summary import FORMATS, diff, summary
 
 HERE = Path(__file__).parent
+# Commands that are a program each, with options of their own.
+OF_THEIR_OWN = {
+    "vectors": (".vectors.freeze", "derive the frozen vectors again"),
+    "mutants": (".mutants.gate", "see that every wrong implementation is caught"),
+    "atlas": (".atlas.__main__", "measure other libraries"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that is asked for; the exit status is pytest's, and 0 only for a pass."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] and arguments[0] in OF_THEIR_OWN:
+        name, _ = OF_THEIR_OWN[arguments[0]]
+        return import_module(name, __package__).main(arguments[1:])
     parser = argparse.ArgumentParser("conformance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser(
@@ -26,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (run_parser, smoke_parser):
         _add_subjects(command)
         command.add_argument("--report", default=".conformance/report.jsonl", help="JSON Lines")
+    run_parser.add_argument("--mutant", action="append", help="a wrong implementation, to learn by")
     run_parser.add_argument("--fuzz", action="store_true", help="explore new random examples")
     run_parser.add_argument("--known", help="a file of known differences, TOML")
     summary_parser = commands.add_parser("summary", aliases=["report"], help="read a report")
@@ -36,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     diff_parser.add_argument("new", help="a later one")
     known_parser = commands.add_parser("known", help="draft a file of known differences")
     known_parser.add_argument("path", help="a report in JSON Lines")
+    for name, (_, words) in OF_THEIR_OWN.items():
+        commands.add_parser(name, help=words)
     commands.add_parser("list", help="list the clauses")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("run", "smoke"):
@@ -58,7 +72,7 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its table; nothing collected is an error."""
     given = [str(HERE), f"-c{HERE / 'pytest.ini'}", f"--rootdir={HERE}", "-q"]
-    for name in ("backend", "subject", "profile", "clause"):
+    for name in ("backend", "subject", "mutant", "profile", "clause"):
         given += [f"--{name}={value}" for value in getattr(options, name) or []]
     given += [f"--device={options.device}", f"--report={options.report}"]
     given += ["--fuzz"] * options.fuzz + ["--smoke"] * (options.command == "smoke")
@@ -86,7 +100,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def smoke(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the first case of each test, in one process."""
-    options.fuzz, options.known = False, None
+    options.fuzz, options.known, options.mutant = False, None, None
     return run(options, rest)
 
 

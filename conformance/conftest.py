@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--backend", action="append", help="numpy, torch or jax; may be repeated")
     group.addoption("--subject", action="append", help="package.module:Class; may be repeated")
+    group.addoption("--mutant", action="append", help="a wrong implementation; may be repeated")
     group.addoption("--known", help="a file of known differences, TOML")
     group.addoption("--smoke", action="store_true", help="one case a clause")
     group.addoption("--device", default="auto", help="auto, or one device such as cpu or cuda")
@@ -41,7 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     _known("--profile", config.option.profile, profiles())
     _known("--clause", config.option.clause, list(clauses()))
     options = config.option
-    config.stash[SUBJECTS] = select(options.backend, options.device, options.subject)
+    if options.mutant:
+        config.stash[SUBJECTS] = mutated(options.mutant)
+    else:
+        config.stash[SUBJECTS] = select(options.backend, options.device, options.subject)
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), "conformance-report")
 
 
@@ -57,6 +61,16 @@ def select(backends: list[str] | None, device: str, named: list[str] | None = No
         named = os.environ.get(subjects.ENVIRONMENT, "").split()
     found = [subject for name in named or [] for subject in plugged(name, device)]
     return found if named and not backends else own(backends, device) + found
+
+
+def mutated(names: list[str]) -> list:
+    """Load wrong implementations; they are imported only here, where somebody asks for one."""
+    from conformance import mutants
+
+    try:
+        return [mutants.load(name) for name in names]
+    except ValueError as error:
+        raise pytest.UsageError(f"--mutant: {error}") from error
 
 
 def plugged(name: str, device: str) -> list:
