@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .budget import check_dtype
+from .budget import LEDGER, check_dtype
 from .cases import dtype as numpy_dtype
 from .contract import clause
 from .vectors import load, manifest
@@ -36,7 +36,9 @@ def check(subject, id: str, dtype: str) -> None:
     """Put a vector to a subject and judge its answer."""
     vector = load()[id]
     answer = put(subject, vector, dtype)
-    judge(vector, answer, dtype)
+    taken = judge(vector, answer, dtype)
+    if taken:
+        LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")
     if vector.call in ("attention", "multihead") and not vector.refused:
         check_dtype(answer.get("output", next(iter(answer.values()))), numpy_dtype(dtype), id)
 

@@ -22,7 +22,7 @@ from .derive import Derived, complete, noted
 from .exchange import Store, vector_from_json, vector_to_json
 from .progress import watched
 from .vector import Vector
-from .verify import MANIFEST, TENSORS, faults
+from .verify import MANIFEST, TENSORS, faults, misshapen, readable, unsound
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,25 +49,29 @@ def main(arguments: list[str] | None = None) -> int:
 def check(folder: Path = HERE, cases: list[Vector] | None = None) -> list[str]:
     """Return what is wrong with stored vectors, derived again by both derivations."""
     found = manifest(folder)
-    wrong = list(faults(found, folder))
-    stored = {entry["id"]: entry for entry in found.get("vectors", [])}
+    wrong = list(misshapen(found))
+    if wrong:
+        return wrong
+    wrong += unsound(found, folder)
+    if not readable(folder):
+        return [*wrong, f"{TENSORS} cannot be read"]
+    stored = {entry["id"]: entry for entry in found["vectors"]}
     arrays, _ = tensors.read(folder / TENSORS)
     if cases is None:
         cases = all_cases()
         ids = [case.id for case in cases]
         wrong += [f"{id} is stored, and no case makes it" for id in stored if id not in ids]
-        if found.get("retired") != RETIRED:
-            wrong.append(f"{MANIFEST}, retired: expected {RETIRED}, got {found.get('retired')}")
+        if found["retired"] != RETIRED:
+            wrong.append(f"{MANIFEST}, retired: expected {RETIRED}, got {found['retired']}")
     for case in watched(cases, "deriving vectors"):
         if case.id not in stored:
             wrong.append(f"{case.id} is not stored: write the vectors")
             continue
         try:
-            own = vector_from_json(stored[case.id], arrays)
+            own = replace(vector_from_json(stored[case.id], arrays), rivals=case.rivals)
+            wrong += differences(own, complete(case, own))
         except (KeyError, TypeError, ValueError) as error:
-            wrong.append(f"{case.id} cannot be read: {error!r}")
-            continue
-        wrong += differences(replace(own, rivals=case.rivals), complete(case, own))
+            wrong.append(f"{case.id} cannot be compared: {error!r}")
     return wrong
 
 

@@ -23,4 +23,5 @@ def watched(items: Sequence[T], title: str) -> Iterator[T]:
             if not bar.live.is_started and monotonic() - started > PATIENCE:
                 bar.start()
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

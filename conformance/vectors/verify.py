@@ -1,6 +1,7 @@
 """Checking the files: the manifest's form and ids, the tensors' digest and names, their size."""
 
 import json
+import struct
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -15,14 +16,18 @@ LARGEST = 2 * 1024 * 1024  # bytes of manifest and tensors together
 def faults(found: dict, folder: Path) -> Iterator[str]:
     """Say what is wrong with the files: their form, their digest, their size, their ids."""
     wrong = list(misshapen(found))
-    yield from wrong
-    if wrong:
-        return  # what follows could not even be read
+    yield from wrong or unsound(found, folder)  # of a wrong form, it could not even be read
+
+
+def unsound(found: dict, folder: Path) -> Iterator[str]:
+    """Say what is wrong with files whose manifest follows its schema."""
     content = (folder / TENSORS).read_bytes()
     digest = sha256(content).hexdigest()
     if digest != found["tensors"]["sha256"]:
         stored = found["tensors"]["sha256"]
         yield f"{TENSORS}: the manifest's SHA-256 is {stored}, the file's is {digest}"
+        if not readable(folder):
+            return
     size = len(content) + (folder / MANIFEST).stat().st_size
     if size > LARGEST:
         yield f"the files must have at most {LARGEST} bytes together: got {size}"
@@ -30,12 +35,23 @@ def faults(found: dict, folder: Path) -> Iterator[str]:
     yield from lonely(found["vectors"])
 
 
+def readable(folder: Path) -> bool:
+    """Whether the tensors file is one at all."""
+    try:
+        tensors.read(folder / TENSORS)
+    except (ValueError, KeyError, struct.error):
+        return False
+    return True
+
+
 def misshapen(found: dict) -> Iterator[str]:
     """Say where the manifest does not follow its schema."""
     from jsonschema import Draft202012Validator  # here: whoever lists vectors need not wait for it
+    from jsonschema.exceptions import best_match
 
     schema = json.loads(Path(__file__).with_name(SCHEMA).read_text("utf-8"))
     for error in Draft202012Validator(schema).iter_errors(found):
+        error = best_match([error]) or error  # the one inside, where there is a choice
         path = list(error.absolute_path)
         if path[:1] == ["vectors"] and len(path) > 1:
             entry = found["vectors"][path[1]]
