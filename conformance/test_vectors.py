@@ -28,7 +28,9 @@ def params(own: str) -> list:
             usual = "float32" if "float32" in entry["dtypes"] else entry["dtypes"][0]
             more = ["float64", "float16"] if entry["id"] in ALL_DTYPES else []
             name = entry["id"].split(".")[1]
-            found += [pytest.param(entry["id"], d, id=f"{name}-{d}") for d in (usual, *more)]
+            marks = [pytest.mark.untyped] * (entry["expect"][0]["kind"] == "raises")
+            for dtype in (usual, *more):
+                found.append(pytest.param(entry["id"], dtype, id=f"{name}-{dtype}", marks=marks))
     return found
 
 
@@ -47,7 +49,6 @@ def holding(own: str) -> Callable:
     """Make the test of a clause's vectors."""
 
     @clause(own)
-    @pytest.mark.untyped  # some vectors are there to be refused
     @pytest.mark.parametrize(("vector", "dtype"), params(own))
     def test_frozen_vector(subject, vector, dtype):
         check(subject, vector, dtype)

@@ -1,6 +1,7 @@
 """How vectors are frozen: idle ones, disagreeing derivations and changed ids are all refused."""
 
 import ast
+import json
 import math
 import re
 import sys
@@ -23,6 +24,7 @@ from conformance.vectors import (
     manifest,
     progress,
     sets,
+    verify,
 )
 from conformance.vectors.cases import all_cases, make
 from conformance.vectors.derive import complete
@@ -126,6 +128,17 @@ def test_written_again_the_files_are_the_same_bytes(tmp_path):
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     freeze.write(tmp_path, [ONE, CASES["MASK-12.arrays"]])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_numbers_of_eight_bytes_are_aligned(tmp_path):
+    freeze.write(tmp_path, [CASES["MASK-12.square"], CASES["MASK-1.other_id"], ONE])
+    content = (tmp_path / verify.TENSORS).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:start]).values()
+    assert any(entry["dtype"] == "BOOL" and entry["data_offsets"][1] % 8 for entry in entries)
+    for entry in entries:
+        if entry["dtype"] != "BOOL":
+            assert (start + entry["data_offsets"][0]) % 8 == 0, entry
 
 
 def test_id_cannot_be_dropped_without_a_reason(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def call_of(vector: Vector) -> tuple:
     if not vector.settings["batch_first"]:
         inputs = [x.swapaxes(0, 1) for x in inputs]
     heads = vector.settings["num_heads"]
-    return (vector.parameters, heads, vector.settings.get("num_kv_heads", heads), *inputs)
+    return (vector.parameters, heads, heads, *inputs)
 
 
 def _attention(vector: Vector) -> Answers:
