@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator, SchemaError
 
 from conformance import tensors
-from conformance.vectors import Unfit, freeze, load, verify
+from conformance.vectors import HERE, Unfit, freeze, load, verify
 from conformance.vectors.cases import all_cases
 from conformance.vectors.vector import Part
 
@@ -116,6 +117,13 @@ def test_tampered_tensor_is_found(folder, what):
 
 def drop_last(found, by_id):
     del found["vectors"][-1]
+
+
+def test_schema_is_one():
+    schema = json.loads((HERE / verify.SCHEMA).read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    with pytest.raises(SchemaError):
+        Draft202012Validator.check_schema(schema | {"type": "dict"})
 
 
 UNFIT = {

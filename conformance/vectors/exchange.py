@@ -49,11 +49,7 @@ def vector_to_json(vector: Vector, store: Store) -> dict:
     if vector.mixed:
         entry["mixed"] = vector.mixed
     if vector.call in ("attention", "multihead", "allowed"):
-        entry["mask"] = None
-        if vector.mask is not None or vector.call == "multihead":
-            structure = vector.mask and spec_to_json(vector.mask, f"{at}/mask", store)
-            seen = None if vector.seen is None else store.add(f"{at}/seen", vector.seen)
-            entry["mask"] = {"structure": structure, "seen": seen}
+        entry["mask"] = mask_to_json(vector, store)
         entry["query_offset"] = vector.query_offset
     if vector.call == "attention":
         entry |= {"scale": vector.scale, "softcap": vector.softcap}
@@ -63,6 +59,15 @@ def vector_to_json(vector: Vector, store: Store) -> dict:
         part_to_json(part, f"{at}/expect.{i}", store) for i, part in enumerate(vector.expect)
     ]
     return entry | {"telling": vector.telling, "exempt": vector.exempt}
+
+
+def mask_to_json(vector: Vector, store: Store) -> dict | None:
+    """Return a mask as structure and as what may be seen; None where the call has none."""
+    if vector.mask is None and vector.call != "multihead":
+        return None
+    structure = vector.mask and spec_to_json(vector.mask, f"{vector.id}/mask", store)
+    seen = None if vector.seen is None else store.add(f"{vector.id}/seen", vector.seen)
+    return {"structure": structure, "seen": seen}
 
 
 def vector_from_json(entry: dict, tensors: Mapping[str, np.ndarray]) -> Vector:
