@@ -11,7 +11,10 @@ import numpy as np
 
 from .cases import dtype
 
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "BOOL": "bool",
+}  # fmt: skip
 TAGS = {name: tag for tag, name in NAMES.items()}
 
 

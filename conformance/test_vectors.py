@@ -1,0 +1,60 @@
+"""The frozen vectors, put to the subject: one test for each clause that has some.
+
+The other chapters look at the same clauses with numbers of their own; here the subject meets what
+an implementation in any other language meets.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from .budget import LEDGER, check_dtype
+from .cases import dtype as numpy_dtype
+from .contract import clause
+from .vectors import load, manifest
+from .vectors.judge import judge
+from .vectors.put import put
+
+ENTRIES = manifest()["vectors"]
+# In these, one of each chapter, float64 and float16 are looked at too.
+ALL_DTYPES = {"ATT-1.causal", "EMPTY-1.zero", "CLEAN-2.nan", "GRAD-1.causal", "MHA-4.key_padding"}
+
+
+def params(own: str) -> list:
+    """Return the vectors of a clause, each in float32 if it is for that, a few in more dtypes."""
+    found = []
+    for entry in ENTRIES:
+        if entry["clause"] == own:
+            usual = "float32" if "float32" in entry["dtypes"] else entry["dtypes"][0]
+            more = ["float64", "float16"] if entry["id"] in ALL_DTYPES else []
+            name = entry["id"].split(".")[1]
+            marks = [pytest.mark.untyped] * (entry["expect"][0]["kind"] == "raises")
+            for dtype in (usual, *more):
+                found.append(pytest.param(entry["id"], dtype, id=f"{name}-{dtype}", marks=marks))
+    return found
+
+
+def check(subject, id: str, dtype: str) -> None:
+    """Put a vector to a subject and judge its answer."""
+    vector = load()[id]
+    answer = put(subject, vector, dtype)
+    taken = judge(vector, answer, dtype)
+    if taken:
+        LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")
+    if vector.call in ("attention", "multihead") and not vector.refused:
+        check_dtype(answer.get("output", next(iter(answer.values()))), numpy_dtype(dtype), id)
+
+
+def holding(own: str) -> Callable:
+    """Make the test of a clause's vectors."""
+
+    @clause(own)
+    @pytest.mark.parametrize(("vector", "dtype"), params(own))
+    def test_frozen_vector(subject, vector, dtype):
+        check(subject, vector, dtype)
+
+    return test_frozen_vector
+
+
+for _own in dict.fromkeys(entry["clause"] for entry in ENTRIES):
+    globals()[f"test_frozen_vector_of_{_own.replace('-', '_')}"] = holding(_own)

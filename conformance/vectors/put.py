@@ -1,0 +1,103 @@
+"""Putting a vector to a subject: the call that it makes, and the tensors of the answer."""
+
+import numpy as np
+
+from ..subject import Subject, require
+from .judge import Refused
+from .vector import Vector
+
+NEEDS = {
+    "attention": "attention",
+    "multihead": "multihead",
+    "allowed": "masks",
+    "sequence_mask": "masks",
+    "look_ahead_mask": "masks",
+}
+
+Answers = dict[str, np.ndarray]
+
+
+def put(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
+    """Return a subject's answer in a dtype: arrays by the tensors' names, or its refusal.
+
+    A ValueError or TypeError is a refusal only where the vector wants one.
+    """
+    require(subject, NEEDS[vector.call])
+    ask = {
+        "attention": attention,
+        "multihead": multihead,
+        "allowed": allowed,
+        "sequence_mask": sequence_mask,
+        "look_ahead_mask": look_ahead_mask,
+    }[vector.call]
+    if not vector.refused:
+        return ask(subject, vector.cast(dtype), {part.tensor for part in vector.expect})
+    try:
+        return ask(subject, vector.cast(dtype), {""})
+    except (ValueError, TypeError) as error:
+        refusal = Refused(str(error))
+        refusal.__cause__ = error
+        return refusal
+
+
+def options(vector: Vector) -> dict:
+    """Return the options of a call that are not left out."""
+    offset = vector.query_offset
+    found = {
+        "mask": vector.mask,
+        "query_offset": np.array(offset) if isinstance(offset, list) else offset,
+        "bias": vector.inputs.get("bias"),
+        "scale": vector.scale,
+        "softcap": vector.softcap,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def attention(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    query, key, value = (vector.inputs[name] for name in ("query", "key", "value"))
+    given = options(vector) | {"empty_rows": vector.empty_rows}
+    answer: Answers = {}
+    if wanted & {"output", ""}:
+        answer["output"] = subject.attention(query, key, value, **given)
+    if "weights" in wanted:
+        answer["weights"] = subject.steps(query, key, value, **given)["weights"]
+    if any(name.startswith("grad_") for name in wanted):
+        require(subject, "gradients")
+        found = subject.gradients(query, key, value, vector.inputs["grad"], **given)
+        answer |= {f"grad_{name}": array for name, array in found.items()}
+    return answer
+
+
+def multihead(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    inputs = [vector.inputs[name] for name in ("query", "key", "value")]
+    masks = {name: vector.inputs.get(name) for name in ("key_padding_mask", "attn_mask")}
+    given = {name: mask for name, mask in masks.items() if mask is not None} | options(vector)
+    if "mask" in given:
+        given["attn_mask"] = given.pop("mask")
+    config = vector.settings | {"empty_rows": vector.empty_rows}
+    answer: Answers = {}
+    for name, average in (("weights", False), ("mean_weights", True)):
+        if name in wanted or not average:
+            answer["output"], answer[name] = subject.multihead(
+                config, vector.parameters, *inputs, average_weights=average, **given
+            )
+    return answer
+
+
+def allowed(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    if vector.mask is None:
+        raise KeyError(f"a vector that asks a mask has one: got {vector.id}")
+    B, H, T, S = vector.cells
+    given = {"batch": B, "heads": H, "query_offset": options(vector).get("query_offset")}
+    forms = sorted(wanted - {""}) or ["allowed"]
+    found = {form: subject.ask(form, vector.mask, T, S, **given) for form in forms}
+    return {form: np.broadcast_to(array, vector.cells) for form, array in found.items()}
+
+
+def sequence_mask(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    tokens, padding = vector.inputs["tokens"], vector.settings["padding_idx"]
+    return {"mask": subject.sequence_mask(tokens, padding)}
+
+
+def look_ahead_mask(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    return {"mask": subject.look_ahead_mask(*(vector.settings[n] for n in ("tgt_len", "src_len")))}

@@ -1,0 +1,203 @@
+"""Judging answers to the frozen vectors: by the suite, of wrong subjects, without NumPy."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from conformance import subjects
+from conformance.budget import Differs
+from conformance.subject import NotOffered
+from conformance.vectors import HERE, load
+from conformance.vectors.cases import make
+from conformance.vectors.judge import Refused, judge
+from conformance.vectors.put import put
+from conformance.vectors.vector import Part, Vector
+
+VECTORS = load()
+README = (HERE / "README.md").read_text("utf-8")
+RIGHT = np.array([[[[1.0, -4.0], [0.5, 2.0]]]])  # an output: B = H = 1, T = D_v = 2
+ROW = np.array([[[False, True]]])  # the second row
+LIMIT = 0.25
+
+
+def vector_of(*parts: Part) -> Vector:
+    sizes = {"B": 1, "H": 1, "H_kv": 1, "T": 2, "S": 3, "D": 5, "D_v": 2}
+    return Vector(id="ATT-1.x", shows="y", call="attention", sizes=sizes, expect=parts)
+
+
+def close(**fields) -> Part:
+    allowed = {"float32": LIMIT, "float16": 1.0}
+    return Part(kind="close", tensor="output", expected=RIGHT, allowed=allowed, **fields)
+
+
+def changed(number: float, index=(0, 0, 1, 1)) -> np.ndarray:
+    got = RIGHT.copy()
+    got[index] = number
+    return got
+
+
+NANS = np.full(RIGHT.shape, np.nan)
+OPEN = make.either("output", None, nan=Part(kind="nan"), zero=Part(kind="zero"))
+SIDED = make.either("output", "zero", nan=Part(kind="nan"), zero=Part(kind="zero"))
+REFUSAL = make.raises("heads divide", "ATT-1.causal", "inputs.key")
+EXACT = Part(kind="exact", tensor="output", expected=RIGHT)
+AT = r"ATT-1\.x: output at \(0, 0, 1, 1\): expected "
+JUDGED = {
+    "close": (close(), changed(2.2499), changed(2.26),
+              AT + r"2, got 2\.26, error 0\.26 of 0\.25 allowed in float32 \(1\.04 x\)"),
+    "close_nan": (close(), RIGHT, changed(np.nan), AT + "2, got nan, error inf of 0.25"),
+    "close_inf": (close(), RIGHT, changed(-np.inf), AT + "2, got -inf"),
+    "exact": (EXACT, RIGHT, changed(np.nextafter(2, 3)), AT + "exactly 2, got 2"),
+    "exact_nan": (replace(EXACT, expected=NANS), NANS, RIGHT, "expected exactly nan, got 1"),
+    "zero": (make.zero("output"), 0 * RIGHT, 0 * RIGHT + 1e-30, "expected exactly 0, got 1e-30"),
+    "nan": (make.nan("output"), NANS, np.where(RIGHT == 2, 0, NANS), AT + "NaN, got 0"),
+    "finite": (*make.finite("output"), RIGHT, changed(np.inf), AT + "a finite number, got inf"),
+    "either": (OPEN, NANS, RIGHT, "takes no alternative: not 'nan': .* not 'zero': .* got 1"),
+    "either_sided": (SIDED, 0 * RIGHT, NANS, "output takes 'nan', the contract says 'zero'"),
+    "region": (close(region=ROW), changed(99, (0, 0, 0, 1)), changed(99), AT + "2, got 99"),
+    "shape": (close(), RIGHT, RIGHT[0], r"output: expected shape \(1, 1, 2, 2\), got \(1, 2, 2\)"),
+    "shape_of_zero": (make.zero("output"), 0 * RIGHT, np.zeros((1, 1, 2, 3)), "expected shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_judge_accepts_the_right_and_refuses_the_wrong(name):
+    part, right, wrong, text = JUDGED[name]
+    vector = vector_of(part)
+    judge(vector, {"output": right}, "float32")
+    with pytest.raises(Differs, match=text) as error:
+        judge(vector, {"output": wrong}, "float32")
+    assert str(error.value).endswith("; it shows that y")
+
+
+def test_judge_takes_the_allowed_error_of_the_calls_dtype():
+    judge(vector_of(close()), {"output": changed(2.9)}, "float16")
+    with pytest.raises(Differs):
+        judge(vector_of(close()), {"output": changed(2.9)}, "float32")
+
+
+def test_judge_reports_the_alternative_taken():
+    assert judge(vector_of(OPEN), {"output": NANS}, "float32") == ["nan"]
+    assert judge(vector_of(SIDED), {"output": 0 * RIGHT}, "float32") == ["zero"]
+
+
+def test_judge_wants_a_refusal_where_one_is_due_and_nowhere_else():
+    judge(vector_of(REFUSAL), Refused("heads"), "float32")
+    with pytest.raises(Differs, match=r"expected a refusal \(heads divide\), got an answer"):
+        judge(vector_of(REFUSAL), {"output": RIGHT}, "float32")
+    with pytest.raises(Differs, match="expected an answer, got a refusal: not today"):
+        judge(vector_of(close()), Refused("not today"), "float32")
+
+
+def test_judge_wants_every_tensor_and_every_part():
+    with pytest.raises(Differs, match="output: expected an array, got none"):
+        judge(vector_of(close()), {"weights": RIGHT}, "float32")
+    with pytest.raises(Differs, match="expected NaN"):
+        judge(vector_of(close(), make.nan("output")), {"output": RIGHT}, "float32")
+
+
+def test_judge_refuses_a_kind_that_it_does_not_know():
+    with pytest.raises(ValueError, match="an expectation of the format: got almost"):
+        judge(vector_of(Part(kind="almost", tensor="output")), {"output": RIGHT}, "float32")
+
+
+# Wrong subjects: each mistake, and a vector of the clause that must refuse it
+
+
+def mask_forgotten(call, *inputs, mask=None, query_offset=None, **options):
+    return call(*inputs, **options)
+
+
+def offset_of_zero(call, *inputs, query_offset=None, **options):
+    return call(*inputs, query_offset=None if query_offset is None else 0, **options)
+
+
+def scale_forgotten(call, *inputs, scale=None, **options):
+    return call(*inputs, **options)
+
+
+def tiled(call, query, key, value, **options):
+    group = query.shape[1] // key.shape[1]
+    return call(query, *(np.tile(x, (1, group, 1, 1)) for x in (key, value)), **options)
+
+
+def zero_rows(call, *inputs, empty_rows="zero", **options):
+    return call(*inputs, **options)
+
+
+def softcap_forgotten(call, *inputs, softcap=None, **options):
+    return call(*inputs, **options)
+
+
+def dirty(call, *inputs, **options):
+    return call(*inputs, **options) + 0 * inputs[2].sum()
+
+
+def guesses_an_offset(call, *inputs, mask=None, query_offset=None, **options):
+    offset = 0 if query_offset is None and mask is not None else query_offset
+    return call(*inputs, mask=mask, query_offset=offset, **options)
+
+
+def half_converted(call, *inputs, **options):
+    return call(*(x.astype(np.float32) for x in inputs), **options)
+
+
+def overflow_taken_for_empty(call, *inputs, **options):
+    return np.nan_to_num(call(*inputs, **options))
+
+
+MISTAKES = [
+    (mask_forgotten, "ATT-1.causal"),
+    (mask_forgotten, "CAUSE-3.last"),
+    (offset_of_zero, "CAUSE-3.per_sample"),
+    (scale_forgotten, "ATT-1.negative_scale"),
+    (tiled, "ATT-5.grouped"),
+    (zero_rows, "EMPTY-2.nan"),
+    (zero_rows, "EMPTY-3.uniform"),
+    (softcap_forgotten, "ATT-6.before_bias_and_mask"),
+    (dirty, "CLEAN-2.nan"),
+    (dirty, "CLEAN-6.value"),
+    (guesses_an_offset, "CAUSE-2.no_offset"),
+    (half_converted, "HALF-4.key"),
+    (overflow_taken_for_empty, "ATT-7.overflow_zero"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "id"), MISTAKES, ids=lambda x: getattr(x, "__name__", x))
+def test_wrong_subject_is_refused_by_the_vector_of_the_clause(monkeypatch, mistake, id):
+    subject, vector = subjects.load("numpy"), VECTORS[id]
+    judge(vector, put(subject, vector, vector.dtypes[-1]), vector.dtypes[-1])
+    dtype = "float32" if "float32" in vector.dtypes else vector.dtypes[0]
+    right = subject.attention
+    monkeypatch.setattr(subject, "attention", lambda *x, **o: mistake(right, *x, **o))
+    with pytest.raises(Differs, match=re.escape(f"vector {id}: ")):
+        judge(vector, put(subject, vector, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_allowed_errors_of_every_dtype_suit_a_right_subject(dtype):
+    subject, judged = subjects.load("numpy"), 0
+    for vector in VECTORS.values():
+        if dtype not in vector.dtypes:
+            continue
+        try:
+            with np.errstate(invalid="ignore"):  # NumPy's maximum of bfloat16 warns of a NaN
+                answer = put(subject, vector, dtype)
+            judge(vector, answer, dtype)
+            judged += 1
+        except NotOffered:
+            assert any(part.tensor.startswith("grad_") for part in vector.expect), vector.id
+    assert judged > 100
+
+
+def test_error_that_is_no_refusal_is_not_taken_for_one(monkeypatch):
+    subject, vector = subjects.load("numpy"), VECTORS["CAUSE-2.no_offset"]
+
+    def crash(*inputs, **options):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(subject, "attention", crash)
+    with pytest.raises(ZeroDivisionError):
+        put(subject, vector, "float32")
