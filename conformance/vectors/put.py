@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..subject import Subject, require
+from ..subject import NotOffered, Subject, require
 from .judge import Refused
 from .vector import Vector
 
@@ -20,7 +20,8 @@ Answers = dict[str, np.ndarray]
 def put(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
     """Return a subject's answer in a dtype: arrays by the tensors' names, or its refusal.
 
-    A ValueError or TypeError is a refusal only where the vector wants one.
+    An error is a refusal only where the vector wants one: a ValueError or a TypeError where the
+    contract's errors are offered, any elsewhere.
     """
     require(subject, NEEDS[vector.call])
     ask = {
@@ -34,7 +35,11 @@ def put(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
         return ask(subject, vector.cast(dtype), {part.tensor for part in vector.expect})
     try:
         return ask(subject, vector.cast(dtype), {""})
-    except (ValueError, TypeError) as error:
+    except NotOffered:
+        raise
+    except Exception as error:
+        if "errors" in subject.capabilities and not isinstance(error, ValueError | TypeError):
+            raise
         refusal = Refused(str(error))
         refusal.__cause__ = error
         return refusal
