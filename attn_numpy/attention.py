@@ -129,8 +129,10 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
 
 def _may_overflow(query, key, scale) -> bool:
     """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
-    largest = max(query.max(), -query.min()).item() * max(key.max(), -key.min()).item()
-    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
+    with np.errstate(invalid="ignore"):
+        largest = max(query.max(), -query.min()).item() * max(key.max(), -key.min()).item()
+    # not "> 1e38": beside a NaN, which may be hidden, nobody knows how large the rest is
+    return not largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) <= 1e38
 
 
 def _visible(mask, bias, sizes, query_offset):

@@ -144,7 +144,8 @@ def _may_overflow(query, key, scale) -> bool:
         return False
     ends = [float(end) for array in (query, key) for end in torch.aminmax(array.detach())]
     largest = max(-ends[0], ends[1]) * max(-ends[2], ends[3])
-    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
+    # not "> 1e38": beside a NaN, which may be hidden, nobody knows how large the rest is
+    return not largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) <= 1e38
 
 
 def _visible(mask, bias, sizes, query_offset, device):

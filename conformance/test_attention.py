@@ -191,6 +191,17 @@ def test_an_overflowing_row_is_not_an_empty_one(subject, policy):
     assert np.isnan(got).all() or (got == 1).all(), f"ATT-7: expected NaN or the value 1, got {got}"
 
 
+@clause("ATT-7")
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_an_overflowing_row_beside_hidden_garbage_is_not_an_empty_one(subject, fill):
+    require(subject, "attention")
+    query, key = np.full((1, 1, 1, 3), 1e20, np.float32), np.full((1, 1, 3, 3), fill, np.float32)
+    key[0, 0, 0] = -1e20  # the one visible logit is -inf in float32
+    value = np.array([[[[1.0], [5.0], [7.0]]]], np.float32)
+    got = subject.attention(query, key, value, mask=padding([1]))
+    assert np.isnan(got).all() or (got == 1).all(), f"ATT-7: expected NaN or the value 1, got {got}"
+
+
 def _twice(subject, case, change, dtype="float32"):
     """Return the outputs of a case and of the changed call, and the case's (naive, exact)."""
     require(subject, "attention")
