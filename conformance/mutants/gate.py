@@ -18,11 +18,12 @@ from .. import subjects
 from ..contract import clauses
 from . import MUTANTS, Mutant, named
 from .judge import Judgement, Result, judge, results
+from .page import write
 
 # Two halves that take about as long as each other, each a process; torch is in the first alone.
 SHARDS = {
-    "attention": ("masks", "questions", "attention", "empty", "half", "gradients"),
-    "models": ("multihead", "layers", "cache", "weights", "errors"),
+    "attention": ("masks", "attention", "empty", "half", "gradients"),
+    "models": ("questions", "multihead", "layers", "cache", "weights", "errors"),
 }
 # The child sees what its parent sees, wherever the package was found.
 CHILD = "import sys; sys.path[:] = {path!r}; from {package}.shard import main; sys.exit(main())"
@@ -39,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="hold each mutant against what it names and no more"
     )
-    parser.add_argument("--page", type=Path, help="where the kill matrix goes, in Markdown")
+    parser.add_argument(
+        "--page", type=Path, help="where the kill matrix goes, in Markdown, if the gate passes"
+    )
     parser.add_argument("--list", action="store_true", help="list the mutants, and run nothing")
     parser.add_argument(
         "--folder", type=Path, default=".conformance/mutants", help="where the reports go"
@@ -59,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     judgement = judge(mutants, found, all_clauses=not options.names)
     seconds = time.monotonic() - started
-    if options.page:
-        from .page import write
-
-        write(options.page, mutants, judgement)
     print(summary(mutants, judgement, seconds))
-    return 1 if judgement.complaints else 0
+    if judgement.complaints:
+        return 1
+    if options.page:
+        write(options.page, mutants, judgement)
+    return 0
 
 
 def run(mutants: list[Mutant], folder: Path, quick: bool = False) -> list[Result]:
@@ -95,10 +98,9 @@ def start(folder: Path, names: list[str], quick: bool) -> subprocess.Popen:
     code = CHILD.format(path=sys.path, package=__package__)
     call = [sys.executable, "-c", code, str(folder), *["--quick"] * quick, *names]
     one_thread = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    plain = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     with (folder / "log.txt").open("w") as log:
         return subprocess.Popen(
-            call, env=os.environ | one_thread | plain, stdout=log, stderr=subprocess.STDOUT
+            call, env=os.environ | one_thread, stdout=log, stderr=subprocess.STDOUT
         )
 
 

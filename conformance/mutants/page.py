@@ -24,8 +24,8 @@ its method, apart from the random ones, and the right subject on the same cases:
 See one fail: `python -m conformance run --mutant inverted`. Make this page again:
 `python -m conformance mutants --page docs/kill-matrix.md`.
 
-{date}, Python {python}, {versions}: {mutants} mutants, {kills} kills, {busy} of {must} MUST clauses
-catch at least one mutant; {cases} cases.
+{date}, Python {python}, {versions}: {mutants} mutants, {kills} pairs of a mutant and a clause that
+catches it, {busy} of {must} MUST clauses that catch at least one; {cases} cases were run.
 """
 
 
@@ -50,9 +50,7 @@ def page(mutants: list[Mutant], judgement: Judgement) -> str:
         must=len(must),
         cases=f"{judgement.cases:,}",
     )
-    lines = [head]
-    for complaint in judgement.complaints:
-        lines += ["", f"**The gate fails**: {complaint.splitlines()[0]}"]
+    lines = [head.strip()]
     for chapter, title in CHAPTERS.items():
         own = [mutant for mutant in mutants if mutant.chapter == chapter]
         lines += ["", f"## {title}", "", "| mutant | what is wrong | breaks | caught by |"]
@@ -61,12 +59,35 @@ def page(mutants: list[Mutant], judgement: Judgement) -> str:
 
 
 def row(mutant: Mutant, judgement: Judgement) -> str:
-    caught = judgement.kills[mutant.name]
-    named = [f"**{id}**" for id in mutant.clauses if id in caught]
-    others = [id for id in caught if id not in mutant.clauses]
+    named = ", ".join(f"**{id}**" for id in mutant.clauses)
+    others = shortened([id for id in judgement.kills[mutant.name] if id not in mutant.clauses])
     base = "" if mutant.base == "numpy" else f" ({mutant.base})"
     cells = (f"`{mutant.name}`", mutant.sentence, f"`{mutant.method}`{base}")
-    return f"| {' | '.join(cells)} | {', '.join(named + others) or 'nothing'} |"
+    return f"| {' | '.join(cells)} | {'; '.join([named, *others])} |"
+
+
+def shortened(ids: list[str]) -> list[str]:
+    """Return ids with what they share said once, and three in a row or more by their ends.
+
+    >>> shortened(["ATT-1", "ATT-2", "ATT-3", "ATT-7", "DOC-A3"])
+    ['ATT-1 to 3, 7', 'DOC-A3']
+    """
+    families: dict[str, list[int]] = {}
+    for id in ids:
+        family = id.rstrip("0123456789")
+        families.setdefault(family, []).append(int(id.removeprefix(family)))
+    return [family + ", ".join(_runs(numbers)) for family, numbers in families.items()]
+
+
+def _runs(numbers: list[int]) -> list[str]:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in runs]
+    return [text for texts in shown for text in texts]
 
 
 def by_clause(judgement: Judgement) -> list[str]:

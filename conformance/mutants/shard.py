@@ -1,6 +1,6 @@
 """A shard of the gate: the suite on right subjects and on mutants, in a process of its own.
 
-    python -m conformance.mutants.shard FOLDER [--quick] NAME ...
+    python -m conformance.mutants.shard FOLDER [--quick] NAME ... [OPTIONS OF PYTEST]
 
 Many mutants share a process, and so what the oracle has computed. The right subjects run first and
 are watched: a mutant then runs on the cases that use the method which it breaks, and on no other.
@@ -8,11 +8,13 @@ Once a clause has caught a mutant the clause's other cases leave it alone.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,9 @@ from .mutant import Altered
 SUITE = Path(__file__).parents[1]
 # Not run: random examples, which shrink for long, and subjects against each other.
 LEFT_OUT = ("test_fuzz.py", "test_agreement.py")
+# How pytest ends where there is something to judge; that no case was found is the judge's to say.
+ENDS = pytest.ExitCode
+JUDGED = (ENDS.OK, ENDS.TESTS_FAILED, ENDS.NO_TESTS_COLLECTED)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,24 +37,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true", help="only the clauses that are named")
     parser.add_argument("names", nargs="+")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     mutants = [named(name) for name in options.names]
     bases = {mutant.base: subjects.load(mutant.base) for mutant in mutants}
+    rest = [f"--backend={next(iter(bases))}", *rest]  # any: the plugins have subjects of their own
     if options.quick:
-        return run(options.folder, "both", bases, Quick(options.folder, bases, mutants))
+        return run(options.folder / "both.jsonl", Quick(options.folder, bases, mutants), rest)
     right = Rights(options.folder, bases)
     wrong = Wrongs(options.folder, mutants, right.uses)
-    return run(options.folder, "right", bases, right) or run(options.folder, "wrong", bases, wrong)
+    return run(options.folder / "right.jsonl", right, rest) or run(
+        options.folder / "wrong.jsonl", wrong, rest
+    )
 
 
-def run(folder: Path, name: str, bases: dict, plugin: "Chosen") -> int:
-    """Run the suite with a plugin that chooses subjects and cases."""
+def run(report: Path, plugin: "Chosen", rest: list[str]) -> int:
+    """Run the suite with a plugin that chooses subjects and cases; options go to pytest."""
     given = [str(SUITE), f"-c{SUITE / 'pytest.ini'}", f"--rootdir={SUITE}", "--device=cpu"]
-    given += [f"--backend={base}" for base in bases]
     given += [f"--ignore={SUITE / name}" for name in LEFT_OUT]
-    given += [f"--report={folder / f'{name}.jsonl'}", "--tb=no", "-q"]
-    status = pytest.main(given, plugins=[plugin])
-    return 0 if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) else int(status)
+    given += [f"--report={report}", "--tb=no", "-q"]
+    status = pytest.main([*given, *rest], plugins=[plugin])
+    return 0 if status in JUDGED else int(status)
 
 
 class Chosen:
@@ -113,11 +121,11 @@ class Chosen:
             (self.folder / "progress").write_text(f"{type(self).__name__} {done} {of}")
 
 
-def subject_of(item):
+def subject_of(item: Any) -> Any:
     return item.callspec.params["subject"]
 
 
-def clause_of(item) -> str:
+def clause_of(item: Any) -> str:
     return item.get_closest_marker("clause").args[0]
 
 
