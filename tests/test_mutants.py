@@ -184,6 +184,18 @@ def test_judge_reports_every_must_clause_that_catches_nothing():
     assert texts[0].startswith(f"MASK-1 catches no mutant: {clauses()['MASK-1'].sentence}\n")
 
 
+def test_judge_knows_the_tests_that_catch_nothing():
+    right = [
+        Result("numpy", "ATT-1", f"{case}", "conforms", "")
+        for case in ("one[a]", "one[b]", "two[a]")
+    ]
+    right.append(Result("numpy", "ATT-1", "three[a]", "not offered", ""))
+    wrong = [Result("wrong", "ATT-1", "one[b]", "differs", "")]
+    judgement = judge([made_up(clauses=("ATT-1",))], [*right, *wrong], all_clauses=False)
+    assert judgement.tests == {("ATT-1", "one"), ("ATT-1", "two")}
+    assert judgement.idle == {("ATT-1", "two")}
+
+
 def report(path: Path, *lines: dict) -> Path:
     """Write a report of these results."""
     plain = {
@@ -227,8 +239,9 @@ def test_the_quick_gate_passes(tmp_path, capfd):
     status = gate.main(["--quick", f"--folder={tmp_path}"])
     out = capfd.readouterr().out
     assert status == 0, out
-    assert out.startswith(f"{len(MUTANTS)} of {len(MUTANTS)} mutants are caught by every clause")
-    assert f"; {len(MUST)} of {len(MUST)} MUST clauses catch one; " in out
+    first, last = out.splitlines()
+    assert first == f"{len(MUST)} of {len(MUST)} MUST clauses catch a mutant"
+    assert last.startswith(f"{len(MUTANTS)} of {len(MUTANTS)} mutants are caught by every clause")
 
 
 def test_a_mutant_alone_runs_on_whatever_uses_what_it_breaks(monkeypatch, tmp_path, capfd):
@@ -236,7 +249,8 @@ def test_a_mutant_alone_runs_on_whatever_uses_what_it_breaks(monkeypatch, tmp_pa
     clauses_ = [f"--clause={id}" for id in ("CACHE-10", "DOC-B11", "MASK-7")]
     child = gate.CHILD.replace("main()", f"main([*sys.argv[1:], *{clauses_}])")
     monkeypatch.setattr(gate, "CHILD", child)
-    assert gate.main(["end_left_out", f"--folder={tmp_path}"]) == 0, capfd.readouterr().out
+    status, out = gate.main(["end_left_out", f"--folder={tmp_path}"]), capfd.readouterr().out
+    assert status == 0 and out.startswith("end-left-out is caught by CACHE-10, DOC-B11\n"), out
     ran = results(tmp_path / "models" / "wrong.jsonl")
     assert {(r.subject, r.clause, r.outcome) for r in ran} == {
         ("end-left-out", "CACHE-10", "differs"), ("end-left-out", "DOC-B11", "differs")
@@ -299,7 +313,8 @@ def test_a_gate_that_fails_says_why_and_leaves_the_page_alone(monkeypatch, tmp_p
     out = capsys.readouterr().out
     for mutant in MUTANTS.values():
         assert f"{mutant.name} survives: {mutant.sentence}\n" in out
-    assert f"0 of {len(MUTANTS)} mutants are caught by every clause that they name; 0 of" in out
+    assert f"\n0 of {len(MUST)} MUST clauses catch a mutant\n" in out
+    assert f"\n0 of {len(MUTANTS)} mutants are caught by every clause that they name; " in out
     assert not page.exists()
 
 

@@ -84,6 +84,14 @@ def no_key_crashes(right, *inputs, **options):
     return right(*inputs, **options)
 
 
+@breaks("steps", "ATT-3")
+def no_query_gives_a_row(right, *inputs, **options):
+    """Where there is no query, one row of zeros comes out."""
+    steps = right(*inputs, **options)
+    rows = [(0, 0), (0, 0), (0, int(not inputs[0].shape[2])), (0, 0)]
+    return {name: np.pad(x, rows) for name, x in steps.items()}
+
+
 @breaks("steps", "EMPTY-4", "DOC-B7")
 def bias_clipped(right, *inputs, bias=None, **options):
     """-inf in a bias is clipped to a finite number, and a row of it counts as seen."""

@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     judgement = judge(mutants, found, all_clauses=not options.names)
     seconds = time.monotonic() - started
-    print(summary(mutants, judgement, seconds))
+    depth = "some" if options.names else "quick" if options.quick else "whole"
+    print(summary(mutants, judgement, seconds, depth))
     if judgement.complaints:
         return 1
     if options.page:
@@ -145,17 +146,25 @@ def progress_of(folder: Path) -> tuple[str, int, int] | None:
     return phase, int(done), int(total)
 
 
-def summary(mutants: list[Mutant], judgement: Judgement, seconds: float) -> str:
-    """Return the complaints, if any, and how it went in a line."""
-    caught = sum(set(m.clauses) <= judgement.kills[m.name].keys() for m in mutants)
-    must = [clause.id for clause in clauses().values() if clause.level == "MUST"]
-    busy = sum(id in judgement.catches() for id in must)
+def summary(mutants: list[Mutant], judgement: Judgement, seconds: float, depth: str) -> str:
+    """Return the complaints, if any, and how it went; `depth` is "whole", "quick" or "some"."""
     lines = [f"{complaint}\n" for complaint in judgement.complaints]
-    lines.append(
-        f"{caught} of {len(mutants)} mutants are caught by every clause that they name; "
-        f"{busy} of {len(must)} MUST clauses catch one; {judgement.cases} cases; {seconds:.0f} s"
-    )
-    return "\n".join(lines)
+    if depth == "some":
+        kills = judgement.kills.items()
+        lines += [f"{name} is caught by {', '.join(caught) or 'nothing'}" for name, caught in kills]
+    if depth == "whole":  # to be known, and no failure: a new test may come before its mutant
+        lines += [
+            f"{test} of {clause} catches no mutant" for clause, test in sorted(judgement.idle)
+        ]
+        busy = len(judgement.tests) - len(judgement.idle)
+        lines.append(f"{busy} of {len(judgement.tests)} tests of the suite catch a mutant")
+    if depth != "some":
+        must = [clause.id for clause in clauses().values() if clause.level == "MUST"]
+        busy = sum(id in judgement.catches() for id in must)
+        lines.append(f"{busy} of {len(must)} MUST clauses catch a mutant")
+    caught = sum(set(m.clauses) <= judgement.kills[m.name].keys() for m in mutants)
+    counted = f"{caught} of {len(mutants)} mutants are caught by every clause that they name"
+    return "\n".join([*lines, f"{counted}; {judgement.cases} cases, {seconds:.0f} s"])
 
 
 if __name__ == "__main__":

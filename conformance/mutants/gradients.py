@@ -74,6 +74,16 @@ def empty_row_gradient_leaks(right, query, key, value, grad, **options):
     return found | {"value": (found["value"] + sent).astype(value.dtype)}
 
 
+@breaks("gradients", "EMPTY-5", base="torch")
+def gradients_mixed(right, *call, **options):
+    """A millionth of the batch's mean is added to every sample's gradients."""
+    found = right(*call, **options)
+    for name in ("query", "key", "value"):
+        own = found[name].astype(np.float64)
+        found[name] = (own + 1e-6 * own.mean(0, keepdims=True)).astype(found[name].dtype)
+    return found
+
+
 @breaks("gradients", "CLEAN-3", base="torch")
 def nan_reaches_keys(right, query, key, *call, **options):
     """NaN in a hidden key comes back as its gradient."""

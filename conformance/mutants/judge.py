@@ -19,6 +19,11 @@ class Result(NamedTuple):
     outcome: str
     message: str
 
+    @property
+    def test(self) -> tuple[str, str]:
+        """Return the clause and the test function, of which this is one case."""
+        return self.clause, self.case.split("[")[0]
+
 
 def case_of(test: str, subject: str) -> str:
     """Return a test's id without its subject: the same for a mutant and for its base.
@@ -48,6 +53,8 @@ class Judgement:
 
     kills: dict[str, dict[str, str]] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
+    tests: set[tuple[str, str]] = field(default_factory=set)  # clause and test, of right subjects
+    idle: set[tuple[str, str]] = field(default_factory=set)  # of them, those that caught nothing
     cases: int = 0
 
     def catches(self) -> Counter:
@@ -65,11 +72,16 @@ def judge(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> J
         by_subject[result.subject][result.case] = result
     judgement = Judgement(cases=len(found))
     for base in dict.fromkeys(mutant.base for mutant in mutants):
-        judgement.complaints += right_complaints(base, by_subject[base].values())
+        right = by_subject[base].values()
+        judgement.complaints += right_complaints(base, right)
+        judgement.tests |= {r.test for r in right if r.outcome == "conforms"}
+    judgement.idle = set(judgement.tests)
     for mutant in mutants:
-        own, right = by_subject[mutant.name], by_subject[mutant.base]
-        proved = [r for r in own.values() if right.get(r.case, r).outcome == "conforms"]
-        caught = {r.clause: r.message for r in reversed(proved) if is_kill(mutant, r)}
+        own, beside = by_subject[mutant.name], by_subject[mutant.base]
+        proved = [r for r in own.values() if beside.get(r.case, r).outcome == "conforms"]
+        kills = [r for r in proved if is_kill(mutant, r)]
+        judgement.idle -= {r.test for r in kills}
+        caught = {r.clause: r.message for r in reversed(kills)}
         judgement.kills[mutant.name] = {id: caught[id] for id in clauses() if id in caught}
         judgement.complaints += mutant_complaints(mutant, caught, proved)
     if all_clauses:

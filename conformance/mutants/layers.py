@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import reference, reference_layers
 from ..naive_layers import Naive
-from ..specs import Spec, allow
+from ..specs import Spec, allow, causal
 from .mutant import breaks
 
 # Norms, residuals, activations
@@ -119,6 +119,20 @@ def layer_empty_row_nan(right, kind, config, *call, **options):
     return right(kind, config | {"empty_rows": "nan"}, *call, **options)
 
 
+@breaks("layer", "DOC-A12", "LAYER-2")
+def layer_empty_row_zero(right, kind, config, *call, **options):
+    """A layer's empty rows attend to nothing, whatever was asked for."""
+    return right(kind, config | {"empty_rows": "zero"}, *call, **options)
+
+
+@breaks("layer", "LAYER-1", "LAYER-2", "DOC-B10")
+def target_always_causal(right, kind, *call, **options):
+    """A decoder hides what follows a target whether it is told to or not."""
+    if kind in ("decoder_layer", "decoder", "transformer") and options.get("tgt_mask") is None:
+        options["tgt_mask"] = causal()
+    return right(kind, *call, **options)
+
+
 @breaks("layer", "DOC-A9", "LAYER-2")
 def layer_float_mask_hides(right, *call, **options):
     """A layer's float mask is not added: it hides where it is not 0."""
@@ -198,3 +212,12 @@ def layer_dropout_in_evaluation(right, *call, training=False, seed=None, **optio
 def layer_never_in_training(right, *call, training=False, **options):
     """A layer drops nothing in training."""
     return right(*call, **options)
+
+
+@breaks("layer", "LAYER-5")
+def training_in_float32(right, *call, training=False, **options):
+    """In training 16-bit inputs give a float32 output."""
+    found = right(*call, training=training, **options)
+    if training and found["output"].dtype.itemsize == 2:
+        found["output"] = found["output"].astype(np.float32)
+    return found

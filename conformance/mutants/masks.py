@@ -101,6 +101,15 @@ def score_times_mask(right, *inputs, mask=None, query_offset=None, bias=None, **
     return attended(steps, inputs, masked=masked, weights=softmax(masked))
 
 
+@breaks("steps", "DOC-B7", "ATT-8", "HALF-2")
+@recomputes
+def zero_hides(right, *inputs, **options):
+    """A score of exactly 0 is taken for a hidden one (`masked_fill(scores == 0, -inf)`)."""
+    steps = right(*inputs, **options)
+    masked = np.where(steps["masked_scores"] == 0, -np.inf, steps["masked_scores"])
+    return attended(steps, inputs, masked=masked.astype(steps["scores"].dtype))
+
+
 def filled(right, inputs, mask, query_offset, bias, options, number) -> dict:
     """Attend with a number added to the scores of what is hidden."""
     right(*inputs, mask=mask, query_offset=query_offset, bias=bias, **options)

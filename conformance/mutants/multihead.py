@@ -222,3 +222,12 @@ def biases_start_random(right, config):
 def weights_start_small(right, config):
     """Matrices start at half of Xavier's bound."""
     return {name: x / 2 for name, x in right(config).items()}
+
+
+@breaks("parameters", "MHA-6")
+def sizes_divided_down(right, config):
+    """Heads that do not divide the features are taken: some features belong to no head."""
+    try:
+        return right(config)
+    except ValueError:
+        return right(config | {"num_heads": 1})

@@ -24,8 +24,9 @@ its method, apart from the random ones, and the right subject on the same cases:
 See one fail: `python -m conformance run --mutant inverted`. Make this page again:
 `python -m conformance mutants --page docs/kill-matrix.md`.
 
-{date}, Python {python}, {versions}: {mutants} mutants, {kills} pairs of a mutant and a clause that
-catches it, {busy} of {must} MUST clauses that catch at least one; {cases} cases were run.
+{date}, Python {python}, {versions}: {mutants} mutants, {kills} pairs of a mutant and a
+clause that catches it; {busy} of {must} MUST clauses and {busy_tests} of {tests} tests of the suite
+catch at least one. {cases} cases were run.
 """
 
 
@@ -48,6 +49,8 @@ def page(mutants: list[Mutant], judgement: Judgement) -> str:
         kills=catches.total(),
         busy=sum(id in catches for id in must),
         must=len(must),
+        busy_tests=len(judgement.tests) - len(judgement.idle),
+        tests=len(judgement.tests),
         cases=f"{judgement.cases:,}",
     )
     lines = [head.strip()]

@@ -159,3 +159,27 @@ def any_rank_taken(right, array):
     """`allow` takes an array of any rank and guesses its axes."""
     rank = getattr(array, "ndim", 4)
     return right(array[(None,) * (4 - rank)] if rank < 4 else array)
+
+
+@breaks("module.hide", "MASK-9", "ERR-1")
+def any_kind_taken(right, array):
+    """`hide` takes numbers, and hides where they are not 0."""
+    return right(array if isinstance(array, list) else array != 0)
+
+
+@breaks("module.allow", "MASK-4")
+def own_array_answered(right, array):
+    """A mask answers with the very array that it was made of, to be written to by whoever asks."""
+    mask = right(array)
+    vars(mask)["allowed"] = lambda *sizes, **options: array
+    return mask
+
+
+@breaks("mask", "MASK-9")
+def masks_are_true(right, spec):
+    """A mask has a truth value, so that `a and b` is b without a word."""
+    mask = right(spec)
+    if mask is not None:
+        truthful = type("Truthful", (type(mask),), {"__bool__": lambda self: True})
+        object.__setattr__(mask, "__class__", truthful)
+    return mask

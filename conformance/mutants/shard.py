@@ -4,7 +4,7 @@
 
 Many mutants share a process, and so what the oracle has computed. The right subjects run first and
 are watched: a mutant then runs on the cases that use the method which it breaks, and on no other.
-Once a clause has caught a mutant the clause's other cases leave it alone.
+Once a test has caught a mutant the test's other cases leave it alone.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Chosen:
 
     def __init__(self, folder: Path, subjects: list):
         self.folder, self.subjects = folder, subjects
-        self.caught: set[tuple[str, str]] = set()
+        self.caught: set[tuple[str, ...]] = set()
         self.said = 0.0
 
     def wanted(self, function: str, clause: str) -> list:
@@ -75,6 +75,11 @@ class Chosen:
     def runs(self, item: pytest.Item) -> bool:
         """Whether a case runs at all."""
         return True
+
+    def catch(self, item: Any) -> tuple[str, ...]:
+        """Return what a failure would show: that a clause, and a test of it, catches a subject."""
+        clause = item.get_closest_marker("clause").args[0]
+        return subject_of(item).name, clause, item.originalname
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_generate_tests(self, metafunc: pytest.Metafunc):
@@ -97,8 +102,7 @@ class Chosen:
         if session.testsfailed:
             return None  # pytest says what could not be collected
         for i, item in enumerate(session.items):
-            key = (subject_of(item).name, clause_of(item))
-            if key not in self.caught:
+            if self.catch(item) not in self.caught:
                 # None: what an item leaves behind is torn down, whichever item comes next
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             self.say(i + 1, len(session.items))
@@ -111,7 +115,7 @@ class Chosen:
         if call.excinfo and report.when == "call" and name in MUTANTS:
             differs = call.excinfo.errisinstance((AssertionError, pytest.fail.Exception))
             if differs or (MUTANTS[name].raises and not report.skipped):
-                self.caught.add((name, clause_of(item)))
+                self.caught.add(self.catch(item))
         return report
 
     def say(self, done: int, of: int) -> None:
@@ -123,10 +127,6 @@ class Chosen:
 
 def subject_of(item: Any) -> Any:
     return item.callspec.params["subject"]
-
-
-def clause_of(item: Any) -> str:
-    return item.get_closest_marker("clause").args[0]
 
 
 class Quick(Chosen):
@@ -141,6 +141,9 @@ class Quick(Chosen):
         own = [(mutant, subject) for mutant, subject in self.wrong if clause in mutant.clauses]
         bases = dict.fromkeys(mutant.base for mutant, _ in own)
         return [*(self.bases[base] for base in bases), *(subject for _, subject in own)]
+
+    def catch(self, item: Any) -> tuple[str, ...]:
+        return super().catch(item)[:2]  # one test of a clause will do
 
 
 class Rights(Chosen):

@@ -85,6 +85,23 @@ def key_and_value_imported_swapped(right, *call):
     return error, after if error else exchanged(after)
 
 
+@breaks("export_weights", "WGT-2")
+def grouped_heads_exported(right, *call):
+    """Grouped heads, which torch's layout does not know, are exported as nothing."""
+    try:
+        return right(*call)
+    except ValueError:
+        return {}
+
+
+@breaks("import_weights", "WGT-4")
+def extra_biases_dropped(right, kind, config, parameters, weights, layout):
+    """torch's `bias_k` and `bias_v` are left out without a word, and so is what they did."""
+    if isinstance(weights, dict):
+        weights = {n: x for n, x in weights.items() if n not in ("bias_k", "bias_v")}
+    return right(kind, config, parameters, weights, layout)
+
+
 @breaks("import_weights", "WGT-4")
 def first_mistake_alone(right, *call):
     """Of all that is wrong with a file the first thing alone is listed."""
