@@ -1,6 +1,7 @@
 """How the suite is pointed at a subject: options, the `subject` fixture, and what is reported."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,7 @@ def select(backends: list[str] | None, device: str, named: list[str] | None = No
 
 def mutated(names: list[str]) -> list:
     """Load wrong implementations; they are imported only here, where somebody asks for one."""
-    from conformance import mutants
-
+    mutants = import_module("conformance.mutants")
     try:
         return [mutants.load(name) for name in names]
     except ValueError as error:
