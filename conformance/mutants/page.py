@@ -18,8 +18,9 @@ mutant names: each of them must catch it, or the gate fails. The others noticed 
 
 A mistake stands in front of one method of a right subject, so that it is the only thing that is
 wrong: a mask that is inverted for `attention` is not inverted for multi-head attention, and a
-clause that does not use the method cannot catch it. Every mutant was run on every case that uses
-its method, apart from the random ones, and the right subject on the same cases: it conforms.
+clause that does not use the method cannot catch it. Every mutant was run on every test that uses
+its method, case by case until one caught it, random cases left out; and the right subject was run
+on all of them: it conforms.
 
 See one fail: `python -m conformance run --mutant inverted`. Make this page again:
 `python -m conformance mutants --page docs/kill-matrix.md`.
