@@ -3,6 +3,7 @@
 `attention_steps` returns every step of it, `attention` only the output.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,10 +130,17 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
 
 def _may_overflow(query, key, scale) -> bool:
     """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
+    largest = _largest(query) * _largest(key)
+    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
+
+
+def _largest(array) -> float:
+    """Return the largest absolute value, beside NaN too, which may be hidden."""
     with np.errstate(invalid="ignore"):
-        largest = max(query.max(), -query.min()).item() * max(key.max(), -key.min()).item()
-    # not "> 1e38": beside a NaN, which may be hidden, nobody knows how large the rest is
-    return not largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) <= 1e38
+        largest = max(array.max(), -array.min()).item()
+    if math.isnan(largest):
+        largest = abs(array).max(where=~np.isnan(array), initial=0).item()
+    return largest
 
 
 def _visible(mask, bias, sizes, query_offset):

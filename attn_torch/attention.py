@@ -3,6 +3,7 @@
 `attention_steps` returns every step of it, `attention` only the output.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -142,10 +143,16 @@ def _may_overflow(query, key, scale) -> bool:
     """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
     if not checks.is_known(query):
         return False
-    ends = [float(end) for array in (query, key) for end in torch.aminmax(array.detach())]
-    largest = max(-ends[0], ends[1]) * max(-ends[2], ends[3])
-    # not "> 1e38": beside a NaN, which may be hidden, nobody knows how large the rest is
-    return not largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) <= 1e38
+    largest = _largest(query.detach()) * _largest(key.detach())
+    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
+
+
+def _largest(array) -> float:
+    """Return the largest absolute value, beside NaN too, which may be hidden."""
+    lowest, highest = (float(end) for end in torch.aminmax(array))
+    if math.isnan(highest):
+        return float(torch.where(array.isnan(), 0, array).abs().max())
+    return max(-lowest, highest)
 
 
 def _visible(mask, bias, sizes, query_offset, device):
