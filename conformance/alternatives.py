@@ -11,13 +11,15 @@ from functools import partial
 import numpy as np
 
 from . import naive, reference
-from .specs import Spec, positional
+from .specs import Spec, conjuncts, positional
 
 NAMES = {
     "unmasked": "the mask forgotten",
     "inverted": "the mask the other way round",
     "transposed": "the mask with queries and keys swapped",
     "first-sample": "the first sample's mask for every sample",
+    "no-causal": "the causal part of the mask forgotten beside the others",
+    "only-causal": "all but the causal part of the mask forgotten",
     "top-left": "queries and keys starting together",
     "bottom-right": "queries as the last positions",
     "one-more": "one key more than may be seen",
@@ -102,6 +104,7 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             yield "top-left", partial(call.answer, call.seen(0), empty_rows=policy)
             yield "bottom-right", partial(call.answer, call.seen(S - T), empty_rows=policy)
         yield "unmasked", lambda: call.answer(np.ones_like(call.seen()))
+        yield from _parts(call, options["mask"])
         return
     (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
     seen = call.seen()
@@ -113,7 +116,7 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
             yield name, partial(finite.answer, seen, empty_rows=policy)
         yield "unmasked-row", lambda: finite.answer(seen | empty)
-        token = empty.any(1, keepdims=True)  # a last projection spreads NaN to all heads
+        token = np.any(empty, 1, keepdims=True)  # a last projection spreads NaN to all heads
         yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
     if not seen.all():
         yield "unmasked", lambda: finite.answer(np.ones_like(seen))
@@ -123,6 +126,7 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         if T == S:
             yield "transposed", lambda: finite.answer(seen.swapaxes(2, 3))
     if isinstance(options.get("mask"), Spec):
+        yield from _parts(call, options["mask"])
         offset = 0 if options.get("query_offset") is None else np.asarray(options["query_offset"])
         yield "top-left", lambda: finite.answer(call.seen(0))
         yield "bottom-right", lambda: finite.answer(call.seen(S - T))
@@ -140,6 +144,17 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     if H_kv != H:
         tiled = [np.tile(x, (1, H // H_kv, 1, 1)) for x in finite.inputs[1:]]
         yield "tiled", lambda: Call((finite.inputs[0], *tiled), options).answer(seen)
+
+
+def _parts(call: Call, spec: Spec) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yield what is left of an `&` where its causal parts are forgotten, or all others."""
+    offset = call.options.get("query_offset")
+    for name, causal in (("no-causal", False), ("only-causal", True)):
+        kept = [part for part in conjuncts(spec) if (part.kind == "causal") == causal]
+        if kept and len(kept) < len(conjuncts(spec)):
+            seen = [reference.allowed(part, call.sizes, offset) for part in kept]
+            for policy in ("zero", "nan", "uniform"):
+                yield name, partial(clean(call).answer, np.all(seen, axis=0), empty_rows=policy)
 
 
 def _poisoned(call: Call) -> np.ndarray:
@@ -162,20 +177,22 @@ def _capped_last(call: Call, seen: np.ndarray) -> np.ndarray:
 
 
 def explains(output: np.ndarray, other: np.ndarray) -> bool:
-    """Whether an output is an alternative's: to the precision of its dtype, NaN where NaN.
+    """Whether an output is an alternative's: to what 16 or 32 bits hold, NaN where NaN.
 
     This recognises, and judges nothing: alternatives differ by far more than rounding does.
     """
     got = np.asarray(output)
     if got.shape != other.shape:
         return False
-    unit = {2: 2e-2, 4: 2e-5, 8: 1e-12}[got.dtype.itemsize]
+    unit = 2e-2 if got.dtype.itemsize == 2 else 2e-5
     return bool(np.allclose(got.astype(np.float64), other, rtol=unit, atol=unit, equal_nan=True))
 
 
 def name_of(call: Call) -> str | None:
     """Return the name of the alternative that explains an answer, or None."""
     if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
+        return None
+    if call.options.get("dropout"):  # chance has no name
         return None
     try:
         if call.aligned and explains(call.output, call.right()):
