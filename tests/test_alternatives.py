@@ -25,6 +25,8 @@ CASES = ROWS | {
     "one-more": SQUARED,
     "one-less": Case("square", SQUARE, causal(), query_offset=2),
     "unmasked-row": ROWS["mean"],
+    "no-causal": SQUARED,
+    "only-causal": SQUARED,
     "poisoned": Case("padding", mask=padding([7, 3, 4])),
     "no-bias": Case("bias", bias="rank2", mask=padding([7, 3, 4])),
     "unscaled": BY_NAME["causal"],
@@ -81,6 +83,10 @@ def taken(name: str, call: Call) -> np.ndarray:
         case "one-more":
             keys = np.arange(7) < np.array([7, 3, 4])[:, None, None, None]
             return formula(call, seen=np.tri(7, 7, 1, dtype=bool) & keys)
+        case "no-causal":
+            return formula(call, seen=np.arange(7) < np.array([7, 3, 4])[:, None, None, None])
+        case "only-causal":
+            return formula(call, seen=np.tri(7, dtype=bool))
         case "one-less":
             return formula(call, seen=np.tri(7, 7, 1, dtype=bool))
         case "poisoned":
