@@ -26,7 +26,7 @@ CASES = ROWS | {
     "one-less": Case("square", SQUARE, causal(), query_offset=2),
     "unmasked-row": ROWS["mean"],
     "no-causal": SQUARED,
-    "only-causal": SQUARED,
+    "only-causal": Case("square", SQUARE, causal() & padding([5, 3, 4])),
     "poisoned": Case("padding", mask=padding([7, 3, 4])),
     "no-bias": Case("bias", bias="rank2", mask=padding([7, 3, 4])),
     "unscaled": BY_NAME["causal"],
