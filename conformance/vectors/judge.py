@@ -47,7 +47,7 @@ def choose(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> str:
         try:
             hold(vector, replace(other, tensor=part.tensor, region=part.region), got, dtype)
         except Differs as error:
-            said.append(f"not {name!r}: {error}")
+            said.append(f"not {name!r}: {error.args[0].split(f'{vector.id}: ')[-1].split(';')[0]}")
         else:
             if part.contract not in (None, name):
                 raise _differs(
