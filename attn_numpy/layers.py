@@ -5,13 +5,15 @@ Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken i
 
 import math
 from collections.abc import Iterator
-from typing import Self
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from . import checks
 from .attention import wide
+
+Own = TypeVar("Own", bound="Module")  # not Self, which shape checkers refuse in a method
 
 
 class Module:
@@ -23,14 +25,14 @@ class Module:
 
     training = True
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: Own, mode: bool = True) -> Own:
         """Switch dropout on, or off with `mode=False`."""
         self.training = mode
         for _, part in self.parts():
             part.train(mode)
         return self
 
-    def eval(self) -> Self:
+    def eval(self: Own) -> Own:
         """Switch dropout off."""
         return self.train(False)
 
