@@ -215,6 +215,8 @@ def test_sizes_that_do_not_divide_are_refused(subject):
     call = (config, SELF.parameters("float32"), SELF.inputs()[0])
     text = "multiple of num_heads: got 14 and 3"
     refused(subject, lambda: subject.multihead(*call), ValueError, text)
+    if "parameters" in subject.capabilities:
+        refused(subject, lambda: subject.parameters(config), ValueError, text)
 
 
 @clause("MHA-7")

@@ -1,12 +1,12 @@
 """The gate: that it passes for real, and that it fails where it should, with words to act on."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_report import FOOTER, HEADER, result, written
 
 from conformance import subjects
 from conformance.cases import BY_NAME
@@ -202,33 +202,19 @@ def test_judge_knows_the_tests_that_catch_nothing():
     assert judgement.idle == {("ATT-1", "two")}
 
 
-def report(path: Path, *lines: dict) -> Path:
-    """Write a report of these results."""
-    plain = {
-        "type": "result",
-        "clause": "HALF-4",
-        "device": "cpu",
-        "outcome": "conforms",
-        "message": "",
-    }
-    whole = [{"type": "header"}, *(plain | line for line in lines), {"type": "footer"}]
-    path.write_text("\n".join(map(json.dumps, whole)), "utf-8")
-    return path
-
-
-@pytest.mark.parametrize("key", ["subject", "backend"])
-def test_results_are_read_from_a_report(tmp_path, key):
-    path = report(
-        tmp_path / "report.jsonl", {key: "wrong", "test": "test_x[wrong-cpu-HALF-4-wrong]"}
-    )
-    assert results(path) == [Result("wrong", "HALF-4", "test_x[cpu-HALF-4-wrong]", "conforms", "")]
+def test_results_are_read_from_a_report(tmp_path):
+    lines = [HEADER, result("HALF-4", "conforms"), FOOTER]
+    path = written(tmp_path / "report.jsonl", lines)
+    assert results(path) == [
+        Result("mine", "HALF-4", "test_it[cpu-HALF-4]", "conforms", "HALF-4: off")
+    ]
 
 
 def test_an_exception_that_does_not_come_is_another_answer(tmp_path):
-    line = {"backend": "wrong", "test": "test_x[wrong-cpu-HALF-4]", "outcome": "error"}
-    texts = ["DID NOT RAISE <class 'TypeError'>\nHALF-4: mixed dtypes", "a bug of its own"]
-    path = report(tmp_path / "report.jsonl", *(line | {"message": text} for text in texts))
-    assert [result.outcome for result in results(path)] == ["differs", "error"]
+    texts = ["Failed: DID NOT RAISE <class 'TypeError'>", "TypeError: a bug of its own"]
+    lines = [result("HALF-4", "error", message=text) for text in texts]
+    path = written(tmp_path / "report.jsonl", [HEADER, *lines, FOOTER])
+    assert [found.outcome for found in results(path)] == ["differs", "error"]
 
 
 def test_a_report_that_was_cut_off_is_refused(tmp_path):

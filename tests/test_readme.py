@@ -66,7 +66,7 @@ def test_commands_name_sessions_that_exist():
         and any("nox.session" in ast.unparse(mark) for mark in node.decorator_list)
     }
     named = set(re.findall(r"nox -s (\w+)", README))
-    assert named == {"conformance", "tests", "bench", "translate"}
+    assert named == {"conformance", "tests", "bench", "translate", "mutants", "atlas"}
     assert named <= sessions
 
 
@@ -77,10 +77,19 @@ def test_the_check_runs_the_command_of_the_readme():
 
 
 def test_every_file_of_a_backend_is_listed():
-    listed = set(re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE))
+    listed = re.findall(r"^\| (`.*`) \|", README.split("| in `conformance/` |")[0], re.MULTILINE)
     there = {path.name for folder in BACKENDS.values() for path in (ROOT / folder).glob("*.py")}
     there -= {"__init__.py"}
-    assert listed == there
+    assert set(re.findall(r"`(\w+\.py)`", " ".join(listed))) == there
+
+
+def test_what_is_listed_of_the_suite_is_there():
+    table = README.split("| in `conformance/` |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*`) \|", table, re.MULTILINE)
+    names = re.findall(r"`([^`]+)`", " ".join(rows))
+    assert len(names) >= 12
+    missing = [name for name in names if not list((ROOT / "conformance").glob(name.rstrip("/")))]
+    assert not missing
 
 
 def test_every_linked_file_is_there():
