@@ -111,10 +111,11 @@ def test_peer_has_what_it_declares(name):
     assert all(re.match(r"\d", version) for version in subject.versions().values())
 
 
+@pytest.mark.parametrize("case", [PLAIN, Case("square", SQUARE)], ids=["plain", "square"])
 @pytest.mark.parametrize("name", HERE)
-def test_plain_attention_is_the_formula(name):
-    exact, rough = PLAIN.expected("float32")
-    got = peer(name).attention(*PLAIN.inputs("float32"))
+def test_plain_attention_is_the_formula(name, case):
+    exact, rough = case.expected("float32")
+    got = peer(name).attention(*case.inputs("float32"))
     compare(got, exact["output"], rough["output"], "output")
 
 
