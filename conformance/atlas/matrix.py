@@ -1,0 +1,94 @@
+"""The contract run as a table: clause by peer, with what is owed to empty rows alone set apart."""
+
+import re
+from collections import Counter, defaultdict
+from functools import cache
+
+from ..cases import BY_NAME
+from ..contract import clauses, profiles
+
+EMPTY_NAMES = ("mean", "nan", "unmasked-row")
+SYMBOLS = {
+    "conforms": "●",
+    "differs": "○",
+    "empty rows": "◐",
+    "error": "✕",
+    "not offered": "·",
+}
+LEGEND = {
+    "conforms": "conforms in every case that it offers",
+    "differs": "gives another answer in some case",
+    "empty rows": "conforms but for rows that may see nothing, which are EMPTY-1's matter",
+    "error": "raises where an answer is due",
+    "not offered": "not offered",
+}
+
+
+@cache
+def has_empty_row(case: str) -> bool:
+    """Whether a case, by its test's name, is one of the suite's with a row that may see nothing."""
+    names = re.search(r"\[(.*)\]", case)
+    parts = names[1].split("-") if names else []
+    return any(part in BY_NAME and (~BY_NAME[part].seen().any(-1)).any() for part in parts)
+
+
+def owed_to_empty_rows(result: dict) -> bool:
+    """Whether a difference of another clause is what the peer makes of a row that sees nothing."""
+    if clauses()[result["clause"]].profile == "empty" or result["outcome"] != "differs":
+        return False
+    return result["took"] in EMPTY_NAMES or (not result["took"] and has_empty_row(result["case"]))
+
+
+def verdict(results: list[dict]) -> str:
+    """Return one word for the results of one clause: the worst, refusals after differences."""
+    outcomes = {
+        "empty rows" if owed_to_empty_rows(result) else result["outcome"] for result in results
+    }
+    order = ("differs", "error", "empty rows", "conforms")
+    return next((word for word in order if word in outcomes), "not offered")
+
+
+def by_clause(results: list[dict]) -> dict[str, list[dict]]:
+    groups = defaultdict(list)
+    for result in results:
+        groups[result["clause"]].append(result)
+    return dict(groups)
+
+
+def verdicts(results: list[dict]) -> dict[str, str]:
+    """Return the word of every clause that the run knows."""
+    return {clause: verdict(own) for clause, own in by_clause(results).items()}
+
+
+def shown_profiles(found: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    """Return the clauses by profile of which somebody offers something."""
+    offered = {
+        clause for own in found.values() for clause, word in own.items() if word != "not offered"
+    }
+    by_profile = {
+        profile: [c.id for c in clauses().values() if c.profile == profile and c.id in offered]
+        for profile in profiles()
+    }
+    return {profile: ids for profile, ids in by_profile.items() if ids}
+
+
+def how(results: list[dict]) -> str:
+    """Return how a clause is not kept: the alternatives taken, refusals, and how often."""
+    wrong = [r for r in results if r["outcome"] in ("differs", "error")]
+    own = [r for r in wrong if not owed_to_empty_rows(r)]
+    names = Counter(r["took"] or _message(r) for r in own)
+    shown = [f"{name} ({count})" for name, count in names.most_common(3)]
+    if len(names) > 3:
+        shown.append(f"and {len(names) - 3} more")
+    if len(own) < len(wrong):
+        shown.append(f"empty rows ({len(wrong) - len(own)})")
+    offered = sum(r["outcome"] != "not offered" for r in results)
+    return f"{', '.join(shown)}; {len(wrong)} of {offered} cases"
+
+
+def _message(result: dict) -> str:
+    """Return what a result without a name says, short: its first line without numbers."""
+    text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
+    if result["outcome"] == "error":
+        return text.split(":")[0]
+    return re.sub(r" at \(.*", "", text)[:60] or "no name"
