@@ -19,9 +19,9 @@ GLANCE = {
     "float-inf": "0 / -inf mask",
     "rank-2": "(B, S), B = T",
     "empty": "empty row",
-    "weights-change": "with weights",
     "gradient-others": "others' gradients",
     "causal-one-query": "causal, T = 1",
+    "mask-and-causal": "mask and causal",
     "nan-value": "NaN in hidden V",
 }
 SHORT = {
