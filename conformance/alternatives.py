@@ -70,8 +70,9 @@ class Call:
 
     def right(self, seen: np.ndarray) -> np.ndarray:
         """Return the contract's answer: what a query may not see does not reach it."""
-        group = self.inputs[0].shape[1] // self.inputs[1].shape[1]
-        dirty = ~np.logical_and(*(np.isfinite(x).all(-1) for x in self.inputs[1:]))
+        query, key, value = self.inputs
+        group = query.shape[1] // key.shape[1]
+        dirty = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))
         reached = (seen & dirty.repeat(group, 1)[:, :, None]).any(-1, keepdims=True)
         return np.where(reached, self.answer(seen), clean(self).answer(seen))
 

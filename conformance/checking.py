@@ -32,7 +32,8 @@ def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarra
     output = subject.attention(*case.inputs(dtype), **case.options(dtype))
     exact, rough = case.expected(dtype)
     for name in steps_of(subject):
-        check_dtype(got[name], rough[name].dtype, name)
+        if name != "weights" or "steps" in subject.capabilities:  # else of whatever dtype they are
+            check_dtype(got[name], rough[name].dtype, name)
         compare(got[name], exact[name], rough[name], name)
     check_dtype(output, rough["output"].dtype, "output without steps")
     compare(output, exact["output"], rough["output"], "output without steps")

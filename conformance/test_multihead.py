@@ -299,6 +299,8 @@ def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
     seen = np.broadcast_to(~hidden[:, None, None], ALL.shape) & (triangle if look_ahead else True)
     exact, rough = CROSS.expected(seen)
     for got, own, name in zip(ours, theirs, ("output", "weights"), strict=False):
+        if got is None:  # weights that the subject does not offer
+            continue
         exactly, roughly = exact[name], rough[name]
         if name == "weights":
             exactly, roughly = exactly.mean(1), roughly.mean(1)
