@@ -21,6 +21,7 @@ from ..subject import NotOffered, check_capabilities
 from .question import Own, Question
 from .questions import QUESTIONS
 
+HINTS = {"causal"}  # such as torch.nn.MultiheadAttention's, which wants a mask beside it
 LONGEST = 24  # numbers that are kept of an answer without a name
 
 
@@ -76,7 +77,7 @@ def require(adapter: Any, question: Question) -> None:
 def arguments_of(adapter: Any) -> set[str]:
     """Return what an adapter hands on though it does not declare it: a hint is no capability."""
     call = getattr(adapter, "call", None)
-    return set() if call is None else set(signature(call).parameters)
+    return set() if call is None else HINTS & set(signature(call).parameters)
 
 
 def given(adapter: Any, question: Question) -> dict:
@@ -111,7 +112,17 @@ def weighted(adapter: Any, question: Question) -> tuple:
 
 def both(adapter: Any, question: Question) -> np.ndarray:
     """Return the output without the weights asked for, and with."""
-    return np.stack([attention(adapter, question), np.asarray(weighted(adapter, question)[0])])
+    without, (output, _) = without_weights(adapter), weighted(adapter, question)
+    return np.stack([attention(without, question), np.asarray(output)])
+
+
+def without_weights(adapter: Any) -> Any:
+    """Return the adapter of the same without weights: what a variant with weights is made from."""
+    for kind in type(adapter).__mro__[1:]:
+        offered = getattr(kind, "capabilities", ())
+        if "attention" in offered and "weights" not in offered:
+            return kind()
+    return adapter
 
 
 def gradients(adapter: Any, question: Question) -> np.ndarray:

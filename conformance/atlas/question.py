@@ -35,6 +35,7 @@ OWN_NAMES = {
     "NaN": "NaN in place of an answer",
     "key 0 only": "every query sees the first key and no other",
     "finite fill": "the mean, and the scores get a gradient",
+    "S times": "the same, S times as large: in the backward pass a weight is 1, not 1 / S",
     "unchanged": "the same output either way",
     "before": "weights as they were before dropout",
     "after": "weights that dropout has zeroed and scaled",
@@ -147,10 +148,12 @@ def gradients(inputs: tuple[np.ndarray, ...], grad: np.ndarray, seen) -> Answers
         return np.stack([found[name] for name in ("query", "key", "value")])
 
     zero = of(seen)
+    fill = of(np.ones_like(seen), bias=np.where(seen, 0, np.float32(-1e9)))
     finite = [
         ("zero", zero),
         ("mean", of(seen, empty_rows="uniform")),
-        ("finite fill", of(np.ones_like(seen), bias=np.where(seen, 0, np.float32(-1e9)))),
+        ("finite fill", fill),
+        ("S times", fill + (fill - zero) * (key.shape[2] - 1)),
         ("unmasked-row", of(seen | empty)),
     ]
     lost = [np.array(which) for which in product([False, True], repeat=3) if any(which)]

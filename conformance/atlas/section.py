@@ -52,7 +52,8 @@ def call(question: Question) -> str:
         if not isinstance(array, np.ndarray):
             blocks.append(f"{name} = {array}")
             continue
-        title = {"additive": "mask"}.get(name, name) + f" {array.shape}, {array.dtype}"
+        name = {"additive": "added to the scores"}.get(name, name)
+        title = f"{name} {array.shape}, {array.dtype}"
         title += ", ■ may be seen" if own else ""
         blocks.append(f"{title}\n{parts_of(array)}")
     return f"```text\n{beside(blocks)}\n```" if blocks else ""

@@ -118,6 +118,25 @@ def gradient(name: str, title: str, clause: str, sentence: str, rows: list[int])
     )  # fmt: skip
 
 
+def gradient_of_a_fill() -> Question:
+    given, grad = inputs(), np.zeros((1, 2, 3, 1), "float32")
+    grad[:, :, 1] = 1
+
+    def answers() -> Answers:
+        """Read as True for what may be seen, the row sees everything."""
+        found = [("cast" if n == "unmasked-row" else n, a) for n, a in gradients(given, grad, SEEN)]
+        return [(name, largest(arrays)) for name, arrays in found]
+
+    return forward(
+        "gradient-1e9", "Which gradients come from a row emptied by -1e9?", "GRAD-1",
+        "The forward pass gives the mean of the values, whatever the scores are. The loss reads "
+        "that row alone. The answers are the largest |dQ|, |dK| and |dV|. " + AS_BIAS,
+        given={"additive": additive(SEEN, -1e9), "grad": grad}, answers=answers, how="gradients",
+        needs=("gradients",), measure=largest, gives={"nan": "NaN in one or more"},
+        contract="finite fill",
+    )  # fmt: skip
+
+
 QUESTIONS = [
     own_mask(),
     weights(),
@@ -135,4 +154,5 @@ QUESTIONS = [
         "gradient-others", "And what do the other rows' gradients suffer?", "EMPTY-6",
         "The loss reads the other two rows; the empty one should not be felt.", [0, 2],
     ),
+    gradient_of_a_fill(),
 ]  # fmt: skip

@@ -40,9 +40,9 @@ def softcap() -> Question:
         theme="Heads, softcap, dropout",
         title="Is the softcap applied before the bias or after?",
         clause="ATT-6",
-        sentence="A softcap of 1, and a bias of 2 for the first key.",
+        sentence="A softcap of 1, and 2 added to the first key's score.",
         inputs=given,
-        given={"softcap": 1.0, "bias": bias},
+        given={"softcap": 1.0, "additive": bias},
         contract="right",
         answers=lambda: [
             ("right", reading(given, softcap=1.0, bias=bias)),
@@ -50,7 +50,7 @@ def softcap() -> Question:
             ("no-softcap", reading(given, bias=bias)),
             ("no-bias", reading(given, softcap=1.0)),
         ],
-        needs=("softcap", "bias"),
+        needs=("softcap",),
     )
 
 

@@ -21,8 +21,8 @@ def running_sum(numbers: np.ndarray) -> float:
 
 def equal_weights(name: str, title: str, dtype) -> Question:
     dtype = np.dtype(dtype)
-    query = np.zeros((1, 2, 1, 1), dtype)
-    key, value = np.zeros((1, 2, 4096, 1), dtype), np.ones((1, 2, 4096, 1), dtype)
+    query = np.zeros((1, 2, 1, 2), dtype)  # two features: NumPy sums a single one in float32
+    key, value = np.zeros((1, 2, 4096, 2), dtype), np.ones((1, 2, 4096, 2), dtype)
 
     def answers():
         """Return the answer, and what it is if the weights, or the exponentials, are summed so."""
@@ -37,13 +37,14 @@ def equal_weights(name: str, title: str, dtype) -> Question:
         theme=THEME,
         title=title,
         clause="HALF-2",
-        sentence="One query of 0, 4096 keys of 0, 4096 values of 1: the mean of 1 is 1.",
+        sentence="One query of 0, 4096 keys of 0, 4096 values of 1, all with D = 2: the mean of "
+        "1 is 1.",
         inputs=(query, key, value),
         given={},
         contract="right",
         answers=answers,
         needs=(dtype.name,),
-        numbers="All scores are equal, and no mask.",
+        numbers="All scores are equal; there is no mask.",
     )
 
 
