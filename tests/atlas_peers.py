@@ -1,9 +1,11 @@
-"""Small libraries with habits, for the atlas to find out: plain NumPy, nothing of the suite's."""
+"""Small libraries with habits, for the atlas to find out."""
 
 import os
 import time
 
 import numpy as np
+
+from conformance import naive
 
 
 class Toy:
@@ -80,6 +82,12 @@ class Caster(Toy):
     floats, integers, empty, together = "cast", "added", "nan", "only the flag"
 
 
+class Mean(Toy):
+    """Gives the mean to a row that may see nothing."""
+
+    empty = "mean"
+
+
 class Dies(Toy):
     """Ends its process at the first mask of integers."""
 
@@ -94,3 +102,56 @@ class Hangs(Toy):
 
     def attention(self, query, key, value, **options):
         time.sleep(3600)
+
+
+class Layer:
+    """A multi-head attention that gives the mean to rows that may see nothing."""
+
+    masks = "attend"
+    capabilities = frozenset({"attention", "multihead", "weights", "gradients", "bias"})
+
+    def seen(self, query, key, heads, mask=None):
+        sizes = (len(query), heads, query.shape[1], key.shape[1])
+        return np.broadcast_to(True if mask is None else mask, sizes)
+
+    def multihead(self, config, parameters, query, key, value, *, mask=None, bias=None, **options):
+        heads = config["num_heads"]
+        given = {"seen": self.seen(query, key, heads, mask), "bias": bias}
+        call = (parameters, heads, heads, query, key, value)
+        found = naive.multihead(*call, **given, empty_rows="uniform")
+        return found["output"], found["weights"].mean(1)
+
+    def multihead_gradients(self, config, parameters, query, key, value, grad, *, mask=None):
+        heads = config["num_heads"]
+        call = (parameters, heads, heads, query, key, value, grad)
+        seen = self.seen(query, key, heads, mask)
+        return naive.multihead_gradients(*call, seen=seen, empty_rows="uniform")
+
+    def gradients(self, query, key, value, grad, *, mask, bias=None):
+        return naive.gradients(query, key, value, grad, seen=mask, bias=bias, empty_rows="uniform")
+
+
+class TwoMasks(Layer):
+    """The same with torch's two masks, True where hidden."""
+
+    masks = "hide"
+    capabilities = Layer.capabilities | {"attn_mask"}
+
+    def joined(self, padding, mask, query, key, heads):
+        seen = np.array(self.seen(query, key, heads))
+        if padding is not None:
+            seen &= ~padding[:, None, None]
+        if mask is not None and mask.dtype == bool:
+            return seen & ~mask.reshape(mask.shape if mask.ndim != 3 else seen.shape), None
+        return seen, mask
+
+    def multihead(self, config, parameters, *inputs, key_padding_mask=None, attn_mask=None, **_):
+        heads = config["num_heads"]
+        seen, bias = self.joined(key_padding_mask, attn_mask, *inputs[:2], heads)
+        return super().multihead(config, parameters, *inputs, mask=seen, bias=bias)
+
+    def multihead_gradients(
+        self, config, parameters, *inputs, key_padding_mask=None, attn_mask=None
+    ):
+        seen, _ = self.joined(key_padding_mask, attn_mask, *inputs[:2], config["num_heads"])
+        return super().multihead_gradients(config, parameters, *inputs, mask=seen)

@@ -239,23 +239,41 @@ def test_variants_are_held_against_each_other(measured):
     assert "(#no-keys-at-all-s--0) | zero | mean |" not in own
 
 
-def result(clause: str, outcome: str, took=None, case="a[x]", message="") -> dict:
-    about = {"clause": clause, "outcome": outcome, "took": took}
-    return about | {"case": case, "message": message, "subject": "s"}
+def result(clause: str, outcome: str, took=None, spared=None) -> dict:
+    about = {"clause": clause, "outcome": outcome, "took": took, "spared": spared}
+    return about | {"case": "a[x]", "message": "", "subject": "s"}
 
 
 def test_what_is_owed_to_empty_rows_is_set_apart():
-    mean = result("CAUSE-5", "differs", "mean")
+    mean = result("CAUSE-5", "differs", "mean", "conforms")
     assert matrix.verdict([mean, result("CAUSE-5", "conforms")]) == "empty rows"
+    assert matrix.verdict([result("CAUSE-5", "differs", "mean", "differs")]) == "differs"
     assert matrix.verdict([mean, result("CAUSE-5", "differs", "top-left")]) == "differs"
     assert matrix.verdict([mean, result("CAUSE-5", "error")]) == "error"
-    assert matrix.verdict([result("EMPTY-1", "differs", "mean")]) == "differs"
+    assert matrix.verdict([result("EMPTY-1", "differs", "mean", "conforms")]) == "differs"
     assert matrix.verdict([result("ATT-5", "not offered")]) == "not offered"
-    assert matrix.verdict([result("ATT-5", "not offered"), result("ATT-5", "conforms")]) == (
-        "conforms"
-    )
+    both = [result("ATT-5", "not offered"), result("ATT-5", "conforms")]
+    assert matrix.verdict(both) == "conforms"
     named = [mean, mean, result("CAUSE-5", "differs", "top-left")]
     assert matrix.how(named) == "top-left (1), empty rows (2); 3 of 3 cases"
+
+
+def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "PROFILES", ("causal", "empty", "half"))
+    found = collecting.contract([entry("mean-here", "Mean"), entry("zero-here", "Toy")], tmp_path)
+    assert [own["failed"] for own in found.values()] == ["", ""]
+    words = {name: matrix.verdicts(own["results"]) for name, own in found.items()}
+    assert words["mean-here"]["EMPTY-1"] == "differs" and words["zero-here"]["EMPTY-1"] == (
+        "conforms"
+    )
+    assert words["mean-here"]["HALF-5"] == "empty rows"
+    assert words["zero-here"]["HALF-5"] == "conforms"
+    assert words["mean-here"]["CAUSE-2"] == words["zero-here"]["CAUSE-2"] == "differs"
+
+
+def test_a_run_that_ends_early_says_why(tmp_path):
+    found = collecting.contract([entry("nobody", "Nobody")], tmp_path)
+    assert "Nobody" in found["nobody"]["failed"]
 
 
 def test_an_own_mask_is_handed_over_the_way_it_is_wanted():

@@ -2,12 +2,9 @@
 
 import re
 from collections import Counter, defaultdict
-from functools import cache
 
-from ..cases import BY_NAME
 from ..contract import clauses, profiles
 
-EMPTY_NAMES = ("mean", "nan", "unmasked-row")
 SYMBOLS = {
     "conforms": "●",
     "differs": "○",
@@ -24,26 +21,15 @@ LEGEND = {
 }
 
 
-@cache
-def has_empty_row(case: str) -> bool:
-    """Whether a case, by its test's name, is one of the suite's with a row that may see nothing."""
-    names = re.search(r"\[(.*)\]", case)
-    parts = names[1].split("-") if names else []
-    return any(part in BY_NAME and (~BY_NAME[part].seen().any(-1)).any() for part in parts)
-
-
 def owed_to_empty_rows(result: dict) -> bool:
-    """Whether a difference of another clause is what the peer makes of a row that sees nothing."""
-    if clauses()[result["clause"]].profile == "empty" or result["outcome"] != "differs":
-        return False
-    return result["took"] in EMPTY_NAMES or (not result["took"] and has_empty_row(result["case"]))
+    """Whether a case of another chapter passes once the peer is spared its empty rows."""
+    elsewhere = clauses()[result["clause"]].profile != "empty"
+    return elsewhere and result.get("spared") == "conforms"
 
 
 def verdict(results: list[dict]) -> str:
     """Return one word for the results of one clause: the worst, refusals after differences."""
-    outcomes = {
-        "empty rows" if owed_to_empty_rows(result) else result["outcome"] for result in results
-    }
+    outcomes = {"empty rows" if owed_to_empty_rows(r) else r["outcome"] for r in results}
     order = ("differs", "error", "empty rows", "conforms")
     return next((word for word in order if word in outcomes), "not offered")
 
