@@ -3,6 +3,7 @@
 python -m conformance run --subject conformance.atlas.own:torch-sdpa=package.module:Class
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,14 @@ class Named:
 
 
 def made(asked: str, kind: Callable) -> Callable:
-    """Return what makes the adapter of NAME=PATH. Raises AttributeError for anything else."""
+    """Return what gives the adapter of NAME=PATH. Raises AttributeError for anything else."""
     name, equals, path = asked.partition("=")
     if not equals:
         raise AttributeError(f"a peer is NAME=PATH: got {asked}")
-    return lambda: kind(load(path), name)
+    with warnings.catch_warnings():  # a framework's warnings are no business of the suite's
+        warnings.simplefilter("ignore")
+        own = load(path)
+    return lambda: kind(own, name)
 
 
 def __getattr__(asked: str) -> Callable:
