@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from . import naive, reference
-from .plug import positional
+from .plug import conjuncts, positional
 from .specs import Spec
 
 NAMES = {
@@ -19,6 +19,8 @@ NAMES = {
     "inverted": "the mask the other way round",
     "transposed": "the mask with queries and keys swapped",
     "first-sample": "the first sample's mask for every sample",
+    "no-causal": "the causal part of the mask forgotten beside the others",
+    "only-causal": "all but the causal part of the mask forgotten",
     "top-left": "queries and keys starting together",
     "bottom-right": "queries as the last positions",
     "one-more": "one key more than may be seen",
@@ -58,6 +60,13 @@ class Call:
             offset = self.options.get("query_offset")
         return reference.allowed(self.options.get("mask"), self.sizes, offset)
 
+    def visible(self, seen: np.ndarray) -> np.ndarray:
+        """Return what may be seen and is not hidden by a bias of -inf."""
+        bias = self.options.get("bias")
+        if bias is None:
+            return seen
+        return seen & ~np.isneginf(np.asarray(bias).astype(np.float64))
+
     def answer(self, seen: np.ndarray, **changes) -> np.ndarray:
         """Return what the formula gives in float64, with some of the options changed."""
         names = ("bias", "scale", "softcap", "empty_rows")
@@ -73,8 +82,8 @@ class Call:
         query, key, value = self.inputs
         group = query.shape[1] // key.shape[1]
         dirty = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))
-        reached = (seen & dirty.repeat(group, 1)[:, :, None]).any(-1, keepdims=True)
-        return np.where(reached, self.answer(seen), clean(self).answer(seen))
+        reached = (self.visible(seen) & dirty.repeat(group, 1)[:, :, None]).any(-1)
+        return np.where(reached[..., None], self.answer(seen), clean(self).answer(seen))
 
     @property
     def aligned(self) -> bool:
@@ -98,10 +107,11 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             yield "top-left", partial(call.answer, call.seen(0), empty_rows=policy)
             yield "bottom-right", partial(call.answer, call.seen(S - T), empty_rows=policy)
         yield "unmasked", lambda: call.answer(np.ones_like(call.seen()))
+        yield from _parts(call, options["mask"])
         return
     (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
     seen = call.seen()
-    empty = ~seen.any(-1, keepdims=True)
+    empty = ~np.any(call.visible(seen), -1, keepdims=True)
     finite = clean(call)
     if any((x != y).any() for x, y in zip(call.inputs, finite.inputs, strict=True)):
         yield "poisoned", lambda: _poisoned(call, call.right(seen))
@@ -109,7 +119,7 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
             yield name, partial(finite.answer, seen, empty_rows=policy)
         yield "unmasked-row", lambda: finite.answer(seen | empty)
-        token = empty.any(1, keepdims=True)  # a last projection spreads NaN to all heads
+        token = np.any(empty, 1, keepdims=True)  # a last projection spreads NaN to all heads
         yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
     if not seen.all():
         yield "unmasked", lambda: call.answer(np.ones_like(seen))
@@ -120,6 +130,7 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
             yield "transposed", lambda: call.answer(seen.swapaxes(2, 3))
         yield "poisoned", lambda: _poisoned(call, finite.answer(seen))
     if isinstance(options.get("mask"), Spec):
+        yield from _parts(call, options["mask"])
         offset = 0 if options.get("query_offset") is None else np.asarray(options["query_offset"])
         yield "top-left", lambda: call.answer(call.seen(0))
         yield "bottom-right", lambda: call.answer(call.seen(S - T))
@@ -137,6 +148,17 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     if H_kv != H:
         tiled = [np.tile(x, (1, H // H_kv, 1, 1)) for x in call.inputs[1:]]
         yield "tiled", lambda: Call((call.inputs[0], *tiled), options).answer(seen)
+
+
+def _parts(call: Call, spec: Spec) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yield what is left of an `&` where its causal parts are forgotten, or all others."""
+    offset = call.options.get("query_offset")
+    for name, causal in (("no-causal", False), ("only-causal", True)):
+        kept = [part for part in conjuncts(spec) if (part.kind == "causal") == causal]
+        if kept and len(kept) < len(conjuncts(spec)):
+            seen = [reference.allowed(part, call.sizes, offset) for part in kept]
+            for policy in ("zero", "nan", "uniform"):
+                yield name, partial(call.answer, np.all(seen, axis=0), empty_rows=policy)
 
 
 def _poisoned(call: Call, right: np.ndarray) -> np.ndarray:
@@ -159,20 +181,22 @@ def _capped_last(call: Call, seen: np.ndarray) -> np.ndarray:
 
 
 def explains(output: np.ndarray, other: np.ndarray) -> bool:
-    """Whether an output is an alternative's: to the precision of its dtype, NaN where NaN.
+    """Whether an output is an alternative's: to what 16 or 32 bits hold, NaN where NaN.
 
     This recognises, and judges nothing: alternatives differ by far more than rounding does.
     """
     got = np.asarray(output)
     if got.shape != other.shape:
         return False
-    unit = {2: 2e-2, 4: 2e-5, 8: 1e-12}[got.dtype.itemsize]
+    unit = 2e-2 if got.dtype.itemsize == 2 else 2e-5
     return bool(np.allclose(got.astype(np.float64), other, rtol=unit, atol=unit, equal_nan=True))
 
 
 def name_of(call: Call) -> str | None:
     """Return the name of the alternative that explains an answer, or None."""
     if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
+        return None
+    if call.options.get("dropout"):  # chance has no name
         return None
     try:
         right = call.right(call.seen())

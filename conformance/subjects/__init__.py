@@ -1,11 +1,13 @@
 """Adapters, one file each; a framework is imported when its adapter is asked for, not before."""
 
+import warnings
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from ..plug import Plugged
 from ..subject import Subject
+from .peers import PEERS
 
 BACKENDS = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
 ALIASES = {"gpu": "cuda"}  # JAX says gpu where torch says cuda
@@ -33,17 +35,20 @@ def load(backend: str, device: str = "cpu") -> Subject:
 
 
 def find(name: str) -> type:
-    """Return the adapter class that `package.module:Class`, or an entry point's name, stands for.
+    """Return the adapter class of `package.module:Class`, an entry point's or a peer's name.
 
     Raises ValueError where there is none; an ImportError inside the module goes through.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
         points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-        if name not in points:
+        if name in points:
+            return points[name].load()
+        if name not in PEERS:
             rule = f"--subject must be package.module:Class, or an entry point of {ENTRY_POINTS}"
-            raise ValueError(f"{rule} ({', '.join(points) or 'none is installed'}): got {name}")
-        return points[name].load()
+            there = f"({', '.join(points) or 'none is installed'}), or a peer ({', '.join(PEERS)})"
+            raise ValueError(f"{rule} {there}: got {name}")
+        return find(PEERS[name].adapter)
     try:
         return getattr(import_module(module), attribute)
     except AttributeError as error:
@@ -55,7 +60,9 @@ def plug(name: str, device: str = "auto") -> list[Plugged]:
 
     A class with `devices` is called with one of them, any other without arguments.
     """
-    adapter = find(name)
+    with warnings.catch_warnings():  # a framework's warnings are no business of the suite's
+        warnings.simplefilter("ignore")
+        adapter = find(name)
     own = list(getattr(adapter, "devices", ["cpu"]))
     wanted = [d for d in own if device in ("auto", d, ALIASES.get(d))]
     if not wanted:

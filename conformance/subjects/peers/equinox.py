@@ -1,0 +1,54 @@
+"""equinox.nn.MultiheadAttention, one sample at a time: the samples, and a mask's, are vmapped.
+
+It offers no weights, no causal flag and no grouped heads.
+"""
+# mypy: disable-error-code="import-not-found"
+
+from functools import partial
+from typing import Any
+
+import equinox
+import jax
+
+from ...subject import NotOffered
+from .base import Module
+from .jax import Jax
+
+LAYERS = {"query": "q", "key": "k", "value": "v", "output": "out"}
+
+
+class MultiHead(Jax, Module):
+    """A mask's first axis is the samples'."""
+
+    packages = ("equinox", *Jax.packages)
+    capabilities = frozenset({"attention", "multihead", "widths", "dropout", "gradients"})
+
+    def module(self, config, parameters) -> equinox.nn.MultiheadAttention:
+        if config["embed_dim"] % config["num_heads"]:
+            raise NotOffered("equinox gives every head what fits into it, and no more")
+        kinds = ("weight", "bias") if config.get("bias", True) else ("weight",)
+        options: dict[str, Any] = {f"use_{name}_bias": len(kinds) > 1 for name in LAYERS}
+        options |= {"key_size": config.get("kdim"), "value_size": config.get("vdim")}
+        options |= {"dropout_p": config.get("dropout", 0.0), "key": jax.random.key(0)}
+        new = partial(equinox.nn.MultiheadAttention, config["num_heads"], config["embed_dim"])
+        attn = equinox.filter_eval_shape(new, **options)  # shapes alone: all is replaced
+        own = [parameters[f"{n}_proj.{kind}"] for n in LAYERS.values() for kind in kinds]
+
+        def leaves(attn):
+            return [getattr(getattr(attn, f"{n}_proj"), kind) for n in LAYERS for kind in kinds]
+
+        return equinox.tree_at(leaves, attn, own)
+
+    def call(
+        self, config, parameters, query, key, value, *, mask=None, need_weights=False,
+        training=False, seed=None,
+    ):  # fmt: skip
+        attn = self.module(config, parameters)
+        mask = mask.repeat(len(query), 0) if mask is not None and len(mask) == 1 else mask
+        seeds = None if seed is None else jax.random.split(jax.random.key(seed), len(query))
+        one = partial(attn, inference=not training)
+
+        def call(query, key, value, mask, seed):
+            return one(query, key, value, mask, key=seed)
+
+        return jax.vmap(call)(query, key, value, mask, seeds), None

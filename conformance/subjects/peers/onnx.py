@@ -1,0 +1,80 @@
+"""The operator Attention of ONNX, by the reference evaluator and by ONNX Runtime on the CPU.
+
+An additive mask goes into the input of the bool mask, so there is no bias beside a mask. The
+weights are the operator's fourth output, after softmax. ONNX Runtime has a kernel of its own up to
+opset 24; of the newest Attention, and in float64, it runs the graph that ONNX defines it by.
+"""
+# mypy: disable-error-code="import-not-found"
+
+from functools import cache
+
+from onnx import helper
+from onnx.helper import np_dtype_to_tensor_dtype as onnx_dtype
+from onnx.reference import ReferenceEvaluator
+
+from .base import Function
+from .numpy import NumPy
+
+AFTER_SOFTMAX = 3
+
+
+def model(opset: int, types: tuple, weights: bool, attributes: tuple):
+    """Return a model of one node, for inputs of these (name, dtype, rank)."""
+    names = [name for name, _, _ in types]
+    outputs = ["Y", "", "", "W"] if weights else ["Y"]
+    own = dict(attributes) | ({"qk_matmul_output_mode": AFTER_SOFTMAX} if weights else {})
+    node = helper.make_node("Attention", names, outputs, **own)
+    made = helper.make_tensor_value_info
+    given = [made(name, dtype, [None] * rank) for name, dtype, rank in types]
+    taken = [made(name, types[0][1], [None] * 4) for name in outputs if name]
+    graph = helper.make_graph([node], "attention", given, taken)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+@cache
+def reference(*wanted):
+    return ReferenceEvaluator(model(*wanted))
+
+
+@cache
+def runtime(*wanted):
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.log_severity_level = 4  # what is wrong it also raises
+    made = model(*wanted).SerializeToString()
+    return InferenceSession(made, options, providers=["CPUExecutionProvider"])
+
+
+class Reference(NumPy, Function):
+    """The evaluator that comes with ONNX, in NumPy."""
+
+    packages: tuple[str, ...] = ("onnx", "numpy")
+    capabilities = frozenset({"attention", "weights", "scale", "softcap", "grouped", "causal"})
+    opset = 25  # the newest Attention
+    session = staticmethod(reference)
+
+    def call(
+        self, query, key, value, *, mask=None, scale=None, softcap=None, causal=False,
+        need_weights=False,
+    ):  # fmt: skip
+        feeds = {"Q": query, "K": key, "V": value} | ({} if mask is None else {"attn_mask": mask})
+        types = tuple((n, onnx_dtype(x.dtype), x.ndim) for n, x in feeds.items())
+        attributes = {"scale": scale, "softcap": softcap, "is_causal": int(causal)}
+        given = tuple((n, x) for n, x in attributes.items() if x is not None)
+        found = self.session(self.opset, types, need_weights, given).run(None, feeds)
+        return found[0], found[-1] if need_weights else None
+
+
+class Runtime(Reference):
+    """ONNX Runtime, the newest Attention."""
+
+    packages = ("onnxruntime", *Reference.packages)
+    dtypes = ("float32", "float64", "float16")
+    session = staticmethod(runtime)
+
+
+class Kernel(Runtime):
+    """ONNX Runtime, its own kernel."""
+
+    opset = 24

@@ -1,0 +1,41 @@
+"""torch.nn.attention.flex_attention, not compiled: the forward only, on the CPU.
+
+A mask array becomes a `mask_mod` that looks the cell up, a bias a `score_mod` that adds it; both
+need all four axes. What else a `score_mod` could be made to do is its user's own.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from .base import Function
+from .torch import Torch
+
+# Traced once a shape, and for as many shapes as there are.
+TRACING = {
+    "automatic_dynamic_shapes": False,
+    "recompile_limit": 1 << 20,
+    "accumulated_recompile_limit": 1 << 20,
+}
+
+
+class Flex(Torch, Function):
+    """Its own eager mode, which traces and does not compile."""
+
+    capabilities = frozenset({"attention", "bias", "scale", "grouped"})
+
+    def call(self, query, key, value, *, mask=None, bias=None, scale=None):
+        sizes = (*query.shape[:3], key.shape[2])
+        options: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+        if mask is not None:
+            cells = mask.expand(sizes) if mask.ndim == 4 else mask
+            B, H, T, S = sizes
+            options["block_mask"] = create_block_mask(
+                lambda b, h, q, k: cells[b, h, q, k], B, H, T, S, device="cpu"
+            )
+        if bias is not None:
+            added = bias.expand(sizes)
+            options["score_mod"] = lambda score, b, h, q, k: score + added[b, h, q, k]
+        with torch._dynamo.config.patch(TRACING):
+            return flex_attention(query, key, value, **options), None

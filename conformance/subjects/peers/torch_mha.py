@@ -1,0 +1,104 @@
+"""torch.nn.MultiheadAttention in training and in evaluation, with its weights and without.
+
+A variant stays in its mode, whatever mode is asked for: dropout is offered in training only. In
+evaluation the fast path takes self-attention only, so attention is asked of it as such where it
+can be: where T == S and everything is finite. `is_causal` is a hint that wants a mask beside it,
+not a causal mask: it is handed on, and not declared.
+"""
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from ...subject import NotOffered
+from . import heads
+from .base import Module
+from .torch import Torch, seeded
+
+
+class Train(Torch, Module):
+    """In training, weights left out."""
+
+    masks = "hide"
+    mask_argument = "attn_mask"
+    capabilities = frozenset(
+        {"attention", "multihead", "attn_mask", "parameters", "widths", "sequence_first"}
+        | {"dropout", "gradients"}
+    )
+    training = True
+
+    def module(self, config: dict, dtype=torch.float32) -> torch.nn.MultiheadAttention:
+        settings = {"batch_first": True} | config
+        return torch.nn.MultiheadAttention(**settings, dtype=dtype).train(self.training)
+
+    def parameters(self, config):
+        """Return a new module's parameters, what is packed taken apart."""
+        found: dict[str, np.ndarray] = {}
+        for name, array in self.module(config).named_parameters():
+            if name.startswith("in_proj"):
+                parts = zip("qkv", array.chunk(3), strict=True)
+                found |= {f"{part}_proj.{name[8:]}": self.numpy(x) for part, x in parts}
+            else:
+                found[name.replace("_proj_", "_proj.")] = self.numpy(array)
+        return found
+
+    def call(
+        self, config, parameters, query, key, value, *, key_padding_mask=None, attn_mask=None,
+        need_weights=False, causal=False, training=False, seed=None,
+    ):  # fmt: skip
+        if config.get("dropout") and training != self.training:
+            raise NotOffered(f"this peer stays in {'training' if self.training else 'evaluation'}")
+        seeded(seed)
+        if attn_mask is not None and attn_mask.ndim == 4:
+            attn_mask = self.rank3(config, query, key, attn_mask)
+        options = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
+        options |= {"need_weights": need_weights, "is_causal": causal}
+        options["average_attn_weights"] = False
+        attn = self.module(config, query.dtype)
+        return functional_call(attn, packed(parameters), (query, key, value), options)
+
+    def rank3(self, config, query, key, attn_mask):
+        """Return (B * H, T, S), sample-major."""
+        batch_first = config.get("batch_first", True)
+        B, T = query.shape[:2] if batch_first else query.shape[1::-1]
+        sizes = (B, config["num_heads"], T, key.shape[1 if batch_first else 0])
+        return attn_mask.expand(sizes).reshape(sizes[0] * sizes[1], *sizes[2:])
+
+
+class TrainWeights(Train):
+    """In training, with its weights."""
+
+    capabilities = Train.capabilities | {"weights"}
+
+    def attention(self, query, key, value, **options):
+        return self.weights(query, key, value, **options)[0]
+
+
+class Eval(Train):
+    """In evaluation under no_grad, weights left out; the fast path where it is self-attention."""
+
+    capabilities = Train.capabilities - {"dropout", "gradients"}
+    training = False
+
+    def as_module(self, query, key, value):
+        possible = heads.Packed.possible(query, key, value)
+        return (heads.Packed if possible else heads.Asked)(query, key, value)
+
+
+class EvalWeights(Eval):
+    """In evaluation under no_grad, with its weights."""
+
+    capabilities = Eval.capabilities | {"weights"}
+    attention = TrainWeights.attention
+
+
+def packed(parameters: dict) -> dict:
+    """Return parameters by torch's names: one matrix for q, k and v where their widths are one."""
+    weights = [parameters[f"{name}_proj.weight"] for name in "qkv"]
+    if len({weight.shape for weight in weights}) == 1:
+        found = {"in_proj_weight": torch.cat(weights)}
+    else:
+        found = {f"{name}_proj_weight": x for name, x in zip("qkv", weights, strict=True)}
+    if "q_proj.bias" in parameters:
+        found["in_proj_bias"] = torch.cat([parameters[f"{name}_proj.bias"] for name in "qkv"])
+    return found | {n: x for n, x in parameters.items() if n.startswith("out_proj")}
