@@ -11,6 +11,7 @@ from conformance import naive
 class Toy:
     """Attention with settings: what a mask says, what an empty row becomes, where causal starts."""
 
+    name = "toy-zero"
     masks = "attend"
     capabilities = frozenset({"attention", "causal", "bias", "weights", "grouped"})
     dtypes = ("float32", "float16")
@@ -85,7 +86,7 @@ class Caster(Toy):
 class Mean(Toy):
     """Gives the mean to a row that may see nothing."""
 
-    empty = "mean"
+    name, empty = "toy-mean", "mean"
 
 
 class Dies(Toy):

@@ -18,7 +18,7 @@ SEEN = np.broadcast_to(~HIDDEN[:, None, None], (3, 2, 5, 7))
 
 
 def both(own) -> tuple[Plugged, Plugged]:
-    return Plugged(own, "own"), Plugged(Spared(own, "spared"), "")
+    return Plugged(own, "own"), Plugged(Spared(own), "spared")
 
 
 def toy(empty: str, masks: str = "attend"):
@@ -115,7 +115,7 @@ def test_what_differs_elsewhere_still_differs():
             return super().attention(*inputs, mask=mask if mask is None else ~mask)
 
     with pytest.raises(Differs):
-        check_steps(Plugged(Spared(Leaks(), "leaks"), ""), BY_NAME["padding"], "float32")
+        check_steps(Plugged(Spared(Leaks()), "leaks"), BY_NAME["padding"], "float32")
 
 
 def test_a_mask_hides_by_its_own_sense():

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..subjects.peers import PEERS
-from .collect import collect
+from .collect import collect, listed
 from .page import page
 
 DATA = "atlas.json"
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(names: list[str], keep: str | None) -> dict:
     """Measure these peers; what was found on the way stays only where it is to be kept."""
-    entries = [entry(name) for name in names]
+    entries = listed(names)
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:
             return collect(entries, Path(folder))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..contract import clauses
 from ..report import read, results
+from ..subjects.peers import PEERS
 from .snippets import Snippet, snippets
 
 AT_ONCE = 2
@@ -29,6 +30,7 @@ AT_ONCE = 2
 PROFILES = (
     "attention", "empty", "hygiene", "causal", "gradients", "half", "multihead", "cache",
 )  # fmt: skip
+SPARED = "conformance.atlas.spared:"
 WRONG = ("differs", "error")
 SLIM = ("clause", "case", "outcome", "took", "message")
 SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
@@ -37,22 +39,40 @@ SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One peer of the registry, as it is measured."""
+    """One peer, as it is measured: `subject` is what the suite's command line calls it."""
 
     name: str
-    path: str
+    subject: str
     packages: tuple[str, ...]
-    description: str = ""
+    about: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[str]:
-        return [name for name in self.packages if not find_spec(name)]
+        return [name for name in self.packages if not installed(name)]
 
     @property
     def group(self) -> tuple:
         """What peers have in common that can share a process."""
         return self.packages[0], tuple(sorted(self.environment.items()))
+
+
+def installed(package: str) -> bool:
+    """Whether a package is there, by the name that pip knows it by."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def listed(names: list[str]) -> list[Entry]:
+    """Return peers of the registry."""
+    found = []
+    for name in names:
+        peer = PEERS[name]
+        found.append(Entry(name, name, peer.packages, peer.about, peer.environment))
+    return found
 
 
 def run(words: list[str], environment: dict[str, str], seconds: int) -> tuple[str, str]:
@@ -73,7 +93,7 @@ def run(words: list[str], environment: dict[str, str], seconds: int) -> tuple[st
 def answers(entry: Entry, folder: Path) -> dict:
     """Return a peer's versions and its answers by question; those that are lacking say why."""
     out = folder / f"{entry.name}.answers.jsonl"
-    words = ["-m", "conformance.atlas.ask", entry.name, entry.path, str(out)]
+    words = ["-m", "conformance.atlas.ask", entry.name, entry.subject, str(out)]
     out.unlink(missing_ok=True)
     _, failed = run(words, entry.environment, SECONDS["answers"])
     lines = out.read_text("utf-8").splitlines() if out.exists() else []
@@ -89,14 +109,14 @@ def contract(entries: list[Entry], folder: Path) -> dict[str, dict]:
     """
     out = folder / f"{entries[0].name}.report.jsonl"
     chosen = [f"--profile={profile}" for profile in PROFILES]
-    found, failed = suite(entries, "own", chosen, out)
+    found, failed = suite(entries, "", chosen, out)
     if failed:
         return {entry.name: {"results": [], "failed": failed} for entry in entries}
     wrong = {r["clause"] for r in found if r["outcome"] in WRONG}
     again = [f"--clause={id}" for id in sorted(wrong) if clauses()[id].profile != "empty"]
     spared: list[dict] = []
     if again:
-        spared, failed = suite(entries, "spared", again, out.with_suffix(".spared.jsonl"))
+        spared, failed = suite(entries, SPARED, again, out.with_suffix(".spared.jsonl"))
     outcomes = {(r["subject"], r["case"]): r["outcome"] for r in spared}
     rows: dict[str, list[dict]] = {entry.name: [] for entry in entries}
     for result in found:
@@ -107,12 +127,14 @@ def contract(entries: list[Entry], folder: Path) -> dict[str, dict]:
     return {name: {"results": own, "failed": failed} for name, own in rows.items()}
 
 
-def suite(entries: list[Entry], how: str, chosen: list[str], out: Path) -> tuple[list[dict], str]:
+def suite(
+    entries: list[Entry], prefix: str, chosen: list[str], out: Path
+) -> tuple[list[dict], str]:
     """Run the suite on some peers in one process; return the results, or why there are none."""
     out.unlink(missing_ok=True)
     words = ["-m", "conformance", "run", "--device", "cpu", "--report", str(out), *chosen]
     for entry in entries:
-        words += ["--subject", f"conformance.atlas.{how}:{entry.name}={entry.path}"]
+        words += ["--subject", f"{prefix}{entry.subject}"]
     text, failed = run(words, entries[0].environment, SECONDS["contract"])
     out.with_suffix(".log").write_text(text, "utf-8")
     try:
@@ -154,7 +176,7 @@ def collect(entries: list[Entry], folder: Path) -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "peers": {
-            entry.name: {"description": entry.description, "missing": entry.missing}
+            entry.name: {"about": entry.about, "missing": entry.missing}
             | found["answers"].get(entry.name, {"versions": {}, "answers": {}, "failed": ""})
             | {"contract": contracts.get(entry.name, {"results": [], "failed": ""})}
             for entry in entries

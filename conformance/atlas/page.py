@@ -82,7 +82,7 @@ def measured(peers: dict[str, dict]) -> str:
     for name, peer in peers.items():
         versions = ", ".join(f"{package} {v}" for package, v in peer["versions"].items())
         absent = f"not installed: {', '.join(peer['missing'])}" if peer["missing"] else ""
-        rows.append([f"`{name}`", peer["description"], absent or versions or peer["failed"]])
+        rows.append([f"`{name}`", peer["about"], absent or versions or peer["failed"]])
     return table(["name", "what it is", "version"], rows)
 
 

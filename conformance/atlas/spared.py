@@ -1,6 +1,6 @@
 """A peer that is spared rows that may see nothing: what else does it do otherwise?
 
-    python -m conformance run --subject conformance.atlas.spared:torch-sdpa=package.module:Class
+    python -m conformance run --subject conformance.atlas.spared:torch-sdpa
 
 Before a call such rows are opened, so that the library never meets one; after it they are set to
 the contract's answer. A case that fails on a library and passes on it when it is spared is not the
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .own import Named, made
+from ..subjects import find
+from .ask import load
 
 OPEN = {"attend": True, "hide": False, "add": 0.0}
 
@@ -31,8 +32,14 @@ def opened(array: np.ndarray, empty: np.ndarray, sizes: tuple, masks: str) -> np
     return array
 
 
-class Spared(Named):
+class Spared:
     """The adapter of a peer, with the empty rows taken out of its way."""
+
+    def __init__(self, own: Any, name: str = ""):
+        self.own, self.name = own, getattr(own, "name", name)
+
+    def __getattr__(self, name: str):
+        return getattr(self.own, name)
 
     def attention(self, query, key, value, **options):
         options, empty = self.open(query, key, options)
@@ -56,7 +63,7 @@ class Spared(Named):
             seen = seen & ~hidden_by(array, self.own.masks)
         if options.get("causal") and sizes[2] == sizes[3]:
             seen = seen & np.tri(sizes[2], dtype=bool)
-        empty = ~seen.any(-1) if sizes[3] else np.zeros(sizes[:3], bool)
+        empty: np.ndarray = ~seen.any(-1) if sizes[3] else np.zeros(sizes[:3], bool)
         hiding = {n: x for n, x in given.items() if hidden_by(x, self.own.masks).any()}
         if empty.any():
             given |= {n: opened(x, empty, sizes, self.own.masks) for n, x in hiding.items()}
@@ -68,13 +75,14 @@ class Spared(Named):
         output = np.array(np.asarray(output) if first else np.swapaxes(output, 0, 1))
         output[empty.all(1)] = parameters.get("out_proj.bias", 0)
         if weights is not None:
-            rows = empty.all(1) if np.ndim(weights) == 3 else empty
+            rows: np.ndarray = empty.all(1) if np.ndim(weights) == 3 else empty
             weights = zeroed(weights, rows)
         return output if first else output.swapaxes(0, 1), weights
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
         options, empty, first = self.open_module(config, query, key, options)
-        rows = empty.all(1) if first else empty.all(1).swapaxes(0, 1)
+        rows: np.ndarray = empty.all(1)
+        rows = rows if first else rows.swapaxes(0, 1)
         inputs = (query, key, value, zeroed(grad, rows))
         found = dict(self.own.multihead_gradients(config, parameters, *inputs, **options))
         if "out_proj.bias" in found:  # the last map's bias is all that an empty row's output is
@@ -92,12 +100,15 @@ class Spared(Named):
         if "attn_mask" not in self.own.capabilities:
             options, empty = self.open(query, key, options, sizes)
             return options, empty, first
+        nowhere = np.zeros(sizes[:3], bool)
         mask = merged(options.get("key_padding_mask"), options.get("attn_mask"), sizes)
-        empty = np.zeros(sizes[:3], bool) if mask is None else hidden_by(mask, "hide").all(-1)
-        if not S or not empty.any():
-            return options, np.zeros(sizes[:3], bool), first
+        if mask is None or not S:
+            return options, nowhere, first
+        rows: np.ndarray = hidden_by(mask, "hide").all(-1)
+        if not rows.any():
+            return options, nowhere, first
         own = {n: x for n, x in options.items() if n not in ("key_padding_mask", "attn_mask")}
-        return own | {"attn_mask": opened(mask, empty, sizes, "hide")}, empty, first
+        return own | {"attn_mask": opened(mask, rows, sizes, "hide")}, rows, first
 
 
 def merged(padding, mask, sizes: tuple) -> np.ndarray | None:
@@ -119,5 +130,9 @@ def zeroed(array, rows: np.ndarray) -> np.ndarray:
     return array
 
 
-def __getattr__(asked: str) -> Callable:
-    return made(asked, Spared)
+def __getattr__(name: str) -> Callable:
+    """Return what makes a peer by its name, or an adapter by its path, spared."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    find(name)  # what is not there is said here, and imported under the caller's settings
+    return lambda: Spared(load(name), name)

@@ -8,13 +8,25 @@ from .section import answer_of
 COLUMNS = 8
 
 
+FAMILIES = {
+    "torch-sdpa": "torch.nn.functional.scaled_dot_product_attention",
+    "torch-mha": "torch.nn.MultiheadAttention",
+    "nnx": "flax.nnx",
+    "keras-ops": "keras.ops.dot_product_attention",
+    "keras-mha": "keras.layers.MultiHeadAttention",
+    "onnx": "ONNX's operator Attention",
+    "transformers": "transformers' attention functions",
+    "x-transformers": "x-transformers' Attend",
+}
+
+
 def family(name: str) -> str:
-    """Return what variants of one object have in common: the first two words of their names.
+    """Return what a peer is a variant of.
 
     >>> family("keras-mha-torch-scores")
-    'keras-mha'
+    'keras.layers.MultiHeadAttention'
     """
-    return "-".join(name.split("-")[:2])
+    return next((kin for prefix, kin in FAMILIES.items() if name.startswith(prefix)), name)
 
 
 def families(names: list[str]) -> dict[str, list[str]]:
