@@ -241,7 +241,7 @@ def test_variants_are_held_against_each_other(measured):
 
 def result(clause: str, outcome: str, took=None, spared=None) -> dict:
     about = {"clause": clause, "outcome": outcome, "took": took, "spared": spared}
-    return about | {"case": "a[x]", "message": "", "subject": "s"}
+    return about | {"case": "a[x]", "message": "", "dtype": "float32"}
 
 
 def test_what_is_owed_to_empty_rows_is_set_apart():
@@ -255,7 +255,37 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
     both = [result("ATT-5", "not offered"), result("ATT-5", "conforms")]
     assert matrix.verdict(both) == "conforms"
     named = [mean, mean, result("CAUSE-5", "differs", "top-left")]
-    assert matrix.how(named) == "top-left (1), empty rows (2); 3 of 3 cases"
+    assert matrix.how(named) == "top-left (1); 1 of 3 cases"
+    assert matrix.how([mean]) == ""
+    further = result("ATT-2", "differs", "mean", "not offered")
+    assert matrix.verdict([further]) == "empty rows"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"took": "tiled"}, "tiled"),
+        ({"took": "poisoned"}, "NaN or inf"),
+        ({"took": "poisoned", "clause": "CLEAN-2"}, "poisoned"),
+        ({"outcome": "error", "message": "ValueError: no"}, "ValueError"),
+        (
+            {"message": "ATT-7: expected NaN or the value 1, got [[0.]]"},
+            "expected NaN or the value 1",
+        ),
+        (
+            {"message": "ATT-1: output at (1, 0): expected 1, got nan, error inf"},
+            "output: NaN or inf",
+        ),
+        (
+            {"message": "ATT-1: output at (1, 0): expected 1, got 1.1", "dtype": "float64"},
+            "output in float64: beyond the budget",
+        ),
+    ],
+)
+def test_a_difference_has_a_name(changes, name):
+    clause = changes.get("message", "ATT-1:").partition(":")[0]
+    wrong = result(clause if "-" in clause else "ATT-1", "differs") | changes
+    assert matrix.how([wrong]) == f"{name} (1); 1 of 1 cases"
 
 
 def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, monkeypatch):

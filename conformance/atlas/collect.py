@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..contract import clauses
 from ..report import read, results
 from ..subjects.peers import PEERS
+from .matrix import WRONG
 from .snippets import Snippet, snippets
 
 AT_ONCE = 2
@@ -31,8 +32,7 @@ PROFILES = (
     "attention", "empty", "hygiene", "causal", "gradients", "half", "multihead", "cache",
 )  # fmt: skip
 SPARED = "conformance.atlas.spared:"
-WRONG = ("differs", "error")
-SLIM = ("clause", "case", "outcome", "took", "message")
+SLIM = ("clause", "case", "outcome", "took", "message", "dtype")
 SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
 SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -138,7 +138,9 @@ def suite(
     text, failed = run(words, entries[0].environment, SECONDS["contract"])
     out.with_suffix(".log").write_text(text, "utf-8")
     try:
-        return results(read(out)), ""
+        lines = read(out)
+        dtypes = {line["case"]: line["dtype"] for line in lines if line["type"] == "case"}
+        return [result | {"dtype": dtypes[result["case"]]} for result in results(lines)], ""
     except (OSError, ValueError) as error:
         return [], failed or str(error)
 

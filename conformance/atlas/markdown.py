@@ -78,3 +78,14 @@ def anchor(title: str) -> str:
     """
     kept = (c for c in title.lower() if c.isalnum() or c in " -_")
     return "".join(kept).replace(" ", "-")
+
+
+def evenly(items: list, most: int) -> list[list]:
+    """Return the items in parts of about one size, none of more than so many.
+
+    >>> evenly([1, 2, 3, 4, 5], 3)
+    [[1, 2, 3], [4, 5]]
+    """
+    count = -(-len(items) // most)
+    size = -(-len(items) // max(count, 1))
+    return [items[first : first + size] for first in range(0, len(items), max(size, 1))]

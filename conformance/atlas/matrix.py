@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 
 from ..contract import clauses, profiles
 
+WRONG = ("differs", "error")
 SYMBOLS = {
     "conforms": "●",
     "differs": "○",
@@ -22,9 +23,12 @@ LEGEND = {
 
 
 def owed_to_empty_rows(result: dict) -> bool:
-    """Whether a case of another chapter passes once the peer is spared its empty rows."""
+    """Whether a case of another chapter passes once the peer is spared its empty rows.
+
+    Or comes so far that the peer offers no more of it.
+    """
     elsewhere = clauses()[result["clause"]].profile != "empty"
-    return elsewhere and result.get("spared") == "conforms"
+    return elsewhere and result.get("spared") in ("conforms", "not offered")
 
 
 def verdict(results: list[dict]) -> str:
@@ -59,22 +63,32 @@ def shown_profiles(found: dict[str, dict[str, str]]) -> dict[str, list[str]]:
 
 
 def how(results: list[dict]) -> str:
-    """Return how a clause is not kept: the alternatives taken, refusals, and how often."""
-    wrong = [r for r in results if r["outcome"] in ("differs", "error")]
-    own = [r for r in wrong if not owed_to_empty_rows(r)]
-    names = Counter(r["took"] or _message(r) for r in own)
+    """Return how a clause is not kept: the alternatives taken, refusals, and how often.
+
+    Nothing is said of what is owed to empty rows alone.
+    """
+    wrong = [r for r in results if r["outcome"] in WRONG and not owed_to_empty_rows(r)]
+    if not wrong:
+        return ""
+    names = Counter(map(_name, wrong))
     shown = [f"{name} ({count})" for name, count in names.most_common(3)]
     if len(names) > 3:
         shown.append(f"and {len(names) - 3} more")
-    if len(own) < len(wrong):
-        shown.append(f"empty rows ({len(wrong) - len(own)})")
     offered = sum(r["outcome"] != "not offered" for r in results)
     return f"{', '.join(shown)}; {len(wrong)} of {offered} cases"
 
 
-def _message(result: dict) -> str:
-    """Return what a result without a name says, short: its first line without numbers."""
+def _name(result: dict) -> str:
+    """Return what a wrong result is called: an alternative, an error's type, or what is said."""
+    hygiene = clauses()[result["clause"]].profile == "hygiene"
+    if result["took"]:
+        return "NaN or inf" if result["took"] == "poisoned" and not hygiene else result["took"]
     text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
     if result["outcome"] == "error":
         return text.split(":")[0]
-    return re.sub(r" at \(.*", "", text)[:60] or "no name"
+    what, at, rest = text.partition(" at (")
+    if not at:
+        return what.partition(", got")[0][:60]
+    got = re.search(r"got (nan|-?inf)", rest)
+    dtype = "" if result["dtype"] == "float32" else f" in {result['dtype']}"
+    return f"{what}{dtype}: {'NaN or inf' if got else 'beyond the budget'}"

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from ..contract import clauses
-from .markdown import anchor, number, numbers, table
+from .markdown import anchor, evenly, number, numbers, table
 from .matrix import LEGEND, SYMBOLS, by_clause, how, shown_profiles, verdicts
 from .numbers import NUMBERS, inputs
 from .question import Question, reading
@@ -152,8 +152,7 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
     ]
     for profile, ids in shown.items():
         parts.append(f"### {profile.capitalize()}")
-        for first in range(0, len(ids), COLUMNS):
-            parts.append(_matrix(found, ids[first : first + COLUMNS]))
+        parts += [_matrix(found, part) for part in evenly(ids, COLUMNS)]
         parts.append(_sentences(ids))
         parts += _differences(results, ids)
     failed = {name: peer["contract"]["failed"] for name, peer in peers.items()}
@@ -177,7 +176,7 @@ def _differences(results: dict[str, list[dict]], ids: list[str]) -> list[str]:
     rows = []
     for name, own in results.items():
         for id, cases in by_clause(own).items():
-            if id in ids and any(case["outcome"] in ("differs", "error") for case in cases):
+            if id in ids and how(cases):
                 rows.append([f"`{name}`", id, how(cases)])
     if not rows:
         return []

@@ -63,7 +63,7 @@ class Spared:
             seen = seen & ~hidden_by(array, self.own.masks)
         if options.get("causal") and sizes[2] == sizes[3]:
             seen = seen & np.tri(sizes[2], dtype=bool)
-        empty: np.ndarray = ~seen.any(-1) if sizes[3] else np.zeros(sizes[:3], bool)
+        empty = ~np.any(seen, -1) if sizes[3] else np.zeros(sizes[:3], bool)
         hiding = {n: x for n, x in given.items() if hidden_by(x, self.own.masks).any()}
         if empty.any():
             given |= {n: opened(x, empty, sizes, self.own.masks) for n, x in hiding.items()}
@@ -73,15 +73,15 @@ class Spared:
         options, empty, first = self.open_module(config, query, key, options)
         output, weights = self.own.multihead(config, parameters, query, key, value, **options)
         output = np.array(np.asarray(output) if first else np.swapaxes(output, 0, 1))
-        output[empty.all(1)] = parameters.get("out_proj.bias", 0)
+        output[np.all(empty, 1)] = parameters.get("out_proj.bias", 0)
         if weights is not None:
-            rows: np.ndarray = empty.all(1) if np.ndim(weights) == 3 else empty
+            rows = np.all(empty, 1) if np.ndim(weights) == 3 else empty
             weights = zeroed(weights, rows)
         return output if first else output.swapaxes(0, 1), weights
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
         options, empty, first = self.open_module(config, query, key, options)
-        rows: np.ndarray = empty.all(1)
+        rows = np.all(empty, 1)
         rows = rows if first else rows.swapaxes(0, 1)
         inputs = (query, key, value, zeroed(grad, rows))
         found = dict(self.own.multihead_gradients(config, parameters, *inputs, **options))
@@ -104,7 +104,7 @@ class Spared:
         mask = merged(options.get("key_padding_mask"), options.get("attn_mask"), sizes)
         if mask is None or not S:
             return options, nowhere, first
-        rows: np.ndarray = hidden_by(mask, "hide").all(-1)
+        rows = np.all(hidden_by(mask, "hide"), -1)
         if not rows.any():
             return options, nowhere, first
         own = {n: x for n, x in options.items() if n not in ("key_padding_mask", "attn_mask")}

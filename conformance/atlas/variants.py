@@ -1,6 +1,6 @@
 """Each library against itself: the questions on which its variants disagree."""
 
-from .markdown import anchor, table
+from .markdown import anchor, evenly, table
 from .question import Question
 from .questions import QUESTIONS
 from .section import answer_of
@@ -47,8 +47,7 @@ def against_themselves(peers: dict[str, dict]) -> list[str]:
             agreeing.append(f"`{kin}` ({len(names)} variants)")
             continue
         parts.append(f"### {kin}")
-        for first in range(0, len(names), COLUMNS):
-            own = names[first : first + COLUMNS]
+        for own in evenly(names, COLUMNS):
             rows = [
                 [f"[{q.title}](#{anchor(q.title)})", *(_cell(peers[name], q) for name in own)]
                 for q in asked
