@@ -73,6 +73,9 @@ class TrainWeights(Train):
     def attention(self, query, key, value, **options):
         return self.weights(query, key, value, **options)[0]
 
+    def multihead_gradients(self, *inputs, **options):
+        return super().multihead_gradients(*inputs, need_weights=True, **options)
+
 
 class Eval(Train):
     """In evaluation under no_grad, weights left out; the fast path where it is self-attention."""

@@ -1,0 +1,76 @@
+"""NaN in places that nobody may see, and in one that somebody sees."""
+
+import numpy as np
+
+from ..numbers import inputs, lower, square
+from ..question import Own, Question, reading
+
+LAST_HIDDEN = square([[1, 1, 0]] * 3).astype(bool)
+
+
+def spoilt(which: int) -> tuple[np.ndarray, ...]:
+    """Return the inputs with NaN in the last key, or in the last value."""
+    found = inputs()
+    found[which][:, :, 2] = np.nan
+    return found
+
+
+def hidden(name: str, title: str, clause: str, which: int, sentence: str) -> Question:
+    given = spoilt(which)
+    right = reading(inputs(), LAST_HIDDEN)
+    return Question(
+        name=name,
+        theme="NaN where nobody looks",
+        title=title,
+        clause=clause,
+        sentence=sentence,
+        inputs=given,
+        given={"mask": Own(LAST_HIDDEN)},
+        contract="right",
+        answers=lambda: [
+            ("right", right),
+            ("poisoned", np.full_like(right, np.nan)),
+            ("unmasked", reading(inputs())),
+        ],
+    )
+
+
+def seen_by_one(name: str, title: str, which: int, sentence: str) -> Question:
+    given, seen = spoilt(which), square(lower(3, 3))
+    right = reading(inputs(), seen)
+    right[:, :, 2] = np.nan
+    return Question(
+        name=name,
+        theme="NaN where nobody looks",
+        title=title,
+        clause="CLEAN-4",
+        sentence=sentence,
+        inputs=given,
+        given={"mask": Own(seen)},
+        contract="right",
+        answers=lambda: [
+            ("right", right),
+            ("poisoned", np.full_like(right, np.nan)),
+            ("unmasked", reading(inputs())),
+        ],
+    )
+
+
+QUESTIONS = [
+    hidden(
+        "nan-key", "Does NaN in a hidden key reach the output?", "CLEAN-1", 1,
+        "The third key is NaN, and hidden from every query: padding that holds garbage.",
+    ),
+    hidden(
+        "nan-value", "Does NaN in a hidden value reach the output?", "CLEAN-2", 2,
+        "The third value is NaN, and hidden from every query. A weight of 0 times NaN is NaN.",
+    ),
+    seen_by_one(
+        "nan-visible-key", "Who notices NaN in a key that one query sees?", 1,
+        "A causal mask, and NaN in the last key: only the last query may see it.",
+    ),
+    seen_by_one(
+        "nan-visible-value", "And in a value that one query sees?", 2,
+        "The same with NaN in the last value.",
+    ),
+]  # fmt: skip

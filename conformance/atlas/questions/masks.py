@@ -1,0 +1,156 @@
+"""What a mask means: booleans, floats, integers, and axes that are not written out."""
+
+import numpy as np
+
+from ..numbers import ROWS, additive, inputs, square
+from ..question import Own, Question, reading
+
+MASK = square(ROWS)
+ARGUMENT = "The array goes to the mask argument as it is."
+
+
+def readings_of_numbers(inputs, mask):
+    """Return what an array of numbers may be taken for."""
+    return [
+        ("added", reading(inputs, bias=np.asarray(mask, float))),
+        ("cast", reading(inputs, mask != 0)),
+        ("cast, hidden", reading(inputs, mask == 0)),
+        ("unmasked", reading(inputs)),
+    ]
+
+
+def true() -> Question:
+    given = inputs()
+    return Question(
+        name="true",
+        theme="What a mask says",
+        title="What does True say?",
+        clause="MASK-9",
+        sentence="A mask of booleans, one for each sample, head, query and key. " + ARGUMENT,
+        inputs=given,
+        given={"mask": MASK},
+        contract="refused",
+        answers=lambda: [
+            ("attend", reading(given, MASK)),
+            ("hide", reading(given, ~MASK)),
+            ("added", reading(given, bias=MASK.astype(float))),
+            ("unmasked", reading(given)),
+        ],
+    )
+
+
+def float_inf() -> Question:
+    given, mask = inputs(), additive(MASK, -np.inf)
+    return Question(
+        name="float-inf",
+        theme="What a mask says",
+        title="What is a float mask of 0 and -inf?",
+        clause="MASK-9",
+        sentence="The mask that is meant to be added to the scores: 0 where something may be seen, "
+        "-inf where it is hidden. " + ARGUMENT,
+        inputs=given,
+        given={"mask": mask},
+        contract="refused",
+        answers=lambda: [
+            # read as booleans with True for hidden, such a mask says the same as if it were added
+            alternative
+            for alternative in readings_of_numbers(given, mask)
+            if alternative[0] != "cast, hidden"
+        ],
+    )
+
+
+def float_ones() -> Question:
+    given, mask = inputs(), MASK.astype("float32")
+    return Question(
+        name="float-10",
+        theme="What a mask says",
+        title="What is a float mask of 1 and 0?",
+        clause="MASK-9",
+        sentence="The mask that is meant to be multiplied, or to be read as true and false: 1 "
+        "where something may be seen, 0 where it is hidden. " + ARGUMENT,
+        inputs=given,
+        given={"mask": mask},
+        contract="refused",
+        answers=lambda: readings_of_numbers(given, mask),
+    )
+
+
+def integers() -> Question:
+    given, mask = inputs(), MASK.astype("int32")
+    return Question(
+        name="int-10",
+        theme="What a mask says",
+        title="What is a mask of integers, 1 and 0?",
+        clause="MASK-9",
+        sentence="The mask that a tokenizer returns, as int32: 1 where something may be seen, 0 "
+        "where it is hidden. " + ARGUMENT,
+        inputs=given,
+        given={"mask": mask},
+        contract="refused",
+        answers=lambda: readings_of_numbers(given, mask),
+    )
+
+
+def two_axes() -> Question:
+    given = inputs(B=3)
+    return Question(
+        name="rank-2",
+        theme="Which axis is which",
+        title="What is a (B, S) mask where B = T?",
+        clause="MASK-9",
+        sentence="A key-padding mask of three samples, handed over without the axes between, for "
+        "three queries. It points the way the library wants it.",
+        inputs=given,
+        given={"mask": Own(ROWS)},
+        contract="refused",
+        answers=lambda: [
+            ("key padding", reading(given, ROWS[:, None, None, :])),
+            ("queries by keys", reading(given, ROWS)),
+            ("transposed", reading(given, ROWS.T)),
+            ("unmasked", reading(given)),
+        ],
+    )
+
+
+def two_axes_apart() -> Question:
+    given, mask = inputs(B=2), ROWS[1:]
+    return Question(
+        name="rank-2-apart",
+        theme="Which axis is which",
+        title="What is a (B, S) mask where B and T differ?",
+        clause="MASK-9",
+        sentence="The same for two samples and three queries, so that no other reading fits.",
+        inputs=given,
+        given={"mask": Own(mask)},
+        contract="refused",
+        answers=lambda: [
+            ("key padding", reading(given, mask[:, None, None, :])),
+            ("unmasked", reading(given)),
+        ],
+    )
+
+
+def three_axes() -> Question:
+    given, mask = inputs(B=2), np.stack([ROWS, ROWS[::-1]])
+    return Question(
+        name="rank-3",
+        theme="Which axis is which",
+        title="What is a (B, T, S) mask where B = H?",
+        clause="MASK-9",
+        sentence="A mask for each of two samples, handed over without the axis of the two heads. "
+        "It points the way the library wants it.",
+        inputs=given,
+        given={"mask": Own(mask)},
+        contract="refused",
+        answers=lambda: [
+            ("samples", reading(given, mask[:, None])),
+            ("heads", reading(given, mask[None])),
+            ("unmasked", reading(given)),
+        ],
+    )
+
+
+QUESTIONS = [
+    true(), float_inf(), float_ones(), integers(), two_axes(), two_axes_apart(), three_axes(),
+]  # fmt: skip

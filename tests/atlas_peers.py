@@ -1,0 +1,158 @@
+"""Small libraries with habits, for the atlas to find out."""
+
+import os
+import time
+
+import numpy as np
+
+from conformance import naive
+
+
+class Toy:
+    """Attention with settings: what a mask says, what an empty row becomes, where causal starts."""
+
+    name = "toy-zero"
+    masks = "attend"
+    capabilities = frozenset({"attention", "causal", "bias", "weights", "grouped"})
+    dtypes = ("float32", "float16")
+    floats, integers = "added", "refused"
+    two_axes, three_axes = "queries by keys", "heads"
+    empty, align, together, clean = "zero", "top-left", "both", False
+
+    def versions(self):
+        return {"toy": "1.0"}
+
+    def attention(self, query, key, value, **options):
+        return self.weights(query, key, value, **options)[0]
+
+    def weights(self, query, key, value, *, mask=None, causal=False, bias=None):
+        dtype, (B, H, T, D), S = query.dtype, query.shape, key.shape[2]
+        group = H // key.shape[1]
+        query, key, value = (x.astype(np.float32) for x in (query, key, value))
+        key, value = key.repeat(group, 1), value.repeat(group, 1)
+        scores = query @ key.swapaxes(2, 3) / np.float32(np.sqrt(D))
+        scores = scores + (0 if bias is None else bias.astype(np.float32))
+        seen = np.ones((B, H, T, S), bool)
+        if mask is not None:
+            seen, scores = self.read(mask, seen, scores)
+        if causal and not (mask is not None and self.together == "only the mask"):
+            start = 0 if self.align == "top-left" else S - T
+            flag = np.arange(S) <= np.arange(T)[:, None] + start
+            seen = flag & (True if self.together == "only the flag" else seen)
+        weights = self.softmax(np.where(seen, scores, -np.inf), scores)
+        if self.clean:
+            key_seen = weights.swapaxes(2, 3).any(-1, keepdims=True)
+            value = np.where(key_seen, value, 0)
+        return (weights @ value).astype(dtype), weights.astype(dtype)
+
+    def read(self, mask, seen, scores):
+        """Return what a mask lets be seen, and the scores with what it adds."""
+        habit = {"b": "cast", "f": self.floats, "i": self.integers}[mask.dtype.kind]
+        if habit == "refused":
+            raise TypeError(f"a mask must be bool\ngot {mask.dtype}")
+        if mask.ndim == 2 and self.two_axes == "key padding":
+            mask = mask[:, None, None]
+        if mask.ndim == 3 and self.three_axes == "samples":
+            mask = mask[:, None]
+        if habit == "added":
+            return seen, scores + mask
+        return np.broadcast_to((mask != 0) ^ (self.masks == "hide"), seen.shape), scores
+
+    def softmax(self, masked, scores):
+        none = np.isneginf(masked).all(-1, keepdims=True)
+        if self.empty == "unmasked-row":
+            masked = np.where(none, scores, masked)
+        with np.errstate(all="ignore"):
+            exp = np.exp(masked - masked.max(-1, keepdims=True, initial=-1e30))
+            weights = exp / exp.sum(-1, keepdims=True)
+        fill = {"zero": 0.0, "mean": 1 / max(masked.shape[-1], 1), "nan": np.nan}.get(self.empty)
+        return weights if fill is None else np.where(none, fill, weights)
+
+
+class Hider(Toy):
+    """Hides where True, refuses floats, gives the mean, looks from the bottom right."""
+
+    masks, floats, integers = "hide", "refused", "cast"
+    two_axes, three_axes = "key padding", "samples"
+    empty, align, together, clean = "mean", "bottom-right", "only the mask", True
+
+
+class Caster(Toy):
+    """Casts floats to booleans, gives NaN, lets a flag win."""
+
+    floats, integers, empty, together = "cast", "added", "nan", "only the flag"
+
+
+class Mean(Toy):
+    """Gives the mean to a row that may see nothing."""
+
+    name, empty = "toy-mean", "mean"
+
+
+class Dies(Toy):
+    """Ends its process at the first mask of integers."""
+
+    def read(self, mask, seen, scores):
+        if mask.dtype.kind == "i":
+            os._exit(7)
+        return super().read(mask, seen, scores)
+
+
+class Hangs(Toy):
+    """Never answers."""
+
+    def attention(self, query, key, value, **options):
+        time.sleep(3600)
+
+
+class Layer:
+    """A multi-head attention that gives the mean to rows that may see nothing."""
+
+    masks = "attend"
+    capabilities = frozenset({"attention", "multihead", "weights", "gradients", "bias"})
+
+    def seen(self, query, key, heads, mask=None):
+        sizes = (len(query), heads, query.shape[1], key.shape[1])
+        return np.broadcast_to(True if mask is None else mask, sizes)
+
+    def multihead(self, config, parameters, query, key, value, *, mask=None, bias=None, **options):
+        heads = config["num_heads"]
+        given = {"seen": self.seen(query, key, heads, mask), "bias": bias}
+        call = (parameters, heads, heads, query, key, value)
+        found = naive.multihead(*call, **given, empty_rows="uniform")
+        return found["output"], found["weights"].mean(1)
+
+    def multihead_gradients(self, config, parameters, query, key, value, grad, *, mask=None):
+        heads = config["num_heads"]
+        call = (parameters, heads, heads, query, key, value, grad)
+        seen = self.seen(query, key, heads, mask)
+        return naive.multihead_gradients(*call, seen=seen, empty_rows="uniform")
+
+    def gradients(self, query, key, value, grad, *, mask, bias=None):
+        return naive.gradients(query, key, value, grad, seen=mask, bias=bias, empty_rows="uniform")
+
+
+class TwoMasks(Layer):
+    """The same with torch's two masks, True where hidden."""
+
+    masks = "hide"
+    capabilities = Layer.capabilities | {"attn_mask"}
+
+    def joined(self, padding, mask, query, key, heads):
+        seen = np.array(self.seen(query, key, heads))
+        if padding is not None:
+            seen &= ~padding[:, None, None]
+        if mask is not None and mask.dtype == bool:
+            return seen & ~mask.reshape(mask.shape if mask.ndim != 3 else seen.shape), None
+        return seen, mask
+
+    def multihead(self, config, parameters, *inputs, key_padding_mask=None, attn_mask=None, **_):
+        heads = config["num_heads"]
+        seen, bias = self.joined(key_padding_mask, attn_mask, *inputs[:2], heads)
+        return super().multihead(config, parameters, *inputs, mask=seen, bias=bias)
+
+    def multihead_gradients(
+        self, config, parameters, *inputs, key_padding_mask=None, attn_mask=None
+    ):
+        seen, _ = self.joined(key_padding_mask, attn_mask, *inputs[:2], config["num_heads"])
+        return super().multihead_gradients(config, parameters, *inputs, mask=seen)

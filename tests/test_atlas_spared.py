@@ -1,0 +1,126 @@
+"""A peer that is spared its empty rows passes where these alone are to blame, and nowhere else."""
+
+import atlas_peers
+import numpy as np
+import pytest
+
+from conformance import multi, reference
+from conformance.atlas.spared import Spared, hidden_by
+from conformance.budget import Differs
+from conformance.cases import BY_NAME, LENGTHS, MAIN, Case
+from conformance.checking import check_gradients, check_steps, hold
+from conformance.plug import Plugged
+from conformance.specs import causal, padding
+
+EMPTIED = ["padding", "causal_and_padding", "allow"]
+HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]
+SEEN = np.broadcast_to(~HIDDEN[:, None, None], (3, 2, 5, 7))
+
+
+def both(own) -> tuple[Plugged, Plugged]:
+    return Plugged(own, "own"), Plugged(Spared(own), "spared")
+
+
+def toy(empty: str, masks: str = "attend"):
+    class Own(atlas_peers.Toy):
+        capabilities = atlas_peers.Toy.capabilities - {"causal"}
+
+    Own.empty, Own.masks = empty, masks
+    return Own()
+
+
+@pytest.mark.parametrize("masks", ["attend", "hide", "add"])
+@pytest.mark.parametrize("empty", ["mean", "nan", "unmasked-row"])
+@pytest.mark.parametrize("name", EMPTIED)
+def test_what_is_made_of_empty_rows_is_no_matter(name, empty, masks):
+    case = BY_NAME[name]
+    assert not case.seen().any(-1).all(), "the case has no empty row"
+    own, spared = both(toy(empty, masks))
+    with pytest.raises(Differs):
+        check_steps(own, case, "float32")
+    check_steps(spared, case, "float32")
+
+
+def test_a_row_that_a_bias_empties_is_spared_too():
+    own, spared = both(toy("nan"))
+    inputs = Case("plain").inputs("float32")
+    bias = np.where(SEEN, 0, -np.inf).astype(np.float32)
+    with pytest.raises(Differs):
+        hold(own.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
+    hold(spared.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
+
+
+def test_a_causal_flag_and_padding_on_the_left():
+    own = toy("mean")
+    own.capabilities = atlas_peers.Toy.capabilities
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(1, 2, 3, 5)).astype(np.float32) for _ in range(3)]
+    hidden = np.array([[True, False, False]])
+    seen = np.tri(3, dtype=bool) & ~hidden[:, None, None]
+    options = {"mask": causal() & padding(hidden=hidden)}
+    seen = np.broadcast_to(seen, (1, 2, 3, 3))
+    with pytest.raises(Differs):
+        hold(both(own)[0].attention(*inputs, **options), *inputs, "output", seen=seen)
+    hold(both(own)[1].attention(*inputs, **options), *inputs, "output", seen=seen)
+
+
+@pytest.mark.parametrize("bias", [None, "rank2", "rank4"])
+def test_gradients_without_the_empty_rows_are_the_oracles(bias):
+    own, spared = both(atlas_peers.Layer())
+    case = Case("padding", mask=padding(LENGTHS), bias=bias)
+    with pytest.raises(Differs):
+        check_gradients(own, case)
+    check_gradients(spared, case)
+
+
+@pytest.mark.parametrize("cls", [atlas_peers.Layer, atlas_peers.TwoMasks])
+def test_an_empty_row_of_a_module_is_the_last_maps_bias(cls):
+    own, spared = both(cls())
+    options = {"key_padding_mask": HIDDEN}
+    with pytest.raises(Differs):
+        multi.CROSS.check(own, options, SEEN)
+    multi.CROSS.check(spared, options, SEEN)
+    with pytest.raises(Differs):
+        multi.CROSS.check_gradients(own, options, SEEN)
+    multi.CROSS.check_gradients(spared, options, SEEN)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_torchs_two_masks_become_one(rank):
+    own, spared = both(atlas_peers.TwoMasks())
+    rng = np.random.default_rng(1)
+    mask = rng.random((3, 2, 5, 7)[-rank:] if rank != 3 else (6, 5, 7)) < 0.3
+    mask[..., -1] = True
+    seen = SEEN & ~(mask.reshape(3, 2, 5, 7) if rank == 3 else mask)
+    rows = seen.any(-1)
+    assert (rows.any(1) == rows.all(1)).all(), "a row that is empty in some heads is not spared"
+    options = {"key_padding_mask": HIDDEN, "attn_mask": mask}
+    with pytest.raises(Differs):
+        multi.CROSS.check(own, options, seen)
+    multi.CROSS.check(spared, options, seen)
+
+
+def test_an_additive_mask_of_torchs_stays_additive():
+    spared = both(atlas_peers.TwoMasks())[1]
+    bias = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
+    options = {"key_padding_mask": HIDDEN, "attn_mask": bias}
+    multi.CROSS.check(spared, options, SEEN, bias=bias)
+
+
+def test_what_differs_elsewhere_still_differs():
+    class Leaks(atlas_peers.Toy):
+        capabilities = frozenset({"attention"})
+
+        def attention(self, *inputs, mask=None):
+            return super().attention(*inputs, mask=mask if mask is None else ~mask)
+
+    with pytest.raises(Differs):
+        check_steps(Plugged(Spared(Leaks()), "leaks"), BY_NAME["padding"], "float32")
+
+
+def test_a_mask_hides_by_its_own_sense():
+    seen = reference.allowed(padding(LENGTHS), MAIN.call)
+    assert (hidden_by(seen, "attend") == ~seen).all()
+    assert (hidden_by(~seen, "hide") == ~seen).all()
+    assert (hidden_by(np.where(seen, 0, -np.inf), "add") == ~seen).all()
+    assert not hidden_by(np.full((2, 2), -1e9), "add").any()
