@@ -7,8 +7,8 @@ import pytest
 
 from conformance import alternatives, naive
 from conformance.alternatives import NAMES, Call, name_of
-from conformance.cases import BY_NAME, GROUPED, MAIN, MASKED, SQUARE, Case, names
-from conformance.specs import causal, padding, sliding_window
+from conformance.cases import BY_NAME, GROUPED, MAIN, MASKED, SQUARE, Case, coins, names
+from conformance.specs import allow, causal, padding, sliding_window
 
 LENGTHS = [7, 0, 4]
 ROWS = {name: Case(name, mask=padding(LENGTHS)) for name in ("mean", "nan", "zero")}
@@ -168,3 +168,40 @@ def test_subject_remembers_the_calls_of_one_test():
     assert subject.calls == []
     subject.steps(*case.inputs("float32"))
     assert len(subject.calls) == 1
+
+
+def test_float64_that_is_summed_in_float32_is_recognised():
+    call = called(ROWS["mean"], "float64")
+    call.output = taken("mean", called(ROWS["mean"])).astype(np.float64)
+    assert name_of(call) == "mean"
+
+
+def test_chance_has_no_name():
+    call = called(ROWS["mean"])
+    call.output = taken("mean", call)
+    call.options |= {"dropout": 0.5, "seed": 1}
+    assert name_of(call) is None
+
+
+def test_nan_that_a_projection_spreads_to_all_heads_is_nan():
+    hidden = coins(61, *MAIN.call) & ~coins(62, 3, 2, 5, 1, true=0.4)
+    call = called(Case("heads", mask=allow(hidden)))
+    empty = ~call.seen().any(-1)
+    assert (empty.any(1) != empty.all(1)).any(), "the case needs a token that is empty in one head"
+    call.output = np.where(empty.any(1)[:, None, :, None], np.float32(np.nan), formula(call))
+    assert name_of(call) == "nan"
+
+
+@pytest.mark.parametrize("way", ["mask", "bias"])
+def test_hidden_nan_that_reaches_all_is_poison(way):
+    call = called(Case("half", mask=padding([4, 4, 4]) if way == "mask" else None))
+    if way == "bias":
+        call.options["bias"] = np.where(np.arange(7) < 4, 0, -np.inf).astype(np.float32)
+    clean = formula(call)
+    call.inputs = tuple(np.array(x) for x in call.inputs)
+    call.inputs[2][0, 0, 6, 3] = np.nan
+    call.output = formula(call)  # 0 * NaN is NaN
+    assert np.isnan(call.output[0, 0]).any() and not np.isnan(call.output[1:]).any()
+    assert name_of(call) == "poisoned"
+    call.output = clean
+    assert name_of(call) is None
