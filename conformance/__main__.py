@@ -67,17 +67,19 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (all), or cpu, cuda, ...")
     parser.add_argument("--profile", action="append", help="only this profile; repeatable")
     parser.add_argument("--clause", action="append", help="only this clause; repeatable")
+    parser.add_argument("--case", action="append", help="only this case, as a report names it")
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its table; nothing collected is an error."""
     given = [str(HERE), f"-c{HERE / 'pytest.ini'}", f"--rootdir={HERE}", "-q"]
-    for name in ("backend", "subject", "mutant", "profile", "clause"):
+    for name in ("backend", "subject", "mutant", "profile", "clause", "case"):
         given += [f"--{name}={value}" for value in getattr(options, name) or []]
     given += [f"--device={options.device}", f"--report={options.report}"]
     given += ["--fuzz"] * options.fuzz + ["--smoke"] * (options.command == "smoke")
     given += [f"--known={options.known}"] if options.known else []
-    narrow = options.clause or options.profile or options.command == "smoke" or rest
+    asked = options.clause or options.profile or options.case
+    narrow = asked or options.command == "smoke" or rest
     if not narrow:  # the whole suite takes all cores; a file's cases share what the oracle found
         given += ["-p", "xdist", f"-n{os.cpu_count() or 1}", "--dist=loadfile"]
     status = pytest.main([*given, *rest])

@@ -29,6 +29,7 @@ NAMES = {
     "zero": "0 where nothing may be seen",
     "unmasked-row": "everything where nothing may be seen",
     "poisoned": "NaN or inf from a place that may not be seen",
+    "forgiven": "a number in spite of a NaN or an inf that is seen",
     "no-bias": "the bias forgotten",
     "unscaled": "no scale",
     "scale-d": "a scale of 1 / D",
@@ -40,6 +41,7 @@ NAMES = {
 }
 
 REMEMBERED = 8  # calls of one test
+BESIDE_NAN = ("forgiven", "poisoned")
 EMPTY_ROWS = ("mean", "nan", "zero", "unmasked-row")
 
 
@@ -110,14 +112,15 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     seen = call.seen()
     empty = np.asarray(~seen.any(-1, keepdims=True))
     finite = clean(call)
-    if not all(np.isfinite(x.astype(np.float64)).all() for x in call.inputs):
-        yield "poisoned", lambda: _poisoned(call)
     if empty.any():
         for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
             yield name, partial(finite.answer, seen, empty_rows=policy)
         yield "unmasked-row", lambda: finite.answer(seen | empty)
         token = np.any(empty, 1, keepdims=True)  # a last projection spreads NaN to all heads
         yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
+    if not all(np.isfinite(x.astype(np.float64)).all() for x in call.inputs):
+        yield "forgiven", lambda: finite.answer(seen)
+        yield "poisoned", lambda: _poisoned(call)
     if not seen.all():
         yield "unmasked", lambda: finite.answer(np.ones_like(seen))
         for policy in ("zero", "nan", "uniform"):
@@ -188,17 +191,23 @@ def explains(output: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.allclose(got.astype(np.float64), other, rtol=unit, atol=unit, equal_nan=True))
 
 
+RIGHT = "right"
+
+
 def name_of(call: Call) -> str | None:
-    """Return the name of the alternative that explains an answer, or None."""
+    """Return the name of the alternative that explains an answer, `RIGHT`, or None."""
     if call.output is None or call.output.dtype.kind not in "fV" or not call.output.size:
         return None
     if call.options.get("dropout"):  # chance has no name
         return None
     try:
         if call.aligned and explains(call.output, call.right()):
-            return None
+            return RIGHT
+        plain = clean(call).answer(call.seen())
         for name, answer in candidates(call):
-            if explains(call.output, answer()):
+            other = answer()
+            blind = call.aligned and name not in BESIDE_NAN and explains(plain, other)
+            if not blind and explains(call.output, other):
                 return name
     except (ValueError, IndexError, TypeError):  # a call that the contract refuses has no answer
         return None
@@ -206,8 +215,13 @@ def name_of(call: Call) -> str | None:
 
 
 def first_name(calls: list[Call]) -> str | None:
-    """Return the first alternative that explains one of a test's calls, or None."""
-    return next((name for name in map(name_of, calls) if name), None)
+    """Return the alternative that explains a test's calls; None if it does not explain them all.
+
+    A test has failed somewhere; what is wrong with one of its calls need not be why.
+    """
+    names = [name_of(call) for call in calls]
+    wrong = [name for name in names if name != RIGHT]
+    return None if None in wrong else next(iter(wrong), None)
 
 
 def watch(subject) -> None:

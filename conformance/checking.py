@@ -53,11 +53,15 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
     return got
 
 
-def refused(subject: Subject, call: Callable, error: type[Exception], *texts: str) -> None:
+def refused(
+    subject: Subject, call: Callable, error: type[Exception], *texts: str, beside: Callable
+) -> None:
     """See that a call is refused; by this error with these texts, where the contract's are offered.
 
-    An implementation of one's own has its own words.
+    An implementation of one's own has its own words; that it does not refuse everything is seen
+    by the call `beside`, which is right.
     """
+    beside()
     own = "errors" in subject.capabilities
     wanted = f"{error.__name__} with {list(texts)}" if own else "an error"
     try:

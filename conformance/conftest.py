@@ -11,6 +11,7 @@ from conformance import known, subjects
 from conformance.alternatives import watch
 from conformance.budget import LEDGER
 from conformance.contract import clauses, profiles
+from conformance.report import case_of
 from conformance.reporter import Reporter
 from conformance.subject import NotOffered, require
 
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="auto", help="auto, or one device such as cpu or cuda")
     group.addoption("--profile", action="append", help="only the clauses of this profile")
     group.addoption("--clause", action="append", help="only this clause, such as EMPTY-2")
+    group.addoption("--case", action="append", help="only this case, as a report names it")
     group.addoption("--fuzz", action="store_true", help="let Hypothesis explore new examples")
     group.addoption("--report", help="write the results here, as JSON Lines")
 
@@ -36,6 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
     config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
+    if config.option.known:
+        try:
+            known.read(config.option.known)
+        except (OSError, ValueError) as error:
+            raise pytest.UsageError(f"--known: {error}") from error
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
     settings.register_profile("steady", derandomize=True, deadline=None, database=None)
     settings.register_profile("fuzz", max_examples=2000, deadline=None, database=None)
@@ -43,10 +50,15 @@ def pytest_configure(config: pytest.Config) -> None:
     _known("--profile", config.option.profile, profiles())
     _known("--clause", config.option.clause, list(clauses()))
     options = config.option
+    if options.mutant and (options.backend or options.subject):
+        raise pytest.UsageError("--mutant stands alone: got --backend or --subject beside it")
     if options.mutant:
-        config.stash[SUBJECTS] = mutated(options.mutant)
+        config.stash[SUBJECTS] = mutated(options.mutant, options.device)
     else:
         config.stash[SUBJECTS] = select(options.backend, options.device, options.subject)
+    about = [f"{s.name} on {s.device}" for s in config.stash[SUBJECTS]]
+    if len(set(about)) < len(about):
+        raise pytest.UsageError(f"subjects differ in name or device: got {', '.join(about)}")
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), "conformance-report")
 
 
@@ -64,11 +76,11 @@ def select(backends: list[str] | None, device: str, named: list[str] | None = No
     return found if named and not backends else own(backends, device) + found
 
 
-def mutated(names: list[str]) -> list:
+def mutated(names: list[str], device: str) -> list:
     """Load wrong implementations; they are imported only here, where somebody asks for one."""
     mutants = import_module("conformance.mutants")
     try:
-        return [mutants.load(name) for name in names]
+        return [mutants.load(name, "cpu" if device == "auto" else device) for name in names]
     except ValueError as error:
         raise pytest.UsageError(f"--mutant: {error}") from error
 
@@ -130,10 +142,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 rule = "a test of the suite takes `subject` and proves a clause of CONTRACT.md"
                 raise pytest.UsageError(f"{rule}: got {item.nodeid}")
     if config.option.known:
-        try:
-            known.mark(items, known.read(config.option.known))
-        except (OSError, ValueError) as error:
-            raise pytest.UsageError(f"--known: {error}") from error
+        idle = known.mark(items, known.read(config.option.known))
+        if idle and not hasattr(config, "workerinput"):  # workers cannot say it; the report can
+            rule = "--known: a known difference matches a case of the suite"
+            raise pytest.UsageError(f"{rule}: got {'; '.join(map(str, idle))}")
     should = {clause.id for clause in clauses().values() if clause.level == "SHOULD"}
     for item in items:
         mark = item.get_closest_marker("clause")
@@ -147,15 +159,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def wanted(item: pytest.Item, options) -> bool:
-    """Whether a test is of the profiles and clauses that are asked for."""
-    if not (options.clause or options.profile or options.smoke):
+def wanted(item, options) -> bool:
+    """Whether a test is of the profiles, clauses and cases that are asked for."""
+    if not (options.clause or options.profile or options.case or options.smoke):
         return True
     mark = item.get_closest_marker("clause")
     clause = clauses().get(mark.args[0]) if mark else None
     if clause is None:  # a test of the house, in the same run
         return False
-    asked = clause.id in (options.clause or [clause.id])
+    case = case_of(item.name, item.callspec.params["subject"])
+    asked = clause.id in (options.clause or [clause.id]) and case in (options.case or [case])
     return asked and clause.profile in (options.profile or [clause.profile])
 
 

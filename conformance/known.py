@@ -6,8 +6,8 @@
     reason = "a row that may see nothing is the mean of all values"
     link = "https://example.org/issues/1"
 
-Every case that an entry matches must differ. One that has begun to conform is an error, and so is
-an entry that matches nothing.
+Every case that an entry matches must differ; with `outcome = "error"` it may raise. One that has
+begun to conform is an error, and so is an entry that matches nothing.
 """
 
 import json
@@ -23,6 +23,7 @@ from .contract import clauses
 from .report import case_of, results
 
 FIELDS = ("clause", "reason", "link")
+RAISES: dict[str, type[Exception]] = {"differs": AssertionError, "error": Exception}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Known:
     link: str
     case: str = "*"
     subject: str = "*"
+    outcome: str = "differs"
 
     def matches(self, clause: str, case: str, subject: str) -> bool:
         """Whether the entry speaks of a case; what stands in brackets is not a pattern."""
@@ -50,20 +52,25 @@ KNOWN = pytest.StashKey[Known]()
 
 def read(path: str | Path) -> list[Known]:
     """Read a file of known differences. Raises ValueError where an entry lacks what it needs."""
-    entries = tomllib.loads(Path(path).read_text("utf-8")).get("known", [])
+    try:
+        entries = tomllib.loads(Path(path).read_text("utf-8")).get("known", [])
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"known differences are written in TOML: got {path}, {error}") from error
     found = []
     for entry in entries:
         lacking = [name for name in FIELDS if not str(entry.get(name, "")).strip()]
-        unknown = sorted(entry.keys() - {*FIELDS, "case", "subject"})
-        if lacking or unknown or entry["clause"] not in clauses():
-            rule = "a known difference has a clause of the contract, a reason, a link, and may have"
-            raise ValueError(f"{rule} a case and a subject: got {entry} in {path}")
+        unknown = sorted(entry.keys() - {*FIELDS, "case", "subject", "outcome"})
+        known = entry.get("clause") in clauses() and entry.get("outcome", "differs") in RAISES
+        if lacking or unknown or not known:
+            rule = "a known difference has a clause of the contract, a reason and a link"
+            more = "and may have a case, a subject, and outcome = 'differs' or 'error'"
+            raise ValueError(f"{rule}, {more}: got {entry} in {path}")
         found.append(Known(**entry))
     return found
 
 
-def mark(items: list[pytest.Item], entries: list[Known]) -> None:
-    """Expect the known differences of the tests. Raises ValueError for an entry without a test."""
+def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:
+    """Expect the known differences of the tests; return the entries that match none."""
     left = set(entries)
     for item in items:
         clause = item.get_closest_marker("clause")
@@ -76,11 +83,10 @@ def mark(items: list[pytest.Item], entries: list[Known]) -> None:
                 left.discard(entry)
                 item.stash[KNOWN] = entry
                 reason = f"a known difference: {entry.reason} ({entry.link})"
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+                wrong = RAISES[entry.outcome]
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=wrong))
                 break
-    if left:
-        rule = "a known difference matches a case of the suite"
-        raise ValueError(f"{rule}: got {'; '.join(map(str, left))}")
+    return [entry for entry in entries if entry in left]
 
 
 def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
@@ -102,14 +108,17 @@ def draft(lines: list[dict]) -> str:
     entries = []
     for (subject, clause), group in groups.items():
         wrong = [r for r in group if r["outcome"] in ("differs", "error")]
-        cases = ["*"] if len(wrong) == len(group) else [r["case"] for r in wrong]
-        entries += [
-            "[[known]]\n"
-            f"clause = {json.dumps(clause)}\nsubject = {json.dumps(subject)}\n"
-            f"case = {json.dumps(case)}\n"
-            f'reason = ""  # {(wrong[0]["took"] or wrong[0]["message"]).splitlines()[0][:80]}\n'
-            'link = ""\n'
-            for case in cases
-            if wrong
-        ]
+        alike = len({r["outcome"] for r in group}) == 1
+        if wrong and alike:
+            entries.append(_entry(subject, clause, "*", wrong[0]))
+        else:
+            entries += [_entry(subject, clause, r["case"], r) for r in wrong]
     return "\n".join(entries)
+
+
+def _entry(subject: str, clause: str, case: str, result: dict) -> str:
+    told = (result["took"] or result["message"]).splitlines()[0][:80]
+    fields = {"clause": clause, "subject": subject, "case": case}
+    fields |= {"outcome": "error"} if result["outcome"] == "error" else {}
+    written = "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+    return f'[[known]]\n{written}reason = ""  # {told}\nlink = ""\n'

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import reference
 from .specs import Spec, conjuncts, positional
-from .subject import CAPABILITIES, NotOffered, check_capabilities, require
+from .subject import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
 MASKS = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "dropout")
@@ -57,9 +57,12 @@ class Plugged:
             rule = "`masks` must say what True means, 'attend' or 'hide', or 'add' for 0 and -inf"
             raise ValueError(f"{rule}: got {masks!r}")
         self.masks: str = masks
+        words = [self.name, *self.versions(), *self.versions().values()]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"name and versions must be texts: got {words}")
 
     def __getattr__(self, name: str):
-        if name.startswith("_"):
+        if name not in vars(Subject):  # whatever else looks at an object finds nothing, as usual
             raise AttributeError(name)
         raise NotOffered(f"{self.name} does not offer {CAPABILITIES.get(name, name)}")
 
@@ -76,6 +79,8 @@ class Plugged:
         options = self._options(query, key, options)
         if "steps" in self.capabilities:
             found = self._call(self.adapter.steps, query, key, value, **options)
+            if missing := [name for name in STEPS if name not in found]:
+                raise KeyError(f"`steps` returns {', '.join(STEPS)}: got none of {missing}")
         else:
             output, weights = self._call(self.adapter.weights, query, key, value, **options)
             found = {"output": output, "weights": weights}
@@ -126,7 +131,10 @@ class Plugged:
         """Call an adapter; its framework's warnings are no business of the suite's."""
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            return function(*args, **options)
+            try:
+                return function(*args, **options)
+            except AssertionError as error:  # its own, and no verdict of the suite's
+                raise RuntimeError(f"AssertionError: {error}") from error
 
     def _options(self, query, key, options: dict) -> dict:
         require(self, "attention")
@@ -173,9 +181,10 @@ class Plugged:
         for name, usual in (("dropout", 0.0), ("empty_rows", "zero")):
             if config.get(name, usual) != usual:
                 require(self, name)
-        return {name: value for name, value in config.items() if name != "empty_rows"} | (
-            {"empty_rows": config["empty_rows"]} if "empty_rows" in self.capabilities else {}
-        )
+        found = {name: value for name, value in config.items() if name != "empty_rows"}
+        if "empty_rows" in self.capabilities:
+            found["empty_rows"] = config.get("empty_rows", "zero")
+        return found
 
     def _all_inputs(self, inputs: tuple) -> tuple:
         """Fill in what is left out, as the contract has it: key is the query, value the key."""

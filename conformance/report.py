@@ -40,7 +40,7 @@ def _schema() -> Draft202012Validator:
 def read(path: str | Path) -> list[dict]:
     """Read a report. Raises ValueError where it was cut off or a line is not of the schema."""
     try:
-        lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+        lines = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
         kinds = [line["type"] for line in lines]
     except (json.JSONDecodeError, KeyError, TypeError):
         kinds = []

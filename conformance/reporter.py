@@ -1,6 +1,8 @@
 """A pytest plugin: what every test found, for the report, and for whoever reads a failure."""
 
 import platform
+import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -8,13 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from .alternatives import NAMES, first_name
+from .alternatives import NAMES, RIGHT, first_name
 from .budget import LEDGER
 from .contract import clauses
 from .known import KNOWN
 from .report import case_of, line
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
+WHOLE = (
+    pytest.ExitCode.OK,
+    pytest.ExitCode.TESTS_FAILED,
+    pytest.ExitCode.NO_TESTS_COLLECTED,
+)
+EMPTY = {"took": None, "used": None, "what": None, "seconds": 0.0}
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
 
@@ -71,6 +79,8 @@ class Reporter:
         for name, found in report.user_properties:
             if name == PROPERTY and (report.when == "call" or not report.passed):
                 self._enter(found)
+        if report.failed and not any(name == PROPERTY for name, _ in report.user_properties):
+            self._enter_crash(report)
 
     def _enter(self, found) -> None:
         found = dict(found)
@@ -82,13 +92,29 @@ class Reporter:
         self.counts[found["outcome"]] += 1
         self.write(type="result", **found)
 
+    def _enter_crash(self, report: pytest.TestReport) -> None:
+        """Enter a case whose process did not live to tell."""
+        test = report.nodeid.split("::")[-1]
+        for subject in self.subjects:
+            clause = re.search(
+                rf"\[{re.escape(f'{subject.name}-{subject.device}-')}(\w+-\w+)", test
+            )
+            if clause and clause[1] in clauses():
+                about = {"case": case_of(test, subject), "clause": clause[1], "test": test}
+                about |= {"subject": subject.name, "device": subject.device, "outcome": "error"}
+                message = str(report.longrepr).strip() or "the process crashed"
+                self._enter(about | EMPTY | {"message": message, "dtype": "unknown"})
+
     def pytest_report_header(self) -> list[str]:
         shown = (f"{s.name} on {s.device} ({versions(s.versions())})" for s in self.subjects)
         return [f"subjects: {'; '.join(shown)}", f"precision: {PRECISION}"]
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         seconds = round(time.time() - self.started, 1)
-        self.write(type="footer", counts=dict(self.counts), seconds=seconds, exit=int(exitstatus))
+        whole = exitstatus in WHOLE and not (session.shouldfail or session.shouldstop)
+        if whole:  # else it was cut off, and the footer that is missing says so
+            counts = dict(self.counts)
+            self.write(type="footer", counts=counts, seconds=seconds, exit=int(exitstatus))
         if self.file:
             self.file.close()
 
@@ -141,7 +167,8 @@ def _result(item, call, report, clause, subject) -> dict:
         "dtype": str(item.callspec.params.get("dtype", "float32")),
     }
     if isinstance(error, AssertionError):
-        found["took"] = first_name(getattr(subject, "calls", []))
+        name = first_name(vars(subject).get("calls", []))
+        found["took"] = None if name == RIGHT else name
         found |= getattr(error, "found", {})
     return found
 
@@ -166,6 +193,6 @@ def explain(clause, subject, found: dict) -> str:
     ]
     if found["took"]:
         lines.append(f"that is what {found['took']!r} gives: {NAMES[found['took']]}")
-    chosen = f"{subject.asked_as} --device {subject.device} -k '{found['test']}'"
+    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(found['case'])}"
     lines.append(f"run just this: python -m conformance run {chosen}")
     return "\n".join(lines)

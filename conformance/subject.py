@@ -42,6 +42,7 @@ CAPABILITIES = {
 }
 
 
+STEPS = ("scores", "masked_scores", "weights", "output")
 TILE = (2, 3)  # queries by keys: small, so that small cases have many
 
 

@@ -158,7 +158,10 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 def diff(old: list[dict], new: list[dict]) -> tuple[str, bool]:
-    """Return what changed between two reports, case by case, and whether anything got worse."""
+    """Return what changed between two reports, case by case, and whether anything got worse.
+
+    A case that conformed and is gone is worse: nobody knows that it still does.
+    """
     keys = ("subject", "device", "case")
     before, after = ({tuple(r[k] for k in keys): r for r in results(x)} for x in (old, new))
     groups: dict[str, list[str]] = defaultdict(list)
@@ -169,7 +172,8 @@ def diff(old: list[dict], new: list[dict]) -> tuple[str, bool]:
             where = f"{clause} {key[0]} on {key[1]}: {key[2]}"
             groups[_change(was, now)].append(f"  {where} ({was or 'absent'} -> {now or 'absent'})")
     text = "\n".join(f"{word}: {len(groups[word])}\n" + "\n".join(groups[word]) for word in groups)
-    return text or "nothing has changed", bool(groups["ceased to conform"])
+    lost = any(r["outcome"] == "conforms" for key, r in before.items() if key not in after)
+    return text or "nothing has changed", bool(groups["ceased to conform"]) or lost
 
 
 def _change(was: str | None, now: str | None) -> str:

@@ -144,9 +144,14 @@ def test_grouped_heads_repeat_their_keys(subject, case):
 @clause("ATT-5")
 def test_head_counts_that_do_not_divide_are_refused(subject):
     require(subject, "attention")
-    query, key = (normal(heads, 2, heads, 5, 7, dtype_name="float32") for heads in (3, 2))
-    text = "multiple of key heads: got 3 and 2"
-    refused(subject, lambda: subject.attention(query, key, key), ValueError, text)
+    query, key, one = (normal(n, 2, n, 5, 7, dtype_name="float32") for n in (3, 2, 1))
+    refused(
+        subject,
+        lambda: subject.attention(query, key, key),
+        ValueError,
+        "multiple of key heads: got 3 and 2",
+        beside=lambda: subject.attention(query, one, one),
+    )
 
 
 @clause("ATT-6")

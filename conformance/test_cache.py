@@ -186,7 +186,9 @@ def test_a_positional_mask_leaves_hidden_tokens_uncounted(subject):
 
 
 def check_full(subject, call, text: str) -> None:
-    refused(subject, call, ValueError, f"capacity must hold every token: got {text}")
+    """See that tokens are refused; those before them were not, as the callers have seen."""
+    text = f"capacity must hold every token: got {text}"
+    refused(subject, call, ValueError, text, beside=lambda: None)
 
 
 @clause("CACHE-4")

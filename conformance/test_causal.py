@@ -43,6 +43,7 @@ def test_missing_offset_names_both_readings(subject, name, T):
         lambda: subject.attention(query, key, key, mask=POSITIONAL[name]),
         ValueError,
         *texts,
+        beside=lambda: subject.attention(query, key, key),
     )
 
 

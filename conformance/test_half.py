@@ -51,7 +51,14 @@ def test_mixed_dtypes_are_refused(subject, dtype, odd):
     require(subject, "attention")
     inputs = list(PLAIN.inputs("float32"))
     inputs[odd] = inputs[odd].astype(numpy_dtype(dtype))
-    refused(subject, lambda: subject.attention(*inputs), TypeError, "must share a dtype", dtype)
+    refused(
+        subject,
+        lambda: subject.attention(*inputs),
+        TypeError,
+        "must share a dtype",
+        dtype,
+        beside=lambda: subject.attention(*PLAIN.inputs("float32")),
+    )
 
 
 @clause("HALF-5")

@@ -1,5 +1,6 @@
 """The chapter on multi-head attention: the documents' call, its masks, its parameters."""
 
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -212,11 +213,18 @@ def test_no_query_gives_an_empty_output(subject):
 def test_sizes_that_do_not_divide_are_refused(subject):
     require(subject, "multihead")
     config = {"embed_dim": 14, "num_heads": 3}
-    call = (config, SELF.parameters("float32"), SELF.inputs()[0])
+    call = (SELF.parameters("float32"), SELF.inputs()[0])
     text = "multiple of num_heads: got 14 and 3"
-    refused(subject, lambda: subject.multihead(*call), ValueError, text)
+    refused(
+        subject,
+        lambda: subject.multihead(config, *call),
+        ValueError,
+        text,
+        beside=lambda: subject.multihead(SELF.config, *call),
+    )
     if "parameters" in subject.capabilities:
-        refused(subject, lambda: subject.parameters(config), ValueError, text)
+        right = partial(subject.parameters, SELF.config)
+        refused(subject, lambda: subject.parameters(config), ValueError, text, beside=right)
 
 
 @clause("MHA-7")

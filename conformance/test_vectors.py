@@ -38,6 +38,8 @@ def check(subject, id: str, dtype: str) -> None:
     """Put a vector to a subject and judge its answer."""
     vector = load()[id]
     answer = put(subject, vector, dtype)
+    if vector.refused:  # whoever refuses everything has refused nothing
+        put(subject, load()[vector.answered], dtype)
     taken = judge(vector, answer, dtype)
     if taken:
         LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")

@@ -237,7 +237,13 @@ def test_torchs_layout_has_no_grouped_heads(subject):
     require(subject, "checkpoints")
     call = ("attention", GROUPED.config, GROUPED.parameters("float32"), "torch")
     texts = ("layout 'torch'", "got 2 for 4")
-    refused(subject, lambda: subject.export_weights(*call), ValueError, *texts)
+    refused(
+        subject,
+        lambda: subject.export_weights(*call),
+        ValueError,
+        *texts,
+        beside=lambda: subject.export_weights(*call[:-1], "rosetta"),
+    )
 
 
 FLAX = ["attention", "grouped", "widths", "no_bias"]

@@ -70,8 +70,9 @@ WRONG = {
         "a known difference matches a case of the suite: got CLEAN-2, case 'test_nothing[*]'",
     ),
     "no_such_clause": (ENTRY.replace("CLEAN-2", "CLEAN-99"), "has a clause of the contract"),
-    "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "a reason, a link"),
-    "no_link": (ENTRY.replace("link", "url"), "a reason, a link"),
+    "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "a reason and a link"),
+    "no_link": (ENTRY.replace("link", "url"), "a reason and a link"),
+    "no_outcome": (f'{ENTRY}outcome = "passes"\n', "outcome = 'differs' or 'error'"),
     "no_toml": ("[[known", "known.toml"),
 }
 
@@ -83,6 +84,28 @@ def test_entry_that_does_not_hold_is_refused(folder, name):
     assert done.returncode not in (0, pytest.ExitCode.TESTS_FAILED), done.stdout
     assert "--known: " in done.stderr and words.split("known.toml")[0] in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("name", ["no_such_case", "no_reason", "no_toml"])
+def test_entry_that_does_not_hold_is_refused_of_a_whole_run_too(folder, name):
+    text, words = WRONG[name]
+    done = run(folder, text)
+    assert done.returncode != 0, done.stdout
+    said = "a known difference is of what is offered" if name == "no_such_case" else words
+    assert said in done.stderr
+    assert "INTERNALERROR" not in done.stderr + done.stdout
+
+
+CRASHING = ADAPTER.replace("scores = query", "raise KeyError('no')\n        scores = query")
+
+
+def test_crash_is_no_known_difference(folder):
+    (folder / "adapter.py").write_text(CRASHING, "utf-8")
+    done = run(folder, ENTRY, "--clause", "CLEAN-2")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "KeyError" in done.stdout
+    done = run(folder, f'{ENTRY}outcome = "error"\n', "--clause", "CLEAN-2")
+    assert done.returncode == 0, done.stdout
 
 
 def test_entry_of_what_is_not_offered_is_an_error(folder):
@@ -113,3 +136,4 @@ def test_draft_has_an_entry_a_clause_or_a_case(folder):
     ]  # fmt: skip
     entries = tomllib.loads(known.draft(made))["known"]
     assert [entry["case"] for entry in entries] == ["test_it[1]", "test_it[2]"]
+    assert [entry.get("outcome") for entry in entries] == [None, "error"]

@@ -134,6 +134,30 @@ def test_steps_are_what_is_offered():
         more.steps(*inputs)["masked_scores"]
 
 
+def test_step_that_is_declared_and_missing_is_an_error():
+    subject = plugged(capabilities={"attention", "steps"})
+    subject.adapter.steps = lambda *inputs: {"output": 0, "weight": 0}
+    with pytest.raises(KeyError, match="weights"):
+        subject.steps(*PLAIN.inputs("float32"))
+
+
+def test_assertion_of_an_adapter_is_no_verdict():
+    def fails(*inputs):
+        assert not inputs
+
+    subject = plugged(attention=fails)
+    with pytest.raises(RuntimeError, match="AssertionError"):
+        subject.attention(*PLAIN.inputs("float32"))
+
+
+def test_what_is_no_business_of_a_subject_is_not_there():
+    assert not hasattr(plugged(), "hypothesis_internal_is_this_a_mock_check")
+
+
+def test_module_is_told_what_becomes_of_empty_rows():
+    assert multihead(capabilities={"empty_rows"})["config"]["empty_rows"] == "zero"
+
+
 def test_wrong_output_is_found_where_nothing_but_the_output_is_offered():
     with pytest.raises(AssertionError, match="output at"):
         check_steps(plugged(), PLAIN, "float32")
@@ -205,6 +229,7 @@ def test_what_an_adapter_cannot_have_is_not_offered(name):
 
 REFUSED = {
     "masks": ({"masks": None}, "`masks` must say what True means.*got None"),
+    "versions": ({"versions": lambda: {"mine": 1.0}}, "must be texts"),
     "other_masks": ({"masks": "keep"}, "got 'keep'"),
     "capability": ({"capabilities": {"attention", "speed"}}, "must be among.*got speed"),
 }  # fmt: skip

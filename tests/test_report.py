@@ -74,6 +74,11 @@ def test_number_that_json_does_not_know_is_written_as_a_text(tmp_path):
     assert (found["got"], found["expected"]) == ("NaN", "-inf")
 
 
+def test_message_may_hold_any_character(tmp_path):
+    lines = [HEADER, result("ATT-1", "error", message="a\u2028b\u0085c"), FOOTER]
+    assert read(written(tmp_path / "report.jsonl", lines)) == lines
+
+
 def broken(change) -> list[dict]:
     lines = deepcopy(LINES)
     change(lines)
@@ -170,7 +175,8 @@ def test_diff_tells_better_from_worse():
 def test_diff_shows_what_came_and_went():
     gone = [line for line in LINES if line.get("clause") != "ATT-8"]
     text, worse = diff(LINES, [*gone[:-1], result("ATT-9", "conforms"), gone[-1]])
-    assert not worse
+    assert not worse  # what is gone did not conform
+    assert diff([HEADER, result("ATT-1", "conforms"), FOOTER], [HEADER, FOOTER])[1]
     assert "new: 1\n  ATT-9 mine on cpu: test_it[ATT-9] (absent -> conforms)" in text
     assert "gone: 1\n  ATT-8 mine on cpu: test_it[ATT-8] (differs -> absent)" in text
 
