@@ -207,7 +207,7 @@ def test_the_page_has_every_question_and_every_peer(measured):
         assert f"[{question.clause}](" in text
     for name in measured["peers"]:
         assert f"| `{name}` |" in text.split("## The questions")[0]
-    assert "[What does True say?](#what-does-true-say)" in text
+    assert "| [What does True say?](#what-does-true-say) | refused | attend 2, hide 1 |" in text
     assert len(GLANCE) == 8
 
 
@@ -216,7 +216,7 @@ def test_the_page_says_who_took_what(measured):
     section = text.split("### What does True say?")[1].split("###")[0]
     assert "| attend | True is what may be seen | 1, 7, 80.2 | `toy-attends`, `dies` |" in section
     assert "| hide | True is what is hidden | 70, 100, 10 | `toy-hides` |" in section
-    section = text.split("### What is a mask of integers, 1 and 0?")[1].split("###")[0]
+    section = text.split("### What is a mask of integers, 1 and 0?\n")[1].split("###")[0]
     assert "- `toy-attends`: `TypeError: a mask must be bool`" in section
 
 

@@ -1,5 +1,6 @@
 """The page: docs/atlas.md, from what was measured and nothing else."""
 
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -34,6 +35,7 @@ SHORT = {
     "poisoned": "NaN",
 }
 COLUMNS = 9  # of clauses in a table
+ANSWERED = ("took", "refused", "other")
 KINDS = {"not offered": "–", "other": "other", "not installed": "?", "no answer": "?"}
 
 
@@ -50,7 +52,7 @@ def page(data: dict) -> str:
         "everyone's answer can be followed by hand. – is not offered.",
         glance(peers),
         "## The questions",
-        contents(),
+        index(peers),
         "### The usual numbers",
         usual_numbers(),
         *question_sections(data),
@@ -108,12 +110,16 @@ def themes() -> dict[str, list[Question]]:
     return found
 
 
-def contents() -> str:
-    lines = []
-    for theme, asked in themes().items():
-        links = (f"[{question.title}](#{anchor(question.title)})" for question in asked)
-        lines.append(f"- {theme}: {' '.join(links)}")
-    return "\n".join(lines)
+def index(peers: dict[str, dict]) -> str:
+    """Return every question with what the contract answers, and how many answer what."""
+    rows = []
+    for question in QUESTIONS.values():
+        found = [answer_of(peer, question.name) for peer in peers.values()]
+        words = Counter(a.get("took") or a["kind"] for a in found if a["kind"] in ANSWERED)
+        counts = ", ".join(f"{word} {count}" for word, count in words.most_common())
+        title = f"[{question.title}](#{anchor(question.title)})"
+        rows.append([question.theme, title, question.contract, counts])
+    return table(["", "question", "the contract", "how many answer what"], rows)
 
 
 def usual_numbers() -> str:
@@ -146,9 +152,10 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
     legend = "; ".join(f"{SYMBOLS[word]} {text}" for word, text in LEGEND.items())
     hidden = [p for p in dict.fromkeys(c.profile for c in clauses().values()) if p not in shown]
     parts = [
-        "The suite itself, run on every library. A clause has many cases, random and larger than "
-        f"the questions above. {legend}. Left out are the profiles of which no library offers "
-        f"anything: {', '.join(hidden)}."
+        "The suite itself, run on every library: a clause has many cases, random and larger than "
+        f"the questions above. {legend}. To tell ◐ from ○, what fails is run again with such rows "
+        "opened before the call and set to the contract's answer after it. A library without a "
+        f"row offers nothing of a chapter, and none offers anything of {', '.join(hidden)}."
     ]
     for profile, ids in shown.items():
         parts.append(f"### {profile.capitalize()}")
@@ -160,10 +167,11 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
 
 
 def _matrix(found: dict[str, dict[str, str]], ids: list[str]) -> str:
-    rows = [
-        [f"`{name}`", *(SYMBOLS[own.get(id, "not offered")] if own else "?" for id in ids)]
-        for name, own in found.items()
-    ]
+    rows = []
+    for name, own in found.items():
+        words = [own.get(id, "not offered") for id in ids]
+        if set(words) != {"not offered"}:
+            rows.append([f"`{name}`", *(SYMBOLS[word] for word in words)])
     return table(["", *ids], rows)
 
 
