@@ -12,12 +12,12 @@ import pytest
 from conformance.alternatives import explains
 from conformance.atlas import collect as collecting
 from conformance.atlas import matrix
-from conformance.atlas.ask import ask
+from conformance.atlas.ask import ask, refusal
 from conformance.atlas.collect import Entry, collect
 from conformance.atlas.page import GLANCE, page
 from conformance.atlas.question import Own, Question
 from conformance.atlas.questions import QUESTIONS
-from conformance.atlas.section import answer_of
+from conformance.atlas.section import answer_of, shortened
 from conformance.contract import clauses
 from conformance.subject import NotOffered
 
@@ -289,7 +289,7 @@ def test_a_difference_has_a_name(changes, name):
 
 
 def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "PROFILES", ("causal", "empty", "half"))
+    monkeypatch.setattr(collecting, "PROFILES", ("causal", "empty", "half", "multihead"))
     found = collecting.contract([entry("toy-mean", "Mean"), entry("toy-zero", "Toy")], tmp_path)
     assert [own["failed"] for own in found.values()] == ["", ""]
     words = {name: matrix.verdicts(own["results"]) for name, own in found.items()}
@@ -298,6 +298,8 @@ def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, mon
     )
     assert words["toy-mean"]["HALF-5"] == "empty rows"
     assert words["toy-zero"]["HALF-5"] == "conforms"
+    cases = [result["case"] for own in found.values() for result in own["results"]]
+    assert cases and not any("pair_by_pair" in case for case in cases)
     assert words["toy-mean"]["CAUSE-2"] == words["toy-zero"]["CAUSE-2"] == "differs"
 
 
@@ -324,3 +326,17 @@ def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
             ask(peer, question)
     assert (handed["attend"] == seen.seen).all() and (handed["hide"] == ~seen.seen).all()
     assert (np.isneginf(handed["add"]) == ~seen.seen).all()
+
+
+def test_a_long_refusal_keeps_its_end():
+    text = shortened("Fail: " + "x" * 200 + " the length must be greater than 0")
+    assert text.startswith("Fail: xx") and text.endswith(" the length must be greater than 0")
+    assert len(text) < 170 and shortened("short `name`") == "short 'name'"
+
+
+def test_a_refusal_is_said_without_colours():
+    error = ValueError(
+        "Exception encountered when calling A.call().\n\n\x1b[1mno such\x1b[0m\nmore"
+    )
+    assert refusal(error) == f"ValueError: {text} no such"
+    assert refusal(AssertionError()) == "AssertionError"
