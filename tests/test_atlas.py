@@ -14,7 +14,8 @@ from conformance.atlas import collect as collecting
 from conformance.atlas import matrix
 from conformance.atlas.ask import ask, refusal
 from conformance.atlas.collect import Entry, collect
-from conformance.atlas.page import GLANCE, page
+from conformance.atlas.glance import GLANCE
+from conformance.atlas.page import page
 from conformance.atlas.question import Own, Question
 from conformance.atlas.questions import QUESTIONS
 from conformance.atlas.section import answer_of, shortened
@@ -335,8 +336,14 @@ def test_a_long_refusal_keeps_its_end():
 
 
 def test_a_refusal_is_said_without_colours():
-    error = ValueError(
-        "Exception encountered when calling A.call().\n\n\x1b[1mno such\x1b[0m\nmore"
-    )
-    assert refusal(error) == f"ValueError: {text} no such"
+    where = "Exception encountered when calling A.call()."
+    error = ValueError(f"{where}\n\n\x1b[1mno such\x1b[0m\nmore")
+    assert refusal(error) == f"ValueError: {where} no such"
     assert refusal(AssertionError()) == "AssertionError"
+
+
+def test_the_short_of_it_counts_who_was_asked(measured):
+    text = page(measured).split("## At a glance")[1].split("One word a cell")[0]
+    assert "- 2 of 3 [let NaN in a hidden value reach the output](#does-nan-in" in text
+    assert "- 2 of 3 [read a (B, S) mask as (T, S) where B = T](#what-is" in text
+    assert "0 of" not in text

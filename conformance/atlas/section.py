@@ -170,7 +170,7 @@ def example(snippet: Snippet | None, said: dict) -> list[str]:
         return []
     parts = [f"{snippet.says}", f"```python\n{snippet.code}\n```"]
     if snippet.question not in said:
-        return [*parts, f"(Not run: {', '.join(snippet.missing)} is not installed.)"]
+        return [*parts, f"(Not run: it needs {', '.join(snippet.missing)}.)"]
     output = said[snippet.question]
     return [*parts, f"```text\n{output['failed'] or output['output']}\n```"]
 
