@@ -12,12 +12,13 @@ import pytest
 from conformance.alternatives import explains
 from conformance.atlas import collect as collecting
 from conformance.atlas import matrix
-from conformance.atlas.ask import ask
+from conformance.atlas.ask import ask, refusal
 from conformance.atlas.collect import Entry, collect
-from conformance.atlas.page import GLANCE, page
+from conformance.atlas.glance import GLANCE
+from conformance.atlas.page import page
 from conformance.atlas.question import Own, Question
 from conformance.atlas.questions import QUESTIONS
-from conformance.atlas.section import answer_of
+from conformance.atlas.section import answer_of, shortened
 from conformance.contract import clauses
 from conformance.subject import NotOffered
 
@@ -207,7 +208,7 @@ def test_the_page_has_every_question_and_every_peer(measured):
         assert f"[{question.clause}](" in text
     for name in measured["peers"]:
         assert f"| `{name}` |" in text.split("## The questions")[0]
-    assert "[What does True say?](#what-does-true-say)" in text
+    assert "| [What does True say?](#what-does-true-say) | refused | attend 2, hide 1 |" in text
     assert len(GLANCE) == 8
 
 
@@ -216,7 +217,7 @@ def test_the_page_says_who_took_what(measured):
     section = text.split("### What does True say?")[1].split("###")[0]
     assert "| attend | True is what may be seen | 1, 7, 80.2 | `toy-attends`, `dies` |" in section
     assert "| hide | True is what is hidden | 70, 100, 10 | `toy-hides` |" in section
-    section = text.split("### What is a mask of integers, 1 and 0?")[1].split("###")[0]
+    section = text.split("### What is a mask of integers, 1 and 0?\n")[1].split("###")[0]
     assert "- `toy-attends`: `TypeError: a mask must be bool`" in section
 
 
@@ -289,7 +290,7 @@ def test_a_difference_has_a_name(changes, name):
 
 
 def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "PROFILES", ("causal", "empty", "half"))
+    monkeypatch.setattr(collecting, "PROFILES", ("causal", "empty", "half", "multihead"))
     found = collecting.contract([entry("toy-mean", "Mean"), entry("toy-zero", "Toy")], tmp_path)
     assert [own["failed"] for own in found.values()] == ["", ""]
     words = {name: matrix.verdicts(own["results"]) for name, own in found.items()}
@@ -298,6 +299,8 @@ def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, mon
     )
     assert words["toy-mean"]["HALF-5"] == "empty rows"
     assert words["toy-zero"]["HALF-5"] == "conforms"
+    cases = [result["case"] for own in found.values() for result in own["results"]]
+    assert cases and not any("pair_by_pair" in case for case in cases)
     assert words["toy-mean"]["CAUSE-2"] == words["toy-zero"]["CAUSE-2"] == "differs"
 
 
@@ -324,3 +327,23 @@ def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
             ask(peer, question)
     assert (handed["attend"] == seen.seen).all() and (handed["hide"] == ~seen.seen).all()
     assert (np.isneginf(handed["add"]) == ~seen.seen).all()
+
+
+def test_a_long_refusal_keeps_its_end():
+    text = shortened("Fail: " + "x" * 200 + " the length must be greater than 0")
+    assert text.startswith("Fail: xx") and text.endswith(" the length must be greater than 0")
+    assert len(text) < 170 and shortened("short `name`") == "short 'name'"
+
+
+def test_a_refusal_is_said_without_colours():
+    where = "Exception encountered when calling A.call()."
+    error = ValueError(f"{where}\n\n\x1b[1mno such\x1b[0m\nmore")
+    assert refusal(error) == f"ValueError: {where} no such"
+    assert refusal(AssertionError()) == "AssertionError"
+
+
+def test_the_short_of_it_counts_who_was_asked(measured):
+    text = page(measured).split("## At a glance")[1].split("One word a cell")[0]
+    assert "- 2 of 3 [let NaN in a hidden value reach the output](#does-nan-in" in text
+    assert "- 2 of 3 [read a (B, S) mask as (T, S) where B = T](#what-is" in text
+    assert "0 of" not in text

@@ -7,6 +7,7 @@ A line is written as soon as it is known, so that a process that dies leaves wha
 
 import json
 import math
+import re
 import sys
 import warnings
 from inspect import signature
@@ -157,7 +158,12 @@ def refusal(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """Return the first line of an error's text; Keras says where first, and then what."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        return " ".join(lines[:2])
+    return lines[0] if lines else ""
 
 
 def plain(array: np.ndarray) -> dict:

@@ -88,7 +88,7 @@ def _name(result: dict) -> str:
         return text.split(":")[0]
     what, at, rest = text.partition(" at (")
     if not at:
-        return what.partition(", got")[0][:60]
+        return what.partition(", got")[0].partition(": ")[0][:60]
     got = re.search(r"got (nan|-?inf)", rest)
     dtype = "" if result["dtype"] == "float32" else f" in {result['dtype']}"
     return f"{what}{dtype}: {'NaN or inf' if got else 'beyond the budget'}"

@@ -5,36 +5,17 @@ from itertools import combinations
 import numpy as np
 
 from ..contract import clauses
-from .markdown import anchor, evenly, number, numbers, table
+from .glance import glance, in_short, index
+from .markdown import evenly, number, numbers, table
 from .matrix import LEGEND, SYMBOLS, by_clause, how, shown_profiles, verdicts
 from .numbers import NUMBERS, inputs
 from .question import Question, reading
 from .questions import QUESTIONS
-from .section import answer_of, section
+from .section import section
 from .snippets import snippets
 from .variants import against_themselves
 
-GLANCE = {
-    "true": "True is",
-    "float-inf": "0 / -inf mask",
-    "rank-2": "(B, S), B = T",
-    "empty": "empty row",
-    "gradient-others": "others' gradients",
-    "causal-one-query": "causal, T = 1",
-    "mask-and-causal": "mask and causal",
-    "nan-value": "NaN in hidden V",
-}
-SHORT = {
-    "queries by keys": "(T, S)",
-    "key padding": "(B, S)",
-    "cast": "inverted",
-    "unmasked-row": "unmasked",
-    "right": "fine",
-    "nan": "NaN",
-    "poisoned": "NaN",
-}
 COLUMNS = 9  # of clauses in a table
-KINDS = {"not offered": "–", "other": "other", "not installed": "?", "no answer": "?"}
 
 
 def page(data: dict) -> str:
@@ -46,11 +27,13 @@ def page(data: dict) -> str:
         "## What was measured",
         measured(peers),
         "## At a glance",
+        "Of those that a question can be put to, each variant of a library counted:",
+        in_short(peers),
         "One word a cell; the heads lead to the questions, where the words are explained and "
         "everyone's answer can be followed by hand. – is not offered.",
         glance(peers),
         "## The questions",
-        contents(),
+        index(peers),
         "### The usual numbers",
         usual_numbers(),
         *question_sections(data),
@@ -86,34 +69,11 @@ def measured(peers: dict[str, dict]) -> str:
     return table(["name", "what it is", "version"], rows)
 
 
-def word(answer: dict) -> str:
-    """Return an answer in one word."""
-    took = answer.get("took")
-    return SHORT.get(took, took) if took else KINDS[answer["kind"]]
-
-
-def glance(peers: dict[str, dict]) -> str:
-    asked = [QUESTIONS[name] for name in GLANCE]
-    head = [f"[{GLANCE[q.name]}](#{anchor(q.title)})" for q in asked]
-    rows = [["**the contract**", *(f"**{SHORT.get(q.contract, q.contract)}**" for q in asked)]]
-    for name, peer in peers.items():
-        rows.append([f"`{name}`", *(word(answer_of(peer, q.name)) for q in asked)])
-    return table(["", *head], rows)
-
-
 def themes() -> dict[str, list[Question]]:
     found: dict[str, list[Question]] = {}
     for question in QUESTIONS.values():
         found.setdefault(question.theme, []).append(question)
     return found
-
-
-def contents() -> str:
-    lines = []
-    for theme, asked in themes().items():
-        links = (f"[{question.title}](#{anchor(question.title)})" for question in asked)
-        lines.append(f"- {theme}: {' '.join(links)}")
-    return "\n".join(lines)
 
 
 def usual_numbers() -> str:
@@ -146,9 +106,10 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
     legend = "; ".join(f"{SYMBOLS[word]} {text}" for word, text in LEGEND.items())
     hidden = [p for p in dict.fromkeys(c.profile for c in clauses().values()) if p not in shown]
     parts = [
-        "The suite itself, run on every library. A clause has many cases, random and larger than "
-        f"the questions above. {legend}. Left out are the profiles of which no library offers "
-        f"anything: {', '.join(hidden)}."
+        "The suite itself, run on every library: a clause has many cases, random and larger than "
+        f"the questions above. {legend}. To tell ◐ from ○, what fails is run again with such rows "
+        "opened before the call and set to the contract's answer after it. A library without a "
+        f"row offers nothing of a chapter, and none offers anything of {', '.join(hidden)}."
     ]
     for profile, ids in shown.items():
         parts.append(f"### {profile.capitalize()}")
@@ -160,10 +121,11 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
 
 
 def _matrix(found: dict[str, dict[str, str]], ids: list[str]) -> str:
-    rows = [
-        [f"`{name}`", *(SYMBOLS[own.get(id, "not offered")] if own else "?" for id in ids)]
-        for name, own in found.items()
-    ]
+    rows = []
+    for name, own in found.items():
+        words = [own.get(id, "not offered") for id in ids]
+        if set(words) != {"not offered"}:
+            rows.append([f"`{name}`", *(SYMBOLS[word] for word in words)])
     return table(["", *ids], rows)
 
 
@@ -206,6 +168,7 @@ points the way the library wants it, or 0 and -inf where the library only adds.
 
 Not measured: anything but a CPU; compiled and fused kernels that only exist on accelerators (flash
 attention, cuDNN, splash attention, Triton); speed; whole models; what a library does under
-automatic mixed precision. Upstream threads were read in stored copies; they are shown with the
-state that they had there.
+automatic mixed precision; MLX, Haiku, tokamax and other libraries that are not in the list above.
+Upstream threads were read in stored copies, and are shown with the state that they had there; a
+thread may speak of another version than the one measured.
 """

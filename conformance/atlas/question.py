@@ -113,7 +113,7 @@ def meaning(name: str) -> str:
     for joint in (", ", " to "):
         parts = name.split(joint)
         if len(parts) > 1 and all(part in known for part in parts):
-            return "; ".join(known[part] for part in parts)
+            return {", ": "; ", " to ": "; then "}[joint].join(known[part] for part in parts)
     raise ValueError(f"an alternative must have a name of the suite or the atlas: got {name!r}")
 
 

@@ -9,7 +9,7 @@ from .snippets import Snippet
 from .sources import about
 
 NOT_ASKED = ("not offered",)
-TEXT = 150  # of a refusal
+TEXT = 70, 90  # of a long refusal, its beginning and its end, where the rule stands in some
 
 
 def section(question: Question, peers: dict[str, dict], snippet: Snippet | None, said: dict) -> str:
@@ -158,7 +158,10 @@ def notes(found: dict[str, dict]) -> list[str]:
 
 def shortened(text: str) -> str:
     text = " ".join(text.split()).replace("`", "'")
-    return text if len(text) <= TEXT else text[:TEXT].rstrip() + " ..."
+    first, last = TEXT
+    if len(text) <= first + last:
+        return text
+    return f"{text[:first].rstrip()} ... {text[-last:].lstrip()}"
 
 
 def example(snippet: Snippet | None, said: dict) -> list[str]:
@@ -167,7 +170,7 @@ def example(snippet: Snippet | None, said: dict) -> list[str]:
         return []
     parts = [f"{snippet.says}", f"```python\n{snippet.code}\n```"]
     if snippet.question not in said:
-        return [*parts, f"(Not run: {', '.join(snippet.missing)} is not installed.)"]
+        return [*parts, f"(Not run: it needs {', '.join(snippet.missing)}.)"]
     output = said[snippet.question]
     return [*parts, f"```text\n{output['failed'] or output['output']}\n```"]
 

@@ -5,6 +5,7 @@ those whose packages are installed and compares.
 """
 
 import ast
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -24,8 +25,8 @@ class Snippet:
 
     @property
     def packages(self) -> list[str]:
-        """The packages that it imports."""
-        found = set()
+        """The packages that it imports, Keras's backend among them."""
+        found = set(re.findall(r'KERAS_BACKEND"\] = "(\w+)"', self.code))
         for node in ast.walk(ast.parse(self.code)):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

@@ -106,16 +106,16 @@ def with_bias() -> Question:
 QUESTIONS = [
     square_flag(),
     oblong(
-        "causal-more-keys", "Two queries, three keys: where does the triangle start?", 2, 3,
+        "causal-more-keys", "Causal, two queries, three keys: where does it start?", 2, 3,
         "A causal flag and no mask. Top-left lets query 0 see key 0; bottom-right takes the "
         "queries for the last two of three positions, as a chunk against a cache.",
     ),
     oblong(
-        "causal-one-query", "One query, three keys: does a step see its past?", 1, 3,
+        "causal-one-query", "Causal, one query, three keys: does a step see its past?", 1, 3,
         "The same for one query: a step of decoding with the causal flag left on.",
     ),
     oblong(
-        "causal-more-queries", "Three queries, two keys: what does the first one see?", 3, 2,
+        "causal-more-queries", "Causal, three queries, two keys: what does the first see?", 3, 2,
         "Bottom-right starts before the first key, and leaves query 0 with nothing to see.",
     ),
     with_mask(

@@ -70,7 +70,7 @@ QUESTIONS = [
         "A causal mask, and NaN in the last key: only the last query may see it.",
     ),
     seen_by_one(
-        "nan-visible-value", "And in a value that one query sees?", 2,
+        "nan-visible-value", "Who notices NaN in a value that one query sees?", 2,
         "The same with NaN in the last value.",
     ),
 ]  # fmt: skip

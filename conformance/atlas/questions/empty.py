@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..markdown import numbers
 from ..numbers import MIDDLE_EMPTY, additive, inputs, square
 from ..question import Answers, Own, Question, gradients, policies, reading
 
@@ -60,8 +61,9 @@ def weights() -> Question:
         return reading((*given[:2], units), seen, empty_rows=policy)
 
     return forward(
-        "empty-weights", "And its weights?", "EMPTY-1",
-        "The same row, with the weights asked for; these are the weights, row by row.",
+        "empty-weights", "What are an empty row's weights?", "EMPTY-1",
+        "The second of three queries is hidden from every key, and the weights are asked for. The "
+        "answers are the weights, row by row.",
         how="weights", needs=("weights",),
         answers=lambda: [
             ("zero", of_weights(full)),
@@ -74,9 +76,9 @@ def weights() -> Question:
 
 def asked_for() -> Question:
     given = inputs()
+    found = policies(given, SEEN)
 
     def answers() -> Answers:
-        found = policies(given, SEEN)
         changes = [
             (f"{one} to {other}", np.stack([a, b]))
             for one, a in found
@@ -89,7 +91,12 @@ def asked_for() -> Question:
         "weights-change", "Does asking for the weights change the output?", "ATT-9",
         "The same call twice: without the weights, then with them. Only the outputs are compared.",
         how="both", needs=("weights",), contract="unchanged", answers=answers,
-        gives={"unchanged": "the same twice"},
+        gives={"unchanged": "the same twice"}
+        | {
+            f"{one} to {other}": f"{numbers(a[0, 0])}, then {numbers(b[0, 0])}"
+            for one, a in found
+            for other, b in found
+        },
     )  # fmt: skip
 
 
@@ -141,17 +148,17 @@ QUESTIONS = [
     own_mask(),
     weights(),
     asked_for(),
-    filled("empty-inf", "And emptied by -inf in floats?", "EMPTY-4", -np.inf, "zero"),
-    filled("empty-1e9", "And by -1e9?", "EMPTY-8", -1e9, "mean"),
+    filled("empty-inf", "What is a row emptied by -inf?", "EMPTY-4", -np.inf, "zero"),
+    filled("empty-1e9", "What is a row emptied by -1e9?", "EMPTY-8", -1e9, "mean"),
     filled(
-        "empty-min", "And by the smallest float32?", "EMPTY-8", SMALLEST, "mean"
+        "empty-min", "What is a row emptied by the smallest float32?", "EMPTY-8", SMALLEST, "mean"
     ),
     gradient(
-        "gradient-empty", "Which gradients come from the empty row?", "EMPTY-6",
+        "gradient-empty", "Which gradients come from an empty row?", "EMPTY-6",
         "The loss reads the empty row's output, and nothing else.", [1],
     ),
     gradient(
-        "gradient-others", "And what do the other rows' gradients suffer?", "EMPTY-6",
+        "gradient-others", "Does an empty row spoil the other rows' gradients?", "EMPTY-6",
         "The loss reads the other two rows; the empty one should not be felt.", [0, 2],
     ),
     gradient_of_a_fill(),

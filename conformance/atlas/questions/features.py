@@ -100,7 +100,7 @@ def nothing(name: str, title: str, B: int, T: int, S: int, sentence: str) -> Que
 
 QUESTIONS = [
     grouped(), softcap(), dropout(),
-    nothing("no-keys", "No keys at all: S = 0?", 2, 3, 0, "Every query's row is empty."),
-    nothing("no-queries", "No queries: T = 0?", 2, 0, 3, "An empty result is expected."),
-    nothing("no-samples", "No samples: B = 0?", 0, 3, 3, "An empty result is expected."),
+    nothing("no-keys", "What do no keys give?", 2, 3, 0, "S = 0: every query's row is empty."),
+    nothing("no-queries", "What do no queries give?", 2, 0, 3, "T = 0: an empty result is right."),
+    nothing("no-samples", "What do no samples give?", 0, 3, 3, "B = 0: an empty result is right."),
 ]  # fmt: skip

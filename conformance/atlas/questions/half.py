@@ -57,7 +57,7 @@ def large_products() -> Question:
     return Question(
         name="half-overflow",
         theme=THEME,
-        title="A product of 89600 before scaling, in float16?",
+        title="Does a product of 89600 overflow in float16?",
         clause="HALF-3",
         sentence="float16 ends at 65504. The product is 89600, the scaled score 63357, so that "
         "only a product held in float16 overflows.",
@@ -79,7 +79,7 @@ def empty_row() -> Question:
     return Question(
         name="half-empty",
         theme=THEME,
-        title="A row that may see nothing, in float16?",
+        title="What is a row that may see nothing, in float16?",
         clause="EMPTY-7",
         sentence="The second of three queries is hidden from every key, by the library's own kind "
         "of mask.",
@@ -94,8 +94,8 @@ def empty_row() -> Question:
 
 def minus_1e9() -> Question:
     return filled(
-        "half-1e9", "And -1e9 in float16?", "EMPTY-8", -1e9, "zero", dtype="float16",
-        theme=THEME, needs=("float16",),
+        "half-1e9", "What is a row emptied by -1e9 in float16?", "EMPTY-8", -1e9, "zero",
+        dtype="float16", theme=THEME, needs=("float16",),
         sentence="-1e9 lies beyond float16: it is stored as -inf, and hides. ",
         numbers=f"{USUAL}, in float16.",
     )  # fmt: skip
@@ -103,6 +103,6 @@ def minus_1e9() -> Question:
 
 QUESTIONS = [
     equal_weights("half-sums", "Do 4096 equal weights in float16 sum to 1?", np.float16),
-    equal_weights("bfloat-sums", "And in bfloat16?", ml_dtypes.bfloat16),
+    equal_weights("bfloat-sums", "Do 4096 equal weights in bfloat16 sum to 1?", ml_dtypes.bfloat16),
     large_products(), empty_row(), minus_1e9(),
 ]  # fmt: skip
