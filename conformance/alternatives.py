@@ -30,6 +30,8 @@ NAMES = {
     "unmasked-row": "everything where nothing may be seen",
     "poisoned": "NaN or inf from a place that may not be seen",
     "forgiven": "a number in spite of a NaN or an inf that is seen",
+    "shape": "an array of another shape",
+    "dtype": "an array of another dtype",
     "no-bias": "the bias forgotten",
     "unscaled": "no scale",
     "scale-d": "a scale of 1 / D",
@@ -191,7 +193,7 @@ def explains(output: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.allclose(got.astype(np.float64), other, rtol=unit, atol=unit, equal_nan=True))
 
 
-RIGHT = "right"
+RIGHT = "conforms"
 
 
 def name_of(call: Call) -> str | None:

@@ -34,7 +34,8 @@ LEDGER = Ledger()
 class Differs(AssertionError):
     """An answer that the contract does not allow; the text says where and by how much.
 
-    `found` has the same as data, where a number is wrong: index, expected, got, error, allowed.
+    `found` has the same as data: index, expected, got, error and allowed where a number is wrong,
+    and the name of the alternative that was taken where that is plain.
     """
 
     def __init__(self, text: str, **found):
@@ -125,12 +126,14 @@ def same(got, expected, what: str) -> None:
 
 def check_shape(got: np.ndarray, shape: tuple[int, ...], what: str) -> None:
     if tuple(got.shape) != tuple(shape):
-        raise Differs(f"{what}: expected shape {tuple(shape)}, got {tuple(got.shape)}")
+        text = f"{what}: expected shape {tuple(shape)}, got {tuple(got.shape)}"
+        raise Differs(text, took="shape")
 
 
 def check_dtype(got: np.ndarray, dtype, what: str) -> None:
     if got.dtype != dtype:
-        raise Differs(f"{what}: expected {np.dtype(dtype).name}, got {got.dtype.name}")
+        text = f"{what}: expected {np.dtype(dtype).name}, got {got.dtype.name}"
+        raise Differs(text, took="dtype")
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

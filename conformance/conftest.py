@@ -81,7 +81,7 @@ def mutated(names: list[str], device: str) -> list:
     mutants = import_module("conformance.mutants")
     try:
         return [mutants.load(name, "cpu" if device == "auto" else device) for name in names]
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise pytest.UsageError(f"--mutant: {error}") from error
 
 
@@ -101,7 +101,8 @@ def own(backends: list[str] | None, device: str) -> list:
     usable = [name for name, packages in lacking.items() if not packages]
     if not usable or (backends and len(usable) < len(set(backends))):
         wanted = "; ".join(f"{name} lacks {', '.join(p)}" for name, p in lacking.items() if p)
-        raise pytest.UsageError(f"a backend must be installed to be tested: got {wanted}")
+        rule = "a backend must be installed to be tested, or --subject name an adapter"
+        raise pytest.UsageError(f"{rule}: got {wanted}")
     try:
         found = {name: subjects.devices(name) for name in usable}
     except ImportError as error:

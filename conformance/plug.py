@@ -22,6 +22,11 @@ from .subject import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilitie
 
 MASKS = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "dropout")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+# What an adapter cannot offer, since the suite asks the house's own backends for it by their names.
+OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting"}
+METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
+METHODS |= {"parameters": "parameters", "cache": "decoding"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
 
 
@@ -50,8 +55,17 @@ class Plugged:
         self.adapter, self.device = adapter, device
         self.asked_as = f"--subject {path or name}"
         self.name = getattr(adapter, "name", name)
-        self.capabilities = check_capabilities(getattr(adapter, "capabilities", ["attention"]))
+        allowed = CAPABILITIES.keys() - OURS
+        self.capabilities = check_capabilities(
+            getattr(adapter, "capabilities", ["attention"]), allowed
+        )
+        lacking = [METHODS[n] for n in METHODS if n in self.capabilities]
+        lacking = [method for method in lacking if not callable(getattr(adapter, method, None))]
+        if lacking:
+            raise ValueError(f"what is declared is a method: got none of {', '.join(lacking)}")
         self.dtypes = tuple(getattr(adapter, "dtypes", ["float32"]))
+        if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
+            raise ValueError(f"dtypes are names among {', '.join(DTYPES)}: got {adapter.dtypes!r}")
         masks = getattr(adapter, "masks", None)
         if masks not in MASKS:
             rule = "`masks` must say what True means, 'attend' or 'hide', or 'add' for 0 and -inf"
@@ -169,6 +183,7 @@ class Plugged:
         if parts:
             seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
             found["mask"] = pointed(seen, self.masks, dtype)
+            found["mask"].flags.writeable = False  # no input is written to
         return found
 
     def _config(self, config: dict) -> dict:

@@ -174,10 +174,13 @@ def require(subject: Subject, *capabilities: str) -> None:
             raise NotOffered(f"{subject.name} does not offer {CAPABILITIES[capability]}")
 
 
-def check_capabilities(capabilities: Iterable[str]) -> frozenset[str]:
-    """Return the capabilities, all of them known. Raises ValueError otherwise."""
-    unknown = sorted(set(capabilities) - set(CAPABILITIES))
+def check_capabilities(capabilities: Iterable[str], allowed: Iterable[str]) -> frozenset[str]:
+    """Return the capabilities, all of them allowed. Raises ValueError otherwise."""
+    if isinstance(capabilities, str):
+        raise ValueError(f"capabilities must be a set of names: got {capabilities!r}")
+    known = [name for name in CAPABILITIES if name in set(allowed)]
+    unknown = sorted(set(capabilities) - set(known))
     if unknown:
-        rule = f"capabilities must be among {', '.join(CAPABILITIES)}"
+        rule = f"capabilities must be among {', '.join(known)}"
         raise ValueError(f"{rule}: got {', '.join(unknown)}")
     return frozenset(capabilities)

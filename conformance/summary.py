@@ -133,7 +133,8 @@ def _otherwise(clause: str, own: list[dict]) -> str:
 
 def _ran_on(header: dict) -> list[str]:
     shown = "; ".join(
-        f"{s['subject']} on {s['device']}: {versions(s['versions'])}" for s in header["subjects"]
+        f"{s['subject']} on {s['device']}: {versions(s['versions']) or 'no versions told'}"
+        for s in header["subjects"]
     )
     return [f"{shown}; Python {header['python']}", header["precision"]]
 

@@ -18,10 +18,13 @@ CASES = [
 
 
 def others(request, subject, capability: str) -> list:
-    """Return the other subjects of the run that offer the capability."""
-    require(subject, capability)
+    """Return the other subjects of the run that offer the capability, of the house's own.
+
+    Somebody else's mistake is none of an adapter's.
+    """
+    require(subject, capability, "errors")
     found = [s for s in request.config.stash[SUBJECTS] if s is not subject]
-    found = [other for other in found if capability in other.capabilities]
+    found = [other for other in found if {capability, "errors"} <= other.capabilities]
     if not found:
         raise NotOffered("there is no other subject in this run")
     return found

@@ -110,7 +110,7 @@ def taken(name: str, call: Call) -> np.ndarray:
             return (weights / weights.sum(-1, keepdims=True) @ value).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("shape", "dtype")])
 def test_alternative_is_recognised(name):
     call = called(CASES[name])
     if name in ("poisoned", "forgiven"):

@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 
 from conformance import expected, naive, reference
-from conformance.budget import LEDGER, Differs, Ledger, allowance, close, compare, eps, same
+from conformance.budget import (
+    LEDGER,
+    Differs,
+    Ledger,
+    allowance,
+    check_dtype,
+    check_shape,
+    close,
+    compare,
+    eps,
+    same,
+)
 
 EXACT = np.array([[1.0, -4.0, 0.5], [2.0, 0.0, 3.0]])
 NAIVE = EXACT + np.array([[0.0, 0.01, 0.0], [-0.02, 0.0, 0.0]])
@@ -277,3 +288,18 @@ def test_naive_formula_lies_near_the_oracle_but_not_on_it():
     for name in ("scores", "weights", "output"):
         error = abs(rough[name] - exact[name]).max()
         assert 0 < error < 1e-5, f"{name}: {error:.3g}"
+
+
+def test_what_is_wrong_is_told_as_data_too():
+    exact = np.array([[0.0, 2.0, -1.0]])
+    with pytest.raises(Differs) as told:
+        compare(np.float32([[0, 2, 0]]), exact, exact, "output")
+    found = told.value.found
+    assert (found["index"], found["expected"], found["got"], found["error"]) == ((0, 2), -1, 0, 1)
+    assert found["allowed"] == allowance(exact, exact, "float32")
+    with pytest.raises(Differs) as told:
+        check_shape(exact, (3, 1), "output")
+    assert told.value.found == {"took": "shape"}
+    with pytest.raises(Differs) as told:
+        check_dtype(exact, np.float32, "output")
+    assert told.value.found == {"took": "dtype"}

@@ -134,9 +134,14 @@ def test_steps_are_what_is_offered():
         more.steps(*inputs)["masked_scores"]
 
 
+@pytest.mark.parametrize("masks", plug.MASKS)
+def test_mask_cannot_be_written_to(masks):
+    assert not given(RAGGED, masks=masks)["mask"].flags.writeable
+
+
 def test_step_that_is_declared_and_missing_is_an_error():
-    subject = plugged(capabilities={"attention", "steps"})
-    subject.adapter.steps = lambda *inputs: {"output": 0, "weight": 0}
+    made_up = {"output": 0, "weight": 0}
+    subject = plugged(capabilities={"attention", "steps"}, steps=lambda *inputs: made_up)
     with pytest.raises(KeyError, match="weights"):
         subject.steps(*PLAIN.inputs("float32"))
 
@@ -230,6 +235,12 @@ def test_what_an_adapter_cannot_have_is_not_offered(name):
 REFUSED = {
     "masks": ({"masks": None}, "`masks` must say what True means.*got None"),
     "versions": ({"versions": lambda: {"mine": 1.0}}, "must be texts"),
+    "capability_of_ours": ({"capabilities": {"attention", "blocked"}}, "among.*got blocked"),
+    "text_for_capabilities": ({"capabilities": "attention"}, "a set of names: got 'attention'"),
+    "no_method": ({"capabilities": {"attention", "gradients"}}, "got none of gradients"),
+    "dtype": ({"dtypes": ("fp32",)}, "dtypes are names among.*got \\('fp32',\\)"),
+    "text_for_dtypes": ({"dtypes": "float32"}, "got 'float32'"),
+    "no_dtype": ({"dtypes": ()}, "got \\(\\)"),
     "other_masks": ({"masks": "keep"}, "got 'keep'"),
     "capability": ({"capabilities": {"attention", "speed"}}, "must be among.*got speed"),
 }  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import subjects
 from ..plug import pointed
-from ..subject import NotOffered, check_capabilities
+from ..subject import CAPABILITIES, NotOffered, check_capabilities
 from .question import Own, Question
 from .questions import QUESTIONS
 
@@ -68,7 +68,7 @@ def ask(adapter: Any, question: Question) -> dict:
 
 def require(adapter: Any, question: Question) -> None:
     """Raise NotOffered where the adapter lacks what the question needs."""
-    offered = check_capabilities(getattr(adapter, "capabilities", ["attention"]))
+    offered = check_capabilities(getattr(adapter, "capabilities", ["attention"]), CAPABILITIES)
     offered |= set(getattr(adapter, "dtypes", ["float32"])) | arguments_of(adapter)
     for need in question.needs:
         if need not in offered:

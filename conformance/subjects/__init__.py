@@ -9,7 +9,11 @@ from ..plug import Plugged
 from ..subject import Subject
 from .peers import PEERS
 
-BACKENDS = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
+BACKENDS = {
+    "numpy": ("numpy", "jaxtyping", "threadpoolctl"),
+    "torch": ("torch", "jaxtyping"),
+    "jax": ("jax", "flax", "jaxtyping"),
+}
 ALIASES = {"gpu": "cuda"}  # JAX says gpu where torch says cuda
 ENTRY_POINTS = "attn_rosetta.subjects"
 ENVIRONMENT = "ATTN_ROSETTA_SUBJECT"
