@@ -55,8 +55,10 @@ def holding(own: str) -> Callable:
     def test_frozen_vector(subject, vector, dtype):
         check(subject, vector, dtype)
 
+    test_frozen_vector.__name__ += f"_of_{own.replace('-', '_')}"
     return test_frozen_vector
 
 
 for _own in dict.fromkeys(entry["clause"] for entry in ENTRIES):
-    globals()[f"test_frozen_vector_of_{_own.replace('-', '_')}"] = holding(_own)
+    _test = holding(_own)
+    globals()[_test.__name__] = _test
