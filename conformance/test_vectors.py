@@ -39,7 +39,7 @@ def check(subject, id: str, dtype: str) -> None:
     vector = load()[id]
     answer = put(subject, vector, dtype)
     if vector.refused:  # whoever refuses everything has refused nothing
-        put(subject, load()[vector.answered], dtype)
+        put(subject, load()[vector.expect[0].answered], dtype)
     taken = judge(vector, answer, dtype)
     if taken:
         LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")
