@@ -64,8 +64,11 @@ def test_a_causal_flag_and_padding_on_the_left():
     hold(both(own)[1].attention(*inputs, **options), *inputs, "output", seen=seen)
 
 
+@pytest.mark.parametrize("policy", ["uniform", "nan"])
 @pytest.mark.parametrize("bias", [None, "rank2", "rank4"])
-def test_gradients_without_the_empty_rows_are_the_oracles(bias):
+def test_gradients_without_the_empty_rows_are_the_oracles(bias, policy, monkeypatch):
+    """What a loss does not read may still spoil a gradient: 0 times NaN is NaN."""
+    monkeypatch.setattr(atlas_peers.Layer, "policy", policy)
     own, spared = both(atlas_peers.Layer())
     case = Case("padding", mask=padding(LENGTHS), bias=bias)
     with pytest.raises(Differs):
@@ -73,8 +76,10 @@ def test_gradients_without_the_empty_rows_are_the_oracles(bias):
     check_gradients(spared, case)
 
 
+@pytest.mark.parametrize("policy", ["uniform", "nan"])
 @pytest.mark.parametrize("cls", [atlas_peers.Layer, atlas_peers.TwoMasks])
-def test_an_empty_row_of_a_module_is_the_last_maps_bias(cls):
+def test_an_empty_row_of_a_module_is_the_last_maps_bias(cls, policy, monkeypatch):
+    monkeypatch.setattr(atlas_peers.Layer, "policy", policy)
     own, spared = both(cls())
     options = {"key_padding_mask": HIDDEN}
     with pytest.raises(Differs):
