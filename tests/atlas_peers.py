@@ -108,7 +108,7 @@ class Hangs(Toy):
 class Layer:
     """A multi-head attention that gives the mean to rows that may see nothing."""
 
-    masks = "attend"
+    policy, masks = "uniform", "attend"
     capabilities = frozenset({"attention", "multihead", "weights", "gradients", "bias"})
 
     def seen(self, query, key, heads, mask=None):
@@ -119,17 +119,19 @@ class Layer:
         heads = config["num_heads"]
         given = {"seen": self.seen(query, key, heads, mask), "bias": bias}
         call = (parameters, heads, heads, query, key, value)
-        found = naive.multihead(*call, **given, empty_rows="uniform")
+        found = naive.multihead(*call, **given, empty_rows=self.policy)
         return found["output"], found["weights"].mean(1)
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, *, mask=None):
         heads = config["num_heads"]
         call = (parameters, heads, heads, query, key, value, grad)
         seen = self.seen(query, key, heads, mask)
-        return naive.multihead_gradients(*call, seen=seen, empty_rows="uniform")
+        return naive.multihead_gradients(*call, seen=seen, empty_rows=self.policy)
 
     def gradients(self, query, key, value, grad, *, mask, bias=None):
-        return naive.gradients(query, key, value, grad, seen=mask, bias=bias, empty_rows="uniform")
+        return naive.gradients(
+            query, key, value, grad, seen=mask, bias=bias, empty_rows=self.policy
+        )
 
 
 class TwoMasks(Layer):

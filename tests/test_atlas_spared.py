@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from conformance import multi, reference
+from conformance.atlas import spared
 from conformance.atlas.spared import Spared, hidden_by
 from conformance.budget import Differs
 from conformance.cases import BY_NAME, LENGTHS, MAIN, Case
@@ -35,19 +36,19 @@ def toy(empty: str, masks: str = "attend"):
 def test_what_is_made_of_empty_rows_is_no_matter(name, empty, masks):
     case = BY_NAME[name]
     assert not case.seen().any(-1).all(), "the case has no empty row"
-    own, spared = both(toy(empty, masks))
+    own, fair = both(toy(empty, masks))
     with pytest.raises(Differs):
         check_steps(own, case, "float32")
-    check_steps(spared, case, "float32")
+    check_steps(fair, case, "float32")
 
 
 def test_a_row_that_a_bias_empties_is_spared_too():
-    own, spared = both(toy("nan"))
+    own, fair = both(toy("nan"))
     inputs = Case("plain").inputs("float32")
     bias = np.where(SEEN, 0, -np.inf).astype(np.float32)
     with pytest.raises(Differs):
         hold(own.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
-    hold(spared.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
+    hold(fair.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
 
 
 def test_a_causal_flag_and_padding_on_the_left():
@@ -64,30 +65,35 @@ def test_a_causal_flag_and_padding_on_the_left():
     hold(both(own)[1].attention(*inputs, **options), *inputs, "output", seen=seen)
 
 
+@pytest.mark.parametrize("policy", ["uniform", "nan"])
 @pytest.mark.parametrize("bias", [None, "rank2", "rank4"])
-def test_gradients_without_the_empty_rows_are_the_oracles(bias):
-    own, spared = both(atlas_peers.Layer())
+def test_gradients_without_the_empty_rows_are_the_oracles(bias, policy, monkeypatch):
+    """What a loss does not read may still spoil a gradient: 0 times NaN is NaN."""
+    monkeypatch.setattr(atlas_peers.Layer, "policy", policy)
+    own, fair = both(atlas_peers.Layer())
     case = Case("padding", mask=padding(LENGTHS), bias=bias)
     with pytest.raises(Differs):
         check_gradients(own, case)
-    check_gradients(spared, case)
+    check_gradients(fair, case)
 
 
+@pytest.mark.parametrize("policy", ["uniform", "nan"])
 @pytest.mark.parametrize("cls", [atlas_peers.Layer, atlas_peers.TwoMasks])
-def test_an_empty_row_of_a_module_is_the_last_maps_bias(cls):
-    own, spared = both(cls())
+def test_an_empty_row_of_a_module_is_the_last_maps_bias(cls, policy, monkeypatch):
+    monkeypatch.setattr(atlas_peers.Layer, "policy", policy)
+    own, fair = both(cls())
     options = {"key_padding_mask": HIDDEN}
     with pytest.raises(Differs):
         multi.CROSS.check(own, options, SEEN)
-    multi.CROSS.check(spared, options, SEEN)
+    multi.CROSS.check(fair, options, SEEN)
     with pytest.raises(Differs):
         multi.CROSS.check_gradients(own, options, SEEN)
-    multi.CROSS.check_gradients(spared, options, SEEN)
+    multi.CROSS.check_gradients(fair, options, SEEN)
 
 
 @pytest.mark.parametrize("rank", [2, 3, 4])
 def test_torchs_two_masks_become_one(rank):
-    own, spared = both(atlas_peers.TwoMasks())
+    own, fair = both(atlas_peers.TwoMasks())
     rng = np.random.default_rng(1)
     mask = rng.random((3, 2, 5, 7)[-rank:] if rank != 3 else (6, 5, 7)) < 0.3
     mask[..., -1] = True
@@ -97,14 +103,14 @@ def test_torchs_two_masks_become_one(rank):
     options = {"key_padding_mask": HIDDEN, "attn_mask": mask}
     with pytest.raises(Differs):
         multi.CROSS.check(own, options, seen)
-    multi.CROSS.check(spared, options, seen)
+    multi.CROSS.check(fair, options, seen)
 
 
 def test_an_additive_mask_of_torchs_stays_additive():
-    spared = both(atlas_peers.TwoMasks())[1]
+    fair = both(atlas_peers.TwoMasks())[1]
     bias = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
     options = {"key_padding_mask": HIDDEN, "attn_mask": bias}
-    multi.CROSS.check(spared, options, SEEN, bias=bias)
+    multi.CROSS.check(fair, options, SEEN, bias=bias)
 
 
 def test_what_differs_elsewhere_still_differs():
@@ -124,3 +130,10 @@ def test_a_mask_hides_by_its_own_sense():
     assert (hidden_by(~seen, "hide") == ~seen).all()
     assert (hidden_by(np.where(seen, 0, -np.inf), "add") == ~seen).all()
     assert not hidden_by(np.full((2, 2), -1e9), "add").any()
+
+
+def test_a_peer_is_spared_by_its_name_and_nothing_else_is():
+    assert spared.__getattr__("atlas_peers:Mean")().attention.__func__ is Spared.attention
+    assert not hasattr(spared, "pytest_plugins")
+    with pytest.raises(ValueError, match="--subject must name a class of atlas_peers: got Nobody"):
+        spared.__getattr__("atlas_peers:Nobody")

@@ -137,9 +137,9 @@ def _sentences(ids: list[str]) -> str:
 def _differences(results: dict[str, list[dict]], ids: list[str]) -> list[str]:
     rows = []
     for name, own in results.items():
-        for id, cases in by_clause(own).items():
-            if id in ids and how(cases):
-                rows.append([f"`{name}`", id, how(cases)])
+        cases = by_clause(own)
+        said = {id: how(cases[id]) for id in ids if id in cases}
+        rows += [[f"`{name}`", id, text] for id, text in said.items() if text]
     if not rows:
         return []
     return [folded("What the differences are", table(["", "clause", "how"], rows))]

@@ -35,7 +35,7 @@ OWN_NAMES = {
     "NaN": "NaN in place of an answer",
     "key 0 only": "every query sees the first key and no other",
     "finite fill": "the mean, and the scores get a gradient",
-    "S times": "the same, S times as large: in the backward pass a weight is 1, not 1 / S",
+    "S times": "a finite fill's gradients S times too large: backwards a weight is 1, not 1 / S",
     "unchanged": "the same output either way",
     "before": "weights as they were before dropout",
     "after": "weights that dropout has zeroed and scaled",

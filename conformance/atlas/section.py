@@ -8,7 +8,7 @@ from .question import Own, Question, meaning
 from .snippets import Snippet
 from .sources import about
 
-NOT_ASKED = ("not offered",)
+MANY = 10  # to be listed by name, who gives no answer
 TEXT = 70, 90  # of a long refusal, its beginning and its end, where the rule stands in some
 
 
@@ -111,6 +111,8 @@ def laid_out(answer: np.ndarray) -> str:
         return f"shape {answer.shape}"
     if answer.ndim < 3:
         return numbers(answer)
+    if _alike(answer, np.broadcast_to(answer[..., :1], answer.shape)):
+        answer = answer[..., :1]  # features that are alike are said once
     parts = [answer]
     names = ["sample", "head"][: answer.ndim - 2]
     labels = [""]
@@ -149,7 +151,9 @@ def notes(found: dict[str, dict]) -> list[str]:
         lines.append("What the refusals say:\n\n" + "\n".join(said))
     for kind in ("not offered", "not installed", "no answer"):
         peers = [peer for peer, answer in found.items() if answer["kind"] == kind]
-        if peers:
+        if kind == "not offered" and len(peers) > MANY:
+            lines.append(f"Not offered: the other {len(peers)}.")
+        elif peers:
             why = {found[peer]["text"] for peer in peers} if kind == "no answer" else set()
             more = f" ({'; '.join(sorted(why))})" if why else ""
             lines.append(f"{kind.capitalize()}: {named(peers)}{more}.")

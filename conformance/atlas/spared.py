@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..subjects import find
+from ..subjects.peers import PEERS
 from .ask import load
 
 OPEN = {"attend": True, "hide": False, "add": 0.0}
@@ -132,7 +133,7 @@ def zeroed(array, rows: np.ndarray) -> np.ndarray:
 
 def __getattr__(name: str) -> Callable:
     """Return what makes a peer by its name, or an adapter by its path, spared."""
-    if name.startswith("__"):
+    if name not in PEERS and ":" not in name:
         raise AttributeError(name)
     find(name)  # what is not there is said here, and imported under the caller's settings
     return lambda: Spared(load(name), name)

@@ -112,11 +112,12 @@ QUESTIONS = [
     ),
     oblong(
         "causal-one-query", "Causal, one query, three keys: does a step see its past?", 1, 3,
-        "The same for one query: a step of decoding with the causal flag left on.",
+        "A causal flag and no mask: a step of decoding with the flag left on.",
     ),
     oblong(
         "causal-more-queries", "Causal, three queries, two keys: what does the first see?", 3, 2,
-        "Bottom-right starts before the first key, and leaves query 0 with nothing to see.",
+        "A causal flag and no mask. Bottom-right starts before the first key, and leaves query 0 "
+        "with nothing to see.",
     ),
     with_mask(
         "mask-and-causal", "Do a mask and the causal flag work together?",

@@ -71,6 +71,6 @@ QUESTIONS = [
     ),
     seen_by_one(
         "nan-visible-value", "Who notices NaN in a value that one query sees?", 2,
-        "The same with NaN in the last value.",
+        "A causal mask, and NaN in the last value: only the last query may see it.",
     ),
 ]  # fmt: skip

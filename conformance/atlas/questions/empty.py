@@ -11,7 +11,7 @@ from ..question import Answers, Own, Question, gradients, policies, reading
 THEME = "A row that may see nothing"
 SEEN = square(MIDDLE_EMPTY)
 SMALLEST = float(np.finfo("float32").min)
-AS_BIAS = "It goes to the bias where there is one beside the mask, else to the mask."
+AS_BIAS = "The array goes to the bias where there is one beside the mask, else to the mask."
 
 
 def forward(name: str, title: str, clause: str, sentence: str, **changes) -> Question:
