@@ -59,7 +59,9 @@ class Plugged:
         self.capabilities = check_capabilities(
             getattr(adapter, "capabilities", ["attention"]), allowed
         )
-        lacking = [METHODS[n] for n in METHODS if n in self.capabilities]
+        of_attention = set() if "attention" in self.capabilities else {"weights", "gradients"}
+        declared = [name for name in METHODS if name in self.capabilities - of_attention]
+        lacking = [METHODS[name] for name in declared]
         lacking = [method for method in lacking if not callable(getattr(adapter, method, None))]
         if lacking:
             raise ValueError(f"what is declared is a method: got none of {', '.join(lacking)}")

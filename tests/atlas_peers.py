@@ -109,7 +109,7 @@ class Layer:
     """A multi-head attention that gives the mean to rows that may see nothing."""
 
     policy, masks = "uniform", "attend"
-    capabilities = frozenset({"attention", "multihead", "weights", "gradients", "bias"})
+    capabilities = frozenset({"multihead", "weights", "gradients", "bias"})
 
     def seen(self, query, key, heads, mask=None):
         sizes = (len(query), heads, query.shape[1], key.shape[1])
