@@ -86,12 +86,14 @@ class Plugged:
         return dict(self.adapter.versions()) if hasattr(self.adapter, "versions") else {}
 
     def attention(self, query, key, value, **options) -> np.ndarray:
+        require(self, "attention")
         options = self._options(query, key, options)
         return np.asarray(self._call(self.adapter.attention, query, key, value, **options))
 
     def steps(self, query, key, value, **options) -> Steps:
         if not self.capabilities & {"weights", "steps"}:
             return Steps(output=self.attention(query, key, value, **options))
+        require(self, "attention")
         options = self._options(query, key, options)
         if "steps" in self.capabilities:
             found = self._call(self.adapter.steps, query, key, value, **options)
@@ -103,8 +105,7 @@ class Plugged:
         return Steps({name: np.asarray(array) for name, array in found.items()})
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
-        if through != "attention":
-            require(self, through)
+        require(self, "gradients", *([through] if through != "attention" else []))
         options = self._options(query, key, options)
         found = self._call(self.adapter.gradients, query, key, value, grad, **options)
         return {name: np.asarray(array) for name, array in found.items()}
@@ -153,7 +154,6 @@ class Plugged:
                 raise RuntimeError(f"AssertionError: {error}") from error
 
     def _options(self, query, key, options: dict) -> dict:
-        require(self, "attention")
         for array in (query, key):
             if array.dtype.name not in self.dtypes:
                 raise NotOffered(f"{self.name} does not offer {array.dtype.name}")
