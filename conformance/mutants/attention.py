@@ -230,3 +230,12 @@ def weights_after_dropout(right, query, key, value, **options):
         return steps
     eye = np.broadcast_to(np.eye(key.shape[2], dtype=query.dtype), (*key.shape[:3], key.shape[2]))
     return steps | {"weights": right(query, key, eye, **options)["output"]}
+
+
+@breaks("attention", "ATT-10")
+def query_scaled_in_place(right, query, *inputs, **options):
+    """The scale is multiplied into the caller's own query."""
+    output = right(query, *inputs, **options)
+    if query.flags.writeable:
+        query *= query.dtype.type(query.shape[3] ** -0.5)
+    return output
