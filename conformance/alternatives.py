@@ -5,13 +5,13 @@ them an answer is; `docs/atlas.md` is written from these names.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from . import naive, reference
-from .specs import Spec, conjuncts, positional
+from . import reference
+from .calls import Call, clean
+from .specs import Spec, conjuncts
 
 NAMES = {
     "unmasked": "the mask forgotten",
@@ -42,87 +42,58 @@ NAMES = {
     "no-softcap": "the softcap forgotten",
 }
 
-REMEMBERED = 8  # calls of one test
 BESIDE_NAN = ("forgiven", "poisoned")
 EMPTY_ROWS = ("mean", "nan", "zero", "unmasked-row")
 
 
-@dataclass
-class Call:
-    """One call of attention as a subject was given it, and what came out."""
-
-    inputs: tuple[np.ndarray, ...]
-    options: dict = field(default_factory=dict)
-    output: np.ndarray | None = None
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        query, key = self.inputs[:2]
-        return (*query.shape[:3], key.shape[2])
-
-    def seen(self, offset="own") -> np.ndarray:
-        """Return what may be seen: bool (B, H, T, S). A bias of -inf hides."""
-        if isinstance(offset, str):
-            offset = self.options.get("query_offset")
-        seen = reference.allowed(self.options.get("mask"), self.sizes, offset)
-        bias = self.options.get("bias")
-        return seen if bias is None else seen & ~np.isneginf(np.asarray(bias).astype(np.float64))
-
-    def right(self) -> np.ndarray:
-        """Return the contract's answer in float64; whoever sees what is not finite gets NaN."""
-        seen, (_, key, value) = self.seen(), self.inputs
-        group = self.sizes[1] // key.shape[1]
-        spoilt = [~np.isfinite(x.astype(np.float64)).all(-1) for x in (key, value)]
-        sees = (seen & (spoilt[0] | spoilt[1]).repeat(group, 1)[:, :, None]).any(-1)
-        return np.where(np.asarray(sees)[..., None], np.nan, clean(self).answer(seen))
-
-    def answer(self, seen: np.ndarray, **changes) -> np.ndarray:
-        """Return what the formula gives in float64, with some of the options changed."""
-        names = ("bias", "scale", "softcap", "empty_rows")
-        options = {n: self.options[n] for n in names if self.options.get(n) is not None} | changes
-        with np.errstate(all="ignore"):
-            wide = (np.asarray(x).astype(np.float64) for x in self.inputs)
-            if options.get("bias") is not None:
-                options["bias"] = np.asarray(options["bias"]).astype(np.float64)
-            return naive.attention(*wide, seen=seen, **options)["output"]
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the contract says where queries start; it refuses a call that leaves it open."""
-        spec, (_, _, T, S) = self.options.get("mask"), self.sizes
-        told = self.options.get("query_offset") is not None or T == S
-        return told or not (isinstance(spec, Spec) and positional(spec))
+Named = Iterator[tuple[str, Callable[[], np.ndarray]]]
 
 
-def clean(call: Call) -> Call:
-    """Return the call with numbers in place of what is not finite in its keys and values."""
-    query, *others = call.inputs
-    return Call((query, *(np.nan_to_num(x, posinf=0, neginf=0) for x in others)), call.options)
-
-
-def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+def candidates(call: Call) -> Named:
     """Yield every alternative that this call can tell from the contract's answer."""
-    (_, _, T, S), options = call.sizes, call.options
     if not call.aligned:
-        for policy in ("zero", "uniform", "nan"):
-            yield "top-left", partial(call.answer, call.seen(0), empty_rows=policy)
-            yield "bottom-right", partial(call.answer, call.seen(S - T), empty_rows=policy)
-        yield "unmasked", lambda: call.answer(np.ones_like(call.seen()))
-        yield from _parts(call, options["mask"])
+        yield from _alignments(call)
         return
-    (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
-    seen = call.seen()
+    yield from _of_empty_rows(call)
+    yield from _of_what_is_not_finite(call)
+    yield from _of_masks(call)
+    yield from _of_the_formula(call)
+
+
+def _alignments(call: Call) -> Named:
+    """Yield the readings of a call that leaves open where its queries start."""
+    (_, _, T, S), mask = call.sizes, call.options["mask"]
+    for policy in ("zero", "uniform", "nan"):
+        yield "top-left", partial(call.answer, call.seen(0), empty_rows=policy)
+        yield "bottom-right", partial(call.answer, call.seen(S - T), empty_rows=policy)
+    yield "unmasked", lambda: call.answer(np.ones_like(call.seen()))
+    yield from _parts(call, mask)
+
+
+def _of_empty_rows(call: Call) -> Named:
+    """Yield what a row may become that may see nothing."""
+    seen, finite = call.seen(), clean(call)
     empty = np.asarray(~seen.any(-1, keepdims=True))
-    finite = clean(call)
-    if empty.any():
-        for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
-            yield name, partial(finite.answer, seen, empty_rows=policy)
-        yield "unmasked-row", lambda: finite.answer(seen | empty)
-        token = np.any(empty, 1, keepdims=True)  # a last projection spreads NaN to all heads
-        yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
+    if not empty.any():
+        return
+    for name, policy in (("mean", "uniform"), ("nan", "nan"), ("zero", "zero")):
+        yield name, partial(finite.answer, seen, empty_rows=policy)
+    yield "unmasked-row", lambda: finite.answer(seen | empty)
+    token = np.any(empty, 1, keepdims=True)  # a last projection spreads NaN to all heads
+    yield "nan", lambda: np.where(token, np.nan, finite.answer(seen))
+
+
+def _of_what_is_not_finite(call: Call) -> Named:
+    """Yield what becomes of NaN and inf in the inputs."""
     if not all(np.isfinite(x.astype(np.float64)).all() for x in call.inputs):
-        yield "forgiven", lambda: finite.answer(seen)
+        yield "forgiven", lambda: clean(call).answer(call.seen())
         yield "poisoned", lambda: _poisoned(call)
+
+
+def _of_masks(call: Call) -> Named:
+    """Yield other readings of the mask."""
+    (_, _, T, S), options = call.sizes, call.options
+    seen, finite = call.seen(), clean(call)
     if not seen.all():
         yield "unmasked", lambda: finite.answer(np.ones_like(seen))
         for policy in ("zero", "nan", "uniform"):
@@ -137,6 +108,12 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         yield "bottom-right", lambda: finite.answer(call.seen(S - T))
         yield "one-more", lambda: finite.answer(call.seen(offset + 1))
         yield "one-less", lambda: finite.answer(call.seen(offset - 1))
+
+
+def _of_the_formula(call: Call) -> Named:
+    """Yield what comes of a term or a factor that is forgotten or another."""
+    (_, H, _, D), (_, H_kv, _, D_v) = call.inputs[0].shape, call.inputs[2].shape
+    seen, finite, options = call.seen(), clean(call), call.options
     if options.get("bias") is not None:
         yield "no-bias", lambda: finite.answer(seen, bias=None)
     if options.get("softcap") is not None:
@@ -151,7 +128,7 @@ def candidates(call: Call) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         yield "tiled", lambda: Call((finite.inputs[0], *tiled), options).answer(seen)
 
 
-def _parts(call: Call, spec: Spec) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+def _parts(call: Call, spec: Spec) -> Named:
     """Yield what is left of an `&` where its causal parts are forgotten, or all others."""
     offset = call.options.get("query_offset")
     for name, causal in (("no-causal", False), ("only-causal", True)):
@@ -224,28 +201,3 @@ def first_name(calls: list[Call]) -> str | None:
     names = [name_of(call) for call in calls]
     wrong = [name for name in names if name != RIGHT]
     return None if None in wrong else next(iter(wrong), None)
-
-
-def watch(subject) -> None:
-    """Have a subject remember a test's first calls of attention, as `subject.calls`."""
-    watched = "calls" in vars(subject)
-    subject.calls = []
-    if watched:
-        return
-    for method in ("attention", "steps", "blocked"):
-        try:
-            own = getattr(subject, method)
-        except Exception:  # what is not offered is not watched
-            continue
-        setattr(subject, method, _watched(subject, own))
-
-
-def _watched(subject, own: Callable) -> Callable:
-    def call(*inputs, **options):
-        found = own(*inputs, **options)
-        output = found.get("output") if isinstance(found, dict) else found
-        if len(subject.calls) < REMEMBERED:
-            subject.calls.append(Call(inputs, options, np.asarray(output)))
-        return found
-
-    return call

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 from conformance import known, subjects
-from conformance.alternatives import watch
 from conformance.budget import LEDGER
+from conformance.calls import watch
 from conformance.contract import clauses, profiles
 from conformance.report import case_of
 from conformance.reporter import Reporter

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conformance import alternatives, naive
-from conformance.alternatives import NAMES, RIGHT, Call, first_name, name_of
+from conformance import calls, naive
+from conformance.alternatives import NAMES, RIGHT, first_name, name_of
+from conformance.calls import Call
 from conformance.cases import BY_NAME, GROUPED, MAIN, MASKED, PLAIN, SQUARE, Case, coins, names
 from conformance.specs import allow, causal, padding, sliding_window
 
@@ -162,13 +163,13 @@ class Answering:
 
 def test_subject_remembers_the_calls_of_one_test():
     subject = Answering()
-    alternatives.watch(subject)
+    calls.watch(subject)
     case = BY_NAME["causal"]
     for _ in range(2):
         subject.attention(*case.inputs("float32"), mask=causal(), query_offset=2)
     assert [call.options["query_offset"] for call in subject.calls] == [2, 2]
     assert subject.calls[0].output.shape == (3, 2, 5, 13)
-    alternatives.watch(subject)
+    calls.watch(subject)
     assert subject.calls == []
     subject.steps(*case.inputs("float32"))
     assert len(subject.calls) == 1

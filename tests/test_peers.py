@@ -15,8 +15,9 @@ import pytest
 from test_isolation import FRAMEWORKS, OURS, imported, refuse
 
 from conformance import subjects
-from conformance.alternatives import Call, name_of
+from conformance.alternatives import name_of
 from conformance.budget import LEDGER, Differs, compare
+from conformance.calls import Call
 from conformance.cases import GROUPED, PLAIN, SQUARE, Case, Shape, coins
 from conformance.plug import Plugged
 from conformance.specs import allow, causal, padding

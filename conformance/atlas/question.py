@@ -11,7 +11,8 @@ from itertools import product
 import numpy as np
 
 from .. import naive
-from ..alternatives import NAMES, Call, explains
+from ..alternatives import NAMES, explains
+from ..calls import Call
 from ..specs import allow
 from .numbers import USUAL
 
