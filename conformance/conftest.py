@@ -11,6 +11,7 @@ from hypothesis import settings
 from conformance import known, subjects
 from conformance.budget import LEDGER
 from conformance.calls import watch
+from conformance.choice import must_be_one_of
 from conformance.contract import clauses, profiles
 from conformance.report import case_of
 from conformance.reporter import Reporter
@@ -67,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _known(option: str, given: list[str] | None, known: list[str]) -> None:
     for name in given or []:
         if name not in known:
-            raise pytest.UsageError(f"{option} must be one of {', '.join(known)}: got {name}")
+            raise pytest.UsageError(must_be_one_of(option, known, name))
 
 
 def select(backends: list[str] | None, device: str, named: list[str] | None = None) -> list:

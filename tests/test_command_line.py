@@ -148,7 +148,7 @@ def test_report_that_does_not_exist_is_refused(tmp_path, capsys):
 
 NUMPY = ["run", "--backend", "numpy"]
 WRONG = {
-    "clause": (["--clause", "NOPE-1"], "--clause must be one of MASK-1,", "got NOPE-1"),
+    "clause": (["--clause", "EMTPY-2"], "--clause must be one of EMPTY-2,", "got EMTPY-2"),
     "profile": (["--profile", "nope"], "--profile must be one of masks,", "got nope"),
     "backend": (["--backend", "nope"], "--backend must be one of numpy, torch, jax: got nope"),
     "device": (["--device", "cuda"], "--device must be", "got cuda, numpy has cpu"),

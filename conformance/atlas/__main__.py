@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..choice import must_be_one_of
 from ..subjects.peers import PEERS
 from .collect import collect, listed
 from .page import page
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for name in options.peer or []:
         if name not in PEERS:
-            parser.error(f"--peer must be one of {', '.join(PEERS)}: got {name}")
+            parser.error(must_be_one_of("--peer", PEERS, name))
     if options.data:
         data = json.loads(Path(options.data).read_text("utf-8"))
     else:

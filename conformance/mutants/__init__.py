@@ -10,6 +10,7 @@ is wrong, and which clauses of the contract must catch it.
 from importlib import import_module
 
 from .. import subjects
+from ..choice import must_be_one_of
 from ..subject import Subject
 from .mutant import MUTANTS, Mutant, broken
 
@@ -35,7 +36,7 @@ def named(name: str) -> Mutant:
     """Return a mutant by its name, whose words may be joined by hyphens or underscores."""
     found = MUTANTS.get(name.replace("_", "-"))
     if found is None:
-        raise ValueError(f"a mutant must be one of {', '.join(MUTANTS)}: got {name}")
+        raise ValueError(must_be_one_of("a mutant", MUTANTS, name))
     return found
 
 
