@@ -11,9 +11,11 @@ import pytest
 from . import known
 from .contract import clauses
 from .report import read
+from .subjects import ENVIRONMENT
 from .summary import FORMATS, diff, summary
 
 HERE = Path(__file__).parent
+REPORT = ".conformance/report.jsonl"
 # Commands that are a program each, with options of their own.
 OF_THEIR_OWN = {
     "vectors": (".vectors.freeze", "derive the frozen vectors again"),
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     smoke_parser = commands.add_parser("smoke", help="a verdict in ten seconds")
     for command in (run_parser, smoke_parser):
         _add_subjects(command)
-        command.add_argument("--report", default=".conformance/report.jsonl", help="JSON Lines")
+        command.add_argument("--report", default=REPORT, help=f"JSON Lines, by default {REPORT}")
     run_parser.add_argument("--mutant", action="append", help="a wrong implementation, to learn by")
     run_parser.add_argument("--fuzz", action="store_true", help="explore new random examples")
     run_parser.add_argument("--known", help="a file of known differences, TOML")
@@ -62,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _add_subjects(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", action="append", help="numpy, torch or jax; repeatable")
-    parser.add_argument("--subject", action="append", help="package.module:Class; repeatable")
+    own = f"package.module:Class, an entry point or a peer; else what {ENVIRONMENT} names"
+    parser.add_argument("--backend", action="append", help="numpy, torch, jax; else all of them")
+    parser.add_argument("--subject", action="append", help=f"{own}; repeatable")
     parser.add_argument("--device", default="auto", help="auto (all), or cpu, cuda, ...")
     parser.add_argument("--profile", action="append", help="only this profile; repeatable")
     parser.add_argument("--clause", action="append", help="only this clause; repeatable")
