@@ -124,6 +124,21 @@ def same(got, expected, what: str) -> None:
     LEDGER.enter(0.0, what)
 
 
+def check_each(right, got, what: str, rule: str) -> None:
+    """Hold every number of an answer to a rule; `right` says of which it is true."""
+    got = np.asarray(got)
+    wrong = ~np.broadcast_to(right, got.shape)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise Differs(
+            f"{what} at {index}: expected {rule}, got {got[index]} "
+            f"({int(wrong.sum())} of {wrong.size} differ)",
+            index=index,
+            got=float(got[index]),
+        )
+    LEDGER.enter(0.0, what)
+
+
 def check_shape(got: np.ndarray, shape: tuple[int, ...], what: str) -> None:
     if tuple(got.shape) != tuple(shape):
         text = f"{what}: expected shape {tuple(shape)}, got {tuple(got.shape)}"

@@ -36,7 +36,6 @@ def check_rows(subject, policy: str, dtype: str) -> None:
             rows = steps[name][empty]
             fill = {"zero": 0.0, "nan": np.nan}[policy]
             same(rows, np.full(rows.shape, fill), f"{name} of empty rows")
-    assert np.isfinite(steps["output"].astype(np.float32)[~empty]).all(), "other rows are finite"
 
 
 @clause("EMPTY-1")

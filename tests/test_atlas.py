@@ -270,8 +270,24 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
         ({"took": "poisoned", "clause": "CLEAN-2"}, "poisoned"),
         ({"outcome": "error", "message": "ValueError: no"}, "ValueError"),
         (
-            {"message": "ATT-7: expected NaN or the value 1, got [[0.]]"},
-            "expected NaN or the value 1",
+            {"message": "ATT-7: output at (0, 2): expected NaN or the value 1, got 0.0 (3 of 4)"},
+            "output: not NaN or the value 1",
+        ),
+        (
+            {"message": "ATT-2: weights at (0,): expected exactly 0.0, got 0.5 (1 of 9 differ)"},
+            "weights: beyond the budget",
+        ),
+        (
+            {"message": "ATT-7: vector ATT-7.a: output takes no alternative: not 'nan': output"},
+            "output takes no alternative",
+        ),
+        (
+            {"message": "ATT-7: vector ATT-7.b: output at (0,): expected 1, got -inf; it shows"},
+            "output: NaN or inf",
+        ),
+        (
+            {"message": "HALF-1: expected float16, got float32"},
+            "expected float16",
         ),
         (
             {"message": "ATT-1: output at (1, 0): expected 1, got nan, error inf"},

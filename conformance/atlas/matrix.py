@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from ..contract import clauses, profiles
 
 WRONG = ("differs", "error")
+WRONG_NUMBER = re.compile(r"(.*?) at \([\d, ]*\): expected (.*?), got (.*)")
 SYMBOLS = {
     "conforms": "●",
     "differs": "○",
@@ -86,9 +87,12 @@ def _name(result: dict) -> str:
     text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
     if result["outcome"] == "error":
         return text.split(":")[0]
-    what, at, rest = text.partition(" at (")
-    if not at:
-        return what.partition(", got")[0].partition(": ")[0][:60]
-    got = re.search(r"got (nan|-?inf)", rest)
+    text = re.sub(r"^vector \S+: ", "", text)
+    number = WRONG_NUMBER.match(text)
+    if number is None:
+        return text.partition(", got")[0].partition(": ")[0][:60]
+    what, wanted, got = number.groups()
     dtype = "" if result["dtype"] == "float32" else f" in {result['dtype']}"
-    return f"{what}{dtype}: {'NaN or inf' if got else 'beyond the budget'}"
+    if not re.fullmatch(r"(exactly )?(-?\d\S*|True|False)", wanted):
+        return f"{what}{dtype}: not {wanted}"
+    return f"{what}{dtype}: {'NaN or inf' if re.match('nan|-?inf', got) else 'beyond the budget'}"
