@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Integer
@@ -39,7 +40,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Integer[Array, "..."] | None = None,
+    query_offset: int | Integer[Array | np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "B H T D_v"]:
@@ -89,7 +90,7 @@ def attention_steps(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Integer[Array, "..."] | None = None,
+    query_offset: int | Integer[Array | np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> AttentionSteps:

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
@@ -37,7 +38,7 @@ def attention_blocked(
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | Integer[Array, "..."] = 0,
+    query_offset: int | Integer[Array | np.ndarray, "..."] = 0,
     tile: tuple[int, int] = (ROWS, COLUMNS),
 ) -> Float[Array, "B H T D_v"]:
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
@@ -83,7 +84,7 @@ def _heads(heads: int, group: int, most: int) -> int:
     return max(fits, default=1)
 
 
-def _reach(mask: Mask) -> float:
+def _reach(mask: Mask) -> int | float:
     return sum(mask.settings) if mask.name == "sliding_window" else math.inf
 
 

@@ -222,7 +222,7 @@ class Mask:
         samples = max(batch + 1, checks.count_samples(query_offset))
         batches, heads, _, _ = self.sizes(samples, head + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
-        return draw_cells(np.broadcast_to(allowed, (batches, heads, T, S))[batch, head])
+        return draw_cells(jnp.broadcast_to(allowed, (batches, heads, T, S))[batch, head])
 
     def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
         """Return (B, H, T, S), with B and H as large as the tables say where they say more."""

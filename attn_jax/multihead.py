@@ -88,7 +88,7 @@ class MultiHeadAttention(nnx.Module):
         attn_mask: Mask | Shaped[Array, "..."] | None = None,
         need_weights: bool = True,
         average_weights: bool = True,
-        query_offset: int | Integer[Array, "..."] | None = None,
+        query_offset: int | Integer[Array | np.ndarray, "..."] | None = None,
     ) -> tuple[Float[Array, "_ _ E"], Float[Array, "..."] | None]:
         """Attend from query to key and value; `key=None` is self-attention, `value=None` is key.
 
