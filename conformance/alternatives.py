@@ -179,7 +179,7 @@ def name_of(call: Call) -> str | None:
         return None
     if call.options.get("dropout"):  # chance has no name
         return None
-    try:
+    try:  # a call that the contract refuses has no answer
         if call.aligned and explains(call.output, call.right()):
             return RIGHT
         plain = clean(call).answer(call.seen())
@@ -188,7 +188,7 @@ def name_of(call: Call) -> str | None:
             blind = call.aligned and name not in BESIDE_NAN and explains(plain, other)
             if not blind and explains(call.output, other):
                 return name
-    except (ValueError, IndexError, TypeError):  # a call that the contract refuses has no answer
+    except (ValueError, IndexError, TypeError, ArithmeticError):
         return None
     return None
 

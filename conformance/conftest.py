@@ -47,8 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--known: {error}") from error
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
     gc.set_threshold(100_000)  # tracing makes many small objects that live: do not walk them often
-    settings.register_profile("steady", derandomize=True, deadline=None, database=None)
-    settings.register_profile("fuzz", max_examples=2000, deadline=None, database=None)
+    usual = settings(deadline=None, database=None, report_multiple_bugs=False)
+    settings.register_profile("steady", usual, derandomize=True)
+    settings.register_profile("fuzz", usual, max_examples=2000)
     settings.load_profile("fuzz" if config.option.fuzz else "steady")
     _known("--profile", config.option.profile, profiles())
     _known("--clause", config.option.clause, list(clauses()))

@@ -11,12 +11,14 @@ option reaches an adapter only if it is declared and a test uses it; `docs/plug-
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import reference
+from .budget import same
 from .specs import Spec, conjuncts, positional
 from .subject import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
@@ -46,6 +48,15 @@ class Steps(dict):
 
     def __missing__(self, name: str):
         raise NotOffered(f"the subject does not offer {name.replace('_', ' ')}")
+
+
+def arrays(given: Iterable) -> Iterator[np.ndarray]:
+    """Yield the arrays of a call, those in a dict too."""
+    for value in given:
+        if isinstance(value, Mapping):
+            yield from arrays(value.values())
+        elif isinstance(value, np.ndarray):
+            yield value
 
 
 class Plugged:
@@ -88,7 +99,7 @@ class Plugged:
     def attention(self, query, key, value, **options) -> np.ndarray:
         require(self, "attention")
         options = self._options(query, key, options)
-        return np.asarray(self._call(self.adapter.attention, query, key, value, **options))
+        return self._ask(self.adapter.attention, query, key, value, **options)
 
     def steps(self, query, key, value, **options) -> Steps:
         if not self.capabilities & {"weights", "steps"}:
@@ -96,33 +107,31 @@ class Plugged:
         require(self, "attention")
         options = self._options(query, key, options)
         if "steps" in self.capabilities:
-            found = self._call(self.adapter.steps, query, key, value, **options)
+            found = self._ask(self.adapter.steps, query, key, value, **options)
             if missing := [name for name in STEPS if name not in found]:
                 raise KeyError(f"`steps` returns {', '.join(STEPS)}: got none of {missing}")
         else:
-            output, weights = self._call(self.adapter.weights, query, key, value, **options)
+            output, weights = self._ask(self.adapter.weights, query, key, value, **options)
             found = {"output": output, "weights": weights}
-        return Steps({name: np.asarray(array) for name, array in found.items()})
+        return Steps(found)
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         require(self, "gradients", *([through] if through != "attention" else []))
         options = self._options(query, key, options)
-        found = self._call(self.adapter.gradients, query, key, value, grad, **options)
-        return {name: np.asarray(array) for name, array in found.items()}
+        return self._ask(self.adapter.gradients, query, key, value, grad, **options)
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         require(self, "parameters")
-        return self._call(self.adapter.parameters, self._config(config))
+        return self._ask(self.adapter.parameters, self._config(config))
 
     def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
         options = self._module_options(config, inputs, options)
         options |= {"training": training} | ({} if seed is None else {"seed": seed})
         query, key, value = self._all_inputs(inputs)
         call = self.adapter.multihead
-        output, weights = self._call(
-            call, self._config(config), parameters, query, key, value, **options
-        )
-        return np.asarray(output), None if weights is None else np.asarray(weights)
+        config = self._config(config)
+        output, weights = self._ask(call, config, parameters, query, key, value, **options)
+        return output, weights
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
         if not hasattr(self.adapter, "multihead_gradients"):
@@ -131,27 +140,46 @@ class Plugged:
         for name in ("need_weights", "average_weights"):
             options.pop(name)
         call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
-        found = self._call(call, self._config(config), parameters, *inputs, **options)
-        return {name: np.asarray(array) for name, array in found.items()}
+        return self._ask(call, self._config(config), parameters, *inputs, **options)
 
     def decoding(self, kind, config, parameters, *, capacity, **given):
         """Return the adapter's own decoding: it has `feed`, and what else it declares."""
         require(self, "cache")
         if kind != "attention" or set(given) != {"batch_size"}:
             raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
-        own = self._call(
-            self.adapter.decoding, self._config(config), parameters, given["batch_size"], capacity
-        )
-        return PluggedDecoding(self, own)
+        config, batch_size = self._config(config), given["batch_size"]
+        return self._ask(self.adapter.decoding, config, parameters, batch_size, capacity)
 
-    def _call(self, function: Callable, *args, **options):
-        """Call an adapter; its framework's warnings are no business of the suite's."""
+    def _ask(self, function: Callable, *args, **options):
+        """Call an adapter and return a copy of what it answers, for it may use its arrays again.
+
+        Its framework's warnings are no business of the suite's, and its assertions no verdict.
+        """
+        given = [(array, array.copy()) for array in arrays((*args, *options.values()))]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
-                return function(*args, **options)
-            except AssertionError as error:  # its own, and no verdict of the suite's
+                found = self._own(function(*args, **options))
+            except AssertionError as error:
                 raise RuntimeError(f"AssertionError: {error}") from error
+        for array, before in given:
+            same(array, before, "an array that was given, after the call")
+        return found
+
+    def _own(self, found: Any) -> Any:
+        """Return the suite's own copy of an answer: arrays, dicts and tuples of them, decodings."""
+        if found is None:
+            return None
+        if isinstance(found, Mapping):
+            return {name: self._own(array) for name, array in found.items()}
+        if isinstance(found, tuple):
+            return tuple(map(self._own, found))
+        if hasattr(found, "feed"):
+            return PluggedDecoding(self, found)
+        array = np.array(found)
+        if array.dtype == object:
+            raise TypeError(f"an answer must be an array: got {type(found).__name__}")
+        return array
 
     def _options(self, query, key, options: dict) -> dict:
         for array in (query, key):
@@ -185,7 +213,6 @@ class Plugged:
         if parts:
             seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
             found["mask"] = pointed(seen, self.masks, dtype)
-            found["mask"].flags.writeable = False  # no input is written to
         return found
 
     def _config(self, config: dict) -> dict:
@@ -262,11 +289,12 @@ class PluggedDecoding:
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         if options:
             raise NotOffered(f"{self.subject.name} does not offer {', '.join(options)} in decoding")
-        return np.asarray(self.subject._call(self.own.feed, x))
+        return self.subject._ask(self.own.feed, x)
 
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
         if not hasattr(self.own, name):
             raise NotOffered(f"{self.subject.name} does not offer {name} in decoding")
-        return getattr(self.own, name)
+        found = getattr(self.own, name)
+        return partial(self.subject._ask, found) if callable(found) else self.subject._own(found)

@@ -18,6 +18,7 @@ from .budget import Differs
 from .cases import PLAIN, Case, Shape, coins
 from .checking import check_gradients, check_steps
 from .contract import clause
+from .subject import NotOffered
 
 pytestmark = pytest.mark.needs("any_shape")
 SEEDS = st.integers(0, 2**16)
@@ -93,6 +94,13 @@ def cases(draw, least: int = 1) -> Case:
     )
 
 
+def loading(subject) -> str:
+    """Return the call that loads a subject once more."""
+    option, name = subject.asked_as.split(maxsplit=1)
+    calls = {"--backend": "subjects.load({})", "--mutant": "mutants.load({})"}
+    return calls.get(option, "subjects.plug({})[0]").format(f"{name!r}, {subject.device!r}")
+
+
 def snippet(subject, case: Case, check: str, *arguments: str) -> str:
     """Return Python that runs this one example."""
     fields = [f"shape={case.shape!r}", f"mask={case.mask!r}", f"seed={case.seed}"]
@@ -104,9 +112,9 @@ def snippet(subject, case: Case, check: str, *arguments: str) -> str:
         "from conformance.cases import Case, Shape\n"
         f"from conformance.checking import {check}\n"
         "from conformance.specs import *\n"
-        "from conformance.subjects import load\n\n"
+        "from conformance import mutants, subjects\n\n"
         f"case = Case('fuzz', {', '.join(fields)})\n"
-        f"{check}(load({subject.name!r}, {subject.device!r}), case, "
+        f"{check}({loading(subject)}, case, "
         f"{', '.join(map(repr, arguments))})\n"
     )
 
@@ -124,6 +132,8 @@ def run(subject, case: Case, check, *arguments: str) -> None:
     case = offered(subject, case)
     try:
         check(subject, case, *arguments)
+    except NotOffered:
+        raise
     except Exception as error:
         error.add_note(f"run it alone:\n\n{snippet(subject, case, check.__name__, *arguments)}")
         raise
@@ -145,6 +155,7 @@ def test_any_gradient_is_the_oracles(subject, case):
 
 
 @clause("MASK-10")
+@pytest.mark.needs("masks")
 @given(data=st.data())
 def test_any_mask_is_asked_alike_by_cells_and_by_tiles(subject, data):
     shape = data.draw(shapes())

@@ -1,12 +1,14 @@
 """What an adapter of one's own is given, what it may leave out, and what is refused of it."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conformance import plug, reference, subjects
-from conformance.cases import BY_NAME, MAIN, PLAIN, SQUARE, Case
+from conformance.budget import Differs
+from conformance.cases import BY_NAME, MAIN, PLAIN, SQUARE, Case, normal
 from conformance.checking import check_steps
 from conformance.plug import Plugged
 from conformance.specs import causal, padding, segments, sliding_window
@@ -134,9 +136,106 @@ def test_steps_are_what_is_offered():
         more.steps(*inputs)["masked_scores"]
 
 
-@pytest.mark.parametrize("masks", plug.MASKS)
-def test_mask_cannot_be_written_to(masks):
-    assert not given(RAGGED, masks=masks)["mask"].flags.writeable
+WRITTEN = "an array that was given, after the call at"
+
+
+@pytest.mark.parametrize("name", ["query", "mask"])
+def test_array_that_is_written_to_is_told_at_once(name):
+    """An answer to the next question would be about other numbers."""
+
+    def spoil(query, key, value, mask):
+        {"query": query, "mask": mask}[name][2, 1, 3] = 0
+        return np.zeros((3, 2, 5, 13), np.float32)
+
+    subject = plugged(attention=spoil)
+    with pytest.raises(Differs, match=WRITTEN):
+        subject.attention(*RAGGED.inputs("float32"), **RAGGED.options("float32"))
+
+
+def test_parameter_that_is_written_to_is_told_at_once():
+    def spoil(config, parameters, query, key, value, **options):
+        parameters["q_proj.weight"][3, 0] = 0
+        return query, None
+
+    subject = plugged(capabilities=MODULE, multihead=spoil)
+    with pytest.raises(Differs, match=WRITTEN):
+        subject.multihead(
+            {"embed_dim": 14, "num_heads": 2},
+            {"q_proj.weight": normal(0, 14, 14)},
+            normal(1, 3, 5, 14),
+        )
+
+
+def test_answer_may_use_its_array_again():
+    output = np.zeros((3, 2, 5, 13), np.float32)
+
+    def fill(query, key, value):
+        output[:] = value.max()
+        return output
+
+    subject, (query, key, value) = plugged(attention=fill), PLAIN.inputs("float32")
+    first, second = (subject.attention(query, key, scale * value) for scale in (1, 2))
+    np.testing.assert_array_equal(second, 2 * first)
+
+
+class Lazy:
+    """An answer that warns, or asserts, when it is made an array."""
+
+    def __init__(self, assertion: bool):
+        self.assertion = assertion
+
+    def __array__(self, dtype=None, copy=None):
+        warnings.warn("my framework says hello", DeprecationWarning, stacklevel=1)
+        assert not self.assertion
+        return np.ones((3, 2, 5, 13), np.float32)
+
+
+def test_answer_is_taken_over_under_the_same_guard():
+    subject = plugged(attention=lambda *inputs: Lazy(assertion=False))
+    assert subject.attention(*PLAIN.inputs("float32")).shape == (3, 2, 5, 13)
+    subject = plugged(attention=lambda *inputs: Lazy(assertion=True))
+    with pytest.raises(RuntimeError, match="AssertionError"):
+        subject.attention(*PLAIN.inputs("float32"))
+
+
+def test_answer_that_is_no_array_is_said_to_be_none():
+    with pytest.raises(TypeError, match="an answer must be an array: got set"):
+        plugged(attention=lambda *inputs: {1.0}).attention(*PLAIN.inputs("float32"))
+
+
+class Adding:
+    """A decoding that adds what it is fed; a copy of it warns, as a framework might."""
+
+    def __init__(self, total: float = 0.0):
+        self.total = total
+
+    @property
+    def lengths(self):
+        return [int(self.total)]
+
+    def feed(self, x):
+        warnings.warn("my framework says hello", DeprecationWarning, stacklevel=1)
+        self.total += x.sum()
+        return np.full((1, 1, 1), self.total)
+
+    def copy(self):
+        return Adding(self.total)
+
+
+def test_branch_of_a_decoding_is_driven_like_the_decoding():
+    subject = plugged(
+        capabilities=MODULE | {"cache"}, decoding=lambda config, parameters, batch, size: Adding()
+    )
+    config = {"embed_dim": 1, "num_heads": 1}
+    decoding = subject.decoding("attention", config, {}, capacity=4, batch_size=1)
+    decoding.feed(np.full((1, 1, 1), 2.0))
+    branch = decoding.copy()
+    assert branch.feed(np.full((1, 1, 1), 3.0)) == 5
+    assert (branch.lengths, decoding.lengths) == ([5], [2])
+    with pytest.raises(NotOffered, match="hidden in decoding"):
+        branch.feed(np.ones((1, 1, 1)), hidden=None)
+    with pytest.raises(NotOffered, match="reorder in decoding"):
+        branch.reorder([0])
 
 
 def test_step_that_is_declared_and_missing_is_an_error():
@@ -265,6 +364,12 @@ def test_adapter_is_found_by_path_and_by_entry_point(monkeypatch):
         subjects.find("yours")
     with pytest.raises(ValueError, match="must name a class of test_plug: got Nobody"):
         subjects.find("test_plug:Nobody")
+
+
+def test_text_for_devices_is_refused(monkeypatch):
+    monkeypatch.setattr(subjects, "find", lambda name: SimpleNamespace(devices="cpu"))
+    with pytest.raises(ValueError, match="devices must be a set of names: got 'cpu'"):
+        subjects.plug("one")
 
 
 def test_adapter_is_made_for_each_of_its_devices(monkeypatch):

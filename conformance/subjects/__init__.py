@@ -67,7 +67,10 @@ def plug(name: str, device: str = "auto") -> list[Plugged]:
     with warnings.catch_warnings():  # a framework's warnings are no business of the suite's
         warnings.simplefilter("ignore")
         adapter = find(name)
-    own, device = list(getattr(adapter, "devices", ["cpu"])), ALIASES.get(device, device)
+    named = getattr(adapter, "devices", ["cpu"])
+    if isinstance(named, str):
+        raise ValueError(f"devices must be a set of names: got {named!r}")
+    own, device = list(named), ALIASES.get(device, device)
     wanted = [d for d in own if device in ("auto", d, ALIASES.get(d))]
     if not wanted:
         rule = f"--device must be one that {name} declares, {', '.join(own)}"
