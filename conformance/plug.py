@@ -10,15 +10,12 @@ NumPy arrays go in and come out, shaped as the contract has them, a mask always 
 option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import reference
-from .budget import same
+from .driving import ask
 from .specs import Spec, conjuncts, positional
 from .subject import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
@@ -48,15 +45,6 @@ class Steps(dict):
 
     def __missing__(self, name: str):
         raise NotOffered(f"the subject does not offer {name.replace('_', ' ')}")
-
-
-def arrays(given: Iterable) -> Iterator[np.ndarray]:
-    """Yield the arrays of a call, those in a dict too."""
-    for value in given:
-        if isinstance(value, Mapping):
-            yield from arrays(value.values())
-        elif isinstance(value, np.ndarray):
-            yield value
 
 
 class Plugged:
@@ -99,7 +87,7 @@ class Plugged:
     def attention(self, query, key, value, **options) -> np.ndarray:
         require(self, "attention")
         options = self._options(query, key, options)
-        return self._ask(self.adapter.attention, query, key, value, **options)
+        return ask(self.name, self.adapter.attention, query, key, value, **options)
 
     def steps(self, query, key, value, **options) -> Steps:
         if not self.capabilities & {"weights", "steps"}:
@@ -107,22 +95,22 @@ class Plugged:
         require(self, "attention")
         options = self._options(query, key, options)
         if "steps" in self.capabilities:
-            found = self._ask(self.adapter.steps, query, key, value, **options)
+            found = ask(self.name, self.adapter.steps, query, key, value, **options)
             if missing := [name for name in STEPS if name not in found]:
                 raise KeyError(f"`steps` returns {', '.join(STEPS)}: got none of {missing}")
         else:
-            output, weights = self._ask(self.adapter.weights, query, key, value, **options)
+            output, weights = ask(self.name, self.adapter.weights, query, key, value, **options)
             found = {"output": output, "weights": weights}
         return Steps(found)
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         require(self, "gradients", *([through] if through != "attention" else []))
         options = self._options(query, key, options)
-        return self._ask(self.adapter.gradients, query, key, value, grad, **options)
+        return ask(self.name, self.adapter.gradients, query, key, value, grad, **options)
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         require(self, "parameters")
-        return self._ask(self.adapter.parameters, self._config(config))
+        return ask(self.name, self.adapter.parameters, self._config(config))
 
     def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
         options = self._module_options(config, inputs, options)
@@ -130,7 +118,7 @@ class Plugged:
         query, key, value = self._all_inputs(inputs)
         call = self.adapter.multihead
         config = self._config(config)
-        output, weights = self._ask(call, config, parameters, query, key, value, **options)
+        output, weights = ask(self.name, call, config, parameters, query, key, value, **options)
         return output, weights
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
@@ -140,7 +128,7 @@ class Plugged:
         for name in ("need_weights", "average_weights"):
             options.pop(name)
         call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
-        return self._ask(call, self._config(config), parameters, *inputs, **options)
+        return ask(self.name, call, self._config(config), parameters, *inputs, **options)
 
     def decoding(self, kind, config, parameters, *, capacity, **given):
         """Return the adapter's own decoding: it has `feed`, and what else it declares."""
@@ -148,38 +136,7 @@ class Plugged:
         if kind != "attention" or set(given) != {"batch_size"}:
             raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
         config, batch_size = self._config(config), given["batch_size"]
-        return self._ask(self.adapter.decoding, config, parameters, batch_size, capacity)
-
-    def _ask(self, function: Callable, *args, **options):
-        """Call an adapter and return a copy of what it answers, for it may use its arrays again.
-
-        Its framework's warnings are no business of the suite's, and its assertions no verdict.
-        """
-        given = [(array, array.copy()) for array in arrays((*args, *options.values()))]
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            try:
-                found = self._own(function(*args, **options))
-            except AssertionError as error:
-                raise RuntimeError(f"AssertionError: {error}") from error
-        for array, before in given:
-            same(array, before, "an array that was given, after the call")
-        return found
-
-    def _own(self, found: Any) -> Any:
-        """Return the suite's own copy of an answer: arrays, dicts and tuples of them, decodings."""
-        if found is None:
-            return None
-        if isinstance(found, Mapping):
-            return {name: self._own(array) for name, array in found.items()}
-        if isinstance(found, tuple):
-            return tuple(map(self._own, found))
-        if hasattr(found, "feed"):
-            return PluggedDecoding(self, found)
-        array = np.array(found)
-        if array.dtype == object:
-            raise TypeError(f"an answer must be an array: got {type(found).__name__}")
-        return array
+        return ask(self.name, self.adapter.decoding, config, parameters, batch_size, capacity)
 
     def _options(self, query, key, options: dict) -> dict:
         for array in (query, key):
@@ -278,23 +235,3 @@ class Plugged:
         if offset is None and sizes[2] != sizes[3] and positional(spec):
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         return reference.allowed(spec, sizes, offset)
-
-
-class PluggedDecoding:
-    """A decoding of an adapter: `feed` takes tokens, the rest is what the adapter has."""
-
-    def __init__(self, subject: Plugged, own: Any):
-        self.subject, self.own = subject, own
-
-    def feed(self, x: np.ndarray, **options) -> np.ndarray:
-        if options:
-            raise NotOffered(f"{self.subject.name} does not offer {', '.join(options)} in decoding")
-        return self.subject._ask(self.own.feed, x)
-
-    def __getattr__(self, name: str):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if not hasattr(self.own, name):
-            raise NotOffered(f"{self.subject.name} does not offer {name} in decoding")
-        found = getattr(self.own, name)
-        return partial(self.subject._ask, found) if callable(found) else self.subject._own(found)
