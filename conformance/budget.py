@@ -67,26 +67,11 @@ def compare(got, exact, naive, what: str) -> None:
     """
     got = np.asarray(got)
     check_shape(got, np.shape(exact), what)
-    wide, exact = got.astype(np.float64), np.asarray(exact, np.float64)
-    with np.errstate(invalid="ignore"):
-        error = np.where(wide == exact, 0.0, np.abs(wide - exact))
-    error = np.where(np.isnan(wide) & np.isnan(exact), 0.0, error)
-    error = np.where(np.isnan(error), np.inf, error)
+    _check_floats(got, what)
     limit = allowance(exact, naive, got.dtype)
-    worst = float(error.max(initial=0.0))
-    used = worst / limit if limit else (np.inf if worst else 0.0)
-    if used > 1:
-        index = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-        raise Differs(
-            f"{what} at {index}: expected {exact[index]:.9g}, got {wide[index]:.9g}, "
-            f"error {worst:.3g} of {limit:.3g} allowed ({used:.3g} x)",
-            index=index,
-            expected=float(exact[index]),
-            got=float(wide[index]),
-            error=worst,
-            allowed=limit,
-        )
-    LEDGER.enter(used, what)
+    wide, exact = got.astype(np.float64), np.asarray(exact, np.float64)
+    error = np.where(np.isnan(wide) & np.isnan(exact), 0.0, _off(wide, exact))
+    _within(limit, error, wide, exact, what)
 
 
 def close(got, other, naive, exact, what: str) -> None:
@@ -96,13 +81,40 @@ def close(got, other, naive, exact, what: str) -> None:
     """
     got, other = np.asarray(got), np.asarray(other)
     check_shape(got, other.shape, what)
+    _check_floats(got, what)
     limit = allowance(exact, naive, got.dtype)
     got, other = got.astype(np.float64), other.astype(np.float64)
+    _within(limit, _off(got, other), got, other, what)
+
+
+def _off(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return how far each number is off: 0 where equal, inf where one of the two is none."""
     with np.errstate(invalid="ignore"):
-        error = np.where(got == other, 0.0, np.abs(got - other)).max(initial=0.0)
-    if not error <= limit:
-        raise Differs(f"{what}: they differ by {error:.3g} of {limit:.3g} allowed")
-    LEDGER.enter(float(error / limit) if limit else 0.0, what)
+        error = np.where(got == expected, 0.0, np.abs(got - expected))
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def _within(limit: float, error, got, expected, what: str) -> None:
+    """Enter how much of what is allowed was used. Raises `Differs` where that is too much."""
+    worst = float(error.max(initial=0.0))
+    used = worst / limit if limit else (np.inf if worst else 0.0)
+    if used > 1:
+        index = _index(error)
+        raise Differs(
+            f"{what} at {index}: expected {expected[index]:.9g}, got {got[index]:.9g}, "
+            f"error {worst:.3g} of {limit:.3g} allowed ({used:.3g} x)",
+            index=index,
+            expected=float(expected[index]),
+            got=float(got[index]),
+            error=worst,
+            allowed=limit,
+        )
+    LEDGER.enter(used, what)
+
+
+def _index(error: np.ndarray) -> tuple[int, ...]:
+    """Return where the error is largest."""
+    return tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
 
 
 def same(got, expected, what: str) -> None:
@@ -112,13 +124,15 @@ def same(got, expected, what: str) -> None:
     a, b = _plain(got), _plain(expected)
     unequal = ~((a == b) | (_isnan(a) & _isnan(b)))
     if unequal.any():
-        index = tuple(int(i) for i in np.argwhere(unequal)[0])
+        error = np.where(unequal, _off(a.astype(np.float64), b.astype(np.float64)), -1.0)
+        index = _index(error)
         raise Differs(
             f"{what} at {index}: expected exactly {b[index]}, got {a[index]} "
             f"({int(unequal.sum())} of {unequal.size} differ)",
             index=index,
             expected=float(b[index]),
             got=float(a[index]),
+            error=float(error[index]),
             allowed=0.0,
         )
     LEDGER.enter(0.0, what)
@@ -149,6 +163,11 @@ def check_dtype(got: np.ndarray, dtype, what: str) -> None:
     if got.dtype != dtype:
         text = f"{what}: expected {np.dtype(dtype).name}, got {got.dtype.name}"
         raise Differs(text, took="dtype")
+
+
+def _check_floats(got: np.ndarray, what: str) -> None:
+    if got.dtype.kind not in "fV":  # NumPy knows bfloat16 as V, not as a float
+        raise Differs(f"{what}: expected floats, got {got.dtype.name}", took="dtype")
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

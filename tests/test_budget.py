@@ -157,6 +157,23 @@ def test_same_takes_nan_for_nan_and_either_zero_for_zero(name):
             same(other, given, "output")
 
 
+def test_same_names_the_worst_place():
+    with pytest.raises(
+        Differs, match=r"at \(1, 0\): expected exactly 3.0, got 5.0 \(3 of 4 differ"
+    ):
+        same(np.array([[1.5, 2.0], [5.0, 4.25]]), np.array([[1.0, 2.0], [3.0, 4.0]]), "output")
+    with pytest.raises(Differs, match=r"at \(1,\): expected exactly 2.0, got nan"):
+        same(np.array([7.0, np.nan]), np.array([1.0, 2.0]), "output")
+
+
+def test_whole_numbers_are_another_dtype():
+    for check in (lambda: compare(EXACT.astype(int), EXACT, NAIVE, "output"),
+                  lambda: close(EXACT.astype(int), EXACT, NAIVE, EXACT, "output")):  # fmt: skip
+        with pytest.raises(Differs, match="output: expected floats, got int64") as caught:
+            check()
+        assert caught.value.found["took"] == "dtype"
+
+
 def test_same_compares_booleans_and_whole_numbers():
     same(np.array([True, False]), [True, False], "allowed")
     same(np.array([3, 5], np.int16), [3, 5], "keys")
@@ -166,7 +183,9 @@ def test_same_compares_booleans_and_whole_numbers():
 
 def test_close_holds_two_answers_to_the_budget_of_the_case():
     close(got(error=LIMIT * 0.99), got(), NAIVE, EXACT, "both paths")
-    with pytest.raises(Differs, match="ATT-1: both paths: they differ by"):
+    with pytest.raises(
+        Differs, match=r"ATT-1: both paths at .*: expected .*, got .*, error .* allowed"
+    ):
         close(got(error=LIMIT * 1.01), got(), NAIVE, EXACT, "both paths")
 
 

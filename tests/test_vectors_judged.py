@@ -72,6 +72,15 @@ def test_judge_accepts_the_right_and_refuses_the_wrong(name):
     assert str(error.value).endswith("; it shows that y")
 
 
+def test_judge_tells_place_and_numbers_as_data():
+    wrong = changed(2.9)
+    with pytest.raises(Differs) as caught:
+        judge(vector_of(close()), {"output": wrong}, "float32")
+    found = caught.value.found
+    assert (found["got"], found["expected"]) == (wrong[found["index"]], RIGHT[found["index"]])
+    assert found["error"] == abs(found["got"] - found["expected"]) > found["allowed"]
+
+
 def test_judge_takes_the_allowed_error_of_the_calls_dtype():
     judge(vector_of(close()), {"output": changed(2.9)}, "float16")
     with pytest.raises(Differs):

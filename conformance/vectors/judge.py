@@ -44,35 +44,44 @@ def choose(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> str:
     """Return the alternative that an answer takes; it must be the contract's, if that has one."""
     said = []
     for name, other in part.alternatives.items():
-        try:
-            hold(vector, replace(other, tensor=part.tensor, region=part.region), got, dtype)
-        except Differs as error:
-            said.append(f"not {name!r}: {error.args[0].split(f'{vector.id}: ')[-1].split(';')[0]}")
-        else:
-            if part.contract not in (None, name):
-                raise _differs(
-                    vector, f"{part.tensor} takes {name!r}, the contract says {part.contract!r}"
-                )
+        own = replace(other, tensor=part.tensor, region=part.region)
+        if wrong := misfit(vector, own, got, dtype):
+            said.append(f"not {name!r}: {wrong[0]}")
+        elif part.contract in (None, name):
             return name
+        else:
+            text = f"{part.tensor} takes {name!r}, the contract says {part.contract!r}"
+            raise _differs(vector, text)
     raise _differs(vector, f"{part.tensor} takes no alternative: {'; '.join(said)}")
 
 
 def hold(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> None:
     """Hold one tensor against one part, which is not an `either`."""
+    if wrong := misfit(vector, part, got, dtype):
+        text, found = wrong
+        raise _differs(vector, text, **found)
+
+
+def misfit(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> tuple[str, dict] | None:
+    """Return where one tensor does not fit a part, in words and as data; None where it does."""
     shape = part.expected.shape if part.expected is not None else shape_of(vector, part.tensor)
     if got.shape != shape:
-        raise _differs(vector, f"{part.tensor}: expected shape {shape}, got {got.shape}")
+        return f"{part.tensor}: expected shape {shape}, got {got.shape}", {"took": "shape"}
     error, limit = errors(part, got, dtype)
     error = np.where(part.everywhere(shape), error, 0.0)
     worst = float(error.max(initial=0.0))
-    if worst > limit:
-        index = tuple(int(i) for i in np.unravel_index(error.argmax(), shape))
-        text = f"{part.tensor} at {index}: expected {wanted(part, index)}, got {shown(got[index])}"
-        if part.kind == "close":
-            share = f" ({worst / limit:.3g} x)" if limit else ""
-            text += f", error {worst:.3g} of {limit:.3g} allowed in {dtype}{share}"
-        raise _differs(vector, text)
-    LEDGER.enter(worst / limit if limit else 0.0, f"{part.tensor} of {vector.id}")
+    if worst <= limit:
+        LEDGER.enter(worst / limit if limit else 0.0, f"{part.tensor} of {vector.id}")
+        return None
+    index = tuple(int(i) for i in np.unravel_index(error.argmax(), shape))
+    text = f"{part.tensor} at {index}: expected {wanted(part, index)}, got {shown(got[index])}"
+    if part.kind == "close":
+        share = f" ({worst / limit:.3g} x)" if limit else ""
+        text += f", error {worst:.3g} of {limit:.3g} allowed in {dtype}{share}"
+    found = {"index": index, "got": float(got[index]), "error": worst, "allowed": limit}
+    return text, found | (
+        {} if part.expected is None else {"expected": float(part.expected[index])}
+    )
 
 
 def errors(part: Part, got: np.ndarray, dtype: str) -> tuple[np.ndarray, float]:
@@ -125,5 +134,5 @@ def shape_of(vector: Vector, tensor: str) -> tuple[int, ...]:
     return shapes.get(tensor, vector.cells)
 
 
-def _differs(vector: Vector, text: str) -> Differs:
-    return Differs(f"vector {vector.id}: {text}; it shows that {vector.shows}")
+def _differs(vector: Vector, text: str, **found) -> Differs:
+    return Differs(f"vector {vector.id}: {text}; it shows that {vector.shows}", **found)
