@@ -14,7 +14,7 @@ from conformance.atlas import collect as collecting
 from conformance.atlas import matrix
 from conformance.atlas.ask import ask, refusal
 from conformance.atlas.collect import Entry, collect
-from conformance.atlas.glance import GLANCE
+from conformance.atlas.glance import GLANCE, STANDS_OUT
 from conformance.atlas.page import page
 from conformance.atlas.question import Own, Question
 from conformance.atlas.questions import QUESTIONS
@@ -209,7 +209,12 @@ def test_the_page_has_every_question_and_every_peer(measured):
     for name in measured["peers"]:
         assert f"| `{name}` |" in text.split("## The questions")[0]
     assert "| [What does True say?](#what-does-true-say) | refused | attend 2, hide 1 |" in text
-    assert len(GLANCE) == 8
+
+
+def test_what_stands_out_is_an_answer_to_its_question():
+    for name, took, text in STANDS_OUT:
+        assert took in dict(QUESTIONS[name].answers()), f"{text}: {took!r} answers no {name}"
+    assert GLANCE.keys() <= QUESTIONS.keys()
 
 
 def test_the_page_says_who_took_what(measured):

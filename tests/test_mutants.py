@@ -236,6 +236,16 @@ def test_the_quick_gate_passes(tmp_path, capfd):
     assert last.startswith(f"{len(MUTANTS)} of {len(MUTANTS)} mutants are caught by every clause")
 
 
+def test_the_gate_clears_its_own_reports_and_nothing_else(tmp_path):
+    (tmp_path / "models").mkdir()
+    stale, others = tmp_path / "models/right.jsonl", tmp_path / "models/kernel.py"
+    stale.write_text("of an earlier run", "utf-8")
+    others.write_text("somebody's own", "utf-8")
+    assert gate.main(["end-left-out", "--quick", f"--folder={tmp_path}"]) == 0
+    assert not stale.exists()
+    assert others.read_text("utf-8") == "somebody's own"
+
+
 def test_a_mutant_alone_runs_on_whatever_uses_what_it_breaks(monkeypatch, tmp_path, capfd):
     """What it breaks is used by the cases of two of these three clauses."""
     clauses_ = [f"--clause={id}" for id in ("CACHE-10", "DOC-B11", "MASK-7")]

@@ -16,7 +16,7 @@ from ..subjects import find
 from ..subjects.peers import PEERS
 from .ask import load
 
-OPEN = {"attend": True, "hide": False, "add": 0.0}
+OPEN = {"attend": True, "hide": False}
 
 
 def hidden_by(mask: np.ndarray, masks: str) -> np.ndarray:
@@ -29,7 +29,7 @@ def hidden_by(mask: np.ndarray, masks: str) -> np.ndarray:
 def opened(array: np.ndarray, empty: np.ndarray, sizes: tuple, masks: str) -> np.ndarray:
     """Return a mask or a bias that hides nothing from the empty rows."""
     array = np.array(np.broadcast_to(array, sizes))
-    array[empty] = OPEN[masks] if array.dtype == bool else 0
+    array[empty] = OPEN[masks] if array.dtype == bool else 0.0
     return array
 
 

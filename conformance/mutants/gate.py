@@ -29,6 +29,9 @@ SHARDS = {
 CHILD = "import sys; sys.path[:] = {path!r}; from {package}.shard import main; sys.exit(main())"
 
 
+REPORTS = ("right.jsonl", "wrong.jsonl", "both.jsonl")  # those that a shard writes
+
+
 class Broken(Exception):
     """The suite broke down, so that there is nothing to judge."""
 
@@ -88,14 +91,15 @@ def run(mutants: list[Mutant], folder: Path, quick: bool = False) -> list[Result
     finally:
         for process in running.values():
             process.kill()  # of those that are still there: another broke down, or Ctrl-C
-    return [r for own in folders.values() for path in own.glob("*.jsonl") for r in results(path)]
+    reports = (own / name for own in folders.values() for name in REPORTS)
+    return [r for path in reports if path.exists() for r in results(path)]
 
 
 def start(folder: Path, names: list[str], quick: bool) -> subprocess.Popen:
     """Start a shard."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    for old in ("progress", *REPORTS):  # an earlier run's
+        (folder / old).unlink(missing_ok=True)
     code = CHILD.format(path=sys.path, package=__package__)
     call = [sys.executable, "-c", code, str(folder), *["--quick"] * quick, *names]
     one_thread = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

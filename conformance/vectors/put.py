@@ -1,5 +1,7 @@
 """Putting a vector to a subject: the call that it makes, and the tensors of the answer."""
 
+from functools import partial
+
 import numpy as np
 
 from ..subject import NotOffered, Subject, require
@@ -80,12 +82,10 @@ def multihead(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
     if "mask" in given:
         given["attn_mask"] = given.pop("mask")
     config = vector.settings | {"empty_rows": vector.empty_rows}
-    answer: Answers = {}
-    for name, average in (("weights", False), ("mean_weights", True)):
-        if name in wanted or not average:
-            answer["output"], answer[name] = subject.multihead(
-                config, vector.parameters, *inputs, average_weights=average, **given
-            )
+    call = partial(subject.multihead, config, vector.parameters, *inputs, **given)
+    answer: Answers = dict(zip(("output", "weights"), call(average_weights=False), strict=True))
+    if "mean_weights" in wanted:
+        answer["output"], answer["mean_weights"] = call(average_weights=True)
     return answer
 
 
