@@ -38,7 +38,7 @@ CAPABILITIES = {
     "counting": "a count of the tokens that a projection is sent",
     "checkpoints": "weights in and out, as files and in other libraries' layouts",
     "any_shape": "a new shape without the cost of a compilation",
-    "errors": "the contract's errors, call by call",
+    "errors": "this project's own calls and errors, by their names",
 }
 
 
