@@ -39,56 +39,19 @@ def true() -> Question:
     )
 
 
-def float_inf() -> Question:
-    given, mask = inputs(), additive(MASK, -np.inf)
+def of_numbers(name: str, title: str, sentence: str, mask: np.ndarray, blind=()) -> Question:
+    """Return the question of a mask of numbers; `blind` are readings that it cannot tell apart."""
+    given = inputs()
     return Question(
-        name="float-inf",
+        name=name,
         theme="What a mask says",
-        title="What is a float mask of 0 and -inf?",
+        title=title,
         clause="MASK-9",
-        sentence="The mask that is meant to be added to the scores: 0 where something may be seen, "
-        "-inf where it is hidden. " + ARGUMENT,
+        sentence=f"{sentence} {ARGUMENT}",
         inputs=given,
         given={"mask": mask},
         contract="refused",
-        answers=lambda: [
-            # read as booleans with True for hidden, such a mask says the same as if it were added
-            alternative
-            for alternative in readings_of_numbers(given, mask)
-            if alternative[0] != "cast, hidden"
-        ],
-    )
-
-
-def float_ones() -> Question:
-    given, mask = inputs(), MASK.astype("float32")
-    return Question(
-        name="float-10",
-        theme="What a mask says",
-        title="What is a float mask of 1 and 0?",
-        clause="MASK-9",
-        sentence="The mask that is meant to be multiplied, or to be read as true and false: 1 "
-        "where something may be seen, 0 where it is hidden. " + ARGUMENT,
-        inputs=given,
-        given={"mask": mask},
-        contract="refused",
-        answers=lambda: readings_of_numbers(given, mask),
-    )
-
-
-def integers() -> Question:
-    given, mask = inputs(), MASK.astype("int32")
-    return Question(
-        name="int-10",
-        theme="What a mask says",
-        title="What is a mask of integers, 1 and 0?",
-        clause="MASK-9",
-        sentence="The mask that a tokenizer returns, as int32: 1 where something may be seen, 0 "
-        "where it is hidden. " + ARGUMENT,
-        inputs=given,
-        given={"mask": mask},
-        contract="refused",
-        answers=lambda: readings_of_numbers(given, mask),
+        answers=lambda: [a for a in readings_of_numbers(given, mask) if a[0] not in blind],
     )
 
 
@@ -152,5 +115,25 @@ def three_axes() -> Question:
 
 
 QUESTIONS = [
-    true(), float_inf(), float_ones(), integers(), two_axes(), two_axes_apart(), three_axes(),
+    true(),
+    of_numbers(
+        "float-inf", "What is a float mask of 0 and -inf?",
+        "The mask that is meant to be added to the scores: 0 where something may be seen, -inf "
+        "where it is hidden.",
+        additive(MASK, -np.inf),
+        blind=["cast, hidden"],  # True for hidden, such a mask says the same as if it were added
+    ),
+    of_numbers(
+        "float-10", "What is a float mask of 1 and 0?",
+        "The mask that is meant to be multiplied, or to be read as true and false: 1 where "
+        "something may be seen, 0 where it is hidden.",
+        MASK.astype("float32"),
+    ),
+    of_numbers(
+        "int-10", "What is a mask of integers, 1 and 0?",
+        "The mask that a tokenizer returns, as int32: 1 where something may be seen, 0 where it is "
+        "hidden.",
+        MASK.astype("int32"),
+    ),
+    two_axes(), two_axes_apart(), three_axes(),
 ]  # fmt: skip
