@@ -40,19 +40,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
     config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
+    config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
     if config.option.known:
         try:
             known.read(config.option.known)
         except (OSError, ValueError) as error:
             raise pytest.UsageError(f"--known: {error}") from error
-    config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
     gc.set_threshold(100_000)  # tracing makes many small objects that live: do not walk them often
     usual = settings(deadline=None, database=None, report_multiple_bugs=False)
     settings.register_profile("steady", usual, derandomize=True)
     settings.register_profile("fuzz", usual, max_examples=2000)
     settings.load_profile("fuzz" if config.option.fuzz else "steady")
-    _known("--profile", config.option.profile, profiles())
-    _known("--clause", config.option.clause, list(clauses()))
+    _check("--profile", config.option.profile, profiles())
+    _check("--clause", config.option.clause, list(clauses()))
     options = config.option
     if options.mutant and (options.backend or options.subject):
         raise pytest.UsageError("--mutant stands alone: got --backend or --subject beside it")
@@ -66,10 +66,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), "conformance-report")
 
 
-def _known(option: str, given: list[str] | None, known: list[str]) -> None:
+def _check(option: str, given: list[str] | None, names: list[str]) -> None:
     for name in given or []:
-        if name not in known:
-            raise pytest.UsageError(must_be_one_of(option, known, name))
+        if name not in names:
+            raise pytest.UsageError(must_be_one_of(option, names, name))
 
 
 def select(backends: list[str] | None, device: str, named: list[str] | None = None) -> list:
@@ -100,7 +100,7 @@ def plugged(name: str, device: str) -> list:
 
 
 def own(backends: list[str] | None, device: str) -> list:
-    _known("--backend", backends, list(subjects.BACKENDS))
+    _check("--backend", backends, list(subjects.BACKENDS))
     lacking = {name: subjects.missing(name) for name in backends or subjects.BACKENDS}
     usable = [name for name, packages in lacking.items() if not packages]
     if not usable or (backends and len(usable) < len(set(backends))):
