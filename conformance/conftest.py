@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--subject", action="append", help="package.module:Class; may be repeated")
     group.addoption("--mutant", action="append", help="a wrong implementation; may be repeated")
     group.addoption("--known", help="a file of known differences, TOML")
-    group.addoption("--smoke", action="store_true", help="one case a clause")
+    group.addoption("--smoke", action="store_true", help="the first case of each test")
     group.addoption("--device", default="auto", help="auto, or one device such as cpu or cuda")
     group.addoption("--profile", action="append", help="only the clauses of this profile")
     group.addoption("--clause", action="append", help="only this clause, such as EMPTY-2")
