@@ -3,17 +3,19 @@
     [[known]]
     clause = "EMPTY-1"
     case = "test_zero_gives_exact_zeros[*]"  # left out: every case of the clause
+    subject = "mine"  # left out: every subject
     reason = "a row that may see nothing is the mean of all values"
     link = "https://example.org/issues/1"
 
 Every case that an entry matches must differ; with `outcome = "error"` it may raise. One that has
-begun to conform is an error, and so is an entry that matches nothing.
+begun to conform is an error, and so is an entry that matches nothing. An empty
+file is a file too: nothing is known to differ.
 """
 
 import json
 import tomllib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import pytest
 from .contract import clauses
 from .report import case_of, results
 
-FIELDS = ("clause", "reason", "link")
+NEEDED = ("clause", "reason", "link")
 RAISES: dict[str, type[Exception]] = {"differs": AssertionError, "error": Exception}
 
 
@@ -51,22 +53,32 @@ KNOWN = pytest.StashKey[Known]()
 
 
 def read(path: str | Path) -> list[Known]:
-    """Read a file of known differences. Raises ValueError where an entry lacks what it needs."""
+    """Read a file of known differences. Raises ValueError where it holds anything else."""
     try:
-        entries = tomllib.loads(Path(path).read_text("utf-8")).get("known", [])
-    except tomllib.TOMLDecodeError as error:
+        file = tomllib.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
         raise ValueError(f"known differences are written in TOML: got {path}, {error}") from error
-    found = []
-    for entry in entries:
-        lacking = [name for name in FIELDS if not str(entry.get(name, "")).strip()]
-        unknown = sorted(entry.keys() - {*FIELDS, "case", "subject", "outcome"})
-        known = entry.get("clause") in clauses() and entry.get("outcome", "differs") in RAISES
-        if lacking or unknown or not known:
-            rule = "a known difference has a clause of the contract, a reason and a link"
-            more = "and may have a case, a subject, and outcome = 'differs' or 'error'"
-            raise ValueError(f"{rule}, {more}: got {entry} in {path}")
-        found.append(Known(**entry))
-    return found
+    strange = {name: value for name, value in file.items() if name != "known" or not _tables(value)}
+    if strange:
+        rule = "a file of known differences holds tables [[known]] and nothing else"
+        raise ValueError(f"{rule}: got {strange} in {path}")
+    return [_checked(entry, path) for entry in file.get("known", [])]
+
+
+def _tables(value) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _checked(entry: dict, path: str | Path) -> Known:
+    texts = all(isinstance(value, str) for value in entry.values())
+    named = entry.keys() <= {field.name for field in fields(Known)}
+    if texts and named and all(entry.get(name, "").strip() for name in NEEDED):
+        found = Known(**entry)
+        if found.clause in clauses() and found.outcome in RAISES:
+            return found
+    rule = "a known difference has a clause of the contract, a reason and a link"
+    more = "and may have a case, a subject, and outcome = 'differs' or 'error'"
+    raise ValueError(f"{rule}, {more}, all of them texts: got {entry} in {path}")
 
 
 def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:

@@ -39,8 +39,8 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, text: str, *options: str):
-    (folder / "known.toml").write_text(text, "utf-8")
+def run(folder: Path, text: str | bytes, *options: str):
+    (folder / "known.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
     first = f"import sys; sys.path.insert(0, {str(folder)!r})"
     given = ["run", "--subject", "adapter:Subject", "--known", "known.toml", *options]
     return cli(*given, cwd=folder, first=first)
@@ -64,6 +64,7 @@ def test_known_difference_that_has_begun_to_conform_is_an_error(folder):
     assert "error" in {line["outcome"] for line in found if line["clause"] == "EMPTY-1"}
 
 
+TABLES = "a file of known differences holds tables [[known]] and nothing else"
 WRONG = {
     "no_such_case": (
         ENTRY.replace("reason", 'case = "test_nothing[*]"\nreason'),
@@ -73,7 +74,16 @@ WRONG = {
     "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "a reason and a link"),
     "no_link": (ENTRY.replace("link", "url"), "a reason and a link"),
     "no_outcome": (f'{ENTRY}outcome = "passes"\n', "outcome = 'differs' or 'error'"),
-    "no_toml": ("[[known", "known.toml"),
+    "no_toml": ("[[known", "known differences are written in TOML: got known.toml, "),
+    "no_utf_8": (b"\xff", "known differences are written in TOML: got known.toml, "),
+    "one_table": (ENTRY.replace("[[known]]", "[known]"), f"{TABLES}: got {{'known': {{'clause'"),
+    "a_text": ('known = "x"', f"{TABLES}: got {{'known': 'x'}} in known.toml"),
+    "a_list_of_texts": ('known = ["x"]', f"{TABLES}: got {{'known': ['x']}} in known.toml"),
+    "misspelt": (f"{ENTRY}[[knwon]]", f"{TABLES}: got {{'knwon': [{{}}]}} in known.toml"),
+    "case_no_text": (f"{ENTRY}case = 3", "all of them texts: got {'clause': 'CLEAN-2'"),
+    "clause_no_text": (ENTRY.replace('"CLEAN-2"', '["CLEAN-2"]'), "all of them texts: got"),
+    "outcome_no_text": (f'{ENTRY}outcome = ["differs"]', "all of them texts: got"),
+    "reason_no_text": (ENTRY.replace('"0 * NaN is NaN"', "0"), "all of them texts: got"),
 }
 
 
@@ -82,7 +92,7 @@ def test_entry_that_does_not_hold_is_refused(folder, name):
     text, words = WRONG[name]
     done = run(folder, text, *CLAUSE)
     assert done.returncode not in (0, pytest.ExitCode.TESTS_FAILED), done.stdout
-    assert "--known: " in done.stderr and words.split("known.toml")[0] in done.stderr
+    assert "--known: " in done.stderr and words in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
@@ -112,6 +122,11 @@ def test_entry_of_what_is_not_offered_is_an_error(folder):
     done = run(folder, ENTRY + NOT_OFFERED)
     assert "a known difference is of what is offered: got CLEAN-3" in done.stderr
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
+
+
+def test_empty_file_has_no_entries(folder):
+    (folder / "known.toml").write_text("# none yet\n", "utf-8")
+    assert known.read(folder / "known.toml") == []
 
 
 def test_brackets_are_no_pattern():
