@@ -8,8 +8,8 @@
     link = "https://example.org/issues/1"
 
 Every case that an entry matches must differ; with `outcome = "error"` it may raise. One that has
-begun to conform is an error, and so is an entry that matches nothing. An empty
-file is a file too: nothing is known to differ.
+begun to conform is an error, and so is an entry that matches nothing. Of several entries that match
+a case, the first counts. An empty file is a file too: nothing is known to differ.
 """
 
 import json
@@ -83,29 +83,31 @@ def _checked(entry: dict, path: str | Path) -> Known:
 
 def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:
     """Expect the known differences of the tests; return the entries that match none."""
-    left = set(entries)
+    cases = []
     for item in items:
         clause = item.get_closest_marker("clause")
         if clause is None or not hasattr(item, "callspec"):
             continue
         subject = item.callspec.params["subject"]
-        about = (clause.args[0], case_of(item.name, subject), subject.name)
-        for entry in entries:
-            if entry.matches(*about):
-                left.discard(entry)
-                item.stash[KNOWN] = entry
-                reason = f"a known difference: {entry.reason} ({entry.link})"
-                wrong = RAISES[entry.outcome]
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=wrong))
-                break
-    return [entry for entry in entries if entry in left]
+        case = (clause.args[0], case_of(item.name, subject), subject.name)
+        cases.append(case)
+        entry = next((entry for entry in entries if entry.matches(*case)), None)
+        if entry:
+            item.stash[KNOWN] = entry
+            reason = f"a known difference: {entry.reason} ({entry.link})"
+            wrong = RAISES[entry.outcome]
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=wrong))
+    return _idle(entries, cases)
 
 
 def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
     """Return the entries of which a report has no case but what was not offered."""
     tried = [r for r in results(lines) if r["outcome"] != "not offered"]
-    about = [(r["clause"], r["case"], r["subject"]) for r in tried]
-    return [entry for entry in entries if not any(entry.matches(*one) for one in about)]
+    return _idle(entries, [(r["clause"], r["case"], r["subject"]) for r in tried])
+
+
+def _idle(entries: list[Known], cases: list[tuple[str, str, str]]) -> list[Known]:
+    return [entry for entry in entries if not any(entry.matches(*case) for case in cases)]
 
 
 def draft(lines: list[dict]) -> str:

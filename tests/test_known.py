@@ -129,6 +129,24 @@ def test_empty_file_has_no_entries(folder):
     assert known.read(folder / "known.toml") == []
 
 
+COVERED = ENTRY.replace("reason", 'case = "test_*"\nsubject = "mi*"\nreason')
+
+
+@pytest.mark.parametrize("options", [["--clause", "CLEAN-2"], []])
+def test_entry_that_another_covers_matches_too(folder, options):
+    done = run(folder, ENTRY + COVERED, *options)
+    assert done.stderr == ""
+    assert "known difference" in done.stdout
+
+
+def test_first_entry_that_matches_counts(folder):
+    (folder / "adapter.py").write_text(CRASHING, "utf-8")
+    error = f'{COVERED}outcome = "error"\n'
+    assert run(folder, error + ENTRY, "--clause", "CLEAN-2").returncode == 0
+    done = run(folder, ENTRY + error, "--clause", "CLEAN-2")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+
+
 def test_brackets_are_no_pattern():
     entry = known.Known("ATT-1", "r", "l", case="test_it[ATT-1-*-[2, 0]]")
     assert entry.matches("ATT-1", "test_it[ATT-1-causal-[2, 0]]", "mine")
