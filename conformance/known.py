@@ -4,6 +4,7 @@
     clause = "EMPTY-1"
     case = "test_zero_gives_exact_zeros[*]"  # left out: every case of the clause
     subject = "mine"  # left out: every subject
+    device = "cuda"  # left out: every device
     reason = "a row that may see nothing is the mean of all values"
     link = "https://example.org/issues/1"
 
@@ -37,16 +38,18 @@ class Known:
     link: str
     case: str = "*"
     subject: str = "*"
+    device: str = "*"
     outcome: str = "differs"
 
-    def matches(self, clause: str, case: str, subject: str) -> bool:
+    def matches(self, clause: str, case: str, subject: str, device: str) -> bool:
         """Whether the entry speaks of a case; what stands in brackets is not a pattern."""
         pattern = self.case.replace("[", "[[]")
-        named = fnmatchcase(case, pattern) and fnmatchcase(subject, self.subject)
-        return clause == self.clause and named
+        where = fnmatchcase(subject, self.subject) and fnmatchcase(device, self.device)
+        return clause == self.clause and fnmatchcase(case, pattern) and where
 
     def __str__(self) -> str:
-        return f"{self.clause}, case {self.case!r}, subject {self.subject!r}"
+        about = f"case {self.case!r}, subject {self.subject!r}, device {self.device!r}"
+        return f"{self.clause}, {about}"
 
 
 KNOWN = pytest.StashKey[Known]()
@@ -77,7 +80,7 @@ def _checked(entry: dict, path: str | Path) -> Known:
         if found.clause in clauses() and found.outcome in RAISES:
             return found
     rule = "a known difference has a clause of the contract, a reason and a link"
-    more = "and may have a case, a subject, and outcome = 'differs' or 'error'"
+    more = "and may have a case, a subject, a device, and outcome = 'differs' or 'error'"
     raise ValueError(f"{rule}, {more}, all of them texts: got {entry} in {path}")
 
 
@@ -89,7 +92,7 @@ def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:
         if clause is None or not hasattr(item, "callspec"):
             continue
         subject = item.callspec.params["subject"]
-        case = (clause.args[0], case_of(item.name, subject), subject.name)
+        case = (clause.args[0], case_of(item.name, subject), subject.name, subject.device)
         cases.append(case)
         entry = next((entry for entry in entries if entry.matches(*case)), None)
         if entry:
@@ -103,36 +106,40 @@ def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:
 def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
     """Return the entries of which a report has no case but what was not offered."""
     tried = [r for r in results(lines) if r["outcome"] != "not offered"]
-    return _idle(entries, [(r["clause"], r["case"], r["subject"]) for r in tried])
+    return _idle(entries, [(r["clause"], r["case"], r["subject"], r["device"]) for r in tried])
 
 
-def _idle(entries: list[Known], cases: list[tuple[str, str, str]]) -> list[Known]:
+def _idle(entries: list[Known], cases: list[tuple[str, str, str, str]]) -> list[Known]:
     return [entry for entry in entries if not any(entry.matches(*case) for case in cases)]
 
 
 def draft(lines: list[dict]) -> str:
     """Return a file of known differences for what differs in a report; reasons are to be written.
 
-    One entry for a clause of which every case differs, else an entry a case.
+    One entry for a clause of which every case differs, else an entry a case. A device is named
+    where the report has its subject on several.
     """
-    groups = defaultdict(list)
+    groups, devices = defaultdict(list), defaultdict(set)
     for result in results(lines):
-        if result["outcome"] != "not offered" and clauses()[result["clause"]].level == "MUST":
-            groups[result["subject"], result["clause"]].append(result)
+        subject, device, clause = result["subject"], result["device"], result["clause"]
+        devices[subject].add(device)
+        if result["outcome"] != "not offered" and clauses()[clause].level == "MUST":
+            groups[subject, device, clause].append(result)
     entries = []
-    for (subject, clause), group in groups.items():
+    for (subject, device, clause), group in groups.items():
+        about = {"clause": clause, "subject": subject}
+        about |= {"device": device} if len(devices[subject]) > 1 else {}
         wrong = [r for r in group if r["outcome"] in ("differs", "error")]
         alike = len({r["outcome"] for r in group}) == 1
         if wrong and alike:
-            entries.append(_entry(subject, clause, "*", wrong[0]))
+            entries.append(_entry(about | {"case": "*"}, wrong[0]))
         else:
-            entries += [_entry(subject, clause, r["case"], r) for r in wrong]
+            entries += [_entry(about | {"case": r["case"]}, r) for r in wrong]
     return "\n".join(entries)
 
 
-def _entry(subject: str, clause: str, case: str, result: dict) -> str:
+def _entry(about: dict[str, str], result: dict) -> str:
     told = (result["took"] or result["message"]).splitlines()[0][:80]
-    fields = {"clause": clause, "subject": subject, "case": case}
-    fields |= {"outcome": "error"} if result["outcome"] == "error" else {}
-    written = "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+    about = about | ({"outcome": "error"} if result["outcome"] == "error" else {})
+    written = "".join(f"{name} = {json.dumps(value)}\n" for name, value in about.items())
     return f'[[known]]\n{written}reason = ""  # {told}\nlink = ""\n'

@@ -32,6 +32,17 @@ link = "https://example.org/1"
 CONFORMING = ENTRY.replace("CLEAN-2", "EMPTY-1")
 NOT_OFFERED = ENTRY.replace("CLEAN-2", "CLEAN-3")
 
+TWO_DEVICES = ADAPTER.replace(
+    """
+    def attention""",
+    """    devices = ("cpu", "cuda")
+
+    def __init__(self, device):
+        self.clean = np.nan_to_num if device == "cpu" else np.asarray
+
+    def attention""",
+).replace("@ value", "@ self.clean(value)")
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -149,9 +160,33 @@ def test_first_entry_that_matches_counts(folder):
 
 def test_brackets_are_no_pattern():
     entry = known.Known("ATT-1", "r", "l", case="test_it[ATT-1-*-[2, 0]]")
-    assert entry.matches("ATT-1", "test_it[ATT-1-causal-[2, 0]]", "mine")
-    assert not entry.matches("ATT-1", "test_it[ATT-1-causal-2]", "mine")
-    assert not entry.matches("ATT-2", "test_it[ATT-1-causal-[2, 0]]", "mine")
+    assert entry.matches("ATT-1", "test_it[ATT-1-causal-[2, 0]]", "mine", "cpu")
+    assert not entry.matches("ATT-1", "test_it[ATT-1-causal-2]", "mine", "cpu")
+    assert not entry.matches("ATT-2", "test_it[ATT-1-causal-[2, 0]]", "mine", "cpu")
+
+
+def test_difference_of_one_device_can_be_written_down(folder):
+    (folder / "adapter.py").write_text(TWO_DEVICES, "utf-8")
+    done = run(folder, ENTRY, "--clause", "CLEAN-2")
+    assert "has begun to conform" in done.stdout  # on the CPU
+    done = run(folder, f'{ENTRY}device = "cuda"\n', "--clause", "CLEAN-2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_draft_names_a_device_where_there_are_two(folder):
+    (folder / "adapter.py").write_text(TWO_DEVICES, "utf-8")
+    run(folder, "", "--clause", "CLEAN-2")
+    (folder / "known.toml").write_text(drafted(folder), "utf-8")
+    (entry,) = known.read(folder / "known.toml")
+    assert (entry.clause, entry.device, entry.case) == ("CLEAN-2", "cuda", "*")
+    done = run(folder, drafted(folder), "--clause", "CLEAN-2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def drafted(folder: Path) -> str:
+    """Draft a file of known differences from the last report, and fill it in."""
+    text = known.draft(read(folder / ".conformance/report.jsonl"))
+    return text.replace('reason = ""', 'reason = "r"').replace('link = ""', 'link = "l"')
 
 
 def test_draft_has_an_entry_a_clause_or_a_case(folder):
@@ -164,7 +199,7 @@ def test_draft_has_an_entry_a_clause_or_a_case(folder):
     assert "# poisoned" in text
     made = [
         {"type": "result", "clause": "ATT-1", "case": f"test_it[{n}]", "subject": "mine",
-         "outcome": outcome, "took": None, "message": "ATT-1: off"}
+         "device": "cpu", "outcome": outcome, "took": None, "message": "ATT-1: off"}
         for n, outcome in enumerate(["conforms", "differs", "error", "not offered"])
     ]  # fmt: skip
     entries = tomllib.loads(known.draft(made))["known"]
