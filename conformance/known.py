@@ -43,9 +43,10 @@ class Known:
 
     def matches(self, clause: str, case: str, subject: str, device: str) -> bool:
         """Whether the entry speaks of a case; what stands in brackets is not a pattern."""
-        pattern = self.case.replace("[", "[[]")
-        where = fnmatchcase(subject, self.subject) and fnmatchcase(device, self.device)
-        return clause == self.clause and fnmatchcase(case, pattern) and where
+        named = ((case, self.case), (subject, self.subject), (device, self.device))
+        return clause == self.clause and all(
+            fnmatchcase(name, pattern.replace("[", "[[]")) for name, pattern in named
+        )
 
     def __str__(self) -> str:
         about = f"case {self.case!r}, subject {self.subject!r}, device {self.device!r}"
@@ -139,7 +140,13 @@ def draft(lines: list[dict]) -> str:
 
 
 def _entry(about: dict[str, str], result: dict) -> str:
-    told = (result["took"] or result["message"]).splitlines()[0][:80]
+    first = (result["took"] or result["message"]).partition("\n")[0]
+    told = "".join(filter(str.isprintable, first))[:80]
     about = about | ({"outcome": "error"} if result["outcome"] == "error" else {})
-    written = "".join(f"{name} = {json.dumps(value)}\n" for name, value in about.items())
+    written = "".join(f"{name} = {_toml(value)}\n" for name, value in about.items())
     return f'[[known]]\n{written}reason = ""  # {told}\nlink = ""\n'
+
+
+def _toml(text: str) -> str:
+    """Write a text as TOML does: as JSON, but for DEL, which JSON lets stand."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -159,10 +159,12 @@ def test_first_entry_that_matches_counts(folder):
 
 
 def test_brackets_are_no_pattern():
-    entry = known.Known("ATT-1", "r", "l", case="test_it[ATT-1-*-[2, 0]]")
-    assert entry.matches("ATT-1", "test_it[ATT-1-causal-[2, 0]]", "mine", "cpu")
-    assert not entry.matches("ATT-1", "test_it[ATT-1-causal-2]", "mine", "cpu")
-    assert not entry.matches("ATT-2", "test_it[ATT-1-causal-[2, 0]]", "mine", "cpu")
+    about = {"case": "test_it[ATT-1-*-[2, 0]]", "subject": "mine[*]", "device": "cuda[?]"}
+    entry = known.Known("ATT-1", "r", "l", **about)
+    case = ("ATT-1", "test_it[ATT-1-causal-[2, 0]]", "mine[fast]", "cuda[1]")
+    assert entry.matches(*case)
+    for i, other in enumerate(["ATT-2", "test_it[ATT-1-causal-2]", "minef", "cuda1"]):
+        assert not entry.matches(*case[:i], other, *case[i + 1 :])
 
 
 def test_difference_of_one_device_can_be_written_down(folder):
@@ -189,6 +191,17 @@ def drafted(folder: Path) -> str:
     return text.replace('reason = ""', 'reason = "r"').replace('link = ""', 'link = "l"')
 
 
+@pytest.mark.parametrize("name", ["mine[fast]", '[!a] a😀 "quoted" \\ \x07\t\x7f'])
+def test_filled_draft_is_read_and_matches(folder, name):
+    crash = CRASHING.replace("KeyError('no')", r"ValueError('\x1b[31mno\x1b[0m\x7f\x85\rno')")
+    (folder / "adapter.py").write_text(crash.replace('"mine"', repr(name)), "utf-8")
+    run(folder, "", "--clause", "CLEAN-2")
+    text = drafted(folder)
+    assert "# ValueError: [31mno[0mno\n" in text
+    done = run(folder, text, "--clause", "CLEAN-2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_draft_has_an_entry_a_clause_or_a_case(folder):
     first = f"import sys; sys.path.insert(0, {str(folder)!r})"
     cli("run", "--subject", "adapter:Subject", *CLAUSE, cwd=folder, first=first)
@@ -199,7 +212,7 @@ def test_draft_has_an_entry_a_clause_or_a_case(folder):
     assert "# poisoned" in text
     made = [
         {"type": "result", "clause": "ATT-1", "case": f"test_it[{n}]", "subject": "mine",
-         "device": "cpu", "outcome": outcome, "took": None, "message": "ATT-1: off"}
+         "device": "cpu", "outcome": outcome, "took": None, "message": ["", "ATT-1: off"][n % 2]}
         for n, outcome in enumerate(["conforms", "differs", "error", "not offered"])
     ]  # fmt: skip
     entries = tomllib.loads(known.draft(made))["known"]
