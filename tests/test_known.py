@@ -129,10 +129,17 @@ def test_crash_is_no_known_difference(folder):
     assert done.returncode == 0, done.stdout
 
 
-def test_entry_of_what_is_not_offered_is_an_error(folder):
-    done = run(folder, ENTRY + NOT_OFFERED)
+@pytest.mark.parametrize("options", [[], ["-v"]])
+def test_entry_of_what_is_not_offered_is_an_error(folder, options):
+    done = run(folder, ENTRY + NOT_OFFERED, *options)
     assert "a known difference is of what is offered: got CLEAN-3" in done.stderr
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize("options", [["-vk", "CLEAN-2"], CLAUSE])
+def test_entry_of_what_was_left_out_is_no_error(folder, options):
+    done = run(folder, ENTRY + NOT_OFFERED, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_empty_file_has_no_entries(folder):
