@@ -9,8 +9,9 @@
     link = "https://example.org/issues/1"
 
 Every case that an entry matches must differ; with `outcome = "error"` it may raise. One that has
-begun to conform is an error, and so is an entry that matches nothing. Of several entries that match
-a case, the first counts. An empty file is a file too: nothing is known to differ.
+begun to conform is an error, and so is an entry that matches nothing, unless it is of a device that
+is not there. Of several entries that match a case, the first counts. An empty file is a file too:
+nothing is known to differ.
 """
 
 import json
@@ -42,15 +43,21 @@ class Known:
     outcome: str = "differs"
 
     def matches(self, clause: str, case: str, subject: str, device: str) -> bool:
-        """Whether the entry speaks of a case; what stands in brackets is not a pattern."""
-        named = ((case, self.case), (subject, self.subject), (device, self.device))
-        return clause == self.clause and all(
-            fnmatchcase(name, pattern.replace("[", "[[]")) for name, pattern in named
-        )
+        """Whether the entry speaks of a case."""
+        named = _fits(case, self.case) and _fits(subject, self.subject)
+        return clause == self.clause and named and self.is_of(device)
+
+    def is_of(self, device: str) -> bool:
+        return _fits(device, self.device)
 
     def __str__(self) -> str:
         about = f"case {self.case!r}, subject {self.subject!r}, device {self.device!r}"
         return f"{self.clause}, {about}"
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name is of a pattern; what stands in brackets is not one."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 KNOWN = pytest.StashKey[Known]()
@@ -111,7 +118,10 @@ def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
 
 
 def _idle(entries: list[Known], cases: list[tuple[str, str, str, str]]) -> list[Known]:
-    return [entry for entry in entries if not any(entry.matches(*case) for case in cases)]
+    """Return the entries that match no case, but for those of devices that are not there today."""
+    there = {device for *_, device in cases}
+    spoken = [entry for entry in entries if any(entry.is_of(device) for device in there)]
+    return [entry for entry in spoken if not any(entry.matches(*case) for case in cases)]
 
 
 def draft(lines: list[dict]) -> str:

@@ -182,6 +182,15 @@ def test_difference_of_one_device_can_be_written_down(folder):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_entry_of_a_device_that_is_not_there_is_left_alone(folder):
+    (folder / "adapter.py").write_text(TWO_DEVICES, "utf-8")
+    text = f'{ENTRY}device = "cuda"\n'
+    done = run(folder, text, "--clause", "CLEAN-2", "--device", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(folder, text.replace("CLEAN-2", "NO-1"), "--clause", "CLEAN-2", "--device", "cpu")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+
+
 def test_draft_names_a_device_where_there_are_two(folder):
     (folder / "adapter.py").write_text(TWO_DEVICES, "utf-8")
     run(folder, "", "--clause", "CLEAN-2")
