@@ -1,6 +1,7 @@
 """What a report says, as a table for a terminal, for a page, or as JSON; and what has changed."""
 
 import json
+import sys
 from collections import Counter, defaultdict
 
 from rich.box import SIMPLE_HEAD
@@ -147,7 +148,8 @@ def _text(rows: list[list[str]]) -> str:
         drawn.add_column(title, no_wrap=True, justify="left" if left else "right", max_width=width)
     for row in rows:
         drawn.add_row(*row)
-    console = Console(width=160, highlight=False)
+    # a name is shown as it is, and whole: the table is as wide as it needs
+    console = Console(width=sys.maxsize, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(drawn)
     return capture.get()

@@ -8,7 +8,7 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.alternatives import NAMES
-from conformance.report import OUTCOMES, line, read
+from conformance.report import OUTCOMES, line, read, results
 from conformance.summary import as_data, diff, summary
 
 HEADER = {
@@ -125,6 +125,22 @@ def test_summary_counts_a_clause_once_a_profile():
     assert [rows["hygiene"][name] for name in OUTCOMES] == [0, 0, 0, 1, 0]
     assert rows["hygiene"]["should"] == "0 of 1"
     assert [rows["cache"][name] for name in OUTCOMES] == [0, 0, 0, 0, 1]
+
+
+def named(name: str) -> list[dict]:
+    """Return the lines of a run whose subject has another name."""
+    lines = deepcopy(LINES)
+    lines[0]["subjects"][0]["subject"] = name
+    for one in results(lines):
+        one["subject"] = name
+    return lines
+
+
+@pytest.mark.parametrize("name", ["mine[fast]", "mine[/fast]", ":warning:", "long" * 40])
+def test_summary_shows_a_name_as_it_is(name):
+    row = summary(named(name)).splitlines()[3]
+    assert row.split()[:3] == [name, "cpu", "attention"]
+    assert row.split()[-2:] == ["it:", "output"]
 
 
 def test_summary_in_markdown_is_a_table(path, capsys):
