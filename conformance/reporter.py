@@ -39,7 +39,7 @@ class Reporter:
             path = Path(config.option.report)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = path.open("w", encoding="utf-8")
+                self.file = path.open("w", encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
         self.write(
@@ -71,6 +71,8 @@ class Reporter:
                 else:
                     report.sections.append(("contract", text))
             report.user_properties.append((PROPERTY, found))
+        if (text := printable(report.longreprtext)) != report.longreprtext:
+            report.longrepr = text  # else no worker could send it
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -179,7 +181,12 @@ def _message(error: BaseException | None, report) -> str:
     text = str(error).strip() or type(error).__name__
     if not isinstance(error, AssertionError | pytest.skip.Exception):
         text = f"{type(error).__name__}: {text}"
-    return "\n".join([text, *getattr(error, "__notes__", [])])
+    return printable("\n".join([text, *getattr(error, "__notes__", [])]))
+
+
+def printable(text: str) -> str:
+    """Return a text with its lone surrogates escaped: UTF-8 has no bytes for them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def explain(clause, subject, found: dict) -> str:

@@ -17,7 +17,7 @@ import pytest
 from conformance.__main__ import main
 from conformance.conftest import select
 from conformance.contract import clauses
-from conformance.report import OUTCOMES
+from conformance.report import OUTCOMES, read, results
 
 ROOT = Path(__file__).parents[1]
 MAIN = "import sys; from conformance.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -234,3 +234,33 @@ def test_failure_names_clause_subject_case_and_the_command_that_repeats_it(copy,
     again = cli(*shlex.split(command), root=copy, cwd=copy)
     assert again.returncode == pytest.ExitCode.TESTS_FAILED
     assert result["message"].removeprefix("ATT-1: ") in again.stdout
+
+
+RAISES = """
+class Subject:
+    name = "mine"
+    masks = "attend"
+
+    def attention(self, query, key, value, *, mask=None):
+        raise {}
+"""
+
+
+def run_raising(folder: Path, error: str, *options: str) -> subprocess.CompletedProcess:
+    """Run a clause on a subject that raises whatever it is asked."""
+    (folder / "raises.py").write_text(RAISES.format(error), "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(folder)!r})"
+    given = ["run", "--subject", "raises:Subject", "--clause", "EMPTY-1", *options]
+    return cli(*given, cwd=folder, first=first)
+
+
+NO_TEXT = {"alone": [], "workers": ["-p", "xdist", "-n1"], "argument": ["--deselect", "\udcff"]}
+
+
+@pytest.mark.parametrize("options", NO_TEXT.values(), ids=NO_TEXT)
+def test_report_can_be_read_where_something_said_is_no_text(tmp_path, options):
+    done = run_raising(tmp_path, r"OSError('no file \udcff')", *options)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    messages = {line["message"] for line in found if line["outcome"] == "error"}
+    assert messages == {r"OSError: no file \udcff"}
