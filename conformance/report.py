@@ -55,7 +55,17 @@ def read(path: str | Path) -> list[dict]:
 
 def case_of(test: str, subject) -> str:
     """Return the name of a test's case, which all subjects share."""
-    return test.replace(f"[{subject.name}-{subject.device}-", "[", 1)
+    return test.replace(own_part(subject), "[", 1)
+
+
+def own_part(subject) -> str:
+    r"""Return what in a test's name is of its subject; pytest escapes what is not ASCII.
+
+    >>> from types import SimpleNamespace
+    >>> print(own_part(SimpleNamespace(name="注意", device="cpu")))
+    [\u6ce8\u610f-cpu-
+    """
+    return f"[{subject.name}-{subject.device}-".encode("unicode_escape").decode("ascii")
 
 
 def results(lines: list[dict]) -> list[dict]:

@@ -14,7 +14,7 @@ from .alternatives import NAMES, RIGHT, first_name
 from .budget import LEDGER
 from .contract import clauses
 from .known import KNOWN
-from .report import case_of, line
+from .report import case_of, line, own_part
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
 WHOLE = (
@@ -98,9 +98,7 @@ class Reporter:
         """Enter a case whose process did not live to tell."""
         test = report.nodeid.split("::")[-1]
         for subject in self.subjects:
-            clause = re.search(
-                rf"\[{re.escape(f'{subject.name}-{subject.device}-')}(\w+-\w+)", test
-            )
+            clause = re.search(rf"{re.escape(own_part(subject))}(\w+-\w+)", test)
             if clause and clause[1] in clauses():
                 about = {"case": case_of(test, subject), "clause": clause[1], "test": test}
                 about |= {"subject": subject.name, "device": subject.device, "outcome": "error"}

@@ -238,17 +238,19 @@ def test_failure_names_clause_subject_case_and_the_command_that_repeats_it(copy,
 
 RAISES = """
 class Subject:
-    name = "mine"
+    name = {name!r}
     masks = "attend"
 
     def attention(self, query, key, value, *, mask=None):
-        raise {}
+        raise {error}
 """
 
 
-def run_raising(folder: Path, error: str, *options: str) -> subprocess.CompletedProcess:
+def run_raising(
+    folder: Path, error: str, *options: str, name: str = "mine"
+) -> subprocess.CompletedProcess:
     """Run a clause on a subject that raises whatever it is asked."""
-    (folder / "raises.py").write_text(RAISES.format(error), "utf-8")
+    (folder / "raises.py").write_text(RAISES.format(error=error, name=name), "utf-8")
     first = f"import sys; sys.path.insert(0, {str(folder)!r})"
     given = ["run", "--subject", "raises:Subject", "--clause", "EMPTY-1", *options]
     return cli(*given, cwd=folder, first=first)
@@ -264,3 +266,21 @@ def test_report_can_be_read_where_something_said_is_no_text(tmp_path, options):
     found = results(read(tmp_path / ".conformance/report.jsonl"))
     messages = {line["message"] for line in found if line["outcome"] == "error"}
     assert messages == {r"OSError: no file \udcff"}
+
+
+SPELT = {
+    "outside_ascii": ("注意", "OSError", []),
+    "backslash": ("back\\slash", "OSError", []),
+    "crash": ("注意", "__import__('os')._exit(1)", ["-p", "xdist", "-n1"]),
+}
+
+
+@pytest.mark.parametrize("how", SPELT)
+def test_case_has_no_subject_in_its_name_however_that_is_spelt(tmp_path, how):
+    name, error, options = SPELT[how]
+    done = run_raising(tmp_path, error, *options, name=name)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    assert {line["subject"] for line in found} == {name}
+    assert {line["case"].split("[", 1)[1][:7] for line in found} == {"EMPTY-1"}
+    assert "error" in {line["outcome"] for line in found}
