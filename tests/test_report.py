@@ -188,6 +188,28 @@ def test_diff_tells_better_from_worse():
     assert "ceased to conform: 1\n  ATT-1 mine on cpu" in text
 
 
+@pytest.mark.parametrize("now", ["differs", "error"])
+def test_known_difference_that_is_one_no_more_is_worse(now):
+    text, worse = diff(LINES, later(CLEAN2=now))
+    assert worse
+    assert text.startswith("got worse: 1\n  CLEAN-2 mine on cpu: ")
+    assert diff(later(CLEAN2=now), LINES)[1] is False
+
+
+def test_diff_is_worse_only_where_something_fell():
+    falls = {
+        (was, now)
+        for was in OUTCOMES
+        for now in OUTCOMES
+        if diff(later(ATT1=was), later(ATT1=now))[1]
+    }
+    assert falls == {
+        *(("conforms", now) for now in OUTCOMES if now != "conforms"),
+        ("known difference", "differs"),
+        ("known difference", "error"),
+    }
+
+
 def test_diff_shows_what_came_and_went():
     gone = [line for line in LINES if line.get("clause") != "ATT-8"]
     text, worse = diff(LINES, [*gone[:-1], result("ATT-9", "conforms"), gone[-1]])
