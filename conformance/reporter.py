@@ -23,6 +23,8 @@ WHOLE = (
     pytest.ExitCode.NO_TESTS_COLLECTED,
 )
 EMPTY = {"took": None, "used": None, "what": None, "seconds": 0.0}
+# An answer that is not right; also none where an exception should have come, as pytest.raises says.
+DIFFERS = (AssertionError, pytest.fail.Exception)
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
 
@@ -147,7 +149,7 @@ def _outcome(item, report, error) -> str:
             return "not offered"
         if KNOWN in item.stash:
             return "known difference"
-    return "differs" if isinstance(error, AssertionError) else "error"
+    return "differs" if isinstance(error, DIFFERS) else "error"
 
 
 def _result(item, call, report, clause, subject) -> dict:
@@ -166,7 +168,7 @@ def _result(item, call, report, clause, subject) -> dict:
         "seconds": round(report.duration, 4),
         "dtype": str(item.callspec.params.get("dtype", "float32")),
     }
-    if isinstance(error, AssertionError):
+    if isinstance(error, DIFFERS):
         found["took"] = first_name(vars(subject).get("calls", []))
         found |= getattr(error, "found", {})
     return found
@@ -176,7 +178,7 @@ def _message(error: BaseException | None, report) -> str:
     if error is None:
         return "a known difference has begun to conform: take its entry out of the file"
     text = str(error).strip() or type(error).__name__
-    if not isinstance(error, AssertionError | pytest.skip.Exception):
+    if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
         text = f"{type(error).__name__}: {text}"
     return printable("\n".join([text, *getattr(error, "__notes__", [])]))
 

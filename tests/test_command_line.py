@@ -284,3 +284,13 @@ def test_case_has_no_subject_in_its_name_however_that_is_spelt(tmp_path, how):
     assert {line["subject"] for line in found} == {name}
     assert {line["case"].split("[", 1)[1][:7] for line in found} == {"EMPTY-1"}
     assert "error" in {line["outcome"] for line in found}
+
+
+def test_exception_that_does_not_come_is_another_answer(tmp_path):
+    only = ["--mutant", "lengths-clipped", "--clause", "MASK-6", "-k", "out_of_range"]
+    done = cli("run", *only, cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    said = {(line["outcome"], line["message"]) for line in found}
+    assert said == {("differs", "DID NOT RAISE ValueError")}
+    assert "\nDID NOT RAISE ValueError\n" in done.stdout

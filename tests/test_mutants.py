@@ -210,13 +210,6 @@ def test_results_are_read_from_a_report(tmp_path):
     ]
 
 
-def test_an_exception_that_does_not_come_is_another_answer(tmp_path):
-    texts = ["Failed: DID NOT RAISE <class 'TypeError'>", "TypeError: a bug of its own"]
-    lines = [result("HALF-4", "error", message=text) for text in texts]
-    path = written(tmp_path / "report.jsonl", [HEADER, *lines, FOOTER])
-    assert [found.outcome for found in results(path)] == ["differs", "error"]
-
-
 def test_a_report_that_was_cut_off_is_refused(tmp_path):
     path = tmp_path / "report.jsonl"
     path.write_text('{"type": "header"}\n')
