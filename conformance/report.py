@@ -60,6 +60,11 @@ def read(path: str | Path) -> list[dict]:
     return lines
 
 
+def has_footer(path: str | Path) -> bool:
+    """Whether a report ends with a footer; where it does not, its run was cut off."""
+    return Path(path).read_text("utf-8").rpartition("\n{")[2].startswith('"type": "footer"')
+
+
 def _hold(lines: list[dict], path: str | Path) -> None:
     """Hold a report's results against the cases that it names and the counts of its footer."""
     named = [line["case"] for line in lines if line["type"] == "case"]

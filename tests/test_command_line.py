@@ -294,3 +294,31 @@ def test_exception_that_does_not_come_is_another_answer(tmp_path):
     said = {(line["outcome"], line["message"]) for line in found}
     assert said == {("differs", "DID NOT RAISE ValueError")}
     assert "\nDID NOT RAISE ValueError\n" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--co", "--collect-only"])
+def test_run_that_only_collects_has_no_verdict_and_leaves_the_report(empty_run, option):
+    path = empty_run[1]
+    before = path.read_bytes()
+    done = cli(*EMPTY, option, "--report", "new/report.jsonl", cwd=path.parents[1])
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "tests collected" in done.stdout.splitlines()[-1]
+    assert path.read_bytes() == before
+
+
+CUT_OFF = {
+    "first_failure": ("OSError", ["-x"], pytest.ExitCode.TESTS_FAILED),
+    "interrupted": ("KeyboardInterrupt", [], pytest.ExitCode.INTERRUPTED),
+    "interrupted_with_workers": (
+        "KeyboardInterrupt", ["-p", "xdist", "-n1"], pytest.ExitCode.INTERRUPTED
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", CUT_OFF)
+def test_run_that_was_cut_off_says_so_with_the_status_of_pytest(tmp_path, how):
+    error, options, status = CUT_OFF[how]
+    done = run_raising(tmp_path, error, *options)
+    assert done.returncode == status, done.stdout
+    words = "a run that was cut off has no verdict: got .conformance/report.jsonl, without a footer"
+    assert done.stderr.strip().splitlines()[-1] == words
