@@ -10,7 +10,7 @@ import pytest
 
 from . import known
 from .contract import clauses
-from .report import read
+from .report import has_footer, read
 from .subjects import ENVIRONMENT
 from .summary import FORMATS, diff, summary
 
@@ -97,10 +97,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     narrow = asked or options.command == "smoke" or rest
     if not narrow:  # the whole suite takes all cores; a file's cases share what the oracle found
         given += ["-p", "xdist", f"-n{os.cpu_count() or 1}", "--dist=loadfile"]
-    heard = Asked()
+    heard, before = Asked(), _written(options.report)
     status = pytest.main([*given, *rest], plugins=[heard])
-    if "--collect-only" in rest:
-        return int(status)
+    if status == pytest.ExitCode.USAGE_ERROR or _written(options.report) == before:
+        return int(status)  # refused, or only collected: an older report is no verdict of this run
+    if not has_footer(options.report):
+        rule = "a run that was cut off has no verdict"
+        print(f"{rule}: got {options.report}, without a footer", file=sys.stderr)
+        return int(status) or int(pytest.ExitCode.INTERRUPTED)
     if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         lines = read(options.report)
         print(f"{summary(lines)}\nreport: {options.report}")
@@ -115,6 +119,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     elif status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("no case matches what was asked for: nothing was tested", file=sys.stderr)
     return int(status)
+
+
+def _written(path: str) -> int | None:
+    """Return when a file was last written, in ns; None where there is none."""
+    return Path(path).stat().st_mtime_ns if Path(path).exists() else None
 
 
 def smoke(options: argparse.Namespace, rest: list[str]) -> int:

@@ -1,17 +1,20 @@
 """A report: JSON Lines of one header, cases and their results, and one footer.
 
-`report.schema.json` is its schema. A report without a footer was cut off, and is refused.
+`report.schema.json` is the schema of its lines. A report that lacks any of them is refused.
 """
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
 from jsonschema import Draft202012Validator
 
+from .contract import clauses
+
 OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
+ENDS = ["header", "footer"]
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
 
 
@@ -38,24 +41,54 @@ def _schema() -> Draft202012Validator:
 
 
 def read(path: str | Path) -> list[dict]:
-    """Read a report. Raises ValueError where it was cut off or a line is not of the schema."""
+    """Read a report. Raises ValueError where lines are missing, doubled or not of the schema."""
     try:
         lines = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
         kinds = [line["type"] for line in lines]
     except (json.JSONDecodeError, KeyError, TypeError):
         kinds = []
-    if kinds[:1] + kinds[1:][-1:] != ["header", "footer"]:
-        rule = "a report begins with a header and ends with a footer, in JSON Lines"
+    if kinds[:1] + kinds[-1:] != ENDS or [kind for kind in kinds if kind in ENDS] != ENDS:
+        rule = "a report begins with a header and ends with a footer, one of each, in JSON Lines"
         raise ValueError(f"{rule}: got {path}")
     for number, line in enumerate(lines, 1):
         if not _schema().is_valid(line):
             raise ValueError(f"a report has lines of report.schema.json: got {path}, line {number}")
+        if (id := line.get("clause")) and id not in clauses():
+            rule = "a report has clauses of CONTRACT.md"
+            raise ValueError(f"{rule}: got {id} in {path}, line {number}")
+    _hold(lines, path)
     return lines
+
+
+def has_footer(path: str | Path) -> bool:
+    """Whether a report ends with a footer; where it does not, its run was cut off."""
+    return Path(path).read_text("utf-8").rpartition("\n{")[2].startswith('"type": "footer"')
+
+
+def _hold(lines: list[dict], path: str | Path) -> None:
+    """Hold a report's results against the cases that it names and the counts of its footer."""
+    named = [line["case"] for line in lines if line["type"] == "case"]
+    if sorted(named) != sorted({result["case"] for result in results(lines)}):
+        raise ValueError(f"a report names each case of its results once: got {path}")
+    counts, found = lines[-1]["counts"], Counter(result["outcome"] for result in results(lines))
+    if Counter(counts) != found:
+        rule = "a footer counts the results of its report"
+        raise ValueError(f"{rule}: got {counts} for {dict(found)} in {path}")
 
 
 def case_of(test: str, subject) -> str:
     """Return the name of a test's case, which all subjects share."""
-    return test.replace(f"[{subject.name}-{subject.device}-", "[", 1)
+    return test.replace(own_part(subject), "[", 1)
+
+
+def own_part(subject) -> str:
+    r"""Return what in a test's name is of its subject; pytest escapes what is not ASCII.
+
+    >>> from types import SimpleNamespace
+    >>> print(own_part(SimpleNamespace(name="注意", device="cpu")))
+    [\u6ce8\u610f-cpu-
+    """
+    return f"[{subject.name}-{subject.device}-".encode("unicode_escape").decode("ascii")
 
 
 def results(lines: list[dict]) -> list[dict]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from .alternatives import NAMES, RIGHT, first_name
+from .alternatives import NAMES, first_name
 from .budget import LEDGER
 from .contract import clauses
 from .known import KNOWN
-from .report import case_of, line
+from .report import case_of, line, own_part
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
 WHOLE = (
@@ -23,6 +23,8 @@ WHOLE = (
     pytest.ExitCode.NO_TESTS_COLLECTED,
 )
 EMPTY = {"took": None, "used": None, "what": None, "seconds": 0.0}
+# An answer that is not right; also none where an exception should have come, as pytest.raises says.
+DIFFERS = (AssertionError, pytest.fail.Exception)
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
 
@@ -39,7 +41,7 @@ class Reporter:
             path = Path(config.option.report)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = path.open("w", encoding="utf-8")
+                self.file = path.open("w", encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
         self.write(
@@ -71,6 +73,8 @@ class Reporter:
                 else:
                     report.sections.append(("contract", text))
             report.user_properties.append((PROPERTY, found))
+        if (text := printable(report.longreprtext)) != report.longreprtext:
+            report.longrepr = text  # else no worker could send it
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -96,9 +100,7 @@ class Reporter:
         """Enter a case whose process did not live to tell."""
         test = report.nodeid.split("::")[-1]
         for subject in self.subjects:
-            clause = re.search(
-                rf"\[{re.escape(f'{subject.name}-{subject.device}-')}(\w+-\w+)", test
-            )
+            clause = re.search(rf"{re.escape(own_part(subject))}(\w+-\w+)", test)
             if clause and clause[1] in clauses():
                 about = {"case": case_of(test, subject), "clause": clause[1], "test": test}
                 about |= {"subject": subject.name, "device": subject.device, "outcome": "error"}
@@ -147,7 +149,7 @@ def _outcome(item, report, error) -> str:
             return "not offered"
         if KNOWN in item.stash:
             return "known difference"
-    return "differs" if isinstance(error, AssertionError) else "error"
+    return "differs" if isinstance(error, DIFFERS) else "error"
 
 
 def _result(item, call, report, clause, subject) -> dict:
@@ -166,9 +168,8 @@ def _result(item, call, report, clause, subject) -> dict:
         "seconds": round(report.duration, 4),
         "dtype": str(item.callspec.params.get("dtype", "float32")),
     }
-    if isinstance(error, AssertionError):
-        name = first_name(vars(subject).get("calls", []))
-        found["took"] = None if name == RIGHT else name
+    if isinstance(error, DIFFERS):
+        found["took"] = first_name(vars(subject).get("calls", []))
         found |= getattr(error, "found", {})
     return found
 
@@ -177,9 +178,14 @@ def _message(error: BaseException | None, report) -> str:
     if error is None:
         return "a known difference has begun to conform: take its entry out of the file"
     text = str(error).strip() or type(error).__name__
-    if not isinstance(error, AssertionError | pytest.skip.Exception):
+    if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
         text = f"{type(error).__name__}: {text}"
-    return "\n".join([text, *getattr(error, "__notes__", [])])
+    return printable("\n".join([text, *getattr(error, "__notes__", [])]))
+
+
+def printable(text: str) -> str:
+    """Return a text with its lone surrogates escaped: UTF-8 has no bytes for them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def explain(clause, subject, found: dict) -> str:

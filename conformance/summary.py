@@ -1,6 +1,7 @@
 """What a report says, as a table for a terminal, for a page, or as JSON; and what has changed."""
 
 import json
+import sys
 from collections import Counter, defaultdict
 
 from rich.box import SIMPLE_HEAD
@@ -17,6 +18,8 @@ NOTE = (
     "A clause counts once a profile. SHOULD clauses are counted in their own column and never fail "
     "a run. The worst error is a share of what was allowed."
 )
+# How well a case does; what is not offered, or absent, stands apart.
+RANKS: dict[str | None, int] = {"conforms": 2, "known difference": 1, "differs": 0, "error": 0}
 COLUMNS = {
     "subject": "subject",
     "device": "device",
@@ -147,7 +150,8 @@ def _text(rows: list[list[str]]) -> str:
         drawn.add_column(title, no_wrap=True, justify="left" if left else "right", max_width=width)
     for row in rows:
         drawn.add_row(*row)
-    console = Console(width=160, highlight=False)
+    # a name is shown as it is, and whole: the table is as wide as it needs
+    console = Console(width=sys.maxsize, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(drawn)
     return capture.get()
@@ -161,20 +165,21 @@ def _markdown(rows: list[list[str]]) -> str:
 def diff(old: list[dict], new: list[dict]) -> tuple[str, bool]:
     """Return what changed between two reports, case by case, and whether anything got worse.
 
-    A case that conformed and is gone is worse: nobody knows that it still does.
+    Worse is a case that fell in `RANKS`, or that conformed and is not tried any more.
     """
     keys = ("subject", "device", "case")
     before, after = ({tuple(r[k] for k in keys): r for r in results(x)} for x in (old, new))
     groups: dict[str, list[str]] = defaultdict(list)
+    worse = False
     for key in [*after, *(k for k in before if k not in after)]:
         was, now = (x[key]["outcome"] if key in x else None for x in (before, after))
         if was != now:
             clause = (after.get(key) or before[key])["clause"]
             where = f"{clause} {key[0]} on {key[1]}: {key[2]}"
+            worse |= _is_worse(was, now)
             groups[_change(was, now)].append(f"  {where} ({was or 'absent'} -> {now or 'absent'})")
     text = "\n".join(f"{word}: {len(groups[word])}\n" + "\n".join(groups[word]) for word in groups)
-    lost = any(r["outcome"] == "conforms" for key, r in before.items() if key not in after)
-    return text or "nothing has changed", bool(groups["ceased to conform"]) or lost
+    return text or "nothing has changed", worse
 
 
 def _change(was: str | None, now: str | None) -> str:
@@ -184,4 +189,13 @@ def _change(was: str | None, now: str | None) -> str:
         return "gone"
     if now == "conforms":
         return "began to conform"
-    return "ceased to conform" if was == "conforms" else "otherwise"
+    if was == "conforms":
+        return "ceased to conform"
+    return "got worse" if _is_worse(was, now) else "otherwise"
+
+
+def _is_worse(was: str | None, now: str | None) -> bool:
+    """Whether a case got worse; `diff` says when."""
+    if now not in RANKS:
+        return was == "conforms"  # nobody knows that it still does
+    return RANKS[now] < RANKS.get(was, 0)

@@ -17,7 +17,7 @@ import pytest
 from conformance.__main__ import main
 from conformance.conftest import select
 from conformance.contract import clauses
-from conformance.report import OUTCOMES
+from conformance.report import OUTCOMES, read, results
 
 ROOT = Path(__file__).parents[1]
 MAIN = "import sys; from conformance.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -234,3 +234,91 @@ def test_failure_names_clause_subject_case_and_the_command_that_repeats_it(copy,
     again = cli(*shlex.split(command), root=copy, cwd=copy)
     assert again.returncode == pytest.ExitCode.TESTS_FAILED
     assert result["message"].removeprefix("ATT-1: ") in again.stdout
+
+
+RAISES = """
+class Subject:
+    name = {name!r}
+    masks = "attend"
+
+    def attention(self, query, key, value, *, mask=None):
+        raise {error}
+"""
+
+
+def run_raising(
+    folder: Path, error: str, *options: str, name: str = "mine"
+) -> subprocess.CompletedProcess:
+    """Run a clause on a subject that raises whatever it is asked."""
+    (folder / "raises.py").write_text(RAISES.format(error=error, name=name), "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(folder)!r})"
+    given = ["run", "--subject", "raises:Subject", "--clause", "EMPTY-1", *options]
+    return cli(*given, cwd=folder, first=first)
+
+
+NO_TEXT = {"alone": [], "workers": ["-p", "xdist", "-n1"], "argument": ["--deselect", "\udcff"]}
+
+
+@pytest.mark.parametrize("options", NO_TEXT.values(), ids=NO_TEXT)
+def test_report_can_be_read_where_something_said_is_no_text(tmp_path, options):
+    done = run_raising(tmp_path, r"OSError('no file \udcff')", *options)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    messages = {line["message"] for line in found if line["outcome"] == "error"}
+    assert messages == {r"OSError: no file \udcff"}
+
+
+SPELT = {
+    "outside_ascii": ("注意", "OSError", []),
+    "backslash": ("back\\slash", "OSError", []),
+    "crash": ("注意", "__import__('os')._exit(1)", ["-p", "xdist", "-n1"]),
+}
+
+
+@pytest.mark.parametrize("how", SPELT)
+def test_case_has_no_subject_in_its_name_however_that_is_spelt(tmp_path, how):
+    name, error, options = SPELT[how]
+    done = run_raising(tmp_path, error, *options, name=name)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    assert {line["subject"] for line in found} == {name}
+    assert {line["case"].split("[", 1)[1][:7] for line in found} == {"EMPTY-1"}
+    assert "error" in {line["outcome"] for line in found}
+
+
+def test_exception_that_does_not_come_is_another_answer(tmp_path):
+    only = ["--mutant", "lengths-clipped", "--clause", "MASK-6", "-k", "out_of_range"]
+    done = cli("run", *only, cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    said = {(line["outcome"], line["message"]) for line in found}
+    assert said == {("differs", "DID NOT RAISE ValueError")}
+    assert "\nDID NOT RAISE ValueError\n" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--co", "--collect-only"])
+def test_run_that_only_collects_has_no_verdict_and_leaves_the_report(empty_run, option):
+    path = empty_run[1]
+    before = path.read_bytes()
+    done = cli(*EMPTY, option, "--report", "new/report.jsonl", cwd=path.parents[1])
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "tests collected" in done.stdout.splitlines()[-1]
+    assert path.read_bytes() == before
+
+
+CUT_OFF = {
+    "first_failure": ("OSError", ["-x"], pytest.ExitCode.TESTS_FAILED),
+    "interrupted": ("KeyboardInterrupt", [], pytest.ExitCode.INTERRUPTED),
+    "interrupted_with_workers": (
+        "KeyboardInterrupt", ["-p", "xdist", "-n1"], pytest.ExitCode.INTERRUPTED
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", CUT_OFF)
+def test_run_that_was_cut_off_says_so_with_the_status_of_pytest(tmp_path, how):
+    error, options, status = CUT_OFF[how]
+    done = run_raising(tmp_path, error, *options)
+    assert done.returncode == status, done.stdout
+    words = "a run that was cut off has no verdict: got .conformance/report.jsonl, without a footer"
+    assert done.stderr.strip().splitlines()[-1] == words

@@ -1,6 +1,7 @@
 """Reports: their schema, their three formats, and what has changed between two of them."""
 
 import json
+from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.alternatives import NAMES
-from conformance.report import OUTCOMES, line, read
+from conformance.contract import clauses
+from conformance.report import OUTCOMES, line, read, results
 from conformance.summary import as_data, diff, summary
 
 HEADER = {
@@ -37,10 +39,17 @@ def result(clause: str, outcome: str, took: str | None = None, case: str = "", *
     } | more  # fmt: skip
 
 
-LINES = [
-    HEADER,
-    {"type": "case", "case": "test_it[ATT-1]", "clause": "ATT-1", "level": "MUST",
-     "profile": "attention", "dtype": "float32"},
+def whole(*found: dict) -> list[dict]:
+    """Return the report that has these results."""
+    lines = [HEADER]
+    for one in found:
+        clause = clauses()[one["clause"]]
+        about = {"clause": clause.id, "level": clause.level, "profile": clause.profile}
+        lines += [{"type": "case", "case": one["case"], **about, "dtype": "float32"}, one]
+    return [*lines, FOOTER | {"counts": dict(Counter(one["outcome"] for one in found))}]
+
+
+LINES = whole(
     result("ATT-1", "conforms"),
     result("ATT-8", "differs", "mean"),
     result("EMPTY-1", "differs", "mean", got=0.5, expected=0.0, index=[1, 0, 2, 3]),
@@ -50,8 +59,7 @@ LINES = [
     result("CLEAN-2", "known difference", "poisoned"),
     result("CLEAN-6", "differs", "poisoned"),
     result("CACHE-1", "not offered"),
-    FOOTER | {"counts": {"conforms": 1, "differs": 5, "error": 1}},
-]  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -69,13 +77,13 @@ def test_report_is_read_as_it_was_written(path):
 
 
 def test_number_that_json_does_not_know_is_written_as_a_text(tmp_path):
-    lines = [HEADER, result("ATT-1", "differs", got=float("nan"), expected=float("-inf")), FOOTER]
-    found = read(written(tmp_path / "report.jsonl", lines))[1]
+    lines = whole(result("ATT-1", "differs", got=float("nan"), expected=float("-inf")))
+    (found,) = results(read(written(tmp_path / "report.jsonl", lines)))
     assert (found["got"], found["expected"]) == ("NaN", "-inf")
 
 
 def test_message_may_hold_any_character(tmp_path):
-    lines = [HEADER, result("ATT-1", "error", message="a\u2028b\u0085c"), FOOTER]
+    lines = whole(result("ATT-1", "error", message="a\u2028b\u0085c"))
     assert read(written(tmp_path / "report.jsonl", lines)) == lines
 
 
@@ -88,11 +96,11 @@ def broken(change) -> list[dict]:
 WRONG_LINES = {
     "unknown_outcome": (broken(lambda x: x[2].update(outcome="passes")), 3),
     "unknown_field": (broken(lambda x: x[2].update(speed=3)), 3),
-    "no_device": (broken(lambda x: x[3].pop("device")), 4),
+    "no_device": (broken(lambda x: x[4].pop("device")), 5),
     "no_subjects": (broken(lambda x: x[0].pop("subjects")), 1),
     "other_schema": (broken(lambda x: x[0].update(schema=2)), 1),
     "clause_without_a_number": (broken(lambda x: x[1].update(clause="ATT")), 2),
-    "counts_of_something_else": (broken(lambda x: x[-1]["counts"].update(passes=3)), 12),
+    "counts_of_something_else": (broken(lambda x: x[-1]["counts"].update(passes=3)), 20),
 }
 
 
@@ -102,6 +110,34 @@ def test_line_that_is_not_of_the_schema_is_refused(tmp_path, name):
     path = written(tmp_path / "report.jsonl", lines)
     with pytest.raises(ValueError, match=rf"report\.schema\.json: got .*, line {number}$"):
         read(path)
+
+
+ENDS = "a report begins with a header and ends with a footer, one of each, in JSON Lines: got "
+CASES = "a report names each case of its results once: got "
+COUNTS = "a footer counts the results of its report: got "
+UNKNOWN = "a report has clauses of CONTRACT.md: got ATT-99 in "
+NOT_WHOLE = {
+    "two_headers": (broken(lambda x: x.insert(1, x[0])), ENDS),
+    "two_footers": (broken(lambda x: x.append(x[-1])), ENDS),
+    "two_reports": (LINES + LINES, ENDS),
+    "footer_alone": ([LINES[-1]], ENDS),
+    "result_missing": (broken(lambda x: x.pop(2)), CASES),
+    "case_missing": (broken(lambda x: x.pop(1)), CASES),
+    "case_doubled": (broken(lambda x: x.insert(1, x[1])), CASES),
+    "case_and_result_missing": (broken(lambda x: [x.pop(1), x.pop(1)]), COUNTS),
+    "result_doubled": (broken(lambda x: x.insert(2, x[2])), COUNTS),
+    "other_outcome": (broken(lambda x: x[2].update(outcome="differs")), COUNTS),
+    "unknown_clause": (broken(lambda x: x[2].update(clause="ATT-99")), UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("name", NOT_WHOLE)
+def test_report_that_is_not_whole_is_refused(tmp_path, capsys, name):
+    lines, words = NOT_WHOLE[name]
+    path = written(tmp_path / "report.jsonl", lines)
+    assert main(["summary", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(words) and str(path) in said and said.count("\n") == 1
 
 
 def test_summary_names_what_is_otherwise_and_leaves_empty_rows_to_their_clause():
@@ -127,6 +163,22 @@ def test_summary_counts_a_clause_once_a_profile():
     assert [rows["cache"][name] for name in OUTCOMES] == [0, 0, 0, 0, 1]
 
 
+def named(name: str) -> list[dict]:
+    """Return the lines of a run whose subject has another name."""
+    lines = deepcopy(LINES)
+    lines[0]["subjects"][0]["subject"] = name
+    for one in results(lines):
+        one["subject"] = name
+    return lines
+
+
+@pytest.mark.parametrize("name", ["mine[fast]", "mine[/fast]", ":warning:", "long" * 40])
+def test_summary_shows_a_name_as_it_is(name):
+    row = summary(named(name)).splitlines()[3]
+    assert row.split()[:3] == [name, "cpu", "attention"]
+    assert row.split()[-2:] == ["it:", "output"]
+
+
 def test_summary_in_markdown_is_a_table(path, capsys):
     assert main(["summary", str(path), "--format", "markdown"]) == 0
     text = capsys.readouterr().out
@@ -147,11 +199,10 @@ def test_summary_in_json_is_data(path, capsys):
 
 def later(**outcomes: str) -> list[dict]:
     """Return the lines of a later run, with other outcomes by clause."""
-    lines = deepcopy(LINES)
-    for one in lines:
-        if one["type"] == "result" and one["clause"].replace("-", "") in outcomes:
-            one["outcome"] = outcomes[one["clause"].replace("-", "")]
-    return lines
+    found = deepcopy(results(LINES))
+    for one in found:
+        one["outcome"] = outcomes.get(one["clause"].replace("-", ""), one["outcome"])
+    return whole(*found)
 
 
 def test_diff_of_the_same_is_nothing():
@@ -170,6 +221,28 @@ def test_diff_tells_better_from_worse():
     text, worse = diff(LINES, later(ATT1="differs"))
     assert worse
     assert "ceased to conform: 1\n  ATT-1 mine on cpu" in text
+
+
+@pytest.mark.parametrize("now", ["differs", "error"])
+def test_known_difference_that_is_one_no_more_is_worse(now):
+    text, worse = diff(LINES, later(CLEAN2=now))
+    assert worse
+    assert text.startswith("got worse: 1\n  CLEAN-2 mine on cpu: ")
+    assert diff(later(CLEAN2=now), LINES)[1] is False
+
+
+def test_diff_is_worse_only_where_something_fell():
+    falls = {
+        (was, now)
+        for was in OUTCOMES
+        for now in OUTCOMES
+        if diff(later(ATT1=was), later(ATT1=now))[1]
+    }
+    assert falls == {
+        *(("conforms", now) for now in OUTCOMES if now != "conforms"),
+        ("known difference", "differs"),
+        ("known difference", "error"),
+    }
 
 
 def test_diff_shows_what_came_and_went():

@@ -40,8 +40,6 @@ def results(path: str | Path) -> list[Result]:
     found = []
     for line in results_of(read(path)):
         subject, outcome, message = line["subject"], line["outcome"], line["message"]
-        if outcome == "error" and "DID NOT RAISE" in message:
-            outcome = "differs"  # pytest.raises missed its exception: an answer, not an accident
         case = case_of(line["test"], subject)
         found.append(Result(subject, line["clause"], case, outcome, message))
     return found
@@ -79,7 +77,7 @@ def judge(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> J
     for mutant in mutants:
         own, beside = by_subject[mutant.name], by_subject[mutant.base]
         proved = [r for r in own.values() if beside.get(r.case, r).outcome == "conforms"]
-        kills = [r for r in proved if is_kill(mutant, r)]
+        kills = [r for r in proved if is_kill(mutant, r.outcome)]
         judgement.idle -= {r.test for r in kills}
         caught = {r.clause: r.message for r in reversed(kills)}
         judgement.kills[mutant.name] = {id: caught[id] for id in clauses() if id in caught}
@@ -95,8 +93,8 @@ def judge(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> J
     return judgement
 
 
-def is_kill(mutant: Mutant, result: Result) -> bool:
-    return result.outcome == "differs" or (mutant.raises and result.outcome == "error")
+def is_kill(mutant: Mutant, outcome: str) -> bool:
+    return outcome == "differs" or (mutant.raises and outcome == "error")
 
 
 def right_complaints(base: str, right) -> list[str]:

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from .. import subjects
+from ..reporter import PROPERTY
 from . import MUTANTS, Mutant, load, named
-from .judge import case_of
+from .judge import case_of, is_kill
 from .mutant import Altered
 
 SUITE = Path(__file__).parents[1]
@@ -108,14 +109,13 @@ class Chosen:
             self.say(i + 1, len(session.items))
         return True
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the reporter, to see what it found
+    def pytest_runtest_makereport(self, item: pytest.Item):
         report = yield
-        name = subject_of(item).name
-        if call.excinfo and report.when == "call" and name in MUTANTS:
-            differs = call.excinfo.errisinstance((AssertionError, pytest.fail.Exception))
-            if differs or (MUTANTS[name].raises and not report.skipped):
-                self.caught.add(self.catch(item))
+        mutant = MUTANTS.get(subject_of(item).name)
+        found = dict(report.user_properties).get(PROPERTY)
+        if mutant and found and is_kill(mutant, found["outcome"]):
+            self.caught.add(self.catch(item))
         return report
 
     def say(self, done: int, of: int) -> None:
