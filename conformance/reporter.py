@@ -25,6 +25,7 @@ WHOLE = (
 EMPTY = {"took": None, "used": None, "what": None, "seconds": 0.0}
 # An answer that is not right; also none where an exception should have come, as pytest.raises says.
 DIFFERS = (AssertionError, pytest.fail.Exception)
+INTROSPECTION = "\nassert "  # behind it pytest tells how an assertion was written
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
 
@@ -67,7 +68,7 @@ class Reporter:
             clause, subject = clauses()[mark.args[0]], item.callspec.params["subject"]
             found = _result(item, call, report, clause, subject)
             if found["outcome"] in ("differs", "error") and report.failed:
-                text = explain(clause, subject, found)
+                text = explain(clause, subject, found, _notes(_error(call)))
                 if found["outcome"] == "differs":
                     report.longrepr = text
                 else:
@@ -177,10 +178,14 @@ def _result(item, call, report, clause, subject) -> dict:
 def _message(error: BaseException | None, report) -> str:
     if error is None:
         return "a known difference has begun to conform: take its entry out of the file"
-    text = str(error).strip() or type(error).__name__
+    text = str(error).partition(INTROSPECTION)[0].strip() or type(error).__name__
     if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
         text = f"{type(error).__name__}: {text}"
-    return printable("\n".join([text, *getattr(error, "__notes__", [])]))
+    return printable("\n".join([text, *_notes(error)]))
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def printable(text: str) -> str:
@@ -188,9 +193,10 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def explain(clause, subject, found: dict) -> str:
+def explain(clause, subject, found: dict, notes: list[str]) -> str:
     """Return a failure for somebody who never read the suite: what, where, by how much, again."""
     message = found["message"].removeprefix(f"{clause.id}: ")
+    message = message.removesuffix(printable("\n".join(["", *notes])))
     lines = [
         f"{clause.id} ({clause.level}): {clause.sentence}",
         f"subject {subject.name}, device {subject.device}, dtype {found['dtype']}, "
@@ -201,4 +207,4 @@ def explain(clause, subject, found: dict) -> str:
         lines.append(f"that is what {found['took']!r} gives: {NAMES[found['took']]}")
     chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(found['case'])}"
     lines.append(f"run just this: python -m conformance run {chosen}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])

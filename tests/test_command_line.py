@@ -286,6 +286,32 @@ def test_case_has_no_subject_in_its_name_however_that_is_spelt(tmp_path, how):
     assert "error" in {line["outcome"] for line in found}
 
 
+CONSTANT = """
+import numpy as np
+
+class Subject:
+    masks = "attend"
+    capabilities = {"attention", "any_shape"}
+
+    def attention(self, query, key, value, *, mask=None):
+        return np.zeros((*query.shape[:3], value.shape[3]), query.dtype)
+"""
+
+
+def test_failure_keeps_its_order_whatever_else_is_said(tmp_path):
+    """A property has a text of its own, and an example of Hypothesis stands behind the command."""
+    (tmp_path / "constant.py").write_text(CONSTANT, "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    only = ["--clause", "ATT-13", "--clause", "CAUSE-4", "-k", "any_call or later"]
+    done = cli("run", "--subject", "constant:Subject", *only, cwd=tmp_path, first=first)
+    numbers = r"\w+ at \(.*\): expected \S+, got \S+, error \S+ of \S+ allowed \(.*\)"
+    program = r"run it alone:\n\nimport numpy as np\n"
+    assert re.search(rf"\n{numbers}\nrun just this: .*\n{program}", done.stdout), done.stdout
+    told = [r["message"] for r in results(read(tmp_path / ".conformance/report.jsonl"))]
+    assert any(message.startswith("the tokens were not changed") for message in told), told
+    assert not any("assert" in message for message in told), told
+
+
 def test_exception_that_does_not_come_is_another_answer(tmp_path):
     only = ["--mutant", "lengths-clipped", "--clause", "MASK-6", "-k", "out_of_range"]
     done = cli("run", *only, cwd=tmp_path)
