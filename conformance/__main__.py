@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     summary_parser = commands.add_parser("summary", aliases=["report"], help="read a report")
     summary_parser.add_argument("path", help="a report in JSON Lines")
     summary_parser.add_argument("--format", choices=FORMATS, default="text")
-    diff_parser = commands.add_parser("diff", help="what began or ceased to conform")
+    diff_parser = commands.add_parser("diff", help="what began or ceased to conform, or got worse")
     diff_parser.add_argument("old", help="a report in JSON Lines")
     diff_parser.add_argument("new", help="a later one")
     known_parser = commands.add_parser("known", help="draft a file of known differences")
@@ -138,7 +138,7 @@ def show(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def compare(options: argparse.Namespace, rest: list[str]) -> int:
-    """Print what changed; the exit status is 1 where something ceased to conform."""
+    """Print what changed; the exit status is 1 where something got worse."""
     text, worse = diff(read(options.old), read(options.new))
     print(text)
     return int(worse)

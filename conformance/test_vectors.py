@@ -13,7 +13,7 @@ from .cases import dtype as numpy_dtype
 from .contract import clause
 from .vectors import load, manifest
 from .vectors.judge import judge
-from .vectors.put import put
+from .vectors.put import offered, put
 
 ENTRIES = manifest()["vectors"]
 # In these, one of each chapter, float64 and float16 are looked at too.
@@ -36,7 +36,7 @@ def params(own: str) -> list:
 
 def check(subject, id: str, dtype: str) -> None:
     """Put a vector to a subject and judge its answer."""
-    vector = load()[id]
+    vector = offered(subject, load()[id])
     answer = put(subject, vector, dtype)
     if vector.refused:  # whoever refuses everything has refused nothing
         put(subject, load()[vector.expect[0].answered], dtype)

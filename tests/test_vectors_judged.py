@@ -12,7 +12,7 @@ from conformance.subject import NotOffered
 from conformance.vectors import HERE, load
 from conformance.vectors.cases import make
 from conformance.vectors.judge import Refused, judge
-from conformance.vectors.put import put
+from conformance.vectors.put import offered, put
 from conformance.vectors.vector import Part, Vector
 
 VECTORS = load()
@@ -199,6 +199,47 @@ def test_allowed_errors_of_every_dtype_suit_a_right_subject(dtype):
         except NotOffered:
             assert any(part.tensor.startswith("grad_") for part in vector.expect), vector.id
     assert judged > 100
+
+
+class WithoutWeights:
+    """A right subject that has no weights to show."""
+
+    def __init__(self):
+        self.right, self.name = subjects.load("numpy"), "plain"
+        self.capabilities = self.right.capabilities - {"weights", "steps"}
+
+    def __getattr__(self, name):
+        return getattr(self.right, name)
+
+    def steps(self, *inputs, **options):
+        raise AssertionError("no steps are offered")
+
+    def multihead(self, *inputs, **options):
+        return self.right.multihead(*inputs, **options)[0], None
+
+
+def test_who_has_no_weights_is_judged_by_the_output():
+    subject, left = WithoutWeights(), {}
+    for vector in VECTORS.values():
+        dtype = "float32" if "float32" in vector.dtypes else vector.dtypes[0]
+        try:
+            own = offered(subject, vector)
+            judge(own, put(subject, own, dtype), dtype)
+        except NotOffered:
+            left[vector.id] = {part.tensor for part in vector.expect}
+    about = {id for id in left if VECTORS[id].clause in ("ATT-2", "MHA-5")}
+    assert {"ATT-2.any_cells", "MHA-5.per_head"} <= about
+    for id in left.keys() - about:  # of the rest, what has no output or asks for gradients too
+        assert "output" not in left[id] or any(name.startswith("grad_") for name in left[id]), id
+
+
+def test_wrong_output_is_seen_without_weights(monkeypatch):
+    subject, id = WithoutWeights(), "MHA-4.key_padding"
+    right = subject.multihead
+    monkeypatch.setattr(subject, "multihead", lambda *x, **o: (1.01 * right(*x, **o)[0], None))
+    vector = offered(subject, VECTORS[id])
+    with pytest.raises(Differs, match=f"vector {id}: output at"):
+        judge(vector, put(subject, vector, "float32"), "float32")
 
 
 def test_error_that_is_no_refusal_is_not_taken_for_one(monkeypatch):

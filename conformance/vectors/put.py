@@ -1,5 +1,6 @@
 """Putting a vector to a subject: the call that it makes, and the tensors of the answer."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,24 @@ NEEDS = {
     "look_ahead_mask": "masks",
 }
 
+WEIGHTS = {"weights", "mean_weights"}
+ABOUT_WEIGHTS = ("ATT-2", "MHA-5")  # clauses of which an output alone says nothing
+
 Answers = dict[str, np.ndarray]
+
+
+def offered(subject: Subject, vector: Vector) -> Vector:
+    """Return the vector without the weights, for a subject that has none to show.
+
+    Raises NotOffered where nothing else is left, or the clause is about them.
+    """
+    own = {"weights"} if vector.call == "multihead" else {"weights", "steps"}
+    kept = [part for part in vector.expect if part.tensor not in WEIGHTS]
+    if subject.capabilities & own or len(kept) == len(vector.expect):
+        return vector
+    if not kept or vector.clause in ABOUT_WEIGHTS:
+        require(subject, "weights")
+    return replace(vector, expect=tuple(kept))
 
 
 def put(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
@@ -83,7 +101,8 @@ def multihead(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
         given["attn_mask"] = given.pop("mask")
     config = vector.settings | {"empty_rows": vector.empty_rows}
     call = partial(subject.multihead, config, vector.parameters, *inputs, **given)
-    answer: Answers = dict(zip(("output", "weights"), call(average_weights=False), strict=True))
+    answer: Answers = {}
+    answer["output"], answer["weights"] = call(average_weights=False)
     if "mean_weights" in wanted:
         answer["output"], answer["mean_weights"] = call(average_weights=True)
     return answer
