@@ -283,7 +283,10 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
             "weights: beyond the budget",
         ),
         (
-            {"message": "ATT-7: vector ATT-7.a: output takes no alternative: not 'nan': output"},
+            {
+                "message": "ATT-7: vector ATT-7.a: output takes no alternative: not 'nan': output "
+                "at (0, 1): expected NaN, got 2"
+            },
             "output takes no alternative",
         ),
         (

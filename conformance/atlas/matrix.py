@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from ..contract import clauses, profiles
 
 WRONG = ("differs", "error")
-WRONG_NUMBER = re.compile(r"(.*?) at \([\d, ]*\): expected (.*?), got (.*)")
+WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 SYMBOLS = {
     "conforms": "●",
     "differs": "○",
