@@ -87,6 +87,22 @@ class Asked:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its table; nothing collected is an error."""
+    heard, before = Asked(), _written(options.report)
+    status = int(pytest.main(_words(options, rest), plugins=[heard]))
+    if status == pytest.ExitCode.USAGE_ERROR or _written(options.report) == before:
+        return status  # refused, or only collected: an older report is no verdict of this run
+    if not has_footer(options.report):
+        rule = "a run that was cut off has no verdict"
+        print(f"{rule}: got {options.report}, without a footer", file=sys.stderr)
+        return status or int(pytest.ExitCode.INTERRUPTED)
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        print("no case matches what was asked for: nothing was tested", file=sys.stderr)
+        return status
+    return _verdict(options, heard.whole) or status
+
+
+def _words(options: argparse.Namespace, rest: list[str]) -> list[str]:
+    """Return what pytest is told."""
     given = [str(HERE), f"-c{HERE / 'pytest.ini'}", f"--rootdir={HERE}", "-q"]
     for name in ("backend", "subject", "mutant", "profile", "clause", "case"):
         given += [f"--{name}={value}" for value in getattr(options, name) or []]
@@ -94,31 +110,25 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     given += ["--fuzz"] * options.fuzz + ["--smoke"] * (options.command == "smoke")
     given += [f"--known={options.known}"] if options.known else []
     asked = options.clause or options.profile or options.case
-    narrow = asked or options.command == "smoke" or rest
-    if not narrow:  # the whole suite takes all cores; a file's cases share what the oracle found
+    if not (asked or options.command == "smoke" or rest):
+        # the whole suite takes all cores; a file's cases share what the oracle found
         given += ["-p", "xdist", f"-n{os.cpu_count() or 1}", "--dist=loadfile"]
-    heard, before = Asked(), _written(options.report)
-    status = pytest.main([*given, *rest], plugins=[heard])
-    if status == pytest.ExitCode.USAGE_ERROR or _written(options.report) == before:
-        return int(status)  # refused, or only collected: an older report is no verdict of this run
-    if not has_footer(options.report):
-        rule = "a run that was cut off has no verdict"
-        print(f"{rule}: got {options.report}, without a footer", file=sys.stderr)
-        return int(status) or int(pytest.ExitCode.INTERRUPTED)
-    if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        lines = read(options.report)
-        print(f"{summary(lines)}\nreport: {options.report}")
-        if set(lines[-1]["counts"]) <= {"not offered"}:
-            print("nothing was tested: all that was asked for is not offered", file=sys.stderr)
-            return int(pytest.ExitCode.NO_TESTS_COLLECTED)
-        entries = known.read(options.known) if options.known and heard.whole else []
-        if idle := known.idle(entries, lines):
-            text = "; ".join(map(str, idle))
-            print(f"a known difference is of what is offered: got {text}", file=sys.stderr)
-            return int(pytest.ExitCode.TESTS_FAILED)
-    elif status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        print("no case matches what was asked for: nothing was tested", file=sys.stderr)
-    return int(status)
+    return [*given, *rest]
+
+
+def _verdict(options: argparse.Namespace, whole: bool) -> int:
+    """Print a whole report; return an exit status where the tests' own does not say enough."""
+    lines = read(options.report)
+    print(f"{summary(lines)}\nreport: {options.report}")
+    if set(lines[-1]["counts"]) <= {"not offered"}:
+        print("nothing was tested: all that was asked for is not offered", file=sys.stderr)
+        return int(pytest.ExitCode.NO_TESTS_COLLECTED)
+    entries = known.read(options.known) if options.known and whole else []
+    if idle := known.idle(entries, lines):
+        text = "; ".join(map(str, idle))
+        print(f"a known difference is of what is offered: got {text}", file=sys.stderr)
+        return int(pytest.ExitCode.TESTS_FAILED)
+    return 0
 
 
 def _written(path: str) -> int | None:
