@@ -11,6 +11,7 @@ import pytest
 from . import known
 from .contract import clauses
 from .report import has_footer, read
+from .reporter import REPORTER
 from .subjects import ENVIRONMENT
 from .summary import FORMATS, diff, summary
 
@@ -77,19 +78,24 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
 
 
 class Asked:
-    """A pytest plugin that hears whether every case was asked for, however pytest was told."""
+    """A pytest plugin that hears what pytest was told, by whatever way it was told."""
 
-    whole = False
+    whole = False  # whether every case was asked for
+    reported = False  # whether a report was begun
 
     def pytest_configure(self, config: pytest.Config) -> None:
         self.whole = not any(config.getoption(name, None) for name in FILTERS)
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        reporter = session.config.pluginmanager.get_plugin(REPORTER)
+        self.reported = reporter is not None and reporter.file is not None
+
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its table; nothing collected is an error."""
-    heard, before = Asked(), _written(options.report)
+    heard = Asked()
     status = int(pytest.main(_words(options, rest), plugins=[heard]))
-    if status == pytest.ExitCode.USAGE_ERROR or _written(options.report) == before:
+    if status == pytest.ExitCode.USAGE_ERROR or not heard.reported:
         return status  # refused, or only collected: an older report is no verdict of this run
     if not has_footer(options.report):
         rule = "a run that was cut off has no verdict"
@@ -129,11 +135,6 @@ def _verdict(options: argparse.Namespace, whole: bool) -> int:
         print(f"a known difference is of what is offered: got {text}", file=sys.stderr)
         return int(pytest.ExitCode.TESTS_FAILED)
     return 0
-
-
-def _written(path: str) -> int | None:
-    """Return when a file was last written, in ns; None where there is none."""
-    return Path(path).stat().st_mtime_ns if Path(path).exists() else None
 
 
 def smoke(options: argparse.Namespace, rest: list[str]) -> int:

@@ -77,14 +77,16 @@ def compare(got, exact, naive, what: str) -> None:
 def close(got, other, naive, exact, what: str) -> None:
     """Hold two answers of equal standing against each other, within the budget of the case.
 
-    Both must be numbers: NaN is never close to anything.
+    Both must be finite: NaN and infinity are close to nothing.
     """
     got, other = np.asarray(got), np.asarray(other)
     check_shape(got, other.shape, what)
     _check_floats(got, what)
     limit = allowance(exact, naive, got.dtype)
+    _check_floats(other, what)
     got, other = got.astype(np.float64), other.astype(np.float64)
-    _within(limit, _off(got, other), got, other, what)
+    error = np.where(np.isfinite(got) & np.isfinite(other), _off(got, other), np.inf)
+    _within(limit, error, got, other, what)
 
 
 def _off(got: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def refused(
     wanted = f"{error.__name__} with {list(texts)}" if own else "an error"
     try:
         call()
-    except NotOffered:
+    except (NotOffered, Differs):
         raise
     except Exception as refusal:
         lacking = [text for text in texts if text not in str(refusal)]

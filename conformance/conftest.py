@@ -14,7 +14,7 @@ from conformance.calls import watch
 from conformance.choice import must_be_one_of
 from conformance.contract import clauses, profiles
 from conformance.report import case_of
-from conformance.reporter import Reporter
+from conformance.reporter import REPORTER, Reporter
 from conformance.subject import NotOffered, require
 
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     about = [f"{s.name} on {s.device}" for s in config.stash[SUBJECTS]]
     if len(set(about)) < len(about):
         raise pytest.UsageError(f"subjects differ in name or device: got {', '.join(about)}")
-    config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), "conformance-report")
+    config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), REPORTER)
 
 
 def _check(option: str, given: list[str] | None, names: list[str]) -> None:

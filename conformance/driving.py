@@ -1,4 +1,4 @@
-"""How an adapter is called: what it is given stays as it is, and what it answers is taken over."""
+"""How an adapter is called: arrays that it is given stay as they are, its answers are copied."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .budget import same
+from .budget import Differs, same
 from .subject import NotOffered
 
 
-def ask(name: str, function: Callable, /, *args, **options):
-    """Call an adapter and return a copy of what it answers, for it may use its arrays again.
+def ask(take: Callable, function: Callable, /, *args, **options):
+    """Call an adapter and `take` what it answers: a copy, for it may use its arrays again.
 
     Its framework's warnings are no business of the suite's, and its assertions no verdict.
     """
@@ -20,11 +20,14 @@ def ask(name: str, function: Callable, /, *args, **options):
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            found = taken_over(name, function(*args, **options))
+            found = take(function(*args, **options))
+        except Differs:
+            raise
         except AssertionError as error:
             raise RuntimeError(f"AssertionError: {error}") from error
     for array, before in given:
-        same(array, before, "an array that was given, after the call")
+        if array.tobytes() != before.tobytes():
+            same(array, before, "an array that was given, after the call")
     return found
 
 
@@ -37,32 +40,41 @@ def arrays(given: Iterable) -> Iterator[np.ndarray]:
             yield value
 
 
-def taken_over(name: str, found: Any) -> Any:
-    """Return the suite's own copy of an answer: arrays, dicts and tuples of them, decodings."""
-    if found is None:
-        return None
-    if isinstance(found, Mapping):
-        return {key: taken_over(name, array) for key, array in found.items()}
-    if isinstance(found, tuple):
-        return tuple(taken_over(name, array) for array in found)
-    if hasattr(found, "feed"):
-        return Decoding(name, found)
+def one(found: Any) -> np.ndarray:
+    """Take an array."""
     array = np.array(found)
     if array.dtype == object:
-        raise TypeError(f"an answer must be an array: got {type(found).__name__}")
+        raise Differs(f"an answer must be an array: got {type(found).__name__}")
     return array
+
+
+def pair(found: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Take an output and weights, or None for these."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Differs(f"an answer must be an output and weights: got {type(found).__name__}")
+    output, weights = found
+    return one(output), None if weights is None else one(weights)
+
+
+def by_name(found: Any) -> dict[str, np.ndarray]:
+    """Take a dict of arrays."""
+    if not isinstance(found, Mapping):
+        raise Differs(f"an answer must be a dict of arrays: got {type(found).__name__}")
+    return {name: one(array) for name, array in found.items()}
 
 
 class Decoding:
     """A decoding of an adapter: `feed` takes tokens, the rest is what the adapter has."""
 
     def __init__(self, name: str, own: Any):
+        if not hasattr(own, "feed"):
+            raise Differs(f"a decoding has `feed`: got {type(own).__name__}")
         self.name, self.own = name, own
 
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         if options:
             raise NotOffered(f"{self.name} does not offer {', '.join(options)} in decoding")
-        return ask(self.name, self.own.feed, x)
+        return ask(one, self.own.feed, x)
 
     def __getattr__(self, attribute: str):
         if attribute.startswith("_"):
@@ -70,6 +82,8 @@ class Decoding:
         if not hasattr(self.own, attribute):
             raise NotOffered(f"{self.name} does not offer {attribute} in decoding")
         found = getattr(self.own, attribute)
-        if callable(found):
-            return partial(ask, self.name, found)
-        return taken_over(self.name, found)
+        return partial(ask, self._taken, found) if callable(found) else one(found)
+
+    def _taken(self, found: Any) -> Any:
+        """Take a branch of this decoding, or an array."""
+        return Decoding(self.name, found) if hasattr(found, "feed") else one(found)

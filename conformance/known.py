@@ -9,15 +9,15 @@
     link = "https://example.org/issues/1"
 
 Every case that an entry matches must differ; with `outcome = "error"` it may raise. One that has
-begun to conform is an error, and so is an entry that matches nothing, unless it is of a device that
-is not there. Of several entries that match a case, the first counts. An empty file is a file too:
-nothing is known to differ.
+begun to conform is an error, and so is an entry that matches nothing; only a device may be one that
+is not there today. Of several entries that match a case, the first counts. An empty file is a file
+too: nothing is known to differ.
 """
 
 import json
 import tomllib
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -120,10 +120,14 @@ def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
 
 
 def _idle(entries: list[Known], cases: list[tuple[str, str, str, str]]) -> list[Known]:
-    """Return the entries that match no case, but for those of devices that are not there today."""
+    """Return the entries that match no case; a device that is not there today is taken as any."""
     there = {device for *_, device in cases}
-    spoken = [entry for entry in entries if any(entry.is_of(device) for device in there)]
-    return [entry for entry in spoken if not any(entry.matches(*case) for case in cases)]
+
+    def speaks(entry: Known) -> bool:
+        entry = entry if any(map(entry.is_of, there)) else replace(entry, device="*")
+        return any(entry.matches(*case) for case in cases)
+
+    return [entry for entry in entries if not speaks(entry)]
 
 
 def draft(lines: list[dict]) -> str:

@@ -10,12 +10,13 @@ NumPy arrays go in and come out, shaped as the contract has them, a mask always 
 option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import reference
-from .driving import ask
+from .driving import Decoding, ask, by_name, one, pair
 from .specs import Spec, conjuncts, positional
 from .subject import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
@@ -87,7 +88,7 @@ class Plugged:
     def attention(self, query, key, value, **options) -> np.ndarray:
         require(self, "attention")
         options = self._options(query, key, options)
-        return ask(self.name, self.adapter.attention, query, key, value, **options)
+        return ask(one, self.adapter.attention, query, key, value, **options)
 
     def steps(self, query, key, value, **options) -> Steps:
         if not self.capabilities & {"weights", "steps"}:
@@ -95,31 +96,29 @@ class Plugged:
         require(self, "attention")
         options = self._options(query, key, options)
         if "steps" in self.capabilities:
-            found = ask(self.name, self.adapter.steps, query, key, value, **options)
+            found = ask(by_name, self.adapter.steps, query, key, value, **options)
             if missing := [name for name in STEPS if name not in found]:
                 raise KeyError(f"`steps` returns {', '.join(STEPS)}: got none of {missing}")
         else:
-            output, weights = ask(self.name, self.adapter.weights, query, key, value, **options)
+            output, weights = ask(pair, self.adapter.weights, query, key, value, **options)
             found = {"output": output, "weights": weights}
         return Steps(found)
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         require(self, "gradients", *([through] if through != "attention" else []))
         options = self._options(query, key, options)
-        return ask(self.name, self.adapter.gradients, query, key, value, grad, **options)
+        return ask(by_name, self.adapter.gradients, query, key, value, grad, **options)
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         require(self, "parameters")
-        return ask(self.name, self.adapter.parameters, self._config(config))
+        return ask(by_name, self.adapter.parameters, self._config(config))
 
     def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
         options = self._module_options(config, inputs, options)
         options |= {"training": training} | ({} if seed is None else {"seed": seed})
-        query, key, value = self._all_inputs(inputs)
+        inputs, parameters = self._all_inputs(inputs), dict(parameters)
         call = self.adapter.multihead
-        config = self._config(config)
-        output, weights = ask(self.name, call, config, parameters, query, key, value, **options)
-        return output, weights
+        return ask(pair, call, self._config(config), parameters, *inputs, **options)
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
         if not hasattr(self.adapter, "multihead_gradients"):
@@ -128,15 +127,15 @@ class Plugged:
         for name in ("need_weights", "average_weights"):
             options.pop(name)
         call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
-        return ask(self.name, call, self._config(config), parameters, *inputs, **options)
+        return ask(by_name, call, self._config(config), dict(parameters), *inputs, **options)
 
     def decoding(self, kind, config, parameters, *, capacity, **given):
         """Return the adapter's own decoding: it has `feed`, and what else it declares."""
         require(self, "cache")
         if kind != "attention" or set(given) != {"batch_size"}:
             raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
-        config, batch_size = self._config(config), given["batch_size"]
-        return ask(self.name, self.adapter.decoding, config, parameters, batch_size, capacity)
+        inputs = self._config(config), dict(parameters), given["batch_size"], capacity
+        return ask(partial(Decoding, self.name), self.adapter.decoding, *inputs)
 
     def _options(self, query, key, options: dict) -> dict:
         for array in (query, key):

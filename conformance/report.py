@@ -45,7 +45,7 @@ def read(path: str | Path) -> list[dict]:
     try:
         lines = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
         kinds = [line["type"] for line in lines]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # no UTF-8, no JSON, no object, no type
         kinds = []
     if kinds[:1] + kinds[-1:] != ENDS or [kind for kind in kinds if kind in ENDS] != ENDS:
         rule = "a report begins with a header and ends with a footer, one of each, in JSON Lines"

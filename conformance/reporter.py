@@ -26,6 +26,7 @@ EMPTY = {"took": None, "used": None, "what": None, "seconds": 0.0}
 # An answer that is not right; also none where an exception should have come, as pytest.raises says.
 DIFFERS = (AssertionError, pytest.fail.Exception)
 INTROSPECTION = "\nassert "  # behind it pytest tells how an assertion was written
+REPORTER = "conformance-report"  # the plugin's name
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
 
@@ -36,10 +37,14 @@ class Reporter:
         self.subjects, self.started = subjects, time.time()
         self.counts: Counter[str] = Counter()
         self.cases: set[str] = set()
+        self.crashed: set[str] = set()
         self.file = None
         here = not hasattr(config, "workerinput")  # workers send, and one process writes
-        if here and config.option.report and not config.option.collectonly:
-            path = Path(config.option.report)
+        self.path = config.option.report if here and not config.option.collectonly else None
+
+    def pytest_sessionstart(self) -> None:
+        if self.path:
+            path = Path(self.path)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = path.open("w", encoding="utf-8", errors="backslashreplace")
@@ -51,7 +56,7 @@ class Reporter:
             python=platform.python_version(),
             platform=platform.platform(),
             precision=PRECISION,
-            subjects=[described(subject) for subject in subjects],
+            subjects=[described(subject) for subject in self.subjects],
             arguments=sys.argv[1:],
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
@@ -74,7 +79,8 @@ class Reporter:
                 else:
                     report.sections.append(("contract", text))
             report.user_properties.append((PROPERTY, found))
-        if (text := printable(report.longreprtext)) != report.longreprtext:
+        text = printable(report.longreprtext)
+        if report.failed and text != report.longreprtext:
             report.longrepr = text  # else no worker could send it
         return report
 
@@ -82,9 +88,12 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         vars(report).pop("node", None)  # which process ran it is nothing that a reader needs
         for name, found in report.user_properties:
-            if name == PROPERTY and (report.when == "call" or not report.passed):
+            # what has crashed a worker is run again by the next one: the crash is its result
+            new = report.nodeid not in self.crashed
+            if name == PROPERTY and new and (report.when == "call" or not report.passed):
                 self._enter(found)
         if report.failed and not any(name == PROPERTY for name, _ in report.user_properties):
+            self.crashed.add(report.nodeid)
             self._enter_crash(report)
 
     def _enter(self, found) -> None:

@@ -38,9 +38,9 @@ def check(subject, id: str, dtype: str) -> None:
     """Put a vector to a subject and judge its answer."""
     vector = offered(subject, load()[id])
     answer = put(subject, vector, dtype)
-    if vector.refused:  # whoever refuses everything has refused nothing
-        put(subject, load()[vector.expect[0].answered], dtype)
     taken = judge(vector, answer, dtype)
+    if vector.refused:  # whoever refuses everything has refused nothing
+        put(subject, offered(subject, load()[vector.expect[0].answered]), dtype)
     if taken:
         LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")
     if vector.call in ("attention", "multihead") and not vector.refused:

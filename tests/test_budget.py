@@ -11,6 +11,7 @@ from conformance.budget import (
     Ledger,
     allowance,
     check_dtype,
+    check_each,
     check_shape,
     close,
     compare,
@@ -164,6 +165,21 @@ def test_same_names_the_worst_place():
         same(np.array([[1.5, 2.0], [5.0, 4.25]]), np.array([[1.0, 2.0], [3.0, 4.0]]), "output")
     with pytest.raises(Differs, match=r"at \(1,\): expected exactly 2.0, got nan"):
         same(np.array([7.0, np.nan]), np.array([1.0, 2.0]), "output")
+
+
+def test_rule_is_held_number_by_number(ledger):
+    array = np.array([[1.0, -2.0], [np.nan, 4.0]])
+    check_each([[True], [True]], array, "output", "a number")
+    assert ledger.what == "output"
+    with pytest.raises(Differs, match=r"output at \(0, 1\): expected a number, got -2.0 \(2 of 4"):
+        check_each(array > 0, array, "output", "a number")
+
+
+@pytest.mark.parametrize("pair", [(np.inf, np.inf), (np.nan, np.nan), (-np.inf, 1.0)])
+def test_what_is_not_finite_is_close_to_nothing(pair):
+    one, other = (np.array([1.0, x]) for x in pair)
+    with pytest.raises(Differs, match=r"both at \(1,\)"):
+        close(one, other, NAIVE, EXACT, "both")
 
 
 def test_whole_numbers_are_another_dtype():

@@ -286,6 +286,34 @@ def test_case_has_no_subject_in_its_name_however_that_is_spelt(tmp_path, how):
     assert "error" in {line["outcome"] for line in found}
 
 
+DIES = """
+import os
+from pathlib import Path
+
+import numpy as np
+
+class Subject:
+    masks = "attend"
+
+    def attention(self, query, key, value, *, mask=None):
+        if not Path("died").exists():
+            Path("died").touch()
+            os._exit(1)
+        return np.zeros((*query.shape[:3], value.shape[3]), query.dtype)
+"""
+
+
+def test_crash_is_a_cases_one_result_though_a_worker_runs_it_again(tmp_path):
+    (tmp_path / "dies.py").write_text(DIES, "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    only = ["--clause", "EMPTY-1", "-p", "xdist", "-n1", "--dist=loadfile"]
+    done = cli("run", "--subject", "dies:Subject", *only, cwd=tmp_path, first=first)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    found = results(read(tmp_path / ".conformance/report.jsonl"))
+    assert max(Counter(line["case"] for line in found).values()) == 1
+    assert "crashed" in next(r["message"] for r in found if r["outcome"] == "error")
+
+
 CONSTANT = """
 import numpy as np
 
@@ -294,6 +322,8 @@ class Subject:
     capabilities = {"attention", "any_shape"}
 
     def attention(self, query, key, value, *, mask=None):
+        if query.shape[2] == 3:
+            raise ZeroDivisionError
         return np.zeros((*query.shape[:3], value.shape[3]), query.dtype)
 """
 

@@ -136,7 +136,10 @@ def test_entry_of_what_is_not_offered_is_an_error(folder, options):
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.mark.parametrize("options", [["-vk", "CLEAN-2"], CLAUSE])
+ONE = ["--case", "test_zero_gives_exact_zeros[EMPTY-1-float32]"]
+
+
+@pytest.mark.parametrize("options", [["-vk", "CLEAN-2"], CLAUSE, ["--profile", "half"], ONE])
 def test_entry_of_what_was_left_out_is_no_error(folder, options):
     done = run(folder, ENTRY + NOT_OFFERED, *options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -187,8 +190,20 @@ def test_entry_of_a_device_that_is_not_there_is_left_alone(folder):
     text = f'{ENTRY}device = "cuda"\n'
     done = run(folder, text, "--clause", "CLEAN-2", "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run(folder, text.replace("CLEAN-2", "NO-1"), "--clause", "CLEAN-2", "--device", "cpu")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    for wrong in ('case = "test_nothing"', 'subject = "typo"'):
+        done = run(folder, f"{text}{wrong}\n", "--clause", "CLEAN-2", "--device", "cpu")
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR, wrong
+        assert "a known difference matches a case of the suite" in done.stdout + done.stderr
+
+
+def test_missing_exception_can_be_written_down(folder):
+    entry = ENTRY.replace("CLEAN-2", "MASK-6") + 'case = "*out_of_range*"\n'
+    (folder / "known.toml").write_text(entry, "utf-8")
+    only = ["--mutant", "lengths-clipped", "--clause", "MASK-6", "-k", "out_of_range"]
+    done = cli("run", *only, "--known", "known.toml", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(read(folder / ".conformance/report.jsonl"))
+    assert {line["outcome"] for line in found} == {"known difference"}
 
 
 def test_draft_names_a_device_where_there_are_two(folder):

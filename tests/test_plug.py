@@ -9,7 +9,7 @@ import pytest
 from conformance import plug, reference, subjects
 from conformance.budget import Differs
 from conformance.cases import BY_NAME, MAIN, PLAIN, SQUARE, Case, normal
-from conformance.checking import check_steps
+from conformance.checking import check_steps, refused
 from conformance.plug import Plugged
 from conformance.specs import causal, padding, segments, sliding_window
 from conformance.subject import CAPABILITIES, NotOffered
@@ -199,8 +199,33 @@ def test_answer_is_taken_over_under_the_same_guard():
 
 
 def test_answer_that_is_no_array_is_said_to_be_none():
-    with pytest.raises(TypeError, match="an answer must be an array: got set"):
-        plugged(attention=lambda *inputs: {1.0}).attention(*PLAIN.inputs("float32"))
+    inputs = PLAIN.inputs("float32")
+    for wrong, name in (({1.0}, "set"), (None, "NoneType"), ({"output": 1.0}, "dict")):
+        with pytest.raises(Differs, match=f"an answer must be an array: got {name}"):
+            plugged(attention=lambda *inputs, wrong=wrong: wrong).attention(*inputs)
+    plain = plugged(capabilities={"attention", "weights"}, weights=lambda *inputs: inputs[0])
+    with pytest.raises(Differs, match="must be an output and weights: got ndarray"):
+        plain.steps(*inputs)
+    plain = plugged(capabilities={"attention", "gradients"}, gradients=lambda *inputs: inputs)
+    with pytest.raises(Differs, match="must be a dict of arrays: got tuple"):
+        plain.gradients(*inputs, inputs[0])
+
+
+def test_output_and_weights_may_be_a_list():
+    inputs = PLAIN.inputs("float32")
+    answer = [np.zeros((3, 2, 5, 13), np.float32), np.ones((3, 2, 5, 7), np.float32)]
+    subject = plugged(capabilities={"attention", "weights"}, weights=lambda *inputs: answer)
+    assert subject.steps(*inputs)["weights"].shape == (3, 2, 5, 7)
+
+
+def test_written_array_is_no_refusal():
+    def spoil(query, key, value):
+        query[:] = 0
+        return np.zeros((3, 2, 5, 13), np.float32)
+
+    subject, inputs = plugged(attention=spoil), PLAIN.inputs("float32")
+    with pytest.raises(Differs, match=WRITTEN):
+        refused(subject, lambda: subject.attention(*inputs), ValueError, beside=lambda: None)
 
 
 class Adding:

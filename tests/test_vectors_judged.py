@@ -9,6 +9,7 @@ import pytest
 from conformance import subjects
 from conformance.budget import Differs
 from conformance.subject import NotOffered
+from conformance.test_vectors import check
 from conformance.vectors import HERE, load
 from conformance.vectors.cases import make
 from conformance.vectors.judge import Refused, judge
@@ -69,6 +70,7 @@ def test_judge_accepts_the_right_and_refuses_the_wrong(name):
     judge(vector, {"output": right}, "float32")
     with pytest.raises(Differs, match=text) as error:
         judge(vector, {"output": wrong}, "float32")
+    assert ("expected shape" in text) == (error.value.found.get("took") == "shape")
     assert str(error.value).endswith("; it shows that y")
 
 
@@ -227,7 +229,7 @@ def test_who_has_no_weights_is_judged_by_the_output():
             judge(own, put(subject, own, dtype), dtype)
         except NotOffered:
             left[vector.id] = {part.tensor for part in vector.expect}
-    about = {id for id in left if VECTORS[id].clause in ("ATT-2", "MHA-5")}
+    about = {id for id in left if VECTORS[id].clause in ("ATT-2", "EMPTY-3", "MHA-5", "DOC-A5")}
     assert {"ATT-2.any_cells", "MHA-5.per_head"} <= about
     for id in left.keys() - about:  # of the rest, what has no output or asks for gradients too
         assert "output" not in left[id] or any(name.startswith("grad_") for name in left[id]), id
@@ -240,6 +242,35 @@ def test_wrong_output_is_seen_without_weights(monkeypatch):
     vector = offered(subject, VECTORS[id])
     with pytest.raises(Differs, match=f"vector {id}: output at"):
         judge(vector, put(subject, vector, "float32"), "float32")
+
+
+def test_who_offers_steps_alone_has_weights_to_show():
+    subject = WithoutWeights()
+    subject.capabilities |= {"steps"}
+    assert offered(subject, VECTORS["ATT-2.any_cells"]) is VECTORS["ATT-2.any_cells"]
+    with pytest.raises(NotOffered):  # a module shows weights, and no steps
+        offered(subject, VECTORS["MHA-5.per_head"])
+
+
+@pytest.mark.parametrize("id", ["CAUSE-2.no_offset", "ATT-5.not_divisible", "HALF-4.key"])
+def test_refusal_is_judged_without_weights(monkeypatch, id):
+    subject = WithoutWeights()
+    check(subject, id, "float32")
+    answer = np.zeros((3, 2, 5, 13), np.float32)
+    monkeypatch.setattr(subject, "attention", lambda *x, **o: answer, raising=False)
+    with pytest.raises(Differs, match=f"vector {id}: expected a refusal"):
+        check(subject, id, "float32")
+
+
+def test_written_array_is_no_refusal(monkeypatch):
+    subject = WithoutWeights()
+
+    def spoil(*inputs, **options):
+        raise Differs("an array that was given, after the call")
+
+    monkeypatch.setattr(subject, "attention", spoil, raising=False)
+    with pytest.raises(Differs, match="that was given"):
+        check(subject, "ATT-5.not_divisible", "float32")
 
 
 def test_error_that_is_no_refusal_is_not_taken_for_one(monkeypatch):

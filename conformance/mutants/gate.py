@@ -27,9 +27,7 @@ SHARDS = {
 }
 # The child sees what its parent sees, wherever the package was found.
 CHILD = "import sys; sys.path[:] = {path!r}; from {package}.shard import main; sys.exit(main())"
-
-
-REPORTS = ("right.jsonl", "wrong.jsonl", "both.jsonl")  # those that a shard writes
+REPORTS = ("right.jsonl", "wrong.jsonl", "both.jsonl")  # those that a shard may write
 
 
 class Broken(Exception):
@@ -91,8 +89,8 @@ def run(mutants: list[Mutant], folder: Path, quick: bool = False) -> list[Result
     finally:
         for process in running.values():
             process.kill()  # of those that are still there: another broke down, or Ctrl-C
-    reports = (own / name for own in folders.values() for name in REPORTS)
-    return [r for path in reports if path.exists() for r in results(path)]
+    names = ["both.jsonl"] if quick else ["right.jsonl", "wrong.jsonl"]
+    return [r for own in folders.values() for name in names for r in results(own / name)]
 
 
 def start(folder: Path, names: list[str], quick: bool) -> subprocess.Popen:

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from ..budget import Differs
 from ..subject import NotOffered, Subject, require
 from .judge import Refused
 from .vector import Vector
@@ -18,7 +19,8 @@ NEEDS = {
 }
 
 WEIGHTS = {"weights", "mean_weights"}
-ABOUT_WEIGHTS = ("ATT-2", "MHA-5")  # clauses of which an output alone says nothing
+# Clauses of which an output alone says too little.
+ABOUT_WEIGHTS = ("ATT-2", "EMPTY-3", "MHA-5", "DOC-A5")
 
 Answers = dict[str, np.ndarray]
 
@@ -55,7 +57,7 @@ def put(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
         return ask(subject, vector.cast(dtype), {part.tensor for part in vector.expect})
     try:
         return ask(subject, vector.cast(dtype), {""})
-    except NotOffered:
+    except (NotOffered, Differs):
         raise
     except Exception as error:
         if "errors" in subject.capabilities and not isinstance(error, ValueError | TypeError):
