@@ -26,6 +26,7 @@ OF_THEIR_OWN = {
 # Options that leave cases out, as pytest names them.
 OURS = ("clause", "profile", "case", "smoke")
 FILTERS = (*OURS, "keyword", "markexpr", "deselect", "ignore", "ignore_glob")
+UNTESTED = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +82,7 @@ class Asked:
     """A pytest plugin that hears what pytest was told, by whatever way it was told."""
 
     whole = False  # whether every case was asked for
-    reported = False  # whether a report was begun
+    reported = False  # whether a report was written
 
     def pytest_configure(self, config: pytest.Config) -> None:
         self.whole = not any(config.getoption(name, None) for name in FILTERS)
@@ -95,15 +96,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its table; nothing collected is an error."""
     heard = Asked()
     status = int(pytest.main(_words(options, rest), plugins=[heard]))
-    if status == pytest.ExitCode.USAGE_ERROR or not heard.reported:
-        return status  # refused, or only collected: an older report is no verdict of this run
-    if not has_footer(options.report):
-        rule = "a run that was cut off has no verdict"
-        print(f"{rule}: got {options.report}, without a footer", file=sys.stderr)
-        return status or int(pytest.ExitCode.INTERRUPTED)
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("no case matches what was asked for: nothing was tested", file=sys.stderr)
-        return status
+    if status in UNTESTED or (status == pytest.ExitCode.OK and not heard.reported):
+        return status  # refused, or only collected: an older report is no verdict of this run
+    if not heard.reported or not has_footer(options.report):
+        got = f"{options.report}, without a footer" if heard.reported else "no result"
+        print(f"a run that was cut off has no verdict: got {got}", file=sys.stderr)
+        return status or int(pytest.ExitCode.INTERRUPTED)
     return _verdict(options, heard.whole) or status
 
 
@@ -132,7 +132,8 @@ def _verdict(options: argparse.Namespace, whole: bool) -> int:
     entries = known.read(options.known) if options.known and whole else []
     if idle := known.idle(entries, lines):
         text = "; ".join(map(str, idle))
-        print(f"a known difference is of what is offered: got {text}", file=sys.stderr)
+        rule = "a known difference matches a case of the suite that is offered"
+        print(f"{rule}: got {text} in {options.known}", file=sys.stderr)
         return int(pytest.ExitCode.TESTS_FAILED)
     return 0
 

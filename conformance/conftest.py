@@ -93,6 +93,8 @@ def plugged(name: str, device: str) -> list:
     """Load an adapter of somebody's own; whatever it raises is said in one line."""
     try:
         found = subjects.plug(name, device)
+    except ValueError as error:
+        raise pytest.UsageError(f"--subject {name}: {error}") from error
     except Exception as error:
         rule = f"--subject {name} must be importable and say what it offers"
         raise pytest.UsageError(f"{rule}: got {type(error).__name__}: {error}") from error

@@ -20,6 +20,7 @@ from collections import defaultdict
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from textwrap import shorten
 
 import pytest
 
@@ -89,6 +90,9 @@ def _checked(entry: dict, path: str | Path) -> Known:
         found = Known(**entry)
         if found.clause in clauses() and found.outcome in RAISES:
             return found
+    if texts and (lacking := [name for name in NEEDED if not entry.get(name, "").strip()]):
+        rule = f"a known difference has {', '.join(NEEDED)}"
+        raise ValueError(f"{rule}: got no {', '.join(lacking)} in {entry}, {path}")
     rule = "a known difference has a clause of the contract, a reason and a link"
     more = "and may have a case, a subject, a device, and outcome = 'differs' or 'error'"
     raise ValueError(f"{rule}, {more}, all of them texts: got {entry} in {path}")
@@ -157,7 +161,7 @@ def draft(lines: list[dict]) -> str:
 
 def _entry(about: dict[str, str], result: dict) -> str:
     first = (result["took"] or result["message"]).partition("\n")[0]
-    told = "".join(filter(str.isprintable, first))[:80]
+    told = shorten("".join(filter(str.isprintable, first)), 80, placeholder=" ...")
     about = about | ({"outcome": "error"} if result["outcome"] == "error" else {})
     written = "".join(f"{name} = {_toml(value)}\n" for name, value in about.items())
     return f'[[known]]\n{written}reason = ""  # {told}\nlink = ""\n'

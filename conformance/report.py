@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from .contract import clauses
 
 OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
 ENDS = ["header", "footer"]
+WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
 
 
@@ -107,3 +109,23 @@ def by_clause(results: list[dict]) -> dict[str, str]:
     for result in results:
         outcomes[result["clause"]].add(result["outcome"])
     return {id: next(w for w in WORST_FIRST if w in found) for id, found in outcomes.items()}
+
+
+def in_short(result: dict, where: str = "") -> str:
+    """Return in a few words what is wrong with an answer that has no name.
+
+    >>> in_short({"clause": "ATT-1", "outcome": "differs",
+    ...           "message": "ATT-1: output at (0, 1): expected 1, got nan, error inf"})
+    'output: NaN or inf'
+    """
+    text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
+    if result["outcome"] == "error":
+        return text.split(":")[0]
+    text = re.sub(r"^vector \S+: ", "", text)
+    number = WRONG_NUMBER.match(text)
+    if number is None:
+        return text.partition(", got")[0].partition(": ")[0][:60]
+    what, wanted, got = number.groups()
+    if not re.fullmatch(r"(exactly )?(-?\d\S*|True|False)", wanted):
+        return f"{what}{where}: not {wanted}"
+    return f"{what}{where}: {'NaN or inf' if re.match('nan|-?inf', got) else 'beyond the budget'}"

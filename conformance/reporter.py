@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -38,18 +39,23 @@ class Reporter:
         self.counts: Counter[str] = Counter()
         self.cases: set[str] = set()
         self.crashed: set[str] = set()
-        self.file = None
+        self.file: TextIO | None = None
         here = not hasattr(config, "workerinput")  # workers send, and one process writes
         self.path = config.option.report if here and not config.option.collectonly else None
 
     def pytest_sessionstart(self) -> None:
         if self.path:
-            path = Path(self.path)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = path.open("w", encoding="utf-8", errors="backslashreplace")
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                Path(self.path).open("a", encoding="utf-8").close()
             except OSError as error:
                 raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
+
+    def _begin(self) -> None:
+        """Begin the report: only now, for a run that tests nothing leaves the last one alone."""
+        if self.path:
+            path = Path(self.path)
+            self.file = path.open("w", encoding="utf-8", errors="backslashreplace")
         self.write(
             type="header",
             schema=1,
@@ -73,7 +79,8 @@ class Reporter:
             clause, subject = clauses()[mark.args[0]], item.callspec.params["subject"]
             found = _result(item, call, report, clause, subject)
             if found["outcome"] in ("differs", "error") and report.failed:
-                text = explain(clause, subject, found, _notes(_error(call)))
+                known = item.config.option.known if KNOWN in item.stash else None
+                text = explain(clause, subject, found, _notes(_error(call)), known)
                 if found["outcome"] == "differs":
                     report.longrepr = text
                 else:
@@ -97,6 +104,8 @@ class Reporter:
             self._enter_crash(report)
 
     def _enter(self, found) -> None:
+        if not self.cases:
+            self._begin()
         found = dict(found)
         clause, dtype = clauses()[found["clause"]], found.pop("dtype")
         if found["case"] not in self.cases:
@@ -174,7 +183,7 @@ def _result(item, call, report, clause, subject) -> dict:
         "took": None,
         "used": round(LEDGER.used, 4) if report.passed else None,
         "what": LEDGER.what if report.passed else None,
-        "message": "" if report.passed else _message(error, report),
+        "message": "" if report.passed else _message(error, item),
         "seconds": round(report.duration, 4),
         "dtype": str(item.callspec.params.get("dtype", "float32")),
     }
@@ -184,9 +193,10 @@ def _result(item, call, report, clause, subject) -> dict:
     return found
 
 
-def _message(error: BaseException | None, report) -> str:
+def _message(error: BaseException | None, item) -> str:
     if error is None:
-        return "a known difference has begun to conform: take its entry out of the file"
+        entry, file = item.stash[KNOWN], item.config.option.known
+        return f"a known difference has begun to conform: take its entry ({entry}) out of {file}"
     text = str(error).partition(INTROSPECTION)[0].strip() or type(error).__name__
     if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
         text = f"{type(error).__name__}: {text}"
@@ -202,7 +212,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def explain(clause, subject, found: dict, notes: list[str]) -> str:
+def explain(clause, subject, found: dict, notes: list[str], known: str | None) -> str:
     """Return a failure for somebody who never read the suite: what, where, by how much, again."""
     message = found["message"].removeprefix(f"{clause.id}: ")
     message = message.removesuffix(printable("\n".join(["", *notes])))
@@ -215,5 +225,6 @@ def explain(clause, subject, found: dict, notes: list[str]) -> str:
     if found["took"]:
         lines.append(f"that is what {found['took']!r} gives: {NAMES[found['took']]}")
     chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(found['case'])}"
+    chosen += f" --known {shlex.quote(known)}" if known else ""
     lines.append(f"run just this: python -m conformance run {chosen}")
     return "\n".join([*lines, *notes])

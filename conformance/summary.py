@@ -10,10 +10,11 @@ from rich.table import Table
 
 from .alternatives import EMPTY_ROWS, NAMES
 from .contract import clauses, profiles
-from .report import OUTCOMES, by_clause, results
+from .report import OUTCOMES, by_clause, in_short, results
 from .reporter import versions
 
 FORMATS = ("text", "markdown", "json")
+MOST = 4  # ways in which a clause is not kept
 NOTE = (
     "A clause counts once a profile. SHOULD clauses are counted in their own column and never fail "
     "a run. The worst error is a share of what was allowed."
@@ -88,13 +89,13 @@ def table(lines: list[dict]) -> list[dict]:
 
 def _row(group: list[dict]) -> dict:
     by_id = by_clause(group)
-    should = [id for id in by_id if clauses()[id].level == "SHOULD"]
-    kept = sum(by_id[id] == "conforms" for id in should)
-    outcomes = Counter(word for id, word in by_id.items() if id not in should)
+    should = [word for id, word in by_id.items() if clauses()[id].level == "SHOULD"]
+    tried, kept = [word for word in should if word != "not offered"], should.count("conforms")
+    outcomes = Counter(w for id, w in by_id.items() if clauses()[id].level == "MUST")
     worst = max((r for r in group if r["used"]), key=lambda r: r["used"], default=None)
     exact = "exact" if outcomes["conforms"] else ""
     return {name: outcomes[name] for name in OUTCOMES} | {
-        "should": f"{kept} of {len(should)}" if should else "",
+        "should": f"{kept} of {len(tried)}" if tried else "",
         "worst": f"{worst['used']:.2f}" if worst else exact,
         "seconds": f"{sum(r['seconds'] for r in group):.1f}",
         "in case": f"{worst['case'].split('[')[0].removeprefix('test_')}: {worst['what']}"
@@ -125,13 +126,10 @@ def for_empty_rows_alone(own: list[dict]) -> bool:
 
 
 def _otherwise(clause: str, own: list[dict]) -> str:
-    took = Counter(r["took"] for r in own if r["took"])
-    errors = Counter(r["message"].split(":")[0] for r in own if r["outcome"] == "error")
-    ways = [f"{NAMES[name]} ({count})" for name, count in took.most_common()]
-    ways += [f"{name} ({count})" for name, count in errors.most_common()]
-    rest = len(own) - took.total() - errors.total()
-    ways += [f"an answer without a name ({rest})"] if rest > 0 else []
-    return f"{clause}: {', '.join(ways)}"
+    ways = Counter(NAMES[r["took"]] if r["took"] else in_short(r) for r in own)
+    shown = [f"{way} ({count})" for way, count in ways.most_common(MOST)]
+    more = [f"and {len(ways) - MOST} more"] if len(ways) > MOST else []
+    return f"{clause}: {', '.join([*shown, *more])}"
 
 
 def _ran_on(header: dict) -> list[str]:
@@ -173,7 +171,7 @@ def diff(old: list[dict], new: list[dict]) -> tuple[str, bool]:
     worse = False
     for key in [*after, *(k for k in before if k not in after)]:
         was, now = (x[key]["outcome"] if key in x else None for x in (before, after))
-        if was != now:
+        if was != now and {was, now} != {None, "not offered"}:
             clause = (after.get(key) or before[key])["clause"]
             where = f"{clause} {key[0]} on {key[1]}: {key[2]}"
             worse |= _is_worse(was, now)

@@ -135,5 +135,5 @@ def test_a_mask_hides_by_its_own_sense():
 def test_a_peer_is_spared_by_its_name_and_nothing_else_is():
     assert spared.__getattr__("atlas_peers:Mean")().attention.__func__ is Spared.attention
     assert not hasattr(spared, "pytest_plugins")
-    with pytest.raises(ValueError, match="--subject must name a class of atlas_peers: got Nobody"):
+    with pytest.raises(ValueError, match="it must name a class of atlas_peers: got Nobody"):
         spared.__getattr__("atlas_peers:Nobody")

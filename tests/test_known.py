@@ -1,5 +1,6 @@
 """Known differences: what an entry must say, what it matches, and that it cannot outlive itself."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -70,7 +71,10 @@ def test_known_difference_is_neither_pass_nor_failure(folder):
 def test_known_difference_that_has_begun_to_conform_is_an_error(folder):
     done = run(folder, CONFORMING, *CLAUSE)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "has begun to conform: take its entry out of the file" in done.stdout
+    entry = "EMPTY-1, case '*', subject '*', device '*'"
+    said = f"has begun to conform: take its entry ({entry}) out of known.toml\n"
+    assert said in done.stdout
+    assert re.search(r"run just this: .* --known known.toml\n", done.stdout)
     found = results(read(folder / ".conformance/report.jsonl"))
     assert "error" in {line["outcome"] for line in found if line["clause"] == "EMPTY-1"}
 
@@ -82,8 +86,8 @@ WRONG = {
         "a known difference matches a case of the suite: got CLEAN-2, case 'test_nothing[*]'",
     ),
     "no_such_clause": (ENTRY.replace("CLEAN-2", "CLEAN-99"), "has a clause of the contract"),
-    "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "a reason and a link"),
-    "no_link": (ENTRY.replace("link", "url"), "a reason and a link"),
+    "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "reason, link: got no reason in {"),
+    "no_link": (ENTRY.replace("link", "url"), "reason, link: got no link in {"),
     "no_outcome": (f'{ENTRY}outcome = "passes"\n', "outcome = 'differs' or 'error'"),
     "no_toml": ("[[known", "known differences are written in TOML: got known.toml, "),
     "no_utf_8": (b"\xff", "known differences are written in TOML: got known.toml, "),
@@ -112,7 +116,7 @@ def test_entry_that_does_not_hold_is_refused_of_a_whole_run_too(folder, name):
     text, words = WRONG[name]
     done = run(folder, text)
     assert done.returncode != 0, done.stdout
-    said = "a known difference is of what is offered" if name == "no_such_case" else words
+    said = "of the suite that is offered: got " if name == "no_such_case" else words
     assert said in done.stderr
     assert "INTERNALERROR" not in done.stderr + done.stdout
 
@@ -132,7 +136,8 @@ def test_crash_is_no_known_difference(folder):
 @pytest.mark.parametrize("options", [[], ["-v"]])
 def test_entry_of_what_is_not_offered_is_an_error(folder, options):
     done = run(folder, ENTRY + NOT_OFFERED, *options)
-    assert "a known difference is of what is offered: got CLEAN-3" in done.stderr
+    assert "a case of the suite that is offered: got CLEAN-3" in done.stderr
+    assert done.stderr.rstrip().endswith("in known.toml")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
 
 

@@ -49,12 +49,13 @@ def whole(*found: dict) -> list[dict]:
     return [*lines, FOOTER | {"counts": dict(Counter(one["outcome"] for one in found))}]
 
 
+OFF = "EMPTY-4: output at (1, 0): expected 0, got 0.5, error 0.5 of 1e-07 allowed (5e+06 x)"
 LINES = whole(
     result("ATT-1", "conforms"),
     result("ATT-8", "differs", "mean"),
     result("EMPTY-1", "differs", "mean", got=0.5, expected=0.0, index=[1, 0, 2, 3]),
     result("EMPTY-4", "differs", "mean"),
-    result("EMPTY-4", "differs", case="that"),
+    result("EMPTY-4", "differs", case="that", message=OFF),
     result("HALF-1", "error", message="TypeError: no float16"),
     result("CLEAN-2", "known difference", "poisoned"),
     result("CLEAN-6", "differs", "poisoned"),
@@ -146,7 +147,7 @@ def test_summary_names_what_is_otherwise_and_leaves_empty_rows_to_their_clause()
     mean = NAMES["mean"]
     assert told[1:6] == [
         f"  EMPTY-1: {mean} (1)",
-        f"  EMPTY-4: {mean} (1), an answer without a name (1)",
+        f"  EMPTY-4: {mean} (1), output: beyond the budget (1)",
         "  HALF-1: TypeError (1)",
         "  for its empty rows alone: ATT-8",
         "",
@@ -160,6 +161,8 @@ def test_summary_counts_a_clause_once_a_profile():
     assert [rows["half"][name] for name in OUTCOMES] == [0, 0, 1, 0, 0]
     assert [rows["hygiene"][name] for name in OUTCOMES] == [0, 0, 0, 1, 0]
     assert rows["hygiene"]["should"] == "0 of 1"
+    (row,) = as_data(whole(result("CLEAN-6", "not offered")))["profiles"]
+    assert row["should"] == ""
     assert [rows["cache"][name] for name in OUTCOMES] == [0, 0, 0, 0, 1]
 
 

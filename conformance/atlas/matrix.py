@@ -1,12 +1,11 @@
 """The contract run as a table: clause by peer, with what is owed to empty rows alone set apart."""
 
-import re
 from collections import Counter, defaultdict
 
 from ..contract import clauses, profiles
+from ..report import in_short
 
 WRONG = ("differs", "error")
-WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 SYMBOLS = {
     "conforms": "●",
     "differs": "○",
@@ -84,15 +83,4 @@ def _name(result: dict) -> str:
     hygiene = clauses()[result["clause"]].profile == "hygiene"
     if result["took"]:
         return "NaN or inf" if result["took"] == "poisoned" and not hygiene else result["took"]
-    text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
-    if result["outcome"] == "error":
-        return text.split(":")[0]
-    text = re.sub(r"^vector \S+: ", "", text)
-    number = WRONG_NUMBER.match(text)
-    if number is None:
-        return text.partition(", got")[0].partition(": ")[0][:60]
-    what, wanted, got = number.groups()
-    dtype = "" if result["dtype"] == "float32" else f" in {result['dtype']}"
-    if not re.fullmatch(r"(exactly )?(-?\d\S*|True|False)", wanted):
-        return f"{what}{dtype}: not {wanted}"
-    return f"{what}{dtype}: {'NaN or inf' if re.match('nan|-?inf', got) else 'beyond the budget'}"
+    return in_short(result, "" if result["dtype"] == "float32" else f" in {result['dtype']}")

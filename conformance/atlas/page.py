@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from ..contract import clauses
+from ..subjects.peers import PEERS
 from .glance import glance, in_short, index
 from .markdown import evenly, number, numbers, table
 from .matrix import LEGEND, SYMBOLS, by_clause, how, shown_profiles, verdicts
@@ -26,6 +27,7 @@ def page(data: dict) -> str:
         opening(data),
         "## What was measured",
         measured(peers),
+        installing(),
         "## At a glance",
         "Of those that a question can be put to, each variant of a library counted:",
         in_short(peers),
@@ -67,6 +69,15 @@ def measured(peers: dict[str, dict]) -> str:
         absent = f"not installed: {', '.join(peer['missing'])}" if peer["missing"] else ""
         rows.append([f"`{name}`", peer["about"], absent or versions or peer["failed"]])
     return table(["name", "what it is", "version"], rows)
+
+
+def installing() -> str:
+    """Return how to get what the snippets import."""
+    packages = dict.fromkeys(name for peer in PEERS.values() for name in peer.packages)
+    return (
+        f"The snippets below need what they import: `python -m pip install {' '.join(packages)}`, "
+        "with `-c constraints.txt` in a clone of this repository for the versions above."
+    )
 
 
 def themes() -> dict[str, list[Question]]:

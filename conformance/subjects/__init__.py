@@ -49,14 +49,14 @@ def find(name: str) -> type:
         if name in points:
             return points[name].load()
         if name not in PEERS:
-            rule = f"--subject must be package.module:Class, or an entry point of {ENTRY_POINTS}"
+            rule = f"it must be package.module:Class, or an entry point of {ENTRY_POINTS}"
             there = f"({', '.join(points) or 'none is installed'}), or a peer ({', '.join(PEERS)})"
             raise ValueError(f"{rule} {there}: got {name}")
         return find(PEERS[name].adapter)
     try:
         return getattr(import_module(module), attribute)
     except AttributeError as error:
-        raise ValueError(f"--subject must name a class of {module}: got {attribute}") from error
+        raise ValueError(f"it must name a class of {module}: got {attribute}") from error
 
 
 def plug(name: str, device: str = "auto") -> list[Plugged]:
