@@ -24,8 +24,10 @@ OF_THEIR_OWN = {
     "atlas": (".atlas.__main__", "measure other libraries"),
 }
 # Options that leave cases out, as pytest names them.
-OURS = ("clause", "profile", "case", "smoke")
-FILTERS = (*OURS, "keyword", "markexpr", "deselect", "ignore", "ignore_glob")
+FILTERS = (
+    "clause", "profile", "case", "smoke",
+    "keyword", "markexpr", "deselect", "ignore", "ignore_glob",
+)  # fmt: skip
 UNTESTED = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 

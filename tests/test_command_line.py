@@ -246,14 +246,21 @@ class Subject:
 """
 
 
+EMPTY_ONE = ["--clause", "EMPTY-1"]
+
+
+def run_adapter(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess:
+    """Run the suite on the `Subject` of this text."""
+    (folder / "adapter.py").write_text(text, "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(folder)!r})"
+    return cli("run", "--subject", "adapter:Subject", *options, cwd=folder, first=first)
+
+
 def run_raising(
     folder: Path, error: str, *options: str, name: str = "mine"
 ) -> subprocess.CompletedProcess:
     """Run a clause on a subject that raises whatever it is asked."""
-    (folder / "raises.py").write_text(RAISES.format(error=error, name=name), "utf-8")
-    first = f"import sys; sys.path.insert(0, {str(folder)!r})"
-    given = ["run", "--subject", "raises:Subject", "--clause", "EMPTY-1", *options]
-    return cli(*given, cwd=folder, first=first)
+    return run_adapter(folder, RAISES.format(error=error, name=name), *EMPTY_ONE, *options)
 
 
 NO_TEXT = {"alone": [], "workers": ["-p", "xdist", "-n1"], "argument": ["--deselect", "\udcff"]}
@@ -304,10 +311,7 @@ class Subject:
 
 
 def test_crash_is_a_cases_one_result_though_a_worker_runs_it_again(tmp_path):
-    (tmp_path / "dies.py").write_text(DIES, "utf-8")
-    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
-    only = ["--clause", "EMPTY-1", "-p", "xdist", "-n1", "--dist=loadfile"]
-    done = cli("run", "--subject", "dies:Subject", *only, cwd=tmp_path, first=first)
+    done = run_adapter(tmp_path, DIES, *EMPTY_ONE, "-p", "xdist", "-n1", "--dist=loadfile")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     found = results(read(tmp_path / ".conformance/report.jsonl"))
     assert max(Counter(line["case"] for line in found).values()) == 1
@@ -330,10 +334,8 @@ class Subject:
 
 def test_failure_keeps_its_order_whatever_else_is_said(tmp_path):
     """A property has a text of its own, and an example of Hypothesis stands behind the command."""
-    (tmp_path / "constant.py").write_text(CONSTANT, "utf-8")
-    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
     only = ["--clause", "ATT-13", "--clause", "CAUSE-4", "-k", "any_call or later"]
-    done = cli("run", "--subject", "constant:Subject", *only, cwd=tmp_path, first=first)
+    done = run_adapter(tmp_path, CONSTANT, *only)
     numbers = r"\w+ at \(.*\): expected \S+, got \S+, error \S+ of \S+ allowed \(.*\)"
     program = r"run it alone:\n\nimport numpy as np\n"
     assert re.search(rf"\n{numbers}\nrun just this: .*\n{program}", done.stdout), done.stdout
