@@ -13,12 +13,15 @@ from conformance.budget import LEDGER
 from conformance.calls import watch
 from conformance.choice import must_be_one_of
 from conformance.contract import clauses, profiles
+from conformance.limit import Limit
 from conformance.report import case_of
 from conformance.reporter import REPORTER, Reporter
 from conformance.subject import NotOffered, require
 
 HERE = Path(__file__).parent
 SUBJECTS = pytest.StashKey[list]()
+ENTRIES = pytest.StashKey[list]()  # known differences
+LIMIT = pytest.StashKey[Limit]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--case", action="append", help="only this case, as a report names it")
     group.addoption("--fuzz", action="store_true", help="let Hypothesis explore new examples")
     group.addoption("--report", help="write the results here, as JSON Lines")
+    group.addoption("--notes", help="a folder in which this process leaves word for another")
+    group.addoption("--case-timeout", type=float, default=0.0, help="seconds; needs --notes")
+    group.addoption("--resume", action="store_true", help="go on behind what the report has")
 
 
 @pytest.hookimpl(trylast=True)  # after plugins that watch the backends being imported
@@ -41,11 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
     config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
-    if config.option.known:
-        try:
-            known.read(config.option.known)
-        except (OSError, ValueError) as error:
-            raise pytest.UsageError(f"--known: {error}") from error
+    config.stash[ENTRIES] = entries(config)
+    config.stash[LIMIT] = Limit(config.option.case_timeout, config.option.notes)
     gc.set_threshold(100_000)  # tracing makes many small objects that live: do not walk them often
     usual = settings(deadline=None, database=None, report_multiple_bugs=False)
     settings.register_profile("steady", usual, derandomize=True)
@@ -64,6 +67,24 @@ def pytest_configure(config: pytest.Config) -> None:
     if len(set(about)) < len(about):
         raise pytest.UsageError(f"subjects differ in name or device: got {', '.join(about)}")
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), REPORTER)
+
+
+def entries(config: pytest.Config) -> list[known.Known]:
+    """Read the known differences, once a process."""
+    if not config.option.known:
+        return []
+    try:
+        return known.read(getattr(config, "workerinput", {}).get("known", config.option.known))
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f"--known: {error}") from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Tell a worker where the file is: what is under test may have changed the folder."""
+    if node.config.option.known:
+        given = Path(node.config.invocation_params.dir, node.config.option.known)
+        node.workerinput["known"] = str(given)
 
 
 def _check(option: str, given: list[str] | None, names: list[str]) -> None:
@@ -95,7 +116,7 @@ def plugged(name: str, device: str) -> list:
         found = subjects.plug(name, device)
     except ValueError as error:
         raise pytest.UsageError(f"--subject {name}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         rule = f"--subject {name} must be importable and say what it offers"
         raise pytest.UsageError(f"{rule}: got {type(error).__name__}: {error}") from error
     return found
@@ -149,7 +170,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 rule = "a test of the suite takes `subject` and proves a clause of CONTRACT.md"
                 raise pytest.UsageError(f"{rule}: got {item.nodeid}")
     if config.option.known:
-        idle = known.mark(items, known.read(config.option.known))
+        idle = known.mark(items, config.stash[ENTRIES])
         if idle and not hasattr(config, "workerinput"):  # workers cannot say it; the report can
             rule = "--known: a known difference matches a case of the suite"
             raise pytest.UsageError(f"{rule}: got {'; '.join(map(str, idle))}")
@@ -186,6 +207,16 @@ def sample(items: list) -> list:
     for item in items:
         first.setdefault((item.function, item.callspec.params["subject"]), item)
     return list(first.values())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    limit = item.config.stash[LIMIT]
+    limit.begin()
+    try:
+        return (yield)
+    finally:
+        limit.end()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -70,7 +70,7 @@ def read(path: str | Path) -> list[Known]:
     """Read a file of known differences. Raises ValueError where it holds anything else."""
     try:
         file = tomllib.loads(Path(path).read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"known differences are written in TOML: got {path}, {error}") from error
     strange = {name: value for name, value in file.items() if name != "known" or not _tables(value)}
     if strange:

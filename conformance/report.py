@@ -7,10 +7,10 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-from jsonschema import Draft202012Validator
+from typing import Any
 
 from .contract import clauses
 
@@ -18,6 +18,7 @@ OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
 ENDS = ["header", "footer"]
 WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
+CRASHED = {"outcome": "error", "took": None, "used": None, "what": None, "seconds": 0.0}
 
 
 def line(**fields) -> str:
@@ -37,23 +38,56 @@ def _plain(value):
 
 
 @cache
-def _schema() -> Draft202012Validator:
+def _schema() -> Any:
+    """Return what checks a line, None without jsonschema: lines are then taken as they are."""
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError:
+        return None
     text = Path(__file__).with_name("report.schema.json").read_text("utf-8")
     return Draft202012Validator(json.loads(text))
+
+
+def entered(found: dict, cases: set[str]) -> Iterator[str]:
+    """Yield the lines by which a result enters a report: before it its case, if that is new."""
+    found = dict(found)
+    clause, dtype = clauses()[found["clause"]], found.pop("dtype")
+    if found["case"] not in cases:
+        cases.add(found["case"])
+        about = {"clause": clause.id, "level": clause.level, "profile": clause.profile}
+        yield line(type="case", case=found["case"], **about, dtype=dtype)
+    yield line(type="result", **found)
+
+
+def enter(path: Path, about: dict, message: str) -> None:
+    """Enter a case that ended its process in a report without a footer, as an error."""
+    cases = {line["case"] for line in begun(path) if line["type"] == "case"}
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        for text in entered(about | CRASHED | {"message": message}, cases):
+            print(text, file=file)
+
+
+def begun(path: Path) -> list[dict]:
+    """Return the lines of a report that is still being written, as they stand."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+def versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def read(path: str | Path) -> list[dict]:
     """Read a report. Raises ValueError where lines are missing, doubled or not of the schema."""
     try:
-        lines = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
+        lines = begun(Path(path))
         kinds = [line["type"] for line in lines]
-    except (ValueError, KeyError, TypeError):  # no UTF-8, no JSON, no object, no type
+    except (ValueError, KeyError, TypeError, RecursionError):  # no UTF-8, JSON, object, type
         kinds = []
     if kinds[:1] + kinds[-1:] != ENDS or [kind for kind in kinds if kind in ENDS] != ENDS:
         rule = "a report begins with a header and ends with a footer, one of each, in JSON Lines"
         raise ValueError(f"{rule}: got {path}")
     for number, line in enumerate(lines, 1):
-        if not _schema().is_valid(line):
+        if _schema() and not _schema().is_valid(line):
             raise ValueError(f"a report has lines of report.schema.json: got {path}, line {number}")
         if (id := line.get("clause")) and id not in clauses():
             rule = "a report has clauses of CONTRACT.md"

@@ -1,5 +1,6 @@
 """A pytest plugin: what every test found, for the report, and for whoever reads a failure."""
 
+import json
 import platform
 import re
 import shlex
@@ -15,7 +16,8 @@ from .alternatives import NAMES, first_name
 from .budget import LEDGER
 from .contract import clauses
 from .known import KNOWN
-from .report import case_of, line, own_part
+from .limit import overrun
+from .report import CRASHED, begun, case_of, entered, line, own_part, results, versions
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
 WHOLE = (
@@ -23,7 +25,6 @@ WHOLE = (
     pytest.ExitCode.TESTS_FAILED,
     pytest.ExitCode.NO_TESTS_COLLECTED,
 )
-EMPTY = {"took": None, "used": None, "what": None, "seconds": 0.0}
 # An answer that is not right; also none where an exception should have come, as pytest.raises says.
 DIFFERS = (AssertionError, pytest.fail.Exception)
 INTROSPECTION = "\nassert "  # behind it pytest tells how an assertion was written
@@ -38,38 +39,87 @@ class Reporter:
         self.subjects, self.started = subjects, time.time()
         self.counts: Counter[str] = Counter()
         self.cases: set[str] = set()
+        self.done: set[str] = set()  # tests of which an earlier process has told
         self.crashed: set[str] = set()
+        self.wanted: set[str] = set()  # what was collected, and what has been told of
+        self.told: set[str] = set()
         self.file: TextIO | None = None
+        self.options = config.option
         here = not hasattr(config, "workerinput")  # workers send, and one process writes
-        self.path = config.option.report if here and not config.option.collectonly else None
+        wanted = here and config.option.report and not config.option.collectonly
+        # absolute: what is under test may change the folder
+        self.path = Path(config.option.report).absolute() if wanted else None
+        alone = here and not config.getoption("numprocesses", None)
+        self.notes = config.option.notes if alone else None
 
     def pytest_sessionstart(self) -> None:
         if self.path:
             try:
-                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-                Path(self.path).open("a", encoding="utf-8").close()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.open("a", encoding="utf-8").close()
             except OSError as error:
                 raise pytest.UsageError(f"--report must be a file to write: got {error}") from error
+        if self.path and self.options.resume:
+            self._resume(self.path)
 
-    def _begin(self) -> None:
+    def _resume(self, path: Path) -> None:
+        """Go on with a report that another process has begun."""
+        lines = begun(path)
+        self.file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self.cases = {line["case"] for line in lines if line["type"] == "case"}
+        self.done = {result["test"] for result in results(lines)}
+        self.counts = Counter(result["outcome"] for result in results(lines))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.name not in self.done]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.wanted |= {item.nodeid for item in session.items}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self.wanted |= set(ids)
+
+    def pytest_runtest_logstart(self) -> None:
         """Begin the report: only now, for a run that tests nothing leaves the last one alone."""
-        if self.path:
-            path = Path(self.path)
-            self.file = path.open("w", encoding="utf-8", errors="backslashreplace")
-        self.write(
-            type="header",
-            schema=1,
-            python=platform.python_version(),
-            platform=platform.platform(),
-            precision=PRECISION,
-            subjects=[described(subject) for subject in self.subjects],
-            arguments=sys.argv[1:],
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        )
+        if not self.path or self.file:
+            return
+        self.file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
+        header = {
+            "type": "header",
+            "schema": 1,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "precision": PRECISION,
+            "subjects": [described(subject) for subject in self.subjects],
+            "arguments": sys.argv[1:],
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        self.write(line(**header))
 
-    def write(self, **fields) -> None:
+    def write(self, text: str) -> None:
         if self.file:
-            print(line(**fields), file=self.file, flush=True)
+            try:
+                print(text, file=self.file, flush=True)
+            except OSError as error:  # a full disk
+                self.file = None
+                told = f"the report could not be written: got {error}"
+                pytest.exit(told, pytest.ExitCode.INTERRUPTED)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        """Leave word of the case that runs, should it end this process."""
+        mark = item.get_closest_marker("clause")
+        if not self.notes or mark is None:
+            return (yield)
+        path = Path(self.notes, "now.json")
+        about = _about(item, mark.args[0], item.callspec.params["subject"])
+        path.write_text(json.dumps(about), "utf-8")
+        try:
+            return (yield)
+        finally:
+            path.unlink()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call: pytest.CallInfo):
@@ -93,6 +143,7 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.told.add(report.nodeid)
         vars(report).pop("node", None)  # which process ran it is nothing that a reader needs
         for name, found in report.user_properties:
             # what has crashed a worker is run again by the next one: the crash is its result
@@ -104,16 +155,9 @@ class Reporter:
             self._enter_crash(report)
 
     def _enter(self, found) -> None:
-        if not self.cases:
-            self._begin()
-        found = dict(found)
-        clause, dtype = clauses()[found["clause"]], found.pop("dtype")
-        if found["case"] not in self.cases:
-            self.cases.add(found["case"])
-            about = {"clause": clause.id, "level": clause.level, "profile": clause.profile}
-            self.write(type="case", case=found["case"], **about, dtype=dtype)
         self.counts[found["outcome"]] += 1
-        self.write(type="result", **found)
+        for text in entered(found, self.cases):
+            self.write(text)
 
     def _enter_crash(self, report: pytest.TestReport) -> None:
         """Enter a case whose process did not live to tell."""
@@ -122,9 +166,11 @@ class Reporter:
             clause = re.search(rf"{re.escape(own_part(subject))}(\w+-\w+)", test)
             if clause and clause[1] in clauses():
                 about = {"case": case_of(test, subject), "clause": clause[1], "test": test}
-                about |= {"subject": subject.name, "device": subject.device, "outcome": "error"}
+                about |= {"subject": subject.name, "device": subject.device, "dtype": "unknown"}
                 message = str(report.longrepr).strip() or "the process crashed"
-                self._enter(about | EMPTY | {"message": message, "dtype": "unknown"})
+                late = overrun(self.options.notes or "", self.options.case_timeout)
+                report.longrepr = late or message
+                self._enter(about | CRASHED | {"message": late or message})
 
     def pytest_report_header(self) -> list[str]:
         shown = (f"{s.name} on {s.device} ({versions(s.versions())})" for s in self.subjects)
@@ -132,10 +178,12 @@ class Reporter:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         seconds = round(time.time() - self.started, 1)
-        whole = exitstatus in WHOLE and not (session.shouldfail or session.shouldstop)
+        whole = exitstatus in WHOLE and self.wanted <= self.told
         if whole:  # else it was cut off, and the footer that is missing says so
             counts = dict(self.counts)
-            self.write(type="footer", counts=counts, seconds=seconds, exit=int(exitstatus))
+            # an earlier process of the same run has died: that is no pass
+            status = pytest.ExitCode.TESTS_FAILED if self.options.resume else exitstatus
+            self.write(line(type="footer", counts=counts, seconds=seconds, exit=int(status)))
         if self.file:
             self.file.close()
 
@@ -152,8 +200,16 @@ def described(subject) -> dict:
     }
 
 
-def versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _about(item, clause: str, subject) -> dict:
+    """Return what a result says of its case."""
+    return {
+        "case": case_of(item.name, subject),
+        "clause": clause,
+        "subject": subject.name,
+        "device": subject.device,
+        "test": item.name,
+        "dtype": str(item.callspec.params.get("dtype", "float32")),
+    }
 
 
 def _error(call: pytest.CallInfo) -> BaseException | None:
@@ -173,19 +229,13 @@ def _outcome(item, report, error) -> str:
 
 def _result(item, call, report, clause, subject) -> dict:
     error = _error(call)
-    found = {
-        "case": case_of(item.name, subject),
-        "clause": clause.id,
-        "subject": subject.name,
-        "device": subject.device,
-        "test": item.name,
+    found = _about(item, clause.id, subject) | {
         "outcome": _outcome(item, report, error),
         "took": None,
         "used": round(LEDGER.used, 4) if report.passed else None,
         "what": LEDGER.what if report.passed else None,
         "message": "" if report.passed else _message(error, item),
         "seconds": round(report.duration, 4),
-        "dtype": str(item.callspec.params.get("dtype", "float32")),
     }
     if isinstance(error, DIFFERS):
         found["took"] = first_name(vars(subject).get("calls", []))

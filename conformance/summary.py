@@ -4,16 +4,10 @@ import json
 import sys
 from collections import Counter, defaultdict
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from .alternatives import EMPTY_ROWS, NAMES
 from .contract import clauses, profiles
-from .report import OUTCOMES, by_clause, in_short, results
-from .reporter import versions
+from .report import OUTCOMES, by_clause, in_short, results, versions
 
-FORMATS = ("text", "markdown", "json")
 MOST = 4  # ways in which a clause is not kept
 NOTE = (
     "A clause counts once a profile. SHOULD clauses are counted in their own column and never fail "
@@ -141,6 +135,12 @@ def _ran_on(header: dict) -> list[str]:
 
 
 def _text(rows: list[list[str]]) -> str:
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        return _markdown(rows)
     drawn = Table(box=SIMPLE_HEAD, header_style="bold")
     for name, title in COLUMNS.items():
         left = name in ("subject", "device", "profile", "in case")

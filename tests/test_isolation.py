@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from conformance.report import read, results
+
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax"}
 OURS = {"attn_numpy", "attn_torch", "attn_jax", "conformance"}
@@ -130,12 +132,20 @@ def test_list_imports_no_backend():
     refuse(found, FRAMEWORKS | OURS - {"conformance"}, "python -m conformance list")
 
 
-def test_run_imports_the_backend_asked_for_alone(tmp_path):
+def test_run_imports_no_backend_beside_its_cases(tmp_path):
     report = str(tmp_path / "report.jsonl")
-    arguments = ["run", "--backend", "numpy", "--collect-only", "-q", "--report", report]
+    arguments = ["run", "--backend", "numpy", "--clause", "MASK-3", "--report", report]
     found = imported(COMMAND.format(arguments=arguments))
+    assert results(read(report))
+    refuse(found, FRAMEWORKS | OURS - {"conformance"}, "python -m conformance run")
+
+
+def test_cases_import_the_backend_asked_for_alone():
+    suite = str(ROOT / "conformance")
+    given = [suite, f"-c{suite}/pytest.ini", "--backend=numpy", "--collect-only", "-q"]
+    found = imported(f"import pytest\npytest.main({given!r})")
     assert "attn_numpy" in found
-    refuse(found, FRAMEWORKS | {"attn_torch", "attn_jax"}, "python -m conformance run")
+    refuse(found, FRAMEWORKS | {"attn_torch", "attn_jax"}, "the suite on numpy")
 
 
 def package(root: Path, source: str) -> Path:
