@@ -33,10 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as error:
-        if error.name not in PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in PACKAGES:
             raise
-        how = f"python -m pip install {error.name}"
-        print(f"this command needs {error.name}: got no such package ({how})", file=sys.stderr)
+        how = f"python -m pip install {package}"
+        print(f"this command needs {package}: got no such package ({how})", file=sys.stderr)
         return USAGE
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

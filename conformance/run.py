@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 REPORT = ".conformance/report.jsonl"
 NEEDED = {name: name for name in ("numpy", "ml_dtypes", "pytest", "hypothesis")}
 HELPFUL = {"jsonschema": "jsonschema", "rich": "rich", "xdist": "pytest-xdist"}
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container
 DEATHS = 4  # cases that may end the process before the run is given up
 CHILD = """
 import json, sys
@@ -49,10 +50,12 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         except OSError as error:
             print(f"--report must be a file to write: got {error}", file=sys.stderr)
             return USAGE
+        status = OK
         try:
-            return _judged(options, rest, draft, notes)
+            status = _judged(options, rest, draft, notes)
         finally:
-            draft.settle()
+            status = _settled(draft, options.report) or status
+        return status
 
 
 def _absent(packages: dict[str, str]) -> list[str]:
@@ -107,6 +110,15 @@ class Draft:
                 stream.write(text)
         else:
             self.path.replace(self.target.resolve())
+
+
+def _settled(draft: Draft, report: str) -> int:
+    try:
+        draft.settle()
+    except OSError as error:
+        print(f"the report could not be written: got {error}, {report}", file=sys.stderr)
+        return INTERRUPTED
+    return OK
 
 
 def _judged(options: argparse.Namespace, rest: list[str], draft: Draft, notes: str) -> int:
@@ -210,7 +222,7 @@ def cores() -> int:
         return os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
+        quota, period = QUOTA.read_text("utf-8").split()
         return max(1, min(allowed, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or no limit: "max"
         return allowed
