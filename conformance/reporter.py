@@ -41,7 +41,7 @@ class Reporter:
         self.cases: set[str] = set()
         self.done: set[str] = set()  # tests of which an earlier process has told
         self.crashed: set[str] = set()
-        self.wanted: set[str] = set()  # what was collected, and what has been told of
+        self.wanted: set[str] = set()  # what workers were given, and what they have told of
         self.told: set[str] = set()
         self.file: TextIO | None = None
         self.options = config.option
@@ -73,9 +73,6 @@ class Reporter:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.name not in self.done]
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.wanted |= {item.nodeid for item in session.items}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
@@ -178,7 +175,8 @@ class Reporter:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         seconds = round(time.time() - self.started, 1)
-        whole = exitstatus in WHOLE and self.wanted <= self.told
+        stopped = session.shouldfail or session.shouldstop or not self.wanted <= self.told
+        whole = exitstatus in WHOLE and not stopped
         if whole:  # else it was cut off, and the footer that is missing says so
             counts = dict(self.counts)
             # an earlier process of the same run has died: that is no pass
