@@ -100,6 +100,12 @@ def test_optimized_python_tests_as_any_other(folder, level, workers):
     assert result["outcome"] == "differs" and ": expected " in result["message"], result
 
 
+def test_mutants_are_refused_where_their_sentences_are_gone(tmp_path):
+    done = cli("mutants", "--list", cwd=tmp_path, env={"PYTHONOPTIMIZE": "2"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a mutant's sentence is its docstring: got Python's option -OO" in done.stderr
+
+
 def test_optimization_by_an_option_reaches_the_cases(folder):
     (folder / "adapter.py").write_text(f"assert False\n{ADAPTER}", "utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -35,7 +35,11 @@ SPARED = "conformance.atlas.spared:"
 AGREEMENT = Path(__file__).parents[1] / "test_agreement.py"
 SLIM = ("clause", "case", "outcome", "took", "message", "dtype")
 SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
-SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONIOENCODING": "utf-8",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def run(words: list[str], environment: dict[str, str], seconds: int) -> tuple[st
     try:
         done = subprocess.run(
             [sys.executable, *words], env=os.environ | SETTINGS | environment, timeout=seconds,
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, encoding="utf-8", check=False,
+            stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "", f"no answer within {seconds} seconds"

@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--folder", type=Path, default=".conformance/mutants", help="where the reports go"
     )
     options = parser.parse_args(arguments)
+    if sys.flags.optimize > 1:
+        parser.error("a mutant's sentence is its docstring: got Python's option -OO")
     if options.page and (options.names or options.quick):
         parser.error("--page is of every mutant on every clause: got --quick or names")
     try:
@@ -101,7 +103,7 @@ def start(folder: Path, names: list[str], quick: bool) -> subprocess.Popen:
     code = CHILD.format(path=sys.path, package=__package__)
     call = [sys.executable, "-c", code, str(folder), *["--quick"] * quick, *names]
     one_thread = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    with (folder / "log.txt").open("w") as log:
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             call, env=os.environ | one_thread, stdout=log, stderr=subprocess.STDOUT
         )
@@ -142,7 +144,7 @@ def ended_well(running: dict[str, subprocess.Popen], folders: dict[str, Path]) -
 def progress_of(folder: Path) -> tuple[str, int, int] | None:
     """Return what a shard has left word of last: phase, cases done, cases in all."""
     try:
-        phase, done, total = (folder / "progress").read_text().split()
+        phase, done, total = (folder / "progress").read_text("utf-8").split()
     except (OSError, ValueError):  # none yet, or half written
         return None
     return phase, int(done), int(total)

@@ -122,7 +122,8 @@ class Chosen:
         """Leave word of how far it is, at most five times a second."""
         if time.monotonic() > self.said + 0.2 or done == of:
             self.said = time.monotonic()
-            (self.folder / "progress").write_text(f"{type(self).__name__} {done} {of}")
+            word = f"{type(self).__name__} {done} {of}"
+            (self.folder / "progress").write_text(word, "utf-8")
 
 
 def subject_of(item: Any) -> Any:
