@@ -157,9 +157,9 @@ def lint(session: nox.Session) -> None:
 def versions(session: nox.Session) -> None:
     """Run the suite, and the tests that compile, in versions other than the pinned ones."""
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
-    session.run("python", "-m", "conformance", "run", *session.posargs, env=ENV)
-    files = [f"tests/test_{name}.py" for name in COMPILING]
-    session.run("python", "-m", "pytest", *parallel(), *files, env=ENV)
+    files = ["conformance", *(f"tests/test_{name}.py" for name in COMPILING)]
+    words = session.posargs or [*parallel(), *files]
+    session.run("python", "-m", "pytest", *words, env=ENV)
 
 
 @nox.session(python=nox.project.python_versions(PROJECT))
