@@ -1,7 +1,8 @@
 """The project's commands: `nox --list` names them, `nox -s NAME -- OPTIONS` passes options on.
 
-Every session makes its own environment under `.nox/` and reuses it. Installs go through
-`constraints.txt`. On Linux without a GPU, take PyTorch's CPU wheel instead of several GB of CUDA:
+Most sessions share one environment, which `environment` makes. The others prove something about an
+environment, so they make their own. All of them lie under `.nox/` and are kept. On Linux without a
+GPU, take PyTorch's CPU wheel instead of several GB of CUDA:
 
     ATTN_ROSETTA_TORCH_INDEX=https://download.pytorch.org/whl/cpu nox -s conformance
 """
@@ -12,17 +13,22 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.2.9"
+nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["conformance"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = ROOT / "pyproject.toml"
 CONSTRAINTS = ROOT / "constraints.txt"
-PIP = ["-m", "pip", "install", "-c", str(CONSTRAINTS)]
+PROJECT = nox.project.load_toml(PYPROJECT)
+
+# Python compiles what is imported, once; pip would compile all of PyTorch and JAX.
+PIP = ["-m", "pip", "install", "--no-compile"]
 if torch_index := os.environ.get("ATTN_ROSETTA_TORCH_INDEX"):
     PIP += ["--extra-index-url", torch_index]
+PINNED = [*PIP, "-c", str(CONSTRAINTS)]
 
 # Compiled programs are kept between runs: without them JAX takes most of a run's time. And threads
 # that spin while they wait, as OpenMP's do, take it from whatever else the machine is doing.
@@ -33,6 +39,10 @@ ENV = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 
+# The environment that most sessions share, and how a session asks for it.
+BIN = "Scripts" if os.name == "nt" else "bin"
+SHARED = {"venv_backend": "none", "requires": ["environment"]}
+
 # What must not be installed where one backend stands alone.
 FOREIGN = {"numpy": ["torch", "jax", "flax"], "torch": ["jax", "flax"], "jax": ["torch"]}
 REFUSE = """
@@ -41,50 +51,71 @@ found = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
 sys.exit(f"not expected in this environment: {', '.join(found)}" if found else 0)
 """
 
+# The tests that compile, and the one that sees what is imported: what a new version breaks first.
+COMPILING = ["compile", "compilations", "traced", "shared_programs", "kernel", "isolation"]
 
-def install(session: nox.Session, *requirements: str) -> None:
-    """Install under the constraints, unless the environment was made from the same words."""
-    words = [*PIP, *requirements, PYPROJECT.read_text("utf-8"), CONSTRAINTS.read_text("utf-8")]
+
+def install(session: nox.Session, *requirements: str, pip: list[str] = PINNED) -> None:
+    """Install, unless the environment was made from the same words."""
+    words = [*pip, *requirements, PYPROJECT.read_text("utf-8"), CONSTRAINTS.read_text("utf-8")]
     recipe = "\n".join(words)
     made_from = Path(session.virtualenv.location, "made-from.txt")
     if made_from.exists() and made_from.read_text("utf-8") == recipe:
         return
-    done = session.run_install("python", *PIP, *requirements, silent=True)
+    done = session.run_install("python", *pip, *requirements, silent=True)
     if done is not None:  # None: nox was told not to install
         made_from.write_text(recipe, "utf-8")
 
 
 def group(*names: str) -> tuple[str, ...]:
     """The requirements of dependency groups in pyproject.toml."""
-    return nox.project.dependency_groups(nox.project.load_toml(PYPROJECT), *names)
+    return nox.project.dependency_groups(PROJECT, *names)
+
+
+def run(session: nox.Session, *words: str) -> None:
+    """Run the shared environment's Python."""
+    if session.python:
+        session.error("the shared environment has the Python that runs nox: got another by option")
+    python = Path(session.cache_dir).parent / "environment" / BIN / "python"
+    session.run(str(python), *words, env=ENV)
+
+
+def parallel() -> list[str]:
+    """Pytest's options for a process on each core; a file's cases share what the oracle found."""
+    allowed = getattr(os, "sched_getaffinity", None)  # the cores this process may use: Linux only
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return [f"-n{cores}", "--dist=loadfile"]
 
 
 @nox.session
+def environment(session: nox.Session) -> None:
+    """Make the environment that most sessions share."""
+    install(session, "-e", ".[all,conformance]", *group("examples", "shapes", "lint"))
+
+
+@nox.session(**SHARED)
 def conformance(session: nox.Session) -> None:
-    """Hold all three backends against the contract, on every device found."""
-    install(session, "-e", ".[all,conformance]")
-    session.run("python", "-m", "conformance", "run", *session.posargs, env=ENV)
+    """Check all three backends against the contract, on every device found."""
+    run(session, "-m", "conformance", "run", *session.posargs)
 
 
-@nox.session
+@nox.session(**SHARED)
 def tests(session: nox.Session) -> None:
     """Run everything: the suite, the house's own tests, doctests."""
-    install(session, "-e", ".[all,conformance]", *group("test"))
-    cores = [] if session.posargs else [f"-n{os.cpu_count() or 1}", "--dist=loadfile"]
-    session.run("python", "-m", "pytest", "--doctest-modules", *cores, *session.posargs, env=ENV)
+    cores = [] if session.posargs else parallel()
+    run(session, "-m", "pytest", "--doctest-modules", *cores, *session.posargs)
 
 
-@nox.session
+@nox.session(**SHARED)
 def mutants(session: nox.Session) -> None:
     """Prove that the suite catches every wrong implementation, and write the kill matrix."""
-    install(session, "-e", ".[all,conformance]")
     page = [] if session.posargs else ["--page", "docs/kill-matrix.md"]
-    session.run("python", "-m", "conformance", "mutants", *page, *session.posargs, env=ENV)
+    run(session, "-m", "conformance", "mutants", *page, *session.posargs)
 
 
 @nox.session
 def atlas(session: nox.Session) -> None:
-    """Hold other libraries against the contract, and write docs/atlas.md."""
+    """Check other libraries against the contract, and write docs/atlas.md."""
     install(session, "-e", ".[all,conformance]", *group("peers"))
     page = [] if session.posargs else ["--page", "docs/atlas.md"]
     session.run("python", "-m", "conformance", "atlas", *page, *session.posargs, env=ENV)
@@ -93,58 +124,88 @@ def atlas(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", list(FOREIGN), ids=list(FOREIGN))
 def alone(session: nox.Session, backend: str) -> None:
-    """Install one backend and prove that it needs neither of the others."""
+    """Install one backend and prove that it needs neither of the others.
+
+    The first case of each test is enough: a test's other cases import nothing else.
+    """
     install(session, "-e", f".[{backend},conformance]")
     session.run("python", "-c", REFUSE, *FOREIGN[backend])
-    suite = ["-m", "conformance", "run", "--backend", backend]
+    suite = ["-m", "conformance", "smoke", "--backend", backend]
     session.run("python", *suite, *session.posargs, env=ENV)
-    session.run("python", "-m", "pytest", "--doctest-modules", f"attn_{backend}")
+    session.run("python", "-m", "pytest", "--doctest-modules", f"attn_{backend}", env=ENV)
 
 
-@nox.session
+@nox.session(**SHARED)
 def shapes(session: nox.Session) -> None:
     """Run the suite with every shape annotation executed."""
-    install(session, "-e", ".[all,conformance]", *group("shapes"))
     hook = "--jaxtyping-packages=attn_numpy,attn_torch,attn_jax,beartype.beartype"
-    suite = ["-m", "pytest", "conformance", hook, "-m", "not untyped"]
-    session.run("python", *suite, *session.posargs, env=ENV)
+    cores = [] if session.posargs else parallel()
+    run(session, "-m", "pytest", "conformance", hook, "-m", "not untyped", *cores, *session.posargs)
 
 
-@nox.session
+@nox.session(**SHARED)
 def lint(session: nox.Session) -> None:
-    """Check style, format and types."""
-    install(session, "-e", ".[all,conformance]", *group("lint"))
-    session.run("ruff", "check", *session.posargs)
-    session.run("ruff", "format", "--check")
-    session.run("mypy")
+    """Check style, format, types and the workflow."""
+    run(session, "-m", "ruff", "check", *session.posargs)
+    run(session, "-m", "ruff", "format", "--check")
+    run(session, "-m", "mypy")
+    workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
+    schema = ["--builtin-schema", "vendor.github-workflows"]
+    run(session, "-m", "check_jsonschema", *schema, *workflows)
 
 
-@nox.session
+def versions(session: nox.Session) -> None:
+    """Run the suite, and the tests that compile, in versions other than the pinned ones."""
+    session.run("python", "-m", "pip", "freeze", "--exclude-editable")
+    files = ["conformance", *(f"tests/test_{name}.py" for name in COMPILING)]
+    words = session.posargs or [*parallel(), *files]
+    session.run("python", "-m", "pytest", *words, env=ENV)
+
+
+@nox.session(python=nox.project.python_versions(PROJECT))
+def lowest(session: nox.Session) -> None:
+    """Test with the lowest versions that pyproject.toml allows."""
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    floors = {word.replace(">=", "==", 1) for words in extras for word in words if ">=" in word}
+    install(session, "-e", ".[all,conformance]", *sorted(floors), pip=PIP)
+    versions(session)
+
+
+@nox.session(python=nox.project.python_versions(PROJECT))
+def newest(session: nox.Session) -> None:
+    """Test with the newest versions that the registries have today."""
+    newer = ["--upgrade", "--upgrade-strategy", "eager"]
+    session.run_install("python", *PIP, *newer, "-e", ".[all,conformance]", silent=True)
+    versions(session)
+
+
+@nox.session(**SHARED)
 def translate(session: nox.Session) -> None:
     """Train the example's models in PyTorch and JAX, and translate on all three backends."""
-    install(session, "-e", ".[all]", *group("examples"))
-    session.run("python", "-m", "examples.translate", *session.posargs)
+    run(session, "-m", "examples.translate", *session.posargs)
 
 
-@nox.session
+@nox.session(**SHARED)
 def bench(session: nox.Session) -> None:
     """Measure against what the frameworks ship, and write docs/benchmarks.md."""
-    install(session, "-e", ".[all,conformance]")
     page = [] if session.posargs else ["--page", "docs/benchmarks.md"]
-    session.run("python", "-m", "benchmarks", *page, *session.posargs)
+    run(session, "-m", "benchmarks", *page, *session.posargs)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheel, install it in a fresh environment, run the suite outside the repository."""
+    """Build the wheel, install it in a fresh environment, use it outside the repository.
+
+    The first case of each test is enough: it imports every file that the wheel must hold.
+    """
     install(session, *group("build"))
     with tempfile.TemporaryDirectory() as outside:
         session.run("python", "-m", "build", "--outdir", outside)
         (wheel,) = Path(outside).glob("*.whl")
         session.run("python", "-m", "venv", f"{outside}/fresh")
-        python = f"{outside}/fresh/{'Scripts' if os.name == 'nt' else 'bin'}/python"
+        python = f"{outside}/fresh/{BIN}/python"
         wanted = f"attn-rosetta[numpy,conformance] @ {wheel.as_uri()}"
-        session.run(python, *PIP, wanted, external=True, silent=True)
+        session.run(python, *PINNED, wanted, external=True, silent=True)
         with session.chdir(outside):
-            suite = ["-m", "conformance", "run", "--backend", "numpy"]
+            suite = ["-m", "conformance", "smoke", "--backend", "numpy"]
             session.run(python, *suite, *session.posargs, external=True)
