@@ -79,8 +79,10 @@ class Cells:
     traced; with `xp=jnp` everything is traced, and no (T, S) array becomes a constant.
     """
 
-    def __init__(self, sizes, query_offset=0, rows=slice(None), columns=slice(None), xp=np):
+    def __init__(self, sizes, query_offset=0, rows=None, columns=None, xp=np):
         batch, heads, queries, keys = sizes
+        rows = slice(None) if rows is None else rows
+        columns = slice(None) if columns is None else columns
         self.xp, self._rows, self._columns = xp, rows, columns
         self.batch = xp.arange(batch)[:, None, None, None]
         self.head = xp.arange(heads)[None, :, None, None]

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from . import checks
 from .multihead import MultiHeadAttention
@@ -96,11 +94,15 @@ def import_weights(
 
 
 def save(model: nnx.Module, path: str | Path) -> None:
-    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds."""
+    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds.
+
+    Raises ImportError where safetensors, which only files need, is not installed.
+    """
+    files = _safetensors()
     metadata = {"format": FORMAT, "class": type(model).__name__}
     metadata["configuration"] = json.dumps(_configuration(model))
     arrays = {name: np.ascontiguousarray(array) for name, array in export_weights(model).items()}
-    save_file(arrays, path, metadata)
+    files.numpy.save_file(arrays, path, metadata)
 
 
 def load(path: str | Path) -> Any:
@@ -169,12 +171,22 @@ def _array(name: str, value) -> np.ndarray:
 
 def _open(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return a safetensors file's arrays and metadata."""
+    files = _safetensors()
     try:
-        with safe_open(path, "numpy") as file:
+        with files.safe_open(path, "numpy") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
+
+
+def _safetensors() -> Any:
+    """Return the package that reads and writes files, and that nothing else needs."""
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise checks.no_safetensors(error) from error
+    return safetensors
 
 
 # Files

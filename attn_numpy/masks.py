@@ -64,7 +64,7 @@ class Mask:
     """
 
     name: str
-    rule: Callable
+    rule: Any  # a function, with the sentence that `_means` gives it
     settings: tuple = ()
     tables: tuple = ()
     axes: tuple[str, ...] = ()
@@ -190,7 +190,7 @@ class Mask:
         for part in self._signed():
             (leaf,) = part.leaves()
             reading = "not: " if part.parts else ""
-            lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.__doc__}")
+            lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.sentence}")
         return "\n".join(lines)
 
     def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:
@@ -232,6 +232,16 @@ def _show(value) -> str:
     return str(value.tolist()) if value.size <= 8 else f"{value.dtype} {value.shape}"
 
 
+def _means(sentence: str) -> Callable:
+    """Give a rule the sentence that `explain` prints: `python -OO` keeps no docstring."""
+
+    def give(rule: Any):
+        rule.sentence = sentence
+        return rule
+
+    return give
+
+
 def causal() -> Mask:
     """Let a query see its own position and those before it.
 
@@ -243,8 +253,8 @@ def causal() -> Mask:
     return Mask("causal", _causal, positional=True)
 
 
+@_means("a query sees its own position and those before it")
 def _causal(at):
-    """a query sees its own position and those before it"""
     return at.key <= at.query
 
 
@@ -267,8 +277,8 @@ def sliding_window(before: int, after: int = 0) -> Mask:
     )
 
 
+@_means("a query sees from `before` positions back to `after` ahead")
 def _sliding_window(at, before, after):
-    """a query sees from `before` positions back to `after` ahead"""
     before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
     return (at.query - before <= at.key) & (at.key <= at.query + after)
 
@@ -289,8 +299,8 @@ def prefix(lengths: Integer[np.ndarray, "B"] | Sequence[int]) -> Mask:
     )
 
 
+@_means("everyone sees the prefix, the rest is causal")
 def _prefix(at, lengths):
-    """everyone sees the prefix, the rest is causal"""
     return (at.key < at.samples(lengths)) | (at.key <= at.query)
 
 
@@ -314,13 +324,13 @@ def padding(
     return Mask("padding", _padding_hidden, tables=(checks.check_hidden(hidden),), axes=("BS",))
 
 
+@_means("keys before the sample's length are seen")
 def _padding(at, lengths):
-    """keys before the sample's length are seen"""
     return at.key < at.samples(lengths)
 
 
+@_means("keys marked as padding are hidden")
 def _padding_hidden(at, hidden):
-    """keys marked as padding are hidden"""
     return ~at.columns(hidden)
 
 
@@ -347,14 +357,14 @@ def segments(
     return Mask("segments", _segments_pair, tables=(query_ids, key_ids), axes=("BT", "BS"))
 
 
+@_means("a query sees the keys of its own segment")
 def _segments(at, ids):
-    """a query sees the keys of its own segment"""
     inside = (at.query >= 0) & (at.query < ids.shape[1])
     return inside & (at.positions(ids) == at.columns(ids))
 
 
+@_means("a query sees the keys of its own segment")
 def _segments_pair(at, query_ids, key_ids):
-    """a query sees the keys of its own segment"""
     return at.rows(query_ids) == at.columns(key_ids)
 
 
@@ -370,8 +380,8 @@ def allow(array: Bool[np.ndarray, "B H T S"]) -> Mask:
     return Mask("allow", _allow, tables=(checks.check_cells("allow", array),), axes=("BHTS",))
 
 
+@_means("True in the array is seen")
 def _allow(at, array):
-    """True in the array is seen"""
     return at.cells(array)
 
 
@@ -387,8 +397,8 @@ def hide(array: Bool[np.ndarray, "B H T S"]) -> Mask:
     return Mask("hide", _hide, tables=(checks.check_cells("hide", array),), axes=("BHTS",))
 
 
+@_means("True in the array is hidden")
 def _hide(at, array):
-    """True in the array is hidden"""
     return ~at.cells(array)
 
 
@@ -407,6 +417,6 @@ def predicate(function: Callable) -> Mask:
     return Mask("predicate", _predicate, settings=(function,), positional=True)
 
 
+@_means("the function decides")
 def _predicate(at, function):
-    """the function decides"""
     return at.call(function)

@@ -22,22 +22,35 @@ def blas_held(wanted: int | None) -> Iterator[int]:
     """Hold BLAS to one thread; give how many threads may share its work, at most `wanted`.
 
     That is never more than BLAS itself may use, so that a limit set outside is kept. Calls from
-    several threads wait for each other: who sets the limit also takes it back.
+    several threads wait for each other: who sets the limit also takes it back. Without
+    threadpoolctl nothing is held, and it is one thread that calls BLAS.
     """
     with LOCK:
         blas = _blas()
+        if blas is None:
+            yield 1
+            return
         counts = [library.num_threads for library in blas.lib_controllers]
-        most = max(counts, default=os.cpu_count() or 1)
+        most = max(counts, default=_cores())
         with blas.limit(limits=1):
             yield most if wanted is None else max(min(wanted, most), 1)
 
 
 @cache
 def _blas():
-    """Find what sets BLAS's threads: once, on the first call that needs it."""
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
-
+    """Find what sets BLAS's threads, None without threadpoolctl: once, on the first call."""
+    try:
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+    except ImportError:
+        return None
     return ThreadpoolController().select(user_api="blas")
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def work_together(work: Callable, units: list, threads: int) -> None:

@@ -72,8 +72,10 @@ class Cells:
     five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
     """
 
-    def __init__(self, sizes, query_offset=0, rows=slice(None), columns=slice(None)):
+    def __init__(self, sizes, query_offset=0, rows=None, columns=None):
         batch, heads, queries, keys = sizes
+        rows = slice(None) if rows is None else rows
+        columns = slice(None) if columns is None else columns
         self._rows, self._columns = rows, columns
         self.batch = np.arange(batch)[:, None, None, None]
         self.head = np.arange(heads)[None, :, None, None]

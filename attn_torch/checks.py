@@ -638,3 +638,8 @@ def check_configuration(path, settings, names: list[str], arrays: dict) -> None:
 
 def not_ours(path, reason: str) -> ValueError:
     return ValueError(f"path must be a safetensors file that fits: got {path} ({reason})")
+
+
+def no_safetensors(error: ImportError) -> ImportError:
+    rule = "safetensors must be installed to read or write files, pip install safetensors"
+    return ImportError(f"{rule}: got {error}")

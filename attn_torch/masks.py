@@ -68,7 +68,7 @@ class Mask:
     """
 
     name: str
-    rule: Callable
+    rule: Any  # a function, with the sentence that `_means` gives it
     settings: tuple = ()
     tables: tuple = ()
     axes: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ class Mask:
         for part in self._signed():
             (leaf,) = part.leaves()
             reading = "not: " if part.parts else ""
-            lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.__doc__}")
+            lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.sentence}")
         return "\n".join(lines)
 
     def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:
@@ -258,6 +258,16 @@ def _show(value) -> str:
     return f"{checks.dtype_name(value)} {tuple(value.shape)}"
 
 
+def _means(sentence: str) -> Callable:
+    """Give a rule the sentence that `explain` prints: `python -OO` keeps no docstring."""
+
+    def give(rule: Any):
+        rule.sentence = sentence
+        return rule
+
+    return give
+
+
 def causal() -> Mask:
     """Let a query see its own position and those before it.
 
@@ -269,8 +279,8 @@ def causal() -> Mask:
     return Mask("causal", _causal, positional=True)
 
 
+@_means("a query sees its own position and those before it")
 def _causal(at):
-    """a query sees its own position and those before it"""
     return at.key <= at.query
 
 
@@ -293,8 +303,8 @@ def sliding_window(before: int, after: int = 0) -> Mask:
     )
 
 
+@_means("a query sees from `before` positions back to `after` ahead")
 def _sliding_window(at, before, after):
-    """a query sees from `before` positions back to `after` ahead"""
     before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
     return (at.query - before <= at.key) & (at.key <= at.query + after)
 
@@ -315,8 +325,8 @@ def prefix(lengths: Integer[Tensor, "B"] | Sequence[int]) -> Mask:
     )
 
 
+@_means("everyone sees the prefix, the rest is causal")
 def _prefix(at, lengths):
-    """everyone sees the prefix, the rest is causal"""
     return (at.key < at.samples(lengths)) | (at.key <= at.query)
 
 
@@ -340,13 +350,13 @@ def padding(
     return Mask("padding", _padding_hidden, tables=(checks.check_hidden(hidden),), axes=("BS",))
 
 
+@_means("keys before the sample's length are seen")
 def _padding(at, lengths):
-    """keys before the sample's length are seen"""
     return at.key < at.samples(lengths)
 
 
+@_means("keys marked as padding are hidden")
 def _padding_hidden(at, hidden):
-    """keys marked as padding are hidden"""
     return _complement(at.columns(hidden))
 
 
@@ -373,14 +383,14 @@ def segments(
     return Mask("segments", _segments_pair, tables=(query_ids, key_ids), axes=("BT", "BS"))
 
 
+@_means("a query sees the keys of its own segment")
 def _segments(at, ids):
-    """a query sees the keys of its own segment"""
     inside = (at.query >= 0) & (at.query < ids.shape[1])
     return inside & (at.positions(ids) == at.columns(ids))
 
 
+@_means("a query sees the keys of its own segment")
 def _segments_pair(at, query_ids, key_ids):
-    """a query sees the keys of its own segment"""
     return at.rows(query_ids) == at.columns(key_ids)
 
 
@@ -396,8 +406,8 @@ def allow(array: Bool[Tensor, "B H T S"]) -> Mask:
     return Mask("allow", _allow, tables=(checks.check_cells("allow", array),), axes=("BHTS",))
 
 
+@_means("True in the array is seen")
 def _allow(at, array):
-    """True in the array is seen"""
     return at.cells(array)
 
 
@@ -413,8 +423,8 @@ def hide(array: Bool[Tensor, "B H T S"]) -> Mask:
     return Mask("hide", _hide, tables=(checks.check_cells("hide", array),), axes=("BHTS",))
 
 
+@_means("True in the array is hidden")
 def _hide(at, array):
-    """True in the array is hidden"""
     return _complement(at.cells(array))
 
 
@@ -433,6 +443,6 @@ def predicate(function: Callable) -> Mask:
     return Mask("predicate", _predicate, settings=(function,), positional=True)
 
 
+@_means("the function decides")
 def _predicate(at, function):
-    """the function decides"""
     return at.call(function)

@@ -74,8 +74,10 @@ class Cells:
     What they look up is moved to `device`, so a mask made on the CPU serves a GPU too.
     """
 
-    def __init__(self, sizes, query_offset=0, rows=slice(None), columns=slice(None), device=None):
+    def __init__(self, sizes, query_offset=0, rows=None, columns=None, device=None):
         batch, heads, queries, keys = sizes
+        rows = slice(None) if rows is None else rows
+        columns = slice(None) if columns is None else columns
         self._rows, self._columns = rows, columns
         self.batch = torch.arange(batch, device=device)[:, None, None, None]
         self.head = torch.arange(heads, device=device)[None, :, None, None]

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import checks
@@ -91,12 +89,16 @@ def import_weights(
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds."""
+    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds.
+
+    Raises ImportError where safetensors, which only files need, is not installed.
+    """
+    files = _safetensors()
     metadata = {"format": FORMAT, "class": type(model).__name__}
     metadata["configuration"] = json.dumps(_configuration(model))
     own = {"memory_format": torch.contiguous_format}  # what two parameters share is written twice
     arrays = {name: array.clone(**own) for name, array in export_weights(model).items()}
-    save_file(arrays, path, metadata)
+    files.torch.save_file(arrays, path, metadata)
 
 
 def load(path: str | Path) -> Any:
@@ -152,12 +154,22 @@ def _array(name: str, value) -> Tensor:
 
 def _open(path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a safetensors file's arrays and metadata."""
+    files = _safetensors()
     try:
-        with safe_open(path, "pt") as file:
+        with files.safe_open(path, "pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
+
+
+def _safetensors() -> Any:
+    """Return the package that reads and writes files, and that nothing else needs."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise checks.no_safetensors(error) from error
+    return safetensors
 
 
 # Files

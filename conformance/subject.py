@@ -77,8 +77,8 @@ class Subject(Protocol):
     def steps(self, query, key, value, **options) -> dict[str, np.ndarray]:
         """Return the output of the same call, and what is offered of `STEPS` beside it."""
 
-    def compiled(self, query, key, value, **options) -> np.ndarray:
-        """Attend by the compiled form."""
+    def compiled(self, query, key, value, *, through="attention", **options) -> dict:
+        """Return the output of the compiled call, or every step of it with `through="steps"`."""
 
     def blocked(self, query, key, value, *, tile: tuple[int, int], **options) -> np.ndarray:
         """Attend tile by tile, in tiles of so many queries by keys."""
@@ -86,7 +86,8 @@ class Subject(Protocol):
     def gradients(self, query, key, value, grad, **options) -> dict[str, np.ndarray]:
         """Return the gradients of sum(grad * output) by query, key, value and bias.
 
-        `through="steps"` takes the textbook path and "blocked" the other, in tiles of TILE.
+        `through="steps"` takes the textbook path and "blocked" the other, in tiles of TILE;
+        "compiled" takes the compiled call.
         """
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from .cases import dtype as numpy_dtype
 from .checking import check_steps, hold, refused
 from .contract import clause
 from .specs import allow, causal, hide, padding, sliding_window
-from .subject import TILE, require
+from .subject import STEPS, TILE, require
 
 RAGGED = BY_NAME["causal_and_padding"]
 SHAPES = [
@@ -382,21 +382,51 @@ def test_no_input_is_written_to(subject):
         same(subject.numpy(array), before, f"{name} after the call")
 
 
-COMPILED = [
+KERNEL = [  # where value and key are of one width, torch's fused kernel serves
+    Case("kernel_causal", Shape(3, 4, 2, 7, 7, 11, 11), causal()),
+    Case("kernel", SQUARE._replace(D_v=11)),
+]
+WALKED = [  # there torch.compile leaves the walk over blocks as it is
     RAGGED,
     MIXED[4],
     Case("nan_rows", mask=padding(LENGTHS), empty_rows="nan", bias="rank2"),
 ]
+EVERYTHING = Case(
+    "everything", GROUPED, causal() & padding(LENGTHS), query_offset=2, softcap=0.9, bias="rank2"
+)
 
 
 @pytest.mark.untyped
 @clause("ATT-11")
-@pytest.mark.parametrize("case", COMPILED, ids=names(COMPILED))
+@pytest.mark.parametrize("case", [*KERNEL, *WALKED], ids=names([*KERNEL, *WALKED]))
 def test_compiled_equals_eager(subject, case):
     require(subject, "compiled")
     exact, rough = case.expected("float32")
     got = subject.compiled(*case.inputs("float32"), **case.options("float32"))
-    compare(got, exact["output"], rough["output"], "compiled output")
+    compare(got["output"], exact["output"], rough["output"], "compiled output")
+
+
+@pytest.mark.untyped
+@clause("ATT-11")
+def test_compiled_steps_equal_eager_ones(subject):
+    require(subject, "compiled", "steps")
+    case = EVERYTHING
+    exact, rough = case.expected("float32")
+    got = subject.compiled(*case.inputs("float32"), through="steps", **case.options("float32"))
+    for name in STEPS:
+        compare(got[name], exact[name], rough[name], f"compiled {name}")
+
+
+@pytest.mark.untyped
+@clause("ATT-11")
+def test_compiled_gradients_equal_eager_ones(subject):
+    require(subject, "compiled", "gradients")
+    case = KERNEL[0]
+    inputs, options = case.inputs("float32"), case.options("float32")
+    got = subject.gradients(*inputs, case.grad("float32"), through="compiled", **options)
+    exact, rough = case.expected_gradients("float32")
+    for name in exact:
+        compare(got[name], exact[name], rough[name], f"compiled gradient of {name}")
 
 
 def _weights_after_dropout(subject, dropout: float, seed: int):

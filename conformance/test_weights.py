@@ -346,6 +346,8 @@ def check_refused(subject, path: Path, what: str, also_weights: bool = False) ->
         subject.load(path)
     except ValueError:
         pass
+    except NotOffered:
+        raise
     except Exception as error:  # the type is what is tested
         raise Differs(f"{what}: expected a ValueError, got {type(error).__name__}") from error
     else:

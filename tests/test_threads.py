@@ -1,5 +1,6 @@
 """NumPy's threads: as many as allowed, right answers from all of them, and nothing left behind."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,18 @@ def test_threads_are_never_more_than_blas_was_limited_to(monkeypatch, workers, a
         attention(*inputs())
         assert limits() == [most] * len(limits())
     assert workers == [(most, [1] * len(limits()))]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["affinity", "no_affinity"])
+def test_cores_are_those_that_the_process_may_use(monkeypatch, there):
+    """Where no BLAS is found that says how many threads it uses."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 7}, raising=False)
+    if not there:  # as on macOS and Windows
+        monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(threads, "_blas", lambda: ThreadpoolController().select(prefix="none"))
+    with threads.blas_held(None) as count:
+        assert count == (3 if there else 64)
 
 
 @pytest.mark.usefixtures("_blas_of_four")

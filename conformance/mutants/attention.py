@@ -177,6 +177,14 @@ def compiled_without_mask(right, *inputs, mask=None, query_offset=None, **option
     return right(*inputs, **options)
 
 
+@breaks("gradients", "ATT-11", base="torch")
+def compiled_gradients_without_mask(right, *inputs, through="attention", **options):
+    """The compiled form has forgotten the mask on its way back."""
+    if through == "compiled":
+        options.pop("mask", None)
+    return right(*inputs, through=through, **options)
+
+
 # Dropout
 
 

@@ -9,8 +9,8 @@ from ..plug import Plugged
 from ..subject import Subject
 from .peers import PEERS
 
-BACKENDS = {
-    "numpy": ("numpy", "jaxtyping", "threadpoolctl"),
+BACKENDS = {  # and what each cannot be imported without
+    "numpy": ("numpy", "jaxtyping"),
     "torch": ("torch", "jaxtyping"),
     "jax": ("jax", "flax", "jaxtyping"),
 }
@@ -20,7 +20,7 @@ ENVIRONMENT = "ATTN_ROSETTA_SUBJECT"
 
 
 def missing(backend: str) -> list[str]:
-    """Return the packages that a backend needs and that are not installed."""
+    """Return the packages that a backend cannot be imported without and that are not installed."""
     return [name for name in (*BACKENDS[backend], f"attn_{backend}") if not find_spec(name)]
 
 

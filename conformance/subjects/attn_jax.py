@@ -70,17 +70,20 @@ class Adapter(Rosetta):
     def random(self, seed):
         return {"rngs": nnx.Rngs(seed)}
 
-    def compiled(self, query, key, value, **options):
+    def compiled(self, query, key, value, *, through="attention", **options):
         with self.scope(query.dtype.name):
             arrays = [self.array(x) for x in (query, key, value)]
             options = self.options(options)
             traced = {name: options.pop(name) for name in ("mask", "bias") if name in options}
+            own = attn_jax.attention_steps if through == "steps" else attn_jax.attention
 
             @jax.jit
             def call(query, key, value, traced):
-                return attn_jax.attention(query, key, value, **traced, **options)
+                return own(query, key, value, **traced, **options)
 
-            return self.numpy(call(*arrays, traced))
+            found = call(*arrays, traced)
+            named = found._asdict() if through == "steps" else {"output": found}
+            return {name: self.numpy(array) for name, array in named.items()}
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         with self.scope(query.dtype.name):

@@ -6,6 +6,7 @@ import torch
 
 import attn_torch
 
+from ..subject import TILE, NotOffered
 from .rosetta import Rosetta
 
 
@@ -71,9 +72,24 @@ class Adapter(Rosetta):
     def count(self, projection, sent):
         projection.register_forward_pre_hook(lambda _, x: sent.append(x[0][..., 0].numel()))
 
-    def compiled(self, query, key, value, **options):
-        arrays = (self.array(x) for x in (query, key, value))
-        return self.numpy(torch.compile(attn_torch.attention)(*arrays, **self.options(options)))
+    def path(self, through, tile=TILE):
+        if through == "compiled":
+            return self._compile(attn_torch.attention)
+        return super().path(through, tile)
+
+    def compiled(self, query, key, value, *, through="attention", **options):
+        arrays = [self.array(x) for x in (query, key, value)]
+        own = attn_torch.attention_steps if through == "steps" else attn_torch.attention
+        found = self._compile(own)(*arrays, **self.options(options))
+        named = found._asdict() if through == "steps" else {"output": found}
+        return {name: self.numpy(array) for name, array in named.items()}
+
+    def _compile(self, function):
+        """Compile afresh: after a few shapes of one function torch would go on uncompiled."""
+        if self.device == "cpu":
+            _need_compiler()
+        torch.compiler.reset()
+        return torch.compile(function)
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         inputs = {"query": query, "key": key, "value": value}
@@ -105,3 +121,15 @@ class Adapter(Rosetta):
         attn(*leaves.values(), **self.options(options))[0].backward(self.array(grad))
         leaves |= dict(attn.named_parameters())
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
+
+
+def _need_compiler() -> None:
+    """Raise `NotOffered` where torch finds no C++ compiler, without which it compiles nothing."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        rule = "torch compiles for the CPU with a C++ compiler, and none is on the PATH"
+        raise NotOffered(rule) from error

@@ -1,6 +1,8 @@
 """What the adapters share of models: layers and stacks, decoding with a cache, weights."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,6 +114,8 @@ class Models:
 
     def import_weights(self, kind, config, parameters, weights, layout):
         with self.scope(_dtype(parameters)):
+            if isinstance(weights, str | Path):
+                _need_safetensors()
             model, error = self.model(kind, config, parameters), None
             try:
                 self.module.import_weights(model, weights, layout)
@@ -120,10 +124,12 @@ class Models:
             return error, self.take(model)
 
     def save(self, kind, config, parameters, path) -> None:
+        _need_safetensors()
         with self.scope(_dtype(parameters)):
             self.module.save(self.model(kind, config, parameters), path)
 
     def load(self, path, dtype="float32"):
+        _need_safetensors()
         with self.scope(dtype):
             model = self.module.load(path)
             model.eval()
@@ -134,6 +140,12 @@ class Models:
                 return self._call(kind, model, inputs, options)
 
         return self.take(model), run
+
+
+def _need_safetensors() -> None:
+    """Raise `NotOffered` where what reads and writes files is not installed."""
+    if not find_spec("safetensors"):
+        raise NotOffered("files of weights need safetensors, which is not installed")
 
 
 def _dtype(parameters: dict) -> str:
