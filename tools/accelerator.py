@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
 
+from benchmarks.measure import cores  # noqa: E402
 from tools import accelerator_lines as lines_of  # noqa: E402
 from tools import boxed, devices  # noqa: E402
 from tools.accelerator_page import page  # noqa: E402
@@ -182,6 +183,8 @@ class Run:
         for backend, report in self.found.items():
             if backend not in device.backends:
                 why = devices.absent(backend, report, device)
+                if backend not in (self.options.backend or [backend]):
+                    why = "it was not asked for"
                 made.append({"type": "absent", "backend": backend, "why": why})
         for part in self.parts:
             if part.device is device:
@@ -216,13 +219,6 @@ class Run:
         """Return 0 only where all that was asked for ran and is right."""
         lines = [line for device in self.chosen for line in self.lines(device, True)]
         return int(not lines_of.right(lines))
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

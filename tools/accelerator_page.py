@@ -44,8 +44,8 @@ def _opening(lines: list[dict]) -> str:
     told = [f"- {line['backend']} was not run: {line['why']}." for line in of(lines, "absent")]
     for what in ("suite", "bench"):
         if what not in about["wanted"]:
-            name = {"suite": "conformance suite", "bench": "benchmarks"}[what]
-            told.append(f"- The {name} was not asked for.")
+            name = {"suite": "The conformance suite was", "bench": "The benchmarks were"}[what]
+            told.append(f"- {name} not asked for.")
     told += [_part(line) for line in of(lines, "part")]
     return " ".join(words) + "\n\n" + "\n".join(told)
 
@@ -124,7 +124,8 @@ def _verdicts(parts: list[dict]) -> str:
 def _profiles(lines: list[dict], backends: list[str]) -> str:
     head = ["profile"]
     for backend in backends:
-        head += [f"{backend}: clauses", "worst error", "seconds", "worst case"]
+        own = ("clauses", "worst error", "seconds", "worst case")
+        head += [f"{backend}: {word}" for word in own]
     rows = []
     for profile in dict.fromkeys(line["profile"] for line in of(lines, "clause")):
         row = [profile]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +60,8 @@ def end(child: subprocess.Popen, grace: float = GRACE) -> None:
     """End a child and its group: first by asking, then by force."""
     if child.poll() is None:
         _send(child, "SIGTERM")
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass
     _send(child, "SIGKILL")  # whatever of its group is still there
     child.wait()
 
