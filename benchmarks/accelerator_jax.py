@@ -45,12 +45,21 @@ def _inputs(shape, dtype: str, swapped: bool) -> list:
     return [jnp.asarray(turn(array), dtype) for array in given(shape)]
 
 
-def _call(attend: Callable, row: Row, swapped: bool = False) -> Call:
-    """Compile a call on arrays of its own layout, (B, H, T, D) or swapped (B, T, H, D)."""
+def _call(attend: Callable, row: Row, swapped: bool = False, dense: tuple = ()) -> Call:
+    """Compile a call on arrays of its own layout, (B, H, T, D) or swapped (B, T, H, D).
+
+    `dense` holds the call's dense mask, if it has one: an argument, for a constant of this size
+    would be folded while compiling.
+    """
     *arrays, grad = _inputs(row.shape, row.dtype, swapped)
+    arrays += dense
     if row.backward:
         arrays.append(grad)
-        program = jax.jit(lambda q, k, v, grad: jax.vjp(attend, q, k, v)[1](grad))
+        program = jax.jit(
+            lambda q, k, v, *rest: jax.vjp(lambda *qkv: attend(*qkv, *rest[:-1]), q, k, v)[1](
+                rest[-1]
+            )
+        )
     else:
         program = jax.jit(attend)
     compiled = program.lower(*arrays).compile()
@@ -76,10 +85,10 @@ def _rival(row: Row, implementation: str) -> Call:
         options["local_window_size"] = (WINDOW, 0)
     if row.work == "padded":
         options["key_value_seq_lengths"] = jnp.asarray(lengths(row.shape), jnp.int32)
-    if row.work == "packed":
-        options["mask"] = jnp.asarray(seen(row.work, row.shape))
-    attend = partial(jax.nn.dot_product_attention, implementation=implementation, **options)
-    return _call(attend, row, swapped=True)
+    dense = (jnp.asarray(seen(row.work, row.shape)),) if row.work == "packed" else ()
+    peer = partial(jax.nn.dot_product_attention, implementation=implementation, **options)
+    attend = lambda q, k, v, *own: peer(q, k, v, mask=own[0] if own else None)  # noqa: E731
+    return _call(attend, row, swapped=True, dense=dense)
 
 
 def _step(row: Row, make: Callable) -> Call:

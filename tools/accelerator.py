@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ SHARES = {
     ("bench", "numpy"): 0,  # NumPy has no accelerator, and nothing to compare on one
 }
 WORK = ROOT / ".conformance" / "accelerator"  # full reports and logs
+LEAST = 3.0  # seconds: a part with less is not begun
 EVERY = 5.0  # seconds between two writings
 
 
@@ -93,10 +95,13 @@ def parts_of(chosen: list[devices.Accelerator], wanted: set[str]) -> list[Part]:
 class Run:
     """All parts of one run, and what is written of them."""
 
-    def __init__(self, options: argparse.Namespace, found: dict, chosen: list[devices.Accelerator]):
-        self.options, self.found, self.chosen = options, found, chosen
+    def __init__(self, options: argparse.Namespace, found: dict, chosen: list, begun: float):
+        self.options, self.found, self.chosen, self.begun = options, found, chosen, begun
         self.parts = parts_of(chosen, options.wanted)
-        self.begun, self.drivers = time.monotonic(), devices.driver()
+        self.drivers = devices.driver()
+        for part in self.parts:
+            for ending in ("jsonl", "jsonl.total", "log"):
+                part.path(ending).unlink(missing_ok=True)
         self.date = time.strftime("%Y-%m-%d %H:%M %z")
         self.written = 0.0
 
@@ -111,19 +116,20 @@ class Run:
         with Progress() as progress:
             for part, box in zip(self.parts, plan, strict=True):
                 progress.say(f"{part.name}: a box of {box:.0f} s at least")
+            whole = False
             try:
                 for at, part in enumerate(self.parts):
                     shares = [later.share for later in self.parts[at:]]
-                    self.run(part, boxes(shares, max(self.left(), 0.0))[0], progress)
+                    box = boxes(shares, self.left())[0]
+                    if box >= LEAST:
+                        self.run(part, box, progress)
+                whole = True
             finally:
-                progress.stop()
-                self.write(whole=self.parts[-1].ended != "not reached")
+                self.write(whole)
         return self.status()
 
     def run(self, part: Part, box: float, progress: Progress) -> None:
         """Run one part in its box."""
-        for ending in ("jsonl", "jsonl.total"):
-            part.path(ending).unlink(missing_ok=True)
         env = devices.environment(self.base_environment(), part.device, self.chosen)
         part.ended = "running"
         progress.begin(part.name, box)
@@ -245,13 +251,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Find devices, run, write."""
+    begun = time.monotonic()
     options = parse(arguments)
     found = devices.discover(str(ROOT), {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ)
     chosen = devices.choose(found, options.device)
     for device in chosen:
         device.backends = [b for b in device.backends if b in (options.backend or device.backends)]
     chosen = [device for device in chosen if device.backends]
-    run = Run(options, found, chosen)
+    run = Run(options, found, chosen, begun)
     if not run.parts:
         print(f"no device to run on: got --device {options.device}", file=sys.stderr)
         for backend, report in found.items():
@@ -259,6 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {backend}: {names}", file=sys.stderr)
         print("`--device cpu` rehearses the same run on the CPU", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children end and files stay
     status = run.go()
     for device in run.chosen:
         print(f"results: {options.out / slug(device.name)}.jsonl and .md")

@@ -4,6 +4,10 @@ from collections import Counter
 
 from tools.accelerator_timings import timings
 
+WORDS = (
+    "Clauses: how many of those that were tried conform in every case that ran, SHOULD clauses "
+    "included. The worst error is a share of what rounding excuses on its case: above 1 it differs."
+)
 MOST = 30  # differing cases that the page shows of one backend
 
 
@@ -60,14 +64,14 @@ def _part(line: dict) -> str:
         return f"- {name}: **failed** with exit status {line['status']}: `{line['why']}`"
     if line["ended"] == "cut off":
         return f"- {name}: **cut off** after {line['seconds']:.0f} s{_so_far(line)}."
+    if line.get("rows", line["of"]) != line["of"]:
+        return f"- {name}: its time was over after {line['seconds']:.0f} s{_so_far(line)}."
     return f"- {name}: ran whole in {line['seconds']:.0f} s{_so_far(line)}."
 
 
 def _so_far(line: dict) -> str:
-    if "cases" not in line:
-        return ""
-    of_all = f" of {line['of']}" if line["of"] else ""
-    return f", {line['cases']}{of_all} cases"
+    done, things = (line["rows"], "rows") if "rows" in line else (line["cases"], "cases")
+    return f", {done}{' of ' + str(line['of']) if line['of'] else ''} {things}"
 
 
 def _machine(about: dict) -> str:
@@ -103,54 +107,51 @@ def _suite(lines: list[dict]) -> list[str]:
     parts = [line for line in of(lines, "part", what="suite") if line.get("cases")]
     if not parts:
         return []
-    found = ["## Conformance", _verdicts(parts), _profiles(lines, [p["backend"] for p in parts])]
+    backends = [line["backend"] for line in parts]
+    found = ["## Conformance", _verdicts(lines, parts), _profiles(lines, backends), WORDS]
     for line in parts:
         if line["wrong"]:
             found.append(_wrong(lines, line))
     return found
 
 
-def _verdicts(parts: list[dict]) -> str:
+def _verdicts(lines: list[dict], parts: list[dict]) -> str:
     outcomes = ("conforms", "differs", "error", "known difference", "not offered")
-    head = ["backend", "cases", *outcomes]
     rows = []
     for line in parts:
         cases = f"{line['cases']} of {line['of']}" if line["of"] else str(line["cases"])
         counts = [str(line["counts"].get(outcome, 0)) for outcome in outcomes]
-        rows.append([line["backend"], cases, *counts])
-    return table(head, rows)
+        worst = worst_of(of(lines, "clause", backend=line["backend"]))
+        case = f"{worst['case']}: {worst['tensor']}" if worst else ""
+        rows.append([line["backend"], cases, *counts, case])
+    return table(["backend", "cases", *outcomes, "worst error in"], rows)
+
+
+def worst_of(clauses: list[dict]) -> dict | None:
+    """Return the clause with the largest error, or None where no error was measured."""
+    return max((line for line in clauses if line["worst"]), key=lambda c: c["worst"], default=None)
 
 
 def _profiles(lines: list[dict], backends: list[str]) -> str:
     head = ["profile"]
     for backend in backends:
-        own = ("clauses", "worst error", "seconds", "worst case")
-        head += [f"{backend}: {word}" for word in own]
+        head += [f"{backend}: clauses", f"{backend}: worst error"]
     rows = []
     for profile in dict.fromkeys(line["profile"] for line in of(lines, "clause")):
         row = [profile]
         for backend in backends:
             row += _profile(of(lines, "clause", profile=profile, backend=backend))
         rows.append(row)
-    words = (
-        "A clause conforms where every case that ran conforms; SHOULD clauses are counted too. "
-        "The worst error is a share of what rounding excuses on that case: above 1 it differs."
-    )
-    return f"{table(head, rows)}\n\n{words}"
+    return table(head, rows)
 
 
 def _profile(clauses: list[dict]) -> list[str]:
-    if not clauses:
-        return ["none ran", "", "", ""]
     tried = [line for line in clauses if set(line["counts"]) != {"not offered"}]
+    if not tried:
+        return ["not offered" if clauses else "not reached", ""]
     kept = sum(set(line["counts"]) <= {"conforms", "not offered"} for line in tried)
-    worst = max((line for line in tried if line["worst"]), key=lambda c: c["worst"], default=None)
-    seconds = f"{sum(line['seconds'] for line in clauses):.1f}"
-    if worst is None:
-        return [f"{kept} of {len(tried)}", "exact", seconds, ""]
-    case = worst["case"].split("[")[0].removeprefix("test_")
-    share = f"{worst['worst']:.2f}"
-    return [f"{kept} of {len(tried)}", share, seconds, f"{case}: {worst['tensor']}"]
+    worst = worst_of(tried)
+    return [f"{kept} of {len(tried)}", f"{worst['worst']:.2f}" if worst else "exact"]
 
 
 def _wrong(lines: list[dict], part: dict) -> str:

@@ -7,8 +7,8 @@ WORDS = (
     "brackets stands how many times faster ours is: **above 1 ours is faster**. A call has a time "
     "only where one head of its answer is right, compared with float64. Where a rival compiles "
     "(flex), ours was timed again beside it. MiB is what one of our calls takes at most, its "
-    "results included. window: causal, 256 keys back; packed: 8 documents, causal; padded: "
-    "lengths from all of T down to half of it; decode: one token behind a cache, all of a "
+    "results included. An empty cell was not measured. window: causal, 256 keys back; packed: "
+    "8 documents, causal; padded: lengths from all of T down to half of it; decode: one token behind a cache, all of a "
     "MultiHeadAttention, against the same by hand or flax's."
 )
 
@@ -39,9 +39,10 @@ def _of_backend(wanted: dict, own: list[dict]) -> list[str]:
         found.append("\n".join(f"{at}. {text}" for at, text in enumerate(notes.texts, 1)))
     missing = len(wanted["names"]) - len(own)
     if missing:
-        names = "; ".join(wanted["names"][len(own) :])
-        told = f"{missing} of {len(wanted['names'])} rows of {wanted['backend']} were not measured"
-        found.append(f"{told}: the time box ended before {names}.")
+        first = wanted["names"][len(own)]
+        of_all = f"{missing} of {len(wanted['names'])} rows of {wanted['backend']}"
+        told = f"{of_all} were not measured: the time box ended before {first!r}"
+        found.append(f"{told}. The file beside this page names them all.")
     return found
 
 
@@ -75,7 +76,7 @@ def _table(group: dict[tuple, dict], notes: Notes) -> str:
     for (_, work, dtype, backward), row in group.items():
         way = "forward + backward" if backward else "forward"
         mib = row["ours"].get("mib")
-        ours = [_cell(row["ours"], notes), "" if mib is None else f"{mib:.0f}"]
+        ours = [_cell(row["ours"], notes), "" if mib is None else _figure(mib)]
         others = [_cell(row[name], notes) if name in row else "" for name in rivals]
         lines.append([work, dtype, way, *ours, *others])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -86,6 +87,9 @@ def _cell(entry: dict, notes: Notes) -> str:
         return f"refuses {notes.mark(entry['refused'])}"
     if "disagrees" in entry:
         return f"**wrong** {notes.mark(entry['disagrees'])}"
-    ms = entry["ms"]
-    shown = f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
+    shown = _figure(entry["ms"])
     return f"{shown} ({entry['ratio']:.2f})" if "ratio" in entry else shown
+
+
+def _figure(number: float) -> str:
+    return f"{number:.3f}" if number < 1 else f"{number:.2f}" if number < 100 else f"{number:.0f}"
