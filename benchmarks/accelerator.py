@@ -71,9 +71,13 @@ def rows(backend: str, tiny: bool = False) -> list[Row]:
         later = [row for row in compiled if row not in first]
         found[-len(eager[WIDE]) : -len(eager[WIDE])] = first
         found += later
-    if tiny:  # a rehearsal of each kind of row, but of none that takes seconds to compile
-        return [_tiny(row) for row in found if row.shape != WIDE and not row.compiled]
-    return found
+    return [_tiny(row) for row in found if _rehearsed(row)] if tiny else found
+
+
+def _rehearsed(row: Row) -> bool:
+    """Whether a rehearsal measures such a row: each kind, pass and dtype, nothing compiled."""
+    one = row.work == "decode" or row.dtype == DTYPES[row.backward]
+    return one and row.shape != WIDE and not row.compiled
 
 
 def _tiny(row: Row) -> Row:

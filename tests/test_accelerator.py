@@ -294,6 +294,29 @@ def test_suite_that_outlasts_its_box_leaves_what_it_has(tmp_path):
     assert "## Conformance" in text and own[-1]["seconds"] < 31
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a process is ended without being asked")
+def test_run_that_is_ended_ends_its_children_and_leaves_a_page(tmp_path):
+    given = [*COMMAND, "--device=cpu", f"--out={tmp_path}", "--suite", "--backend=torch"]
+    run = subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if (tmp_path / "cpu.md").exists() and written(tmp_path)[0][1:][-1].get("type") == "clause":
+            break
+        time.sleep(0.2)
+    run.terminate()
+    assert run.wait(30) == 143
+    own, text = written(tmp_path)
+    (suite,) = (line for line in own if line["type"] == "part")
+    assert suite["ended"] == "running" and suite["cases"] > 0
+    assert own[-1]["type"] != "end"
+    assert "has not ended yet, or was cut off" in text
+    assert "suite: **still running, or the whole run was cut off**" in text
+    report = accelerator.WORK / "cpu-suite-torch.jsonl"
+    size = report.stat().st_size
+    time.sleep(2)
+    assert report.stat().st_size == size, "the suite goes on without the run that began it"
+
+
 def test_suite_that_refuses_is_a_failure_with_its_reason(tmp_path):
     done = command(tmp_path, "--suite", "--backend=torch", "--", "--clause=COBOL-1")
     _, text = written(tmp_path)

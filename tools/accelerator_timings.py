@@ -8,8 +8,8 @@ WORDS = (
     "only where one head of its answer is right, compared with float64. Where a rival compiles "
     "(flex), ours was timed again beside it. MiB is what one of our calls takes at most, its "
     "results included. An empty cell was not measured. window: causal, 256 keys back; packed: "
-    "8 documents, causal; padded: lengths from all of T down to half of it; decode: one token behind a cache, all of a "
-    "MultiHeadAttention, against the same by hand or flax's."
+    "8 documents, causal; padded: lengths from all of T down to half of it; decode: one token "
+    "behind a cache, all of a MultiHeadAttention, against the same by hand or flax's."
 )
 
 
