@@ -2,18 +2,20 @@
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
+try:
+    from rich.console import Console
+    from rich.progress import Progress
+except ImportError:
+    sys.exit("the benchmarks need rich: python -m pip install rich")
 
 from . import compiling, memory, steps
-from .measure import matmul_peak, paired
+from .measure import cores, matmul_peak, paired
 from .rows import Row, rows
 
 HEAD = ("work", "against", "ours ms", "theirs ms", "ratio", "middle half", "floor", "of peak")
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget: float) -> dict:
     """Run everything with a progress bar, and return it as plain data."""
     found: dict = {"machine": machine(), "speed": [], "memory": [], "compile": []}
-    mib: dict[tuple, float] = {}
+    mib: dict[tuple, float | None] = {}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("peak", total=len(wanted) + len(cases) + len(compiled) + 1)
         peak = matmul_peak()
@@ -88,7 +90,7 @@ def machine() -> dict:
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "versions": {name: version(name) for name in packages},
     }
 
@@ -134,7 +136,8 @@ def _memory_page(report: dict) -> list[str]:
         "|---|---|---|",
     ]
     for row in report["memory"]:
-        lines.append(f"| {row['work']} | {row['mib']:.1f} | {row['at_most'] or ''} |")
+        mib = "not measured here" if row["mib"] is None else f"{row['mib']:.1f}"
+        lines.append(f"| {row['work']} | {mib} | {row['at_most'] or ''} |")
     lines += [
         "",
         "Four times the length takes 4 times the memory where it grows linearly, 16 times where",

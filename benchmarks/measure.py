@@ -4,9 +4,11 @@ Machines are shared and noisy, so seconds mean little and ratios much. Each roun
 in an order that alternates; the spread is the middle half of the rounds' own ratios.
 """
 
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,21 +37,34 @@ def wait(result) -> None:
     for part in result if isinstance(result, tuple | list) else (result,):
         if hasattr(part, "block_until_ready"):
             part.block_until_ready()
+        elif hasattr(part, "is_cpu") and not part.is_cpu:  # a tensor of torch
+            sys.modules["torch"].accelerator.synchronize(part.device)
 
 
 def paired(ours: Callable, theirs: Callable, budget: float = 8.0) -> Paired:
     """Time both calls in turn for about `budget` seconds, five rounds at least."""
-    wait(ours()), wait(theirs())  # compile, allocate, warm the caches
-    rounds: list[tuple[float, float]] = []
+    return pair(*interleaved([ours, theirs], budget))
+
+
+def interleaved(calls: Sequence[Callable], budget: float) -> list[list[float]]:
+    """Time all calls in turn, five to sixty rounds; return each call's seconds by round."""
+    for call in calls:
+        wait(call())  # compile, allocate, warm the caches
+    times: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
-    while len(rounds) < 5 or (time.perf_counter() - start < budget and len(rounds) < 60):
-        if len(rounds) % 2:
-            b, a = seconds(theirs), seconds(ours)
-        else:
-            a, b = seconds(ours), seconds(theirs)
-        rounds.append((a, b))
-    own, other = (statistics.median(times) for times in zip(*rounds, strict=True))
-    ratios = sorted(b / a for a, b in rounds)
+    rounds = 0
+    while rounds < 5 or (time.perf_counter() - start < budget and rounds < 60):
+        order = range(len(calls)) if rounds % 2 == 0 else reversed(range(len(calls)))
+        for at in order:
+            times[at].append(seconds(calls[at]))
+        rounds += 1
+    return times
+
+
+def pair(ours: list[float], theirs: list[float]) -> Paired:
+    """Compare two calls' seconds, round by round."""
+    own, other = statistics.median(ours), statistics.median(theirs)
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     quarter = len(ratios) // 4
     return Paired(own, other, other / own, ratios[quarter], ratios[-1 - quarter])
 
@@ -58,3 +73,10 @@ def matmul_peak(size: int = 2048, rounds: int = 7) -> float:
     """Return the machine's float32 matrix-multiply rate, in operations a second: the best seen."""
     a, b = np.random.default_rng(0).normal(size=(2, size, size)).astype(np.float32)
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tracemalloc
 from functools import partial
+from pathlib import Path
 
 from .inputs import arrays, mask
 
 MIB = 2**20
+MARKS = Path("/proc/self/clear_refs")
 AT_MOST = {"window": 64}  # MiB
 LENGTHS = (1024, 4096, 16384)  # each four times the one before: linear is 4 x, quadratic 16 x
 LINEAR = 8  # between the two: growth by no more counts as linear
@@ -38,13 +40,18 @@ CASES = [
 ]
 
 
-def extra(backend: str, kind: str, length: int, backward: bool) -> float:
-    """Return MiB beyond inputs and outputs (forward: one; backward: one and three), one head."""
+def extra(backend: str, kind: str, length: int, backward: bool) -> float | None:
+    """Return MiB beyond inputs and outputs (forward: one; backward: one and three), one head.
+
+    None where nobody can tell: only Linux can reset the high-water mark of resident memory.
+    """
     shape = (1, 1, length, 64)
     if backend == "jax":
         return _compiled(kind, shape, backward) / MIB
     if backend == "numpy":
         return _traced(kind, shape) / MIB
+    if not MARKS.exists():
+        return None
     arguments = json.dumps([backend, kind, length, backward])
     command = [sys.executable, "-m", "benchmarks.memory", arguments]
     # glibc: one pool of memory, large blocks mapped, and what is freed given back at once.
@@ -57,12 +64,15 @@ def extra(backend: str, kind: str, length: int, backward: bool) -> float:
     return float(run(command, env=os.environ | thrifty).stdout)
 
 
-def growth(found: dict[tuple, float]) -> list[dict]:
-    """Return by how much each case grew from a quarter of its length, None where from nothing."""
+def growth(found: dict[tuple, float | None]) -> list[dict]:
+    """Return by how much each case grew from a quarter of its length, None where from nothing.
+
+    A case that was not measured has no row.
+    """
     steps = []
     for (backend, kind, length, backward), mib in found.items():
         before = found.get((backend, kind, length // 4, backward))
-        if before is not None:
+        if before is not None and mib is not None:
             work = f"{backend} {kind} T={length // 4} to {length}{' + backward' * backward}"
             steps.append({"work": work, "ratio": mib / before if before > 0 else None})
     return steps
@@ -108,8 +118,7 @@ def _in_this_process(backend: str, kind: str, length: int, backward: bool) -> fl
 
     make(512)()  # load libraries, start threads
     call = make(length)
-    with open("/proc/self/clear_refs", "w") as marks:
-        marks.write("5")  # reset the high-water mark
+    MARKS.write_text("5", "ascii")  # reset the high-water mark
     before = _status("VmRSS")
     result = call()
     outputs = result if isinstance(result, tuple | list) else (result,)
@@ -118,8 +127,8 @@ def _in_this_process(backend: str, kind: str, length: int, backward: bool) -> fl
 
 
 def _status(field: str) -> int:
-    with open("/proc/self/status") as lines:
-        (line,) = (line for line in lines if line.startswith(field))
+    lines = Path("/proc/self/status").read_text("utf-8", errors="replace").splitlines()
+    (line,) = (line for line in lines if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 

@@ -47,17 +47,28 @@ def _operations(context: int = CONTEXT) -> float:
     return 2.0 * BATCH * EMBED * (4 * EMBED + 2 * context)
 
 
+def tokens(batch: int, context: int, embed: int) -> np.ndarray:
+    """Return normal float32 tokens (B, T, E)."""
+    return arrays((batch, context, embed), 1)[0]
+
+
 def _tokens(context: int) -> np.ndarray:
-    return arrays((BATCH, context, EMBED), 1)[0]
+    return tokens(BATCH, context, EMBED)
 
 
 def _step(backend: str, context: int = CONTEXT) -> Callable:
     """Return the call that decodes the last token of a context."""
-    tokens = _tokens(context)
     if backend == "jax":
-        return _jax_step(tokens)
-    attn, before, last = _module(backend, tokens)
-    cache = attn.decode(before, attn.new_cache(BATCH, context))[1]
+        import jax.numpy as jnp
+
+        return jax_step(jax_module(EMBED, HEADS), jnp.asarray(_tokens(context)))
+    return torch_step(*_module(backend, _tokens(context)))
+
+
+def torch_step(attn, before, last) -> Callable:
+    """Return the step of `last` behind the tokens `before`, in torch or NumPy."""
+    batch, context = before.shape[0], before.shape[1] + 1
+    cache = attn.decode(before, attn.new_cache(batch, context))[1]
 
     def step():
         nonlocal cache
@@ -83,23 +94,30 @@ def _module(backend: str, tokens: np.ndarray):
     return attn_torch.MultiHeadAttention(EMBED, HEADS).eval(), inputs[:, :-1], inputs[:, -1:]
 
 
-def _jax_step(tokens: np.ndarray) -> Callable:
-    import jax
-    import jax.numpy as jnp
+def jax_module(embed: int, heads: int, dtype: str = "float32"):
+    """Return an attention in JAX."""
     from flax import nnx
 
     import attn_jax
 
-    graph, state = nnx.split(attn_jax.MultiHeadAttention(EMBED, HEADS, rngs=nnx.Rngs(0)))
-    context, last = tokens.shape[1], jnp.asarray(tokens[:, -1:])
+    return attn_jax.MultiHeadAttention(embed, heads, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+def jax_step(attn, x) -> Callable:
+    """Return the step of the last token of x (B, T, E), in JAX."""
+    import jax
+    from flax import nnx
+
+    graph, state = nnx.split(attn)
+    batch, context = x.shape[:2]
+    last = x[:, -1:]
 
     @partial(jax.jit, donate_argnums=2)
     def decode(state, x, cache):
         output, cache = nnx.merge(graph, state).decode(x, cache)
         return output, cache.truncate(context - 1)
 
-    new = nnx.merge(graph, state).new_cache(BATCH, context)
-    _, cache = nnx.merge(graph, state).decode(jnp.asarray(tokens[:, :-1]), new)
+    _, cache = attn.decode(x[:, :-1], attn.new_cache(batch, context))
 
     def step():
         nonlocal cache
@@ -131,47 +149,67 @@ def _prefix(backend: str) -> Callable:
 
 
 def _by_hand() -> Callable:
+    return by_hand(*_module("torch", _tokens(CONTEXT)))
+
+
+def by_hand(attn, before, last) -> Callable:
     """Return the step as one would write it in torch, with torch's kernel and its own buffer."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    q_proj, k_proj, v_proj, out_proj = (torch.nn.Linear(EMBED, EMBED) for _ in range(4))
-    tokens = torch.from_numpy(_tokens(CONTEXT))
-    split = lambda x: x.view(BATCH, -1, HEADS, EMBED // HEADS).transpose(1, 2)  # noqa: E731
+    batch, at = before.shape[:2]
+    split = lambda x: x.view(batch, -1, attn.num_heads, attn.head_dim).transpose(1, 2)  # noqa: E731
 
     @torch.no_grad()
-    def step(x=tokens[:, -1:], at=CONTEXT - 1):
-        query, key[:, :, at : at + 1] = split(q_proj(x)), split(k_proj(x))
-        value[:, :, at : at + 1] = split(v_proj(x))
+    def step():
+        query, key[:, :, at : at + 1] = split(attn.q_proj(last)), split(attn.k_proj(last))
+        value[:, :, at : at + 1] = split(attn.v_proj(last))
         seen = (key[:, :, : at + 1], value[:, :, : at + 1])
         output = scaled_dot_product_attention(query, *seen)
-        return out_proj(output.transpose(1, 2).reshape(BATCH, -1, EMBED))
+        return attn.out_proj(output.transpose(1, 2).reshape(batch, -1, attn.embed_dim))
 
     with torch.no_grad():
-        key, value = (split(proj(tokens)).contiguous() for proj in (k_proj, v_proj))
+        tokens = torch.cat([before, last], 1)
+        projections = (attn.k_proj, attn.v_proj)
+        key, value = (split(proj(tokens)).contiguous() for proj in projections)
     return step
 
 
 def _nnx_step() -> Callable:
+    import jax.numpy as jnp
+
+    return nnx_step(jax_module(EMBED, HEADS), jnp.asarray(_tokens(CONTEXT)))
+
+
+def nnx_step(ours, x) -> Callable:
+    """Return the same step of flax.nnx, with our weights and the same tokens in its cache."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
-    attn = nnx.MultiHeadAttention(HEADS, EMBED, decode=True, rngs=nnx.Rngs(0))
-    attn.init_cache((BATCH, CONTEXT, EMBED))
+    import attn_jax
+
+    dtype, (batch, context, embed) = x.dtype, x.shape
+    options = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    attn = nnx.MultiHeadAttention(ours.num_heads, embed, decode=True, **options)
+    for name, weight in attn_jax.export_weights(ours, "nnx").items():
+        layer, _, kind = name.partition(".")
+        getattr(getattr(attn, layer), kind)[...] = weight
+    attn.init_cache((batch, context, embed), dtype=dtype)
+    attn.cached_key[...], attn.cached_value[...] = attn.key(x), attn.value(x)
     graph, parameters, cache = nnx.split(attn, nnx.Param, ...)
-    x = jnp.asarray(_tokens(CONTEXT)[:, -1:])
+    last = x[:, -1:]
 
     @partial(jax.jit, donate_argnums=2)
     def decode(parameters, x, cache):
         attn = nnx.merge(graph, parameters, cache)
-        attn.cache_index[...] = jnp.array(CONTEXT - 1, attn.cache_index[...].dtype)
+        attn.cache_index[...] = jnp.array(context - 1, attn.cache_index[...].dtype)
         output = attn(x)
         return output, nnx.split(attn, nnx.Param, ...)[2]
 
     def step():
         nonlocal cache
-        output, cache = decode(parameters, x, cache)
+        output, cache = decode(parameters, last, cache)
         return output
 
     return step
