@@ -1,4 +1,4 @@
-"""What is shipped runs with `python -O` and on every operating system, as far as source can tell."""
+"""What is shipped runs with `python -O` and on every operating system, as far as source tells."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ FOLDERS = ["attn_numpy", "attn_torch", "attn_jax", "conformance", "benchmarks", 
 
 
 def nodes(root: Path) -> Iterator[tuple[Path, ast.AST]]:
-    """Yield what stands in the sources of the folders, but for tests: pytest keeps their asserts."""
+    """Yield what stands in sources that are no tests; in those, pytest keeps the asserts."""
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
             if not path.name.startswith("test_"):
