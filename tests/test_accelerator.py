@@ -325,6 +325,13 @@ def test_suite_that_refuses_is_a_failure_with_its_reason(tmp_path):
     assert "COBOL-1" in text
 
 
+def test_rehearsal_is_not_written_among_the_results():
+    results = ROOT / "docs" / "results"
+    assert accelerator.parse([]).out == results
+    assert results not in accelerator.parse(["--device", "cpu"]).out.parents
+    assert accelerator.parse(["--device", "cpu"]).out != results
+
+
 def test_device_that_nobody_has_is_refused(tmp_path):
     done = command(tmp_path, "--device=tpu")
     assert done.returncode == 2

@@ -2,7 +2,7 @@
 
     python tools/accelerator.py                      # at most 8 minutes; docs/results/<device>.*
     python tools/accelerator.py --suite -- --profile causal
-    python tools/accelerator.py --device cpu --out /tmp/rehearsal
+    python tools/accelerator.py --device cpu         # a rehearsal; .conformance/accelerator/
 
 No network is needed, only the packages that are there. Each part runs in a process of its own and
 has a time box; what one part does not use, the later ones get. Results are written as they come:
@@ -237,8 +237,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything: 480")
     parser.add_argument("--device", default="auto", help="auto (each accelerator), cuda, cpu, ...")
     parser.add_argument("--backend", action="append", help="torch or jax; else all of them")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="a folder")
+    parser.add_argument("--out", type=Path, help="a folder: docs/results, unless it is a rehearsal")
     options = parser.parse_args(given[:at])
+    rehearsed = options.device == "cpu"
+    options.out = options.out or (WORK / "rehearsal" if rehearsed else ROOT / "docs" / "results")
     if options.seconds < 30:
         parser.error(f"--seconds must be at least 30: got {options.seconds:g}")
     if unknown := set(options.backend or ()) - set(devices.FIND):
