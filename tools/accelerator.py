@@ -29,6 +29,7 @@ from tools import accelerator_lines as lines_of  # noqa: E402
 from tools import boxed, devices  # noqa: E402
 from tools.accelerator_page import page  # noqa: E402
 from tools.progress import Progress  # noqa: E402
+from tools.suite_order import TOTAL  # noqa: E402
 
 SECONDS = 480.0
 SHARES = {
@@ -62,6 +63,17 @@ class Part:
 
     def path(self, ending: str) -> Path:
         return WORK / f"{slug(self.device.name)}-{self.what}-{self.backend}.{ending}"
+
+    def report(self) -> Path:
+        """Return where its lines are: the suite's stand in a draft until it ends."""
+        path = self.path("jsonl")
+        drafts = sorted(WORK.glob(f"{path.name}.[0-9]*"))
+        return path if path.exists() or not drafts else drafts[0]
+
+    def forget(self) -> None:
+        """Remove what an earlier run has left."""
+        for path in WORK.glob(f"{self.path('*').name}"):
+            path.unlink()
 
 
 def slug(name: str) -> str:
@@ -100,8 +112,7 @@ class Run:
         self.parts = parts_of(chosen, options.wanted)
         self.drivers = devices.driver()
         for part in self.parts:
-            for ending in ("jsonl", "jsonl.total", "log"):
-                part.path(ending).unlink(missing_ok=True)
+            part.forget()
         self.date = time.strftime("%Y-%m-%d %H:%M %z")
         self.written = 0.0
 
@@ -131,12 +142,13 @@ class Run:
     def run(self, part: Part, box: float, progress: Progress) -> None:
         """Run one part in its box."""
         env = devices.environment(self.base_environment(), part.device, self.chosen)
+        env[TOTAL] = str(part.path("total"))
         part.ended = "running"
         progress.begin(part.name, box)
 
         def tick(passed: float) -> None:
             part.took = passed
-            progress.at(passed, lines_of.progress(part.path("jsonl")))
+            progress.at(passed, lines_of.progress(part))
             if time.monotonic() - self.written > EVERY:
                 self.write()
 

@@ -34,26 +34,25 @@ def read(path: Path) -> list[dict]:
     return found
 
 
-def progress(path: Path) -> str:
-    """Say in a few words how much a report holds."""
-    counts = Counter(line["type"] for line in read(path))
-    total = _total(path)
+def progress(part) -> str:
+    """Say in a few words how much a part's report holds."""
+    counts = Counter(line["type"] for line in read(part.report()))
+    total = _total(part)
     if counts["bench"] or counts["rows"]:
         return f"{counts['bench']} rows"
     return f"{counts['result']}{f' of {total}' if total else ''} cases"
 
 
-def _total(path: Path) -> int | None:
+def _total(part) -> int | None:
     try:
-        return int(Path(f"{path}.total").read_text("utf-8"))
+        return int(part.path("total").read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
 
 def part(part) -> list[dict]:
     """Return the lines of one part: how it ended, then what it found."""
-    path = part.path("jsonl")
-    own = read(path) if part.ended != "not reached" else []
+    own = read(part.report()) if part.ended != "not reached" else []
     about = {
         "type": "part",
         "what": part.what,
@@ -70,7 +69,7 @@ def part(part) -> list[dict]:
         return [about, *own]
     results = [line for line in own if line["type"] == "result"]
     wrong = [line for line in results if line["outcome"] in WRONG]
-    about |= {"cases": len(results), "of": _total(path), "wrong": len(wrong)}
+    about |= {"cases": len(results), "of": _total(part), "wrong": len(wrong)}
     about |= {"counts": dict(Counter(line["outcome"] for line in results))}
     ends = [line for line in own if line["type"] in ("header", "footer")]
     if about["ended"] == "whole" and not any(line["type"] == "footer" for line in ends):
