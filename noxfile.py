@@ -203,9 +203,9 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", outside)
         (wheel,) = Path(outside).glob("*.whl")
         session.run("python", "-m", "venv", f"{outside}/fresh")
-        python = f"{outside}/fresh/{BIN}/python"
+        fresh = f"{outside}/fresh/{BIN}"
         wanted = f"attn-rosetta[numpy,conformance] @ {wheel.as_uri()}"
-        session.run(python, *PINNED, wanted, external=True, silent=True)
+        session.run(f"{fresh}/python", *PINNED, wanted, external=True, silent=True)
         with session.chdir(outside):
-            suite = ["-m", "conformance", "smoke", "--backend", "numpy"]
-            session.run(python, *suite, *session.posargs, external=True)
+            suite = [f"{fresh}/attn-conformance", "smoke", "--backend", "numpy"]
+            session.run(*suite, *session.posargs, external=True)
