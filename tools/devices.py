@@ -95,7 +95,15 @@ def discover(root: str, environment: dict[str, str], seconds: float = 60) -> dic
         command = [sys.executable, "-m", "tools.devices", backend]
         try:
             done = subprocess.run(
-                command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds
+                command,
+                cwd=root,
+                env=environment,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=seconds,
+                check=False,
             )
             found[backend] = json.loads(done.stdout.splitlines()[-1])
         except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
@@ -155,7 +163,9 @@ def driver() -> dict[str, str]:
     """Return the NVIDIA driver's version by device name, as nvidia-smi tells, or nothing."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
     rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
