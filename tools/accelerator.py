@@ -173,7 +173,7 @@ class Run:
         where = [f"--backend={part.backend}", f"--device={part.device.kind}"]
         where += [f"--report={part.path('jsonl')}"]
         if part.what == "suite":
-            order = ["-p", "tools.suite_order"]
+            order = ["--timeout=60", "-p", "tools.suite_order"]
             return [sys.executable, "-m", "conformance", "run", *where, *order, *self.options.rest]
         tiny = ["--tiny"] * (part.device.kind == "cpu")
         seconds = f"--seconds={max(box - boxed.GRACE, 1):.0f}"
