@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from attn_torch.fused import has_kernel
 from conformance import test_attention as chapter
 from conformance.subjects.attn_torch import Adapter
 
@@ -39,6 +40,13 @@ def called(monkeypatch) -> list[str]:
 def test_the_kernel_is_in_the_graph(called, case):
     chapter.test_compiled_equals_eager(Adapter(), case)
     assert called.count("scaled_dot_product_attention") == 1, called
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_kernel_serves_these_cases_on_a_gpu_too(device):
+    widths = [(case.shape.D, case.shape.D_v) for case in chapter.KERNEL]
+    lost = [pair for pair in widths if not has_kernel(device, torch.float32, *pair)]
+    assert widths and not lost, f"no kernel on {device} for D and D_v of {lost}"
 
 
 def test_the_textbook_is_in_the_graph(called):
