@@ -15,7 +15,8 @@ import torch
 
 from attn_torch.fused import has_kernel
 from conformance import test_attention as chapter
-from conformance.subjects.attn_torch import Adapter
+from conformance.subject import NotOffered
+from conformance.subjects.attn_torch import Adapter, _need_compiler
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own look at it
@@ -67,6 +68,16 @@ def test_a_walk_is_not_in_the_graph(called, case):
     assert not {"matmul", "softmax", "scaled_dot_product_attention"} & set(called), called
 
 
+def test_a_gpu_needs_a_c_compiler_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(NotOffered, match=r"for cuda with a C compiler, and none is on the PATH"):
+        _need_compiler("cuda")
+    _need_compiler("mps")
+    monkeypatch.setenv("CC", "cc")
+    _need_compiler("cuda")
+
+
 def test_nothing_compiled_is_offered_without_a_compiler(tmp_path):
     report = tmp_path / "report.jsonl"
     call = [sys.executable, "-m", "conformance", "run", "--backend", "torch", "--clause", "ATT-11"]
@@ -79,5 +90,5 @@ def test_nothing_compiled_is_offered_without_a_compiler(tmp_path):
     outcomes = [line["outcome"] for line in lines if "outcome" in line]
     assert len(outcomes) == len(chapter.KERNEL) + len(chapter.WALKED) + 2, done.stdout
     assert set(outcomes) == {"not offered"}, done.stdout
-    assert "with a C++ compiler, and none is on the PATH" in done.stdout
+    assert "for cpu with a C++ compiler, and none is on the PATH" in done.stdout
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED

@@ -1,5 +1,8 @@
 """attn_torch under test, on any device that torch reports."""
 
+import os
+from shutil import which
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -86,8 +89,7 @@ class Adapter(Rosetta):
 
     def _compile(self, function):
         """Compile afresh: after a few shapes of one function torch would go on uncompiled."""
-        if self.device == "cpu":
-            _need_compiler()
+        _need_compiler(self.device)
         torch.compiler.reset()
         return torch.compile(function)
 
@@ -123,13 +125,17 @@ class Adapter(Rosetta):
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
 
 
-def _need_compiler() -> None:
-    """Raise `NotOffered` where torch finds no C++ compiler, without which it compiles nothing."""
+def _need_compiler(device: str) -> None:
+    """Raise `NotOffered` where torch finds no compiler of C, without which it compiles nothing."""
+    rule = f"torch compiles for {device} with a C compiler, and none is on the PATH"
+    if device in ("cuda", "xpu") and not (os.environ.get("CC") or which("gcc") or which("clang")):
+        raise NotOffered(rule)  # triton compiles what launches its kernels
+    if device != "cpu":
+        return
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        rule = "torch compiles for the CPU with a C++ compiler, and none is on the PATH"
-        raise NotOffered(rule) from error
+        raise NotOffered(rule.replace("C comp", "C++ comp")) from error
