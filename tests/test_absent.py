@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from test_command_line import cli
 
 from attn_numpy import threads
 from conformance.subjects import BACKENDS
@@ -47,10 +48,6 @@ try:
     import attn_{backend}
 except ImportError as error:
     print(error)
-"""
-WEIGHTS = """
-from conformance.__main__ import main
-sys.exit(main(["run", "--backend", "numpy", "--profile", "weights", "--report", {report!r}]))
 """
 LARGE = """
 import numpy as np
@@ -94,7 +91,9 @@ def test_what_a_backend_is_said_to_need_it_needs(backend, package):
 def test_files_are_not_offered_without_safetensors(tmp_path):
     """Layouts still are: they go in and out as arrays."""
     report = tmp_path / "report.jsonl"
-    without("safetensors", WEIGHTS.format(report=str(report)))
+    only = ["run", "--backend", "numpy", "--profile", "weights", "--report", report]
+    done = cli(*only, first=HIDE.format(package="safetensors"))
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     lines = map(json.loads, report.read_text("utf-8").splitlines())
     found = {line["case"]: line["outcome"] for line in lines if "outcome" in line}
     assert set(found.values()) == {"conforms", "not offered"}, Counter(found.values())

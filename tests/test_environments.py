@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -256,19 +255,18 @@ def test_report_that_finds_no_room_at_its_end_is_no_pass(folder):
     refused(done, "the report could not be written: got [Errno 28]", "/dev/full")
 
 
-def _small_files() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+SMALL = """
+import resource, sys
+sys.dont_write_bytecode = True
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sets no such limit")
 @pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n1"]], ids=["alone", "worker"])
 def test_report_that_finds_no_room_has_no_verdict(folder, workers):
     only = ["--profile", "empty", *workers]
-    limit: Callable = _small_files
-    first = "import sys\nsys.dont_write_bytecode = True"
-    done = cli(*CHECK, *only, cwd=folder, first=first, preexec_fn=limit)
+    done = cli(*CHECK, *only, cwd=folder, first=SMALL)
     assert done.returncode not in (0, pytest.ExitCode.TESTS_FAILED), done.stdout
     assert "the report could not be written: got [Errno 27] File too large" in done.stdout
     assert done.stderr.splitlines()[-1].startswith("a run that was cut off has no verdict: got ")
