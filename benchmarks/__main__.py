@@ -14,8 +14,10 @@ try:
 except ImportError:
     sys.exit("the benchmarks need rich: python -m pip install rich")
 
+from conformance.run import cores
+
 from . import compiling, memory, steps
-from .measure import cores, matmul_peak, paired
+from .measure import matmul_peak, paired
 from .rows import Row, rows
 
 HEAD = ("work", "against", "ours ms", "theirs ms", "ratio", "middle half", "floor", "of peak")

@@ -4,7 +4,6 @@ Machines are shared and noisy, so seconds mean little and ratios much. Each roun
 in an order that alternates; the spread is the middle half of the rounds' own ratios.
 """
 
-import os
 import statistics
 import sys
 import time
@@ -73,10 +72,3 @@ def matmul_peak(size: int = 2048, rounds: int = 7) -> float:
     """Return the machine's float32 matrix-multiply rate, in operations a second: the best seen."""
     a, b = np.random.default_rng(0).normal(size=(2, size, size)).astype(np.float32)
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -17,6 +17,7 @@ OF_THEIR_OWN = {
 }
 FORMATS = ("text", "markdown", "json")
 PACKAGES = ("numpy", "ml_dtypes", "pytest", "hypothesis", "jsonschema", "rich")
+DAY = 86_400
 TIMEOUT = 300.0  # seconds; a case takes less than one, but for JAX's, which compile
 
 
@@ -51,14 +52,14 @@ def _command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("conformance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser(
-        "run", help="hold subjects against the contract", epilog="Other options go to pytest."
+        "run", help="check subjects against the contract", epilog="Other options go to pytest."
     )
     smoke_parser = commands.add_parser("smoke", help="a verdict in ten seconds")
     for command in (run_parser, smoke_parser):
         _add_subjects(command)
         command.add_argument("--report", default=REPORT, help=f"JSON Lines, by default {REPORT}")
         limit = f"seconds for a case, 0 for no limit; by default {TIMEOUT:g}"
-        command.add_argument("--timeout", type=float, default=TIMEOUT, help=limit)
+        command.add_argument("--timeout", type=_seconds, default=TIMEOUT, help=limit)
     run_parser.add_argument("--mutant", action="append", help="a wrong implementation, to learn by")
     run_parser.add_argument("--fuzz", action="store_true", help="explore new random examples")
     run_parser.add_argument("--known", help="a file of known differences, TOML")
@@ -78,6 +79,13 @@ def _command(arguments: list[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.arguments = arguments
     return COMMANDS[options.command](options, rest)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= DAY:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {DAY} seconds: got {text}")
+    return value
 
 
 def _add_subjects(parser: argparse.ArgumentParser) -> None:

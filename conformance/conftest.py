@@ -37,9 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--case", action="append", help="only this case, as a report names it")
     group.addoption("--fuzz", action="store_true", help="let Hypothesis explore new examples")
     group.addoption("--report", help="write the results here, as JSON Lines")
-    group.addoption("--notes", help="a folder in which this process leaves word for another")
-    group.addoption("--case-timeout", type=float, default=0.0, help="seconds; needs --notes")
-    group.addoption("--resume", action="store_true", help="go on behind what the report has")
+    notes = "a folder in which this process writes notes for the one that waits"
+    group.addoption("--internal-notes", dest="notes", help=notes)
+    resume = {"action": "store_true", "help": "leave out what the report has"}
+    group.addoption("--internal-resume", dest="resume", **resume)
+    group.addoption("--case-timeout", type=float, default=0.0, help="seconds; needs notes")
 
 
 @pytest.hookimpl(trylast=True)  # after plugins that watch the backends being imported
@@ -59,10 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
     options = config.option
     if options.mutant and (options.backend or options.subject):
         raise pytest.UsageError("--mutant stands alone: got --backend or --subject beside it")
+    config.stash[LIMIT].begin()
     if options.mutant:
         config.stash[SUBJECTS] = mutated(options.mutant, options.device)
     else:
         config.stash[SUBJECTS] = select(options.backend, options.device, options.subject)
+    config.stash[LIMIT].end()
     about = [f"{s.name} on {s.device}" for s in config.stash[SUBJECTS]]
     if len(set(about)) < len(about):
         raise pytest.UsageError(f"subjects differ in name or device: got {', '.join(about)}")

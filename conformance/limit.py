@@ -17,7 +17,7 @@ class Limit:
 
     def __init__(self, seconds: float, notes: str | None):
         self.seconds = seconds if notes else 0.0
-        self.path = Path(notes or "", f"{os.getpid()}.stack")
+        self.path = stack(notes or "", os.environ.get("PYTEST_XDIST_WORKER", ""))
 
     def begin(self) -> None:
         if self.seconds:
@@ -30,14 +30,19 @@ class Limit:
             self.file.close()
 
 
-def overrun(notes: str | Path, seconds: float) -> str:
+def stack(notes: str | Path, worker: str) -> Path:
+    """Return the file in which a worker, or the one process, tells where it was."""
+    return Path(notes, f"{worker or 'alone'}.stack")
+
+
+def overrun(notes: str | Path, seconds: float, worker: str = "") -> str:
     """Return what is to be said of a process that its limit has ended, "" where none was."""
-    for path in Path(notes).glob("*.stack"):
-        text = path.read_text("utf-8", "replace")
-        if text:
-            path.unlink()
-            main = text.rpartition("most recent call first")[2]  # the first thread stands last
-            frame = FRAME.search(main)
-            where = f", at {frame[1]}, line {frame[2]}, in {frame[3]}" if frame else ""
-            return f"no answer within {seconds:g} s (--timeout){where}"
-    return ""
+    path = stack(notes, worker)
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    if not text:
+        return ""
+    path.unlink()
+    main = text.rpartition("most recent call first")[2]  # the first thread stands last
+    frame = FRAME.search(main)
+    where = f", at {frame[1]}, line {frame[2]}, in {frame[3]}" if frame else ""
+    return f"no answer within {seconds:g} s (--timeout){where}"

@@ -67,6 +67,18 @@ def enter(path: Path, about: dict, message: str) -> None:
             print(text, file=file)
 
 
+def trim(path: Path) -> None:
+    """Take off a last line that is not whole: its process ended while it was written."""
+    text = path.read_text("utf-8", "replace")
+    path.write_text(text[: text.rfind("\n") + 1], "utf-8")
+
+
+def fails(lines: list[dict]) -> bool:
+    """Whether a MUST clause is not kept, known differences apart."""
+    wrong = (r["clause"] for r in results(lines) if r["outcome"] in ("differs", "error"))
+    return any(clauses()[id].level == "MUST" for id in wrong)
+
+
 def begun(path: Path) -> list[dict]:
     """Return the lines of a report that is still being written, as they stand."""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
@@ -104,6 +116,9 @@ def has_footer(path: str | Path) -> bool:
 def _hold(lines: list[dict], path: str | Path) -> None:
     """Hold a report's results against the cases that it names and the counts of its footer."""
     named = [line["case"] for line in lines if line["type"] == "case"]
+    tests = Counter((r["subject"], r["device"], r["test"]) for r in results(lines))
+    if twice := [test for test, count in tests.items() if count > 1]:
+        raise ValueError(f"a report has one result a test: got {twice[0]} twice in {path}")
     if sorted(named) != sorted({result["case"] for result in results(lines)}):
         raise ValueError(f"a report names each case of its results once: got {path}")
     counts, found = lines[-1]["counts"], Counter(result["outcome"] for result in results(lines))

@@ -65,6 +65,8 @@ class Reporter:
     def _resume(self, path: Path) -> None:
         """Go on with a report that another process has begun."""
         lines = begun(path)
+        if not lines:
+            return  # workers have ended before the first case
         self.file = path.open("a", encoding="utf-8", errors="backslashreplace")
         self.cases = {line["case"] for line in lines if line["type"] == "case"}
         self.done = {result["test"] for result in results(lines)}
@@ -73,6 +75,10 @@ class Reporter:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.name not in self.done]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if self.options.notes:  # a run must tell of all; the gate of the mutants leaves some out
+            self.wanted |= {item.nodeid for item in session.items}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
@@ -106,7 +112,7 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        """Leave word of the case that runs, should it end this process."""
+        """Write a note of the case that runs, should it end this process."""
         mark = item.get_closest_marker("clause")
         if not self.notes or mark is None:
             return (yield)
@@ -165,7 +171,9 @@ class Reporter:
                 about = {"case": case_of(test, subject), "clause": clause[1], "test": test}
                 about |= {"subject": subject.name, "device": subject.device, "dtype": "unknown"}
                 message = str(report.longrepr).strip() or "the process crashed"
-                late = overrun(self.options.notes or "", self.options.case_timeout)
+                worker = re.match(r"worker '(\w+)'", message)
+                limit = (self.options.notes or "", self.options.case_timeout)
+                late = overrun(*limit, worker[1]) if worker else ""
                 report.longrepr = late or message
                 self._enter(about | CRASHED | {"message": late or message})
 

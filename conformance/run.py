@@ -18,13 +18,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 from .limit import overrun
-from .report import enter, has_footer, read
+from .report import begun, enter, fails, has_footer, read, results, trim
 
 HERE = Path(__file__).parent
 REPORT = ".conformance/report.jsonl"
 NEEDED = {name: name for name in ("numpy", "ml_dtypes", "pytest", "hypothesis")}
 HELPFUL = {"jsonschema": "jsonschema", "rich": "rich", "xdist": "pytest-xdist"}
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container
+RESUME = "--internal-resume"
 DEATHS = 4  # cases that may end the process before the run is given up
 CHILD = """
 import json, sys
@@ -43,8 +44,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"the suite needs {', '.join(NEEDED)}: got no {_install(lacking)}", file=sys.stderr)
         return USAGE
     if lacking := _absent(HELPFUL):
-        print(f"not installed, and done without: {_install(lacking)}", file=sys.stderr)
-    with TemporaryDirectory() as notes:
+        print(f"works without what is not installed: {_install(lacking)}", file=sys.stderr)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as notes:
         try:
             draft = Draft(options, notes)
         except OSError as error:
@@ -79,9 +80,13 @@ class Draft:
     Two runs in one folder do not meet, and a device or a pipe is written to once, at the end.
     """
 
+    made: Path | None = None  # a folder of its own
+
     def __init__(self, options: argparse.Namespace, notes: str):
         self.target = Path(options.report).absolute()
         self.stream = self.target.exists() and not self.target.is_file()
+        self.stream |= self.target.parts[1:2] == ("dev",)  # standard output may be a file
+        self.target = self.target if self.stream else self.target.resolve()
         if self.target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(options.report))
         name = f"{self.target.name}.{os.getpid()}"
@@ -91,8 +96,8 @@ class Draft:
         except OSError:
             if options.report != REPORT:
                 raise
-            folder = Path(mkdtemp(prefix="conformance-"))  # nobody has asked for a file here
-            self.target, self.path = folder / "report.jsonl", folder / name
+            self.made = Path(mkdtemp(prefix="conformance-"))  # nobody has asked for a file here
+            self.target, self.path = self.made / "report.jsonl", self.made / name
             options.report = str(self.target)
             self._make()
 
@@ -104,19 +109,22 @@ class Draft:
         """Put what was written in its place; nothing was written by a run that tested nothing."""
         if not self.path.stat().st_size:
             self.path.unlink()
+            if self.made:
+                self.made.rmdir()
         elif self.stream:
             text = self.path.read_text("utf-8")
             with self.target.open("a", encoding="utf-8") as stream:
                 stream.write(text)
         else:
-            self.path.replace(self.target.resolve())
+            self.path.replace(self.target)
 
 
 def _settled(draft: Draft, report: str) -> int:
     try:
         draft.settle()
     except OSError as error:
-        print(f"the report could not be written: got {error}, {report}", file=sys.stderr)
+        where = f"{report}; what there is stands in {draft.path}"
+        print(f"the report could not be written: got {error}, {where}", file=sys.stderr)
         return INTERRUPTED
     return OK
 
@@ -127,9 +135,9 @@ def _judged(options: argparse.Namespace, rest: list[str], draft: Draft, notes: s
     if status == NOTHING:
         print("no case matches what was asked for: nothing was tested", file=sys.stderr)
     reported = bool(draft.path.stat().st_size)
-    if told and not reported and status in (OK, USAGE, NOTHING):
+    if not reported and (status in (USAGE, NOTHING) or told.get("collected")):
         return status  # refused, or only collected: an older report is no verdict of this run
-    if not reported or not has_footer(draft.path):
+    if not told or not reported or not has_footer(draft.path):
         got = f"{options.report}, without a footer" if reported else "no result"
         print(f"a run that was cut off has no verdict: got {got}", file=sys.stderr)
         return status or INTERNAL
@@ -137,25 +145,29 @@ def _judged(options: argparse.Namespace, rest: list[str], draft: Draft, notes: s
 
 
 def _follow(options, rest: list[str], draft: Draft, notes: str) -> tuple[int, dict, int]:
-    """Run the cases, in a new process behind each case that has ended one; return how it ended.
+    """Run the cases; after a case that ended its process, go on in a new one.
 
-    That is pytest's status, what the last process has told, and how many cases ended one.
+    Return pytest's status, what the last process has told, and how many processes ended early.
     """
     shared = _sharing(options, rest)
     words, deaths = _words(options, rest, draft.path, notes), 0
     with _terminated_gently() as running:
         while True:
             status, told = _child(options.arguments, [*words, *shared], notes, running)
-            broken = shared and status in (FAILED, INTERNAL) and not has_footer(draft.path)
+            unsure = shared and status in (FAILED, INTERNAL, NOTHING)
+            broken = unsure and not has_footer(draft.path)
             if running.stopped or (told and not broken):
                 return FAILED if deaths and status == NOTHING else status, told, deaths
             deaths += 1
+            if told:
+                print("a worker has ended: one process runs the other cases", file=sys.stderr)
+            trim(draft.path)
             if not told and not _enter_death(draft.path, Path(notes), status, options.timeout):
                 return status, told, deaths
             if deaths > DEATHS:
                 print(f"a process ended {deaths} times: the run is given up", file=sys.stderr)
                 return status, told, deaths
-            words, shared = [*(word for word in words if word != "--resume"), "--resume"], []
+            words, shared = [*(word for word in words if word != RESUME), RESUME], []
 
 
 class _Running:
@@ -192,7 +204,7 @@ def _child(asked: list[str], words: list[str], notes: str, running: _Running) ->
     command = [sys.executable, "-c", CHILD, json.dumps([path, asked, notes, words])]
     ended = Path(notes, "ended.json")
     ended.unlink(missing_ok=True)
-    running.process = subprocess.Popen(command, env=_environment())
+    running.process = subprocess.Popen(command, env=_environment(notes))
     while True:
         try:
             status = running.process.wait()
@@ -205,11 +217,12 @@ def _child(asked: list[str], words: list[str], notes: str, running: _Running) ->
     return told.get("status", status), told
 
 
-def _environment() -> dict[str, str]:
+def _environment(notes: str) -> dict[str, str]:
     """Return the environment of a run: this process's settings, and nobody else's pytest."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     # other plugins of this environment have options and warnings of their own
     own["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    own.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", notes)  # else it writes to this folder
     own.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a device
     if sys.flags.optimize:
         own["PYTHONOPTIMIZE"] = str(sys.flags.optimize)
@@ -233,7 +246,7 @@ def _words(options: argparse.Namespace, rest: list[str], report: Path, notes: st
     given = [str(HERE), f"-c{HERE / 'pytest.ini'}", f"--rootdir={HERE}", "-q"]
     for name in ("backend", "subject", "mutant", "profile", "clause", "case"):
         given += [f"--{name}={value}" for value in getattr(options, name) or []]
-    given += [f"--device={options.device}", f"--report={report}", f"--notes={notes}"]
+    given += [f"--device={options.device}", f"--report={report}", f"--internal-notes={notes}"]
     given += ["--fuzz"] * options.fuzz + ["--smoke"] * (options.command == "smoke")
     given += [f"--known={options.known}"] if options.known else []
     given += [f"--case-timeout={options.timeout}"]
@@ -255,14 +268,18 @@ def _sharing(options: argparse.Namespace, rest: list[str]) -> list[str]:
 
 def _enter_death(report: Path, notes: Path, status: int, seconds: float) -> bool:
     """Enter the case that ended its process as an error; return whether there is one."""
+    how = overrun(notes, seconds) or f"the process ended {_how(status)}"
     current = notes / "now.json"
-    how = overrun(notes, seconds) or f"the process ended {_how(status)} during this case"
     if not current.exists():
-        print(f"the process ended {_how(status)} before its first case", file=sys.stderr)
+        print(f"outside a case: {how}", file=sys.stderr)
         return False
     about = json.loads(current.read_text("utf-8"))
     current.unlink()
-    enter(report, about, how)
+    if about["test"] in {result["test"] for result in results(begun(report))}:
+        how += " after this case"
+    else:
+        how += " during this case" if how.startswith("the process") else ""
+        enter(report, about, how)
     print(f"\n{about['subject']} on {about['device']}, {about['case']}: {how}", file=sys.stderr)
     return True
 
@@ -290,4 +307,4 @@ def _verdict(options: argparse.Namespace, path: Path, whole: bool) -> int:
         rule = "a known difference matches a case of the suite that is offered"
         print(f"{rule}: got {text} in {options.known}", file=sys.stderr)
         return FAILED
-    return OK
+    return FAILED if fails(lines) else OK

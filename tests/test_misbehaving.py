@@ -19,11 +19,11 @@ def misbehaving(statement: str, where: str = BODY) -> str:
     return ADAPTER.replace(where, f"{' ' * (len(where) - len(where.lstrip()))}{statement}\n{where}")
 
 
-def run(folder: Path, text: str, *options: str):
+def run(folder: Path, text: str, *options: str, **how):
     (folder / "adapter.py").write_text(text, "utf-8")
     command = "smoke" if "smoke" in options else "run"
     options = tuple(option for option in options if option != "smoke")
-    return cli(command, "--subject", "adapter:Subject", *options, cwd=folder)
+    return cli(command, "--subject", "adapter:Subject", *options, cwd=folder, **how)
 
 
 def report_of(folder: Path) -> dict[str, tuple[str, str]]:
@@ -62,7 +62,7 @@ def test_case_that_ends_the_process_is_an_error_and_the_rest_is_run(tmp_path, ho
 def test_adapter_that_ends_the_process_when_imported_is_no_pass(tmp_path):
     done = run(tmp_path, f"import os\nos._exit(0)\n{ADAPTER}", *ONE)
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
-    told = "the process ended with status 0 before its first case\n"
+    told = "outside a case: the process ended with status 0\n"
     assert done.stderr == f"{told}a run that was cut off has no verdict: got no result\n"
 
 
@@ -170,8 +170,73 @@ def test_adapter_that_prints_is_tested_all_the_same(tmp_path):
 
 def test_threads_that_are_left_behind_do_not_keep_the_run(tmp_path):
     thread = "__import__('threading').Thread(target=__import__('time').sleep, args=(600,)).start()"
-    done = run(tmp_path, misbehaving(thread), *ONE)
+    done = run(tmp_path, misbehaving(thread), *ONE, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def counted(statement: str) -> str:
+    """Return a right adapter that runs a statement when it has been called more than 3 times."""
+    text = misbehaving(f"CALLS.append(1); len(CALLS) > 3 and {statement}")
+    return f"CALLS = []\n{text}"
+
+
+EARLY = {
+    "expected_to_fail": ("__import__('pytest').xfail('no')", pytest.ExitCode.TESTS_FAILED),
+    "leaves_pytest": ("__import__('pytest').exit('done', 0)", pytest.ExitCode.INTERNAL_ERROR),
+}
+
+
+@pytest.mark.parametrize("how", EARLY)
+def test_adapter_that_plays_with_pytest_is_no_pass(tmp_path, how):
+    statement, status = EARLY[how]
+    done = run(tmp_path, counted(statement), "--clause", "EMPTY-1", "--clause", "ATT-1")
+    assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_last_case_that_ends_the_process_is_an_error_in_a_whole_report(tmp_path):
+    done = run(tmp_path, misbehaving("__import__('os')._exit(0)"), *ONE)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert {outcome for outcome, _ in report_of(tmp_path).values()} == {"error"}
+
+
+AFTER = """
+import threading, time, os
+from pathlib import Path
+
+def end():
+    while not any("conforms" in x.read_text() for x in Path(".conformance").glob("report*")):
+        time.sleep(0.001)
+    os._exit(0)
+
+threading.Thread(target=end, daemon=True).start()
+"""
+
+
+def test_case_that_has_its_result_is_not_counted_twice(tmp_path):
+    linger = ADAPTER.replace(BODY, f"        __import__('time').sleep(0.2)\n{BODY}")
+    only = ["--clause", "EMPTY-1", "-k", "exact_zeros"]
+    done = run(tmp_path, f"{AFTER}{linger}", *only)
+    lines = (tmp_path / ".conformance/report.jsonl").read_text("utf-8").splitlines()
+    tests = [entry["test"] for entry in map(json.loads, lines) if entry["type"] == "result"]
+    assert len(tests) == len(set(tests)), done.stdout
+    assert done.returncode != 0
+
+
+DIES_AS_A_WORKER = "import os\nif 'PYTEST_XDIST_WORKER' in os.environ: os._exit(0)\n"
+
+
+def test_workers_that_cannot_start_are_named_and_the_cases_run(tmp_path):
+    done = run(tmp_path, f"{DIES_AS_A_WORKER}{ADAPTER}")
+    assert "a worker has ended: one process runs the other cases" in done.stderr
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert len(report_of(tmp_path)) > 1000
+
+
+def test_import_without_an_end_is_ended(tmp_path):
+    done = run(tmp_path, f"import time\ntime.sleep(600)\n{ADAPTER}", *ONE, "--timeout", "1")
+    assert done.returncode != 0
+    where = f"{tmp_path}/adapter.py, line 2, in <module>"
+    assert f"outside a case: no answer within 1 s (--timeout), at {where}\n" in done.stderr
 
 
 @pytest.mark.parametrize("package", ["numpy", "pytest", "hypothesis", "ml_dtypes"])

@@ -116,6 +116,7 @@ def test_line_that_is_not_of_the_schema_is_refused(tmp_path, name):
 ENDS = "a report begins with a header and ends with a footer, one of each, in JSON Lines: got "
 CASES = "a report names each case of its results once: got "
 COUNTS = "a footer counts the results of its report: got "
+ONE_RESULT = "a report has one result a test: got ('mine', 'cpu', 'test_it[mine-cpu-ATT-1]') twice"
 UNKNOWN = "a report has clauses of CONTRACT.md: got ATT-99 in "
 NOT_WHOLE = {
     "two_headers": (broken(lambda x: x.insert(1, x[0])), ENDS),
@@ -126,7 +127,8 @@ NOT_WHOLE = {
     "case_missing": (broken(lambda x: x.pop(1)), CASES),
     "case_doubled": (broken(lambda x: x.insert(1, x[1])), CASES),
     "case_and_result_missing": (broken(lambda x: [x.pop(1), x.pop(1)]), COUNTS),
-    "result_doubled": (broken(lambda x: x.insert(2, x[2])), COUNTS),
+    "result_doubled": (broken(lambda x: x.insert(2, x[2])), ONE_RESULT),
+    "other_count": (broken(lambda x: x[-1]["counts"].update(conforms=2)), COUNTS),
     "other_outcome": (broken(lambda x: x[2].update(outcome="differs")), COUNTS),
     "unknown_clause": (broken(lambda x: x[2].update(clause="ATT-99")), UNKNOWN),
 }

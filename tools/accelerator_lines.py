@@ -120,7 +120,9 @@ def right(lines: list[dict]) -> bool:
     """Whether every suite ran whole, nothing differs, and every measured value is right."""
     parts = [line for line in lines if line["type"] == "part"]
     whole = all(
-        line["ended"] == "whole" and line["cases"] for line in parts if line["what"] == "suite"
+        line["ended"] == "whole" and line["cases"] and not line["status"]
+        for line in parts
+        if line["what"] == "suite"
     )
     ran = all(
         line["ended"] in ("whole", "cut off") and line["rows"]

@@ -138,4 +138,4 @@ def _need_compiler(device: str) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise NotOffered(rule.replace("C comp", "C++ comp")) from error
+        raise NotOffered(f"torch compiles for cpu with a C++ compiler: got {error}") from error
