@@ -6,8 +6,9 @@ import sys
 from importlib import import_module
 
 from .contract import clauses
+from .draft import REPORT
 from .report import read
-from .run import REPORT, USAGE, run
+from .run import USAGE, run
 
 # Commands that are a program each, with options of their own.
 OF_THEIR_OWN = {
@@ -59,7 +60,7 @@ def _command(arguments: list[str]) -> int:
         _add_subjects(command)
         command.add_argument("--report", default=REPORT, help=f"JSON Lines, by default {REPORT}")
         limit = f"seconds for a case, 0 for no limit; by default {TIMEOUT:g}"
-        command.add_argument("--timeout", type=_seconds, default=TIMEOUT, help=limit)
+        command.add_argument("--timeout", type=seconds, default=TIMEOUT, help=limit)
     run_parser.add_argument("--mutant", action="append", help="a wrong implementation, to learn by")
     run_parser.add_argument("--fuzz", action="store_true", help="explore new random examples")
     run_parser.add_argument("--known", help="a file of known differences, TOML")
@@ -81,7 +82,7 @@ def _command(arguments: list[str]) -> int:
     return COMMANDS[options.command](options, rest)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value <= DAY:
         raise argparse.ArgumentTypeError(f"must be from 0 to {DAY} seconds: got {text}")

@@ -59,10 +59,11 @@ def test_case_that_ends_the_process_is_an_error_and_the_rest_is_run(tmp_path, ho
     assert "1 error" in done.stdout or f"{len(ended)} error" in done.stdout
 
 
-def test_adapter_that_ends_the_process_when_imported_is_no_pass(tmp_path):
-    done = run(tmp_path, f"import os\nos._exit(0)\n{ADAPTER}", *ONE)
+@pytest.mark.parametrize("status", [0, 1, 5])
+def test_adapter_that_ends_the_process_when_imported_is_no_pass(tmp_path, status):
+    done = run(tmp_path, f"import os\nos._exit({status})\n{ADAPTER}", *ONE)
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
-    told = "outside a case: the process ended with status 0\n"
+    told = f"outside a case: the process ended with status {status}\n"
     assert done.stderr == f"{told}a run that was cut off has no verdict: got no result\n"
 
 
@@ -234,7 +235,7 @@ def test_workers_that_cannot_start_are_named_and_the_cases_run(tmp_path):
 
 def test_import_without_an_end_is_ended(tmp_path):
     done = run(tmp_path, f"import time\ntime.sleep(600)\n{ADAPTER}", *ONE, "--timeout", "1")
-    assert done.returncode != 0
+    assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
     where = f"{tmp_path}/adapter.py, line 2, in <module>"
     assert f"outside a case: no answer within 1 s (--timeout), at {where}\n" in done.stderr
 

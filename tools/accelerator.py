@@ -248,7 +248,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bench", action="store_true", help="only the benchmarks")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything: 480")
     parser.add_argument("--device", default="auto", help="auto (each accelerator), cuda, cpu, ...")
-    parser.add_argument("--backend", action="append", help="torch or jax; else all of them")
+    parser.add_argument("--backend", action="append", help="numpy, torch, jax; else all")
     parser.add_argument("--out", type=Path, help="a folder: docs/results, unless it is a rehearsal")
     options = parser.parse_args(given[:at])
     rehearsed = options.device == "cpu"
