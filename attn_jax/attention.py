@@ -3,7 +3,6 @@
 `attention_steps` returns every step of it, `attention` only the output, and takes the fast way.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ from jaxtyping import Array, Float, Integer
 from . import checks
 from .blocked import attention_blocked
 from .masks import Mask, allow
+from .numerics import scale_or_default, split_nonfinite, upcast
 from .tiles import Cells
-from .walk import wide
 
 
 class AttentionSteps(NamedTuple):
@@ -65,7 +64,7 @@ def attention(
     options: dict[str, Any] = {
         "mask": mask,
         "bias": bias,
-        "scale": _scale(scale, query.shape[3]),
+        "scale": scale_or_default(scale, query.shape[3]),
         "softcap": None if softcap is None else float(softcap),
         "empty_rows": empty_rows,
         "query_offset": query_offset,
@@ -109,7 +108,7 @@ def attention_steps(
     )
     checks.check_rngs(dropout, rngs)
     softcap = None if softcap is None else float(softcap)
-    scale = _scale(scale, query.shape[3])
+    scale = scale_or_default(scale, query.shape[3])
     dropout_key = rngs.dropout() if rngs and 0 < dropout < 1 else None
     arrays = (query, key, value, mask, bias, scale, softcap, query_offset, dropout_key)
     return _steps(*arrays, empty_rows=empty_rows, dropout=float(dropout))
@@ -143,12 +142,12 @@ def _attend_once(empty_rows, query, key, value, visible, bias, scale, softcap):
     """
     arrays = (query, key, value, visible, bias, scale, softcap)
     shared = (*key.shape[:2], -1)  # the heads that share a key stand side by side
-    q = wide(query).reshape(*shared, query.shape[3])
+    q = upcast(query).reshape(*shared, query.shape[3])
     q = q * jnp.asarray(scale, q.dtype)
-    scores = (q @ wide(key).swapaxes(-1, -2)).reshape(*query.shape[:3], -1)
+    scores = (q @ upcast(key).swapaxes(-1, -2)).reshape(*query.shape[:3], -1)
     none = jnp.zeros((1, 1, 1), bool)
     weights = _weigh(scores, none, visible, bias, softcap, empty_rows)[2]
-    output = (weights.reshape(*shared, key.shape[2]) @ wide(value)).reshape(*query.shape[:3], -1)
+    output = (weights.reshape(*shared, key.shape[2]) @ upcast(value)).reshape(*query.shape[:3], -1)
     fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
     output = output.astype(query.dtype)
     return lax.cond(fine, lambda *_: output, partial(_textbook, empty_rows), *arrays)
@@ -171,13 +170,15 @@ def _steps(
     """The formula, compiled once for each set of shapes and each structure of a mask."""
     sizes = (*query.shape[:3], key.shape[2])
     visible = _visible(mask, bias, sizes, query_offset)
-    q, k, v = (wide(array) for array in (query, key, value))
-    k, v, bad = _without_bad_keys(k, v)
-    k, v, bad = (jnp.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, bad))
+    q, k, v = (upcast(array) for array in (query, key, value))
+    k, v, nonfinite = split_nonfinite(k, v)
+    k, v, nonfinite = (
+        jnp.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, nonfinite)
+    )
 
     q = q * jnp.asarray(scale, q.dtype)  # not the scores: XLA would fuse that product with exp's
     scores = q @ k.swapaxes(-1, -2)  # (B, H, T, S)
-    scores, masked_scores, weights = _weigh(scores, bad, visible, bias, softcap, empty_rows)
+    scores, masked_scores, weights = _weigh(scores, nonfinite, visible, bias, softcap, empty_rows)
     # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
     output = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key) @ v  # (B, H, T, D_v)
     if not sizes[3] and empty_rows != "zero":
@@ -185,16 +186,18 @@ def _steps(
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
 
 
-def _weigh(scores, bad, visible, bias, softcap, empty_rows: str):
+def _weigh(scores, nonfinite, visible, bias, softcap, empty_rows: str):
     """Return scores, masked scores and weights, made of the products of queries and keys."""
-    lost = bad[:, :, None, :] | jnp.isnan(scores)  # inf - inf is NaN too, and tanh would spread it
+    lost = nonfinite[:, :, None, :] | jnp.isnan(
+        scores
+    )  # inf - inf is NaN too, and tanh would spread it
     if softcap is not None:
         softcap = jnp.asarray(softcap, scores.dtype)
         scores = softcap * jnp.tanh(jnp.where(lost, 0, scores) / softcap)
     scores = jnp.where(lost, jnp.nan, scores)
-    masked_scores = scores if bias is None else scores + wide(bias)
+    masked_scores = scores if bias is None else scores + upcast(bias)
     masked_scores = jnp.where(visible, masked_scores, -jnp.inf)
-    return scores, masked_scores, _softmax(masked_scores, visible, bad, empty_rows)
+    return scores, masked_scores, _softmax(masked_scores, visible, nonfinite, empty_rows)
 
 
 def _visible(mask, bias, sizes, query_offset):
@@ -205,17 +208,7 @@ def _visible(mask, bias, sizes, query_offset):
     return visible if bias is None else visible & (bias != -jnp.inf)
 
 
-def _without_bad_keys(key, value):
-    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    bad = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))  # (B, H_kv, S)
-    return jnp.where(jnp.isfinite(key), key, 0), jnp.where(jnp.isfinite(value), value, 0), bad
-
-
-def _scale(scale: float | None, head_dim: int) -> float:
-    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
-
-
-def _softmax(masked_scores, visible, bad, empty_rows: str):
+def _softmax(masked_scores, visible, nonfinite, empty_rows: str):
     """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
     empty = jnp.broadcast_to(~visible, masked_scores.shape).all(-1, keepdims=True)
     # Equal scores instead of -inf, so that 0/0 never comes up. NaN is put in after the softmax:
@@ -223,7 +216,7 @@ def _softmax(masked_scores, visible, bad, empty_rows: str):
     lost = jnp.isnan(masked_scores).any(-1, keepdims=True)
     weights = jax.nn.softmax(jnp.where(empty | lost, 0, masked_scores), -1)
     if empty_rows == "uniform":  # a key that is not finite counts again
-        lost |= empty & bad.any(-1)[:, :, None, None]
+        lost |= empty & nonfinite.any(-1)[:, :, None, None]
     elif empty_rows == "nan":
         lost |= empty
     else:

@@ -15,8 +15,9 @@ from jax import lax
 from jaxtyping import Array, Float, Integer
 
 from .masks import Mask
+from .numerics import upcast
 from .tiles import cut
-from .walk import Tile, Walk, opened, wide
+from .walk import Tile, Walk, opened
 
 # Queries by keys, and how many heads at once, forward and backward. Found on two CPU cores, causal,
 # float32, at (1, 8, 4096, 64) and (8, 8, 512, 64), with sides of 128 to 1024 and 1 to 8 heads. XLA
@@ -108,10 +109,12 @@ def _forward(empty_rows, tiles, *arrays):
     output = jnp.zeros((*walk.sizes[:3], walk.value.shape[3]), walk.dtype)
     lse, output = lax.fori_loop(0, walk.count, partial(_attend_block, walk), [lse, output])
     empty = lse == jnp.inf
-    lse = jnp.where(walk.bad_queries & ~empty, jnp.nan, lse)
+    lse = jnp.where(walk.nonfinite_queries & ~empty, jnp.nan, lse)
     lost = jnp.isnan(lse)
     if empty_rows == "uniform":
-        mean = jnp.where(walk.bad_keys.any(-1)[..., None], jnp.nan, wide(walk.value).mean(2))
+        mean = jnp.where(
+            walk.nonfinite_keys.any(-1)[..., None], jnp.nan, upcast(walk.value).mean(2)
+        )
         mean = jnp.repeat(mean, walk.group, axis=1)[:, :, None]  # (B, H, 1, D_v)
         output = jnp.where(empty[..., None], mean, output)
     elif empty_rows == "nan":
@@ -163,7 +166,7 @@ def _backward(empty_rows, tiles, kept, grad):
     found = lax.fori_loop(0, walk.count, partial(_pull_block, walk, (lse, output, grad)), found)
     found[1:3] = (jnp.swapaxes(x, 2, 3) for x in found[1:3])
     if empty_rows == "uniform":
-        shares = jnp.where(lse[..., None] == jnp.inf, wide(grad), 0).sum(2)  # (B, H, D_v)
+        shares = jnp.where(lse[..., None] == jnp.inf, upcast(grad), 0).sum(2)  # (B, H, D_v)
         shares = shares.reshape(*walk.value.shape[:2], walk.group, -1).sum(2) / walk.sizes[3]
         found[2] += shares[:, :, None]
     found = [grad.astype(x.dtype) for grad, x in zip(found, inputs, strict=True)]
@@ -178,7 +181,7 @@ def _pull_block(walk, rows, work, found):
     """Add what one block of queries gives to every gradient."""
     block = walk.block(work)
     query = walk.queries(block)
-    lse, output, grad = (wide(walk.read(array, block)) for array in rows)
+    lse, output, grad = (upcast(walk.read(array, block)) for array in rows)
     lost = jnp.isnan(lse)
     grad = jnp.where(lost[..., None], jnp.nan, grad)
     rows = (grad, jnp.where(lost, jnp.inf, lse), (grad * output).sum(-1))

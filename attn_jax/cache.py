@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
+from .arrays import is_concrete
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["key", "value", "lengths"], meta_fields=[])
@@ -50,7 +51,7 @@ class KVCache:
 
     def is_full(self) -> bool:
         """Whether every slot is surely written."""
-        known = checks.is_known(self.lengths)
+        known = is_concrete(self.lengths)
         return known and bool((np.asarray(self.lengths) == self.capacity).all())
 
     def append(
@@ -92,7 +93,7 @@ class KVCache:
     def _lose(self, lengths, wrong):
         """Count a sample beyond the capacity where a traced call has got it wrong."""
         lengths = lengths.astype(jnp.int32)
-        if checks.is_known(wrong):
+        if is_concrete(wrong):
             return lengths  # such a call has been refused
         return jnp.where(wrong, self.capacity + 1, lengths)
 

@@ -6,26 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arrays import dtype_name, is_array, is_concrete
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
-
-
-def is_array(value) -> bool:
-    return isinstance(value, jax.Array | np.ndarray)
-
-
-def is_known(array) -> bool:
-    """Whether the values can be looked at now.
-
-    Not while a function is traced over them.
-    """
-    return not isinstance(array, jax.core.Tracer)
-
-
-def dtype_name(array) -> str:
-    return array.dtype.name
 
 
 def kind(value) -> str:
@@ -111,7 +97,7 @@ def check_tokens(tokens, padding_idx) -> None:
 
 def check_lengths(lengths):
     lengths = as_integers("lengths", lengths, 1)
-    if is_known(lengths) and (np.asarray(lengths) < 0).any():
+    if is_concrete(lengths) and (np.asarray(lengths) < 0).any():
         raise ValueError(f"lengths must be at least 0: got {np.asarray(lengths).min()}")
     return lengths
 
@@ -119,7 +105,7 @@ def check_lengths(lengths):
 def check_ids(name: str, ids):
     ids = as_integers(name, ids, 2)
     held = jnp.iinfo(jax.dtypes.canonicalize_dtype(int))  # int32, unless x64 is enabled
-    if is_known(ids) and ids.size:
+    if is_concrete(ids) and ids.size:
         low, high = np.asarray(ids).min(), np.asarray(ids).max()
         if low < held.min or high > held.max:  # two ids could become one
             raise ValueError(f"{name} must fit {held.dtype}: got {low}..{high}")
@@ -156,7 +142,7 @@ def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
             rule = f"{leaf.name}'s {name} must fit {_call(axes)} = {wanted}"
             raise ValueError(f"{rule}: got {tuple(table.shape)}")
-        if name == "lengths" and is_known(table) and (np.asarray(table) > sizes[3]).any():
+        if name == "lengths" and is_concrete(table) and (np.asarray(table) > sizes[3]).any():
             longest = np.asarray(table).max()
             raise ValueError(f"lengths must be at most S = {sizes[3]}: got {longest}")
 
@@ -202,7 +188,7 @@ def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
     if query_offset.shape not in ((), (1,), (batch,)):
         got = tuple(query_offset.shape)
         raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {got}")
-    if is_known(query_offset) and query_offset.size:
+    if is_concrete(query_offset) and query_offset.size:
         check_far(np.min(query_offset), np.max(query_offset))
     return query_offset.astype(int)
 
@@ -405,7 +391,7 @@ def check_append(cache, key, value, counts) -> None:
 
 def check_room(cache, counts) -> None:
     """Hold what shall be written against the capacity."""
-    if not (is_known(cache.lengths) and is_known(counts)):
+    if not (is_concrete(cache.lengths) and is_concrete(counts)):
         return
     needed = np.asarray(cache.lengths) + np.asarray(counts)
     if needed.size and needed.max() > cache.capacity:
@@ -419,7 +405,7 @@ def check_samples(name: str, array, batch: int, most: int) -> None:
         raise TypeError(f"{name} must be integers (B,): got {kind(array)}")
     if tuple(array.shape) != (batch,):
         raise ValueError(f"{name} must be (B,) = ({batch},): got {tuple(array.shape)}")
-    if is_known(array) and array.size:
+    if is_concrete(array) and array.size:
         low, high = int(np.asarray(array).min()), int(np.asarray(array).max())
         if low < 0 or high > most:
             raise ValueError(f"{name} must lie in 0..{most}: got {low if low < 0 else high}")
@@ -438,7 +424,7 @@ def check_truncate(cache, lengths):
         check_count("lengths", lengths, 0)
         lengths = np.full(len(cache.lengths), lengths)
     check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
-    if is_known(lengths) and is_known(cache.lengths):
+    if is_concrete(lengths) and is_concrete(cache.lengths):
         wanted, written = np.asarray(lengths), np.asarray(cache.lengths)
         if (wanted > written).any():
             sample = int((wanted > written).argmax())
@@ -548,7 +534,7 @@ def check_token_array(name: str, tokens, axes: tuple[str, ...], vocab: int | Non
     check_array(name, tokens, axes)
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers: got {dtype_name(tokens)}")
-    if vocab is not None and is_known(tokens) and tokens.size:
+    if vocab is not None and is_concrete(tokens) and tokens.size:
         low, high = int(np.asarray(tokens).min()), int(np.asarray(tokens).max())
         if low < 0 or high >= vocab:
             rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
@@ -573,7 +559,7 @@ def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
     check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
     check_integer("eos_idx", eos_idx)
     check_count("max_new_tokens", max_new_tokens, 1)
-    if is_known(prompt) or not prompt.shape[1]:
+    if is_concrete(prompt) or not prompt.shape[1]:
         tokens = np.asarray(prompt) if prompt.shape[1] else np.zeros(prompt.shape)
         counts = (tokens != model.padding_idx).sum(1)
         if (counts == 0).any():

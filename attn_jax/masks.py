@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
+from .arrays import is_array, is_concrete
 from .draw import draw_cells
 from .tiles import Cells, Tiles
 
@@ -165,7 +166,7 @@ class Mask:
     ) -> Float[Array, "B H T S"]:
         """Return 0 where a key may be seen and -inf where not, to be added to the scores."""
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
-        xp = np if checks.is_known(allowed) else jnp
+        xp = np if is_concrete(allowed) else jnp
         with jax.ensure_compile_time_eval():
             return jax.device_put(xp.where(allowed, 0.0, -jnp.inf).astype(dtype))
 
@@ -249,9 +250,9 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
 
 
 def _show(value) -> str:
-    if not checks.is_array(value):
+    if not is_array(value):
         return getattr(value, "__name__", repr(value))
-    shown = value.size <= 8 and checks.is_known(value)
+    shown = value.size <= 8 and is_concrete(value)
     return str(value.tolist()) if shown else f"{value.dtype} {value.shape}"
 
 

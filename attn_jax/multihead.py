@@ -10,24 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from . import checks
+from .arrays import dtype_name, is_concrete
 from .attention import attention, attention_steps
 from .cache import KVCache, pack, unpack
+from .layers import Linear
 from .masks import Mask, allow, causal, hide, padding
 from .tiles import Cells, Tiles
-
-
-class Linear(nnx.Linear):
-    """x W + b, rounded once: nnx.Linear rounds 16-bit products before it adds the bias."""
-
-    def __call__(  # type: ignore[override]
-        self, inputs: Float[Array, "*batch in"]
-    ) -> Float[Array, "*batch out"]:
-        """Map the last axis; the sums are in float32 for 16-bit inputs."""
-        sums = jnp.promote_types(inputs.dtype, jnp.float32)
-        y = jnp.matmul(inputs, self.kernel[...], preferred_element_type=sums)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(sums)
-        return y.astype(inputs.dtype)
 
 
 class MultiHeadAttention(nnx.Module):
@@ -194,7 +182,7 @@ class MultiHeadAttention(nnx.Module):
 
     def _dtype(self, x) -> str:
         """Return the dtype of the weights; a layer put in place of a projection may have none."""
-        return checks.dtype_name(getattr(self.q_proj, "kernel", x))
+        return dtype_name(getattr(self.q_proj, "kernel", x))
 
     def _first(self, x):
         """Put the batch first, or back to where the caller has it."""
@@ -270,7 +258,7 @@ def _uniform(query, cache: KVCache, mask, bias, query_offset):
 
 def _lose(array, cache: KVCache):
     """Put NaN into samples that were written beyond the capacity, where none could be refused."""
-    if checks.is_known(cache.lengths):
+    if is_concrete(cache.lengths):
         return array
     lost = cache.lengths > cache.capacity
     return jnp.where(lost[:, None, None, None], jnp.nan, array)
@@ -297,7 +285,7 @@ def _read_masks(key_padding_mask, attn_mask, query, sizes):
         checks.check_attn_mask(attn_mask, query, sizes)
         if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if checks.dtype_name(attn_mask) != "bool":
+        if dtype_name(attn_mask) != "bool":
             bias = attn_mask
         elif attn_mask.ndim == 2:
             mask = hide(attn_mask[None, None])

@@ -9,9 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from . import checks
+from .arrays import is_concrete
 from .cache import StackCache
+from .layers import Linear
 from .masks import causal, sequence_mask
-from .multihead import Linear
 from .transformer import Transformer
 
 
@@ -133,7 +134,7 @@ def sinusoids(
     Array([[[0.   , 1.   ],
             [0.841, 0.54 ]]], dtype=float32)
     """
-    if not checks.is_known(positions):
+    if not is_concrete(positions):
         every: Any = np.arange(count)[None]
         table = sinusoids(every, features, dtype)[0]
         return jnp.take(table, positions, 0, mode="fill", fill_value=jnp.nan)

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from . import checks
+from .arrays import is_concrete
 
 
 class Verdict(NamedTuple):
@@ -105,7 +106,7 @@ class Cells:
         if not table.shape[1]:
             return self.query * 0
         inside = positions.clip(0, table.shape[1] - 1)
-        xp = self.xp if checks.is_known(inside) else jnp
+        xp = self.xp if is_concrete(inside) else jnp
         return _look(table, xp)[xp.arange(table.shape[0])[:, None], inside][:, None, :, None]
 
     def cells(self, table):
@@ -190,12 +191,12 @@ class Tiles:
         """Nothing is known of a free function until its cells are looked at."""
         if self._height == self._width == 1 and self._cells.xp is np:
             seen = self._cells.call(function)
-            if checks.is_known(seen):
+            if is_concrete(seen):
                 return Verdict(seen, seen)
         return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
 
     def _fold(self, values):
-        if self._cells.xp is np and not checks.is_known(values):
+        if self._cells.xp is np and not is_concrete(values):
             return _unknown(values)
         low = high = values
         for axis, size in ((2, self._height), (3, self._width)):
@@ -217,7 +218,7 @@ def _blocks(values, axis: int, size: int):
 
 def _look(table, xp):
     """Take a table in, and out of jax where its values are known and `xp` is numpy."""
-    return np.asarray(table) if xp is np and checks.is_known(table) else jnp.asarray(table)
+    return np.asarray(table) if xp is np and is_concrete(table) else jnp.asarray(table)
 
 
 def _unknown(values):

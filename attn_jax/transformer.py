@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from . import checks
 from .cache import KVCache, StackCache, pack, unpack
+from .layers import Linear
 from .masks import Mask
-from .multihead import Linear, MultiHeadAttention
+from .multihead import MultiHeadAttention
 
 Options = dict[str, Any]
 ACTIVATIONS: Options = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}

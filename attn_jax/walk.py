@@ -9,7 +9,9 @@ import numpy as np
 from jax import lax
 
 from . import checks
+from .arrays import is_concrete
 from .masks import Mask
+from .numerics import upcast
 from .tiles import Cells, Corner, Tiles, cut
 
 HUGE = 1e37  # a bound on scores, below what float32 holds
@@ -41,7 +43,7 @@ def opened(mask: Mask, tile: Tile) -> Mask:
         )
 
     closed = jax.make_jaxpr(verdict)(at.batch, at.head, at.query, at.key)
-    if all(checks.is_known(table) for table in closed.consts):
+    if all(is_concrete(table) for table in closed.consts):
         return mask
 
     def rule(at, *tables):
@@ -60,7 +62,7 @@ class Walk:
 
     def __init__(self, tile, query, key, value, mask, bias, scale, softcap, query_offset):
         self.query, self.key, self.value, self.mask, self.bias = query, key, value, mask, bias
-        self.softcap, self.dtype = softcap, wide(query).dtype
+        self.softcap, self.dtype = softcap, upcast(query).dtype
         # A barrier: XLA would work out constant verdicts while compiling, the longer the larger T.
         self.query_offset = lax.optimization_barrier(jnp.asarray(query_offset))
         self.scale = jnp.asarray(scale, self.dtype)
@@ -75,7 +77,7 @@ class Walk:
         self.grain = self.columns // (1 if self.columns % 2 else 2)
         self.blocks, self.grains = -(-self.sizes[2] // self.rows), -(-self.sizes[3] // self.grain)
         self.count = self.sizes[0] * (self.sizes[1] // self.heads) * self.blocks
-        self.bad_keys, self.bad_queries, self.tame = self._look()
+        self.nonfinite_keys, self.nonfinite_queries, self.tame = self._look()
         self.every, self.some = self._verdict()
         first, last = self.some.argmax(-1), self.grains - self.some[..., ::-1].argmax(-1)
         self.first, self.last = first, jnp.where(self.some.any(-1), last, first)
@@ -112,14 +114,14 @@ class Walk:
         keys, queries, values = (
             jnp.isfinite(x).all(-1) for x in (self.key, self.query, self.value)
         )
-        bad = ~(keys & values)
-        query = jnp.where(jnp.isfinite(self.query), jnp.abs(wide(self.query) * self.scale), 0)
-        key = jnp.where(bad, jnp.inf, jnp.abs(wide(self.key)).max(-1))
+        nonfinite = ~(keys & values)
+        query = jnp.where(jnp.isfinite(self.query), jnp.abs(upcast(self.query) * self.scale), 0)
+        key = jnp.where(nonfinite, jnp.inf, jnp.abs(upcast(self.key)).max(-1))
         missing = self.grains * self.grain - self.sizes[3]
         key = jnp.pad(key, ((0, 0), (0, 0), (0, missing)), mode="edge")
         key = key.reshape(*key.shape[:2], self.grains, self.grain).max(-1)
         bound = query.max((2, 3))[..., None] * jnp.repeat(key, self.group, 1) * query.shape[3]
-        return bad, ~queries, bound < HUGE
+        return nonfinite, ~queries, bound < HUGE
 
     def block(self, work):
         """Count blocks of queries from the last: it may reach back, and the next one overwrites."""
@@ -168,13 +170,13 @@ class Walk:
 
     def queries(self, block):
         """Return a block's queries, scaled, with 0 for what is not finite."""
-        query = wide(self.read(self.query, block))
+        query = upcast(self.read(self.query, block))
         return jnp.where(jnp.isfinite(query), query, 0) * self.scale
 
     def keys(self, at, masked):
         """Return a tile's keys and values; where they may not be finite, 0 stands for that."""
         corner, shape = self.corner(at, of_keys=True), (1, self.kv_heads, self.columns)
-        parts = [wide(cut(x, corner, (*shape, x.shape[3]))[0]) for x in (self.key, self.value)]
+        parts = [upcast(cut(x, corner, (*shape, x.shape[3]))[0]) for x in (self.key, self.value)]
         return [jnp.where(jnp.isfinite(x), x, 0) for x in parts] if masked else parts
 
     def scores(self, at, query, key, masked):
@@ -187,9 +189,11 @@ class Walk:
         scores, slope = query @ key.swapaxes(1, 2), None
         if masked:  # tanh would spread NaN
             where = self.corner(at, of_keys=True)[:3]
-            bad = cut(self.bad_keys, where, (1, self.kv_heads, self.columns))[0, :, None]
-            bad = bad | jnp.isnan(scores)
-            scores = jnp.where(bad, 0, scores)
+            nonfinite = cut(self.nonfinite_keys, where, (1, self.kv_heads, self.columns))[
+                0, :, None
+            ]
+            nonfinite = nonfinite | jnp.isnan(scores)
+            scores = jnp.where(nonfinite, 0, scores)
         if self.softcap is not None:
             softcap = jnp.asarray(self.softcap, self.dtype)
             share = jnp.tanh(scores / softcap)
@@ -198,13 +202,13 @@ class Walk:
             return scores, slope
         seen = self._seen(at)
         if self.bias is not None:
-            bias = wide(cut(self.bias, self.corner(at), self.shape))
+            bias = upcast(cut(self.bias, self.corner(at), self.shape))
             bias = self.grouped(jnp.broadcast_to(bias, self.shape))
             scores, seen = scores + bias, seen & (bias != -jnp.inf)
-            bad = bad | jnp.isnan(scores)
+            nonfinite = nonfinite | jnp.isnan(scores)
         lowest, above = self.lowest
         scores = jnp.where(scores == -jnp.inf, lowest, jnp.maximum(scores, above))
-        scores = jnp.where(seen, jnp.where(bad, jnp.inf, scores), -jnp.inf)
+        scores = jnp.where(seen, jnp.where(nonfinite, jnp.inf, scores), -jnp.inf)
         return lax.optimization_barrier(scores), slope  # else XLA does all this again for every use
 
     def _seen(self, at):
@@ -220,10 +224,5 @@ class Walk:
 
 def _norm(array):
     """Return a finite number only if all of them are."""
-    squares = jnp.einsum("bhsd,bhsd->bh", array, array, preferred_element_type=wide(array).dtype)
+    squares = jnp.einsum("bhsd,bhsd->bh", array, array, preferred_element_type=upcast(array).dtype)
     return jnp.sqrt(squares.sum())
-
-
-def wide(array):
-    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from . import checks
-from .blocked import attention_blocked, scale_of, wide
+from .blocked import attention_blocked
 from .masks import Mask
+from .numerics import scale_or_default, split_nonfinite, upcast
 from .tiles import Cells
 
 
@@ -101,17 +102,19 @@ def attention_steps(
     )
     sizes = (*query.shape[:3], key.shape[2])
     visible = _visible(mask, bias, sizes, query_offset)
-    q, k, v = (wide(array) for array in (query, key, value))
-    k, v, bad = _without_bad_keys(k, v)
-    k, v, bad = (np.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, bad))
+    q, k, v = (upcast(array) for array in (query, key, value))
+    k, v, nonfinite = split_nonfinite(k, v)
+    k, v, nonfinite = (
+        np.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, nonfinite)
+    )
 
-    scores = q @ k.swapaxes(-1, -2) * scale_of(scale, query.shape[3])  # (B, H, T, S)
+    scores = q @ k.swapaxes(-1, -2) * scale_or_default(scale, query.shape[3])  # (B, H, T, S)
     if softcap is not None:
         scores = float(softcap) * np.tanh(scores / float(softcap))
-    scores = np.where(bad[:, :, None, :], np.nan, scores)
-    masked_scores = scores if bias is None else scores + wide(bias)
+    scores = np.where(nonfinite[:, :, None, :], np.nan, scores)
+    masked_scores = scores if bias is None else scores + upcast(bias)
     masked_scores = np.where(visible, masked_scores, -np.inf)
-    weights = _softmax(masked_scores, visible, bad, empty_rows)
+    weights = _softmax(masked_scores, visible, nonfinite, empty_rows)
     output = _drop(weights, dropout, rng) @ v  # (B, H, T, D_v)
     if not sizes[3] and empty_rows != "zero":
         output[...] = np.nan  # the mean over no key at all is 0/0
@@ -131,7 +134,7 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
 def _may_overflow(query, key, scale) -> bool:
     """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
     largest = _largest(query) * _largest(key)
-    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
+    return largest * query.shape[3] * abs(scale_or_default(scale, query.shape[3])) > 1e38
 
 
 def _largest(array) -> float:
@@ -151,18 +154,12 @@ def _visible(mask, bias, sizes, query_offset):
     return visible if bias is None else visible & (bias != -np.inf)
 
 
-def _without_bad_keys(key, value):
-    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    bad = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))  # (B, H_kv, S)
-    return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), bad
-
-
-def _softmax(masked_scores, visible, bad, empty_rows: str):
+def _softmax(masked_scores, visible, nonfinite, empty_rows: str):
     """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
     empty = np.broadcast_to(~visible, masked_scores.shape).all(-1, keepdims=True)
     if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
         fill = np.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
-        level = np.where(bad[:, :, None, :], fill, np.zeros_like(masked_scores))
+        level = np.where(nonfinite[:, :, None, :], fill, np.zeros_like(masked_scores))
         masked_scores = np.where(empty, level, masked_scores)
     exp = np.exp(masked_scores - masked_scores.max(-1, keepdims=True, initial=-np.inf))
     weights = exp / exp.sum(-1, keepdims=True)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from .masks import Mask
+from .numerics import all_finite, scale_or_default, split_nonfinite, upcast
 from .threads import blas_held, is_inside, work_together
 from .tiles import Cells, Tiles, Verdict
 
@@ -36,7 +37,9 @@ class _Call(NamedTuple):
     query: np.ndarray
     key: np.ndarray  # (B, H_kv, D, S)
     value: np.ndarray
-    bad: np.ndarray | None  # (B, H_kv, S): keys that held NaN or inf, None where there are none
+    nonfinite: (
+        np.ndarray | None
+    )  # (B, H_kv, S): keys that held NaN or inf, None where there are none
     mask: Any  # asked where the verdict is neither yes nor no; None never is
     bias: np.ndarray | None
     scale: float
@@ -83,7 +86,9 @@ def attention_blocked(
     verdict = _ask_tiles(mask, sizes, query_offset, tile)
     counts = (*sizes[:2], -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1]))
     seen = np.broadcast_to(verdict.some.any((0, 1)), counts[2:])
-    key, value, bad = _without_bad_keys(_ready(key), _ready(value))
+    key, value, nonfinite = _ready(key), _ready(value), None
+    if not all_finite(key, value):
+        key, value, nonfinite = split_nonfinite(key, value)
     key = key.swapaxes(-1, -2)
     if sizes[2] >= tile[0]:  # then BLAS would turn it round for every block
         key = np.ascontiguousarray(key)
@@ -91,10 +96,10 @@ def attention_blocked(
         query,
         key,
         value,
-        bad,
+        nonfinite,
         mask,
         bias if bias is None else bias.reshape((1,) * (4 - bias.ndim) + bias.shape),
-        scale_of(scale, query.shape[3]),
+        scale_or_default(scale, query.shape[3]),
         None if softcap is None else float(softcap),
         empty_rows,
         query_offset,
@@ -116,28 +121,10 @@ def _ask_tiles(mask, sizes, query_offset, tile) -> Verdict:
     return mask.ask(Tiles(Cells(sizes, query_offset), *tile))
 
 
-def wide(array):
-    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
-
-
-def scale_of(scale: float | None, head_dim: int) -> float:
-    """Return what scores are multiplied by: 1/sqrt(D) where nothing is said."""
-    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
-
-
 def _ready(array):
     """Return an array that BLAS can read where it stands: numbers side by side."""
-    array = wide(array)
+    array = upcast(array)
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
-
-
-def _without_bad_keys(key, value):
-    """Put 0 for what is not finite, and say which keys had any; copy only where there are some."""
-    if all(np.isfinite(x.min()) and np.isfinite(x.max()) for x in (key, value)):
-        return key, value, None
-    bad = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))
-    return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), bad
 
 
 def _share_out(call: _Call, cells: float) -> None:
@@ -226,7 +213,7 @@ def _work(call: _Call, units: Iterable) -> None:
 def _attend(call: _Call, rows: slice, part, plan: _Plan, hidden: _Hidden, desk) -> None:
     """Write a block of the output: these rows, for these samples and heads."""
     samples, heads, shared = part
-    query = wide(call.query[samples, heads, rows]) * call.scale
+    query = upcast(call.query[samples, heads, rows]) * call.scale
     key, value = call.key[samples, shared], call.value[samples, shared]
     # The query heads of a key head stand one below the other, so that no key is repeated.
     tall = query.reshape(*key.shape[:2], -1, query.shape[3])
@@ -234,9 +221,9 @@ def _attend(call: _Call, rows: slice, part, plan: _Plan, hidden: _Hidden, desk) 
     weights = desk[: math.prod(shape)].reshape(shape)
     for run, at in plan.runs:
         np.matmul(tall, key[..., run], out=weights[..., at])
-        if call.bad is not None:
-            bad = call.bad[samples, shared, None, run]
-            np.copyto(weights[..., at], np.nan, where=bad)
+        if call.nonfinite is not None:
+            nonfinite = call.nonfinite[samples, shared, None, run]
+            np.copyto(weights[..., at], np.nan, where=nonfinite)
     scores = weights.reshape(*query.shape[:3], plan.width)  # the same numbers, by heads
     _change(call, scores, rows, part, plan)
     for tile, at in plan.mixed:
@@ -262,7 +249,7 @@ def _change(call: _Call, scores, rows: slice, part, plan: _Plan) -> None:
         scores *= call.softcap
     for run, at in plan.runs if call.bias is not None else ():
         bias = _cut(call.bias, samples, heads, rows, run)
-        scores[..., at] += wide(bias)
+        scores[..., at] += upcast(bias)
         np.copyto(scores[..., at], -np.inf, where=bias == -np.inf)
 
 
@@ -288,6 +275,6 @@ def _fill(call: _Call, samples: slice, shared: slice):
         return np.nan
     keys = call.sizes[3]
     mean = np.full((1, keys), 1 / keys, call.value.dtype) @ call.value[samples, shared]
-    if call.bad is not None:
-        mean[call.bad[samples, shared].any(-1)] = np.nan
+    if call.nonfinite is not None:
+        mean[call.nonfinite[samples, shared].any(-1)] = np.nan
     return mean

@@ -4,26 +4,12 @@ import numbers
 
 import numpy as np
 
+from .arrays import dtype_name, is_array, is_concrete
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
-
-
-def is_array(value) -> bool:
-    return isinstance(value, np.ndarray)
-
-
-def is_known(array) -> bool:
-    """Whether the values can be looked at now.
-
-    Always, in NumPy.
-    """
-    return True
-
-
-def dtype_name(array) -> str:
-    return array.dtype.name
 
 
 def kind(value) -> str:
@@ -107,7 +93,7 @@ def check_tokens(tokens, padding_idx) -> None:
 
 def check_lengths(lengths):
     lengths = as_integers("lengths", lengths, 1)
-    if is_known(lengths) and (lengths < 0).any():
+    if is_concrete(lengths) and (lengths < 0).any():
         raise ValueError(f"lengths must be at least 0: got {int(lengths.min())}")
     return lengths
 
@@ -146,7 +132,7 @@ def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
             rule = f"{leaf.name}'s {name} must fit {_call(axes)} = {wanted}"
             raise ValueError(f"{rule}: got {tuple(table.shape)}")
-        if name == "lengths" and is_known(table) and (table > sizes[3]).any():
+        if name == "lengths" and is_concrete(table) and (table > sizes[3]).any():
             longest = int(table.max())
             raise ValueError(f"lengths must be at most S = {sizes[3]}: got {longest}")
 
@@ -397,7 +383,7 @@ def check_append(cache, key, value, counts) -> None:
 def check_room(cache, counts) -> None:
     """Hold what shall be written against the capacity."""
     needed = cache.lengths + counts
-    if is_known(needed) and needed.size and needed.max() > cache.capacity:
+    if is_concrete(needed) and needed.size and needed.max() > cache.capacity:
         got = f"{int(needed.max())} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
 
@@ -408,7 +394,7 @@ def check_samples(name: str, array, batch: int, most: int) -> None:
         raise TypeError(f"{name} must be integers (B,): got {kind(array)}")
     if tuple(array.shape) != (batch,):
         raise ValueError(f"{name} must be (B,) = ({batch},): got {tuple(array.shape)}")
-    if is_known(array) and array.size and (array.min() < 0 or array.max() > most):
+    if is_concrete(array) and array.size and (array.min() < 0 or array.max() > most):
         worst = int(array.min() if array.min() < 0 else array.max())
         raise ValueError(f"{name} must lie in 0..{most}: got {worst}")
 
@@ -426,7 +412,7 @@ def check_truncate(cache, lengths):
         check_count("lengths", lengths, 0)
         lengths = np.full(len(cache.lengths), lengths)
     check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
-    if is_known(lengths) and (lengths > cache.lengths).any():
+    if is_concrete(lengths) and (lengths > cache.lengths).any():
         sample = int((lengths > cache.lengths).argmax())
         got = f"{int(lengths[sample])} of {int(cache.lengths[sample])}"
         raise ValueError(f"lengths must be at most what is written: got {got}")
@@ -537,7 +523,7 @@ def check_token_array(name: str, tokens, axes: tuple[str, ...], vocab: int | Non
     check_array(name, tokens, axes)
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers: got {dtype_name(tokens)}")
-    if vocab is not None and is_known(tokens) and tokens.size:
+    if vocab is not None and is_concrete(tokens) and tokens.size:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= vocab:
             rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
@@ -562,7 +548,7 @@ def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
     check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
     check_integer("eos_idx", eos_idx)
     check_count("max_new_tokens", max_new_tokens, 1)
-    if is_known(prompt):
+    if is_concrete(prompt):
         counts = (prompt != model.padding_idx).sum(1)
         if (counts == 0).any():
             sample = int((counts == 0).argmax())

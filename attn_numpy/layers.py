@@ -1,4 +1,4 @@
-"""What torch.nn and flax.nnx give the other backends: Linear, LayerNorm, Embedding, Dropout.
+"""Linear maps, and what else the framework lacks.
 
 Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken in float32.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from . import checks
-from .attention import wide
+from .numerics import upcast
 
 Own = TypeVar("Own", bound="Module")  # not Self, which shape checkers refuse in a method
 
@@ -76,9 +76,9 @@ class Linear(Module):
 
     @np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
     def __call__(self, x: Float[np.ndarray, "*batch in"]) -> Float[np.ndarray, "*batch out"]:
-        rows = wide(x).reshape(-1, x.shape[-1])  # one product, where a batch would make many
-        y = rows @ wide(self.weight).T
-        y = (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
+        rows = upcast(x).reshape(-1, x.shape[-1])  # one product, where a batch would make many
+        y = rows @ upcast(self.weight).T
+        y = (y if self.bias is None else y + upcast(self.bias)).astype(x.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])  # -1 would fail where there is nothing
 
 
@@ -96,11 +96,11 @@ class LayerNorm(Module):
 
     @np.errstate(over="ignore", invalid="ignore")
     def __call__(self, x: Float[np.ndarray, "*batch E"]) -> Float[np.ndarray, "*batch E"]:
-        x_wide = wide(x)
+        x_wide = upcast(x)
         centred = x_wide - x_wide.mean(-1, keepdims=True)
         y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
-        y = y * wide(self.weight)
-        return (y if self.bias is None else y + wide(self.bias)).astype(x.dtype)
+        y = y * upcast(self.weight)
+        return (y if self.bias is None else y + upcast(self.bias)).astype(x.dtype)
 
 
 class Embedding(Module):
@@ -145,7 +145,7 @@ class Dropout(Module):
         if self.rate == 1:
             return np.zeros_like(x)
         kept = self.rng.random(x.shape) >= self.rate
-        return np.where(kept, wide(x) / (1 - self.rate), 0).astype(x.dtype)
+        return np.where(kept, upcast(x) / (1 - self.rate), 0).astype(x.dtype)
 
 
 def relu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -160,7 +160,7 @@ def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     >>> gelu(np.array([-1.0, 0.0, 2.0])).round(4)
     array([-0.1587,  0.    ,  1.9545])
     """
-    x_wide = wide(x)
+    x_wide = upcast(x)
     share = 0.5 * (1 + _erf(x_wide / math.sqrt(2)).astype(x_wide.dtype))
     return (x_wide * share).astype(x.dtype)
 

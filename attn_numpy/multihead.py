@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 
 from . import checks
+from .arrays import dtype_name
 from .attention import attention, attention_steps
 from .cache import KVCache, given_back, pack, unpack
 from .layers import Linear, Module
@@ -174,7 +175,7 @@ class MultiHeadAttention(Module):
 
     def _dtype(self, x) -> str:
         """Return the dtype of the weights; a layer put in place of a projection may have none."""
-        return checks.dtype_name(getattr(self.q_proj, "weight", x))
+        return dtype_name(getattr(self.q_proj, "weight", x))
 
     def _first(self, x):
         """Put the batch first, or back to where the caller has it."""
@@ -272,7 +273,7 @@ def _read_masks(key_padding_mask, attn_mask, query, sizes):
         checks.check_attn_mask(attn_mask, query, sizes)
         if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if checks.dtype_name(attn_mask) != "bool":
+        if dtype_name(attn_mask) != "bool":
             bias = attn_mask
         elif attn_mask.ndim == 2:
             mask = hide(attn_mask[None, None])

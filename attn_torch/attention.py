@@ -11,9 +11,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from . import checks
+from .arrays import is_concrete
 from .blocked import attention_blocked
-from .fused import exactly, scale_of, wide, without_bad_keys
 from .masks import Mask
+from .numerics import no_autocast, scale_or_default, split_nonfinite, upcast
 from .tiles import Cells
 
 
@@ -72,7 +73,7 @@ def attention(
     if dropout > 0 or nothing or query.is_meta or _may_overflow(query, key, scale):
         options |= {"dropout": dropout, "generator": generator}
         return attention_steps(query, key, value, **options).output
-    with exactly(query):
+    with no_autocast(query):
         return attention_blocked(query, key, value, **options)
 
 
@@ -104,23 +105,23 @@ def attention_steps(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
     )
     sizes = (*query.shape[:3], key.shape[2])
-    with exactly(query):
+    with no_autocast(query):
         if bias is not None:
             bias = bias.to(query.device)
         visible = _visible(mask, bias, sizes, query_offset, query.device)
-        q, k, v = (wide(array) for array in (query, key, value))
-        k, v, bad = without_bad_keys(k, v)
+        q, k, v = (upcast(array) for array in (query, key, value))
+        k, v, nonfinite = split_nonfinite(k, v)
         groups = sizes[1] // key.shape[1]
-        k, v, bad = (array.repeat_interleave(groups, dim=1) for array in (k, v, bad))
+        k, v, nonfinite = (array.repeat_interleave(groups, dim=1) for array in (k, v, nonfinite))
 
-        scores = q @ k.mT * scale_of(scale, query.shape[3])  # (B, H, T, S)
+        scores = q @ k.mT * scale_or_default(scale, query.shape[3])  # (B, H, T, S)
         if softcap is not None:
             scores = torch.where(visible, scores, scores.detach())  # tanh' of a hidden NaN is NaN
             scores = float(softcap) * torch.tanh(scores / float(softcap))
-        scores = torch.where(bad[:, :, None, :], torch.nan, scores)
-        masked_scores = scores if bias is None else scores + wide(bias)
+        scores = torch.where(nonfinite[:, :, None, :], torch.nan, scores)
+        masked_scores = scores if bias is None else scores + upcast(bias)
         masked_scores = torch.where(visible, masked_scores, -torch.inf)
-        weights = _softmax(masked_scores, visible, bad, empty_rows)
+        weights = _softmax(masked_scores, visible, nonfinite, empty_rows)
         # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
         kept = weights.masked_fill(weights == 0, 0)
         output = _drop(kept, dropout, generator) @ v  # (B, H, T, D_v)
@@ -141,10 +142,10 @@ def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offs
 
 def _may_overflow(query, key, scale) -> bool:
     """Whether a logit may leave float32: only the textbook tells such a row from an empty one."""
-    if not checks.is_known(query):
+    if not is_concrete(query):
         return False
     largest = _largest(query.detach()) * _largest(key.detach())
-    return largest * query.shape[3] * abs(scale_of(scale, query.shape[3])) > 1e38
+    return largest * query.shape[3] * abs(scale_or_default(scale, query.shape[3])) > 1e38
 
 
 def _largest(array) -> float:
@@ -163,12 +164,12 @@ def _visible(mask, bias, sizes, query_offset, device):
     return visible if bias is None else visible & (bias != -torch.inf)
 
 
-def _softmax(masked_scores, visible, bad, empty_rows: str):
+def _softmax(masked_scores, visible, nonfinite, empty_rows: str):
     """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
     empty = (~visible).expand(masked_scores.shape).all(-1, keepdim=True)
     if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
         fill = torch.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
-        level = torch.where(bad[:, :, None, :], fill, torch.zeros_like(masked_scores))
+        level = torch.where(nonfinite[:, :, None, :], fill, torch.zeros_like(masked_scores))
         masked_scores = torch.where(empty, level, masked_scores)
     weights = masked_scores.softmax(-1)
     return torch.where(empty, 0, weights) if empty_rows == "zero" else weights

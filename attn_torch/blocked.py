@@ -12,8 +12,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import finite, fused, has_kernel, known_structure, scale_of, wide, without_bad_keys
+from .fused import fused, has_kernel, known_structure
 from .masks import Mask
+from .numerics import all_finite, scale_or_default, split_nonfinite, upcast
 from .plan import Block, BlockCells, plan
 from .tiles import Cells, Tiles
 
@@ -32,7 +33,7 @@ class _Call(NamedTuple):
     scale: float
     softcap: float | None
     empty_rows: str
-    bad: Tensor | None  # (B, H_kv, S), the keys that were not finite; None: no score is NaN
+    nonfinite: Tensor | None  # (B, H_kv, S), the keys that were not finite; None: no score is NaN
 
 
 def attention_blocked(
@@ -65,7 +66,7 @@ def attention_blocked(
     True
     """
     sizes = (*query.shape[:3], key.shape[2])
-    scale = scale_of(scale, query.shape[3])
+    scale = scale_or_default(scale, query.shape[3])
     softcap = None if softcap is None else float(softcap)
     known = known_structure(mask, sizes, query_offset)
     widths = (query.shape[3], value.shape[3])
@@ -86,12 +87,12 @@ def _walk(query, key, value, bias, call: _Call, tile, kernel: bool):
     if bias is not None:
         bias = bias.to(query.device)
         bias = bias[None, None] if bias.ndim == 2 else bias
-    if not finite(query, key, value) or (bias is not None and bias.detach().amax().isnan()):
-        key, value, bad = without_bad_keys(key, value)
-        call = call._replace(bad=bad)
+    if not all_finite(query, key, value) or (bias is not None and bias.detach().amax().isnan()):
+        key, value, nonfinite = split_nonfinite(key, value)
+        call = call._replace(nonfinite=nonfinite)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
     blocks = plan(every, some, tile, call.sizes, key.shape[1], bias is not None, query.device)
-    output = _Blocks.apply(wide(query), wide(key), wide(value), bias, call, blocks)
+    output = _Blocks.apply(upcast(query), upcast(key), upcast(value), bias, call, blocks)
     return output.to(query.dtype)
 
 
@@ -141,8 +142,8 @@ class _Part:
         if call.softcap is not None:
             tanh = scores.div_(call.softcap).tanh_()
             scores = tanh * call.softcap
-        if call.bad is not None:
-            scores.masked_fill_(call.bad[self.at_keys][:, :, None], torch.nan)
+        if call.nonfinite is not None:
+            scores.masked_fill_(call.nonfinite[self.at_keys][:, :, None], torch.nan)
         cells = self.split(scores)
         self._hide(cells, bias)
         empty = None if block.sure else cells.amax(-1, keepdim=True) == -torch.inf
@@ -160,7 +161,7 @@ class _Part:
             visible = call.mask.ask(at)
         if bias is not None:
             cells += bias[self.at_bias]
-        if call.bad is not None:  # NaN is in the way of what is faster
+        if call.nonfinite is not None:  # NaN is in the way of what is faster
             if visible is not None:
                 cells[..., block.place].masked_fill_(~visible, -torch.inf)
             if bias is not None:
@@ -224,8 +225,8 @@ def _level(call: _Call, value):
         level = torch.zeros_like(level)
     elif call.empty_rows == "uniform":
         level = value.mean(2, keepdim=True)
-        if call.bad is not None:
-            level = level.masked_fill(call.bad.any(2)[..., None, None], torch.nan)
+        if call.nonfinite is not None:
+            level = level.masked_fill(call.nonfinite.any(2)[..., None, None], torch.nan)
     return level.repeat_interleave(heads // value.shape[1], 1).expand(-1, -1, -1, value.shape[3])
 
 
@@ -234,7 +235,7 @@ def _backward(part: _Part, grad, value, grads) -> None:
     d_query, d_key, d_value, d_bias = grads
     if part.empty is not None:
         grad = grad.masked_fill(part.empty, 0)
-    grad, weights, careful = part.join(grad), part.weights, part.call.bad is not None
+    grad, weights, careful = part.join(grad), part.weights, part.call.nonfinite is not None
     d_value[part.at_keys] += weights.mT @ grad
     d_scores = grad @ value[part.at_keys].mT
     if careful:  # else 0 * inf, should a hidden gradient overflow

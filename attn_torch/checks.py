@@ -5,27 +5,12 @@ import numbers
 import numpy as np
 import torch
 
+from .arrays import dtype_name, is_array, is_concrete
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
-
-
-def is_array(value) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def is_known(array) -> bool:
-    """Whether the values can be looked at now.
-
-    Not while `torch.compile` traces, nor in meta and fake tensors.
-    """
-    return type(array) is torch.Tensor and not array.is_meta and not torch.compiler.is_compiling()
-
-
-def dtype_name(array) -> str:
-    name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
-    return name.removeprefix("torch.")
 
 
 def kind(value) -> str:
@@ -111,7 +96,7 @@ def check_tokens(tokens, padding_idx) -> None:
 
 def check_lengths(lengths):
     lengths = as_integers("lengths", lengths, 1)
-    if is_known(lengths) and (lengths < 0).any():
+    if is_concrete(lengths) and (lengths < 0).any():
         raise ValueError(f"lengths must be at least 0: got {int(lengths.min())}")
     return lengths
 
@@ -150,7 +135,7 @@ def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
             rule = f"{leaf.name}'s {name} must fit {_call(axes)} = {wanted}"
             raise ValueError(f"{rule}: got {tuple(table.shape)}")
-        if name == "lengths" and is_known(table) and (table.long() > sizes[3]).any():
+        if name == "lengths" and is_concrete(table) and (table.long() > sizes[3]).any():
             longest = int(table.max())
             raise ValueError(f"lengths must be at most S = {sizes[3]}: got {longest}")
 
@@ -196,7 +181,7 @@ def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
     if query_offset.shape not in ((), (1,), (batch,)):
         got = tuple(query_offset.shape)
         raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {got}")
-    if is_known(query_offset) and query_offset.numel():
+    if is_concrete(query_offset) and query_offset.numel():
         check_far(query_offset.min(), query_offset.max())
     return query_offset.to(torch.int64)
 
@@ -401,7 +386,7 @@ def check_append(cache, key, value, counts) -> None:
 def check_room(cache, counts) -> None:
     """Hold what shall be written against the capacity."""
     needed = cache.lengths + counts
-    most = max(needed.tolist(), default=0) if is_known(needed) else 0
+    most = max(needed.tolist(), default=0) if is_concrete(needed) else 0
     if most > cache.capacity:
         got = f"{most} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
@@ -413,7 +398,7 @@ def check_samples(name: str, array, batch: int, most: int) -> None:
         raise TypeError(f"{name} must be integers (B,): got {kind(array)}")
     if tuple(array.shape) != (batch,):
         raise ValueError(f"{name} must be (B,) = ({batch},): got {tuple(array.shape)}")
-    if is_known(array) and array.numel() and (array.min() < 0 or array.max() > most):
+    if is_concrete(array) and array.numel() and (array.min() < 0 or array.max() > most):
         worst = int(array.min() if array.min() < 0 else array.max())
         raise ValueError(f"{name} must lie in 0..{most}: got {worst}")
 
@@ -432,7 +417,7 @@ def check_truncate(cache, lengths):
         lengths = torch.full_like(cache.lengths, int(lengths))
     check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
     lengths = lengths.to(cache.lengths, copy=True)  # the cache's own
-    if is_known(lengths) and (lengths > cache.lengths).any():
+    if is_concrete(lengths) and (lengths > cache.lengths).any():
         sample = int((lengths > cache.lengths).int().argmax())
         got = f"{int(lengths[sample])} of {int(cache.lengths[sample])}"
         raise ValueError(f"lengths must be at most what is written: got {got}")
@@ -544,7 +529,7 @@ def check_token_array(name: str, tokens, axes: tuple[str, ...], vocab: int | Non
     check_array(name, tokens, axes)
     if "int" not in dtype_name(tokens):
         raise TypeError(f"{name} must be integers: got {dtype_name(tokens)}")
-    if vocab is not None and is_known(tokens) and tokens.numel():
+    if vocab is not None and is_concrete(tokens) and tokens.numel():
         low, high = torch.stack(tokens.long().aminmax()).tolist()
         if low < 0 or high >= vocab:
             rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
@@ -569,7 +554,7 @@ def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
     check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
     check_integer("eos_idx", eos_idx)
     check_count("max_new_tokens", max_new_tokens, 1)
-    if is_known(prompt) and prompt.numel():
+    if is_concrete(prompt) and prompt.numel():
         counts = (prompt != model.padding_idx).sum(1)
         if (counts == 0).any():
             sample = int((counts == 0).int().argmax())

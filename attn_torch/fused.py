@@ -1,14 +1,13 @@
 """Torch's fused attention kernel: where it serves, and how it is called without its traps."""
 
 import math
-from contextlib import nullcontext
 from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from . import checks
 from .masks import Mask
+from .numerics import split_nonfinite, surely_finite, upcast
 
 
 def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -> bool:
@@ -30,14 +29,14 @@ def known_structure(mask: Mask | None, sizes: tuple, query_offset) -> str:
 
 def fused(query, key, value, scale: float, causal: bool):
     """Call torch's kernel; rows that see a key which is not finite are NaN, others unharmed."""
-    bad = None
-    if not seen_finite(key, value):
-        key, value, bad = without_bad_keys(key, value)
+    nonfinite = None
+    if not surely_finite(key, value):
+        key, value, nonfinite = split_nonfinite(key, value)
     output = _kernel(query, key, value, scale, causal)
-    if bad is not None:
-        bad = bad.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        sees_bad = bad.cumsum(-1) > 0 if causal else bad.any(-1, keepdim=True)
-        output = torch.where(sees_bad[..., None], torch.nan, output)
+    if nonfinite is not None:
+        nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        sees_nonfinite = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
+        output = torch.where(sees_nonfinite[..., None], torch.nan, output)
     return output.to(query.dtype)
 
 
@@ -45,7 +44,7 @@ def fused_step(query, key, value, lengths: list[int]):
     """Attend with one query a sample, which sees the sample's first `lengths[b]` keys.
 
     No mask is needed: samples of one length share a call. Keys are not looked at, which would take
-    as long as the kernel, so one that is not finite must be NaN: see `mark_bad_keys`.
+    as long as the kernel, so one that is not finite must be NaN: see `mark_nonfinite`.
     """
     scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
@@ -63,7 +62,7 @@ def _kernel(query, key, value, scale: float, causal: bool):
     groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value
     if query.device.type == "cpu":
-        q, k, v = (wide(array) for array in (q, k, v))
+        q, k, v = (upcast(array) for array in (q, k, v))
     elif groups > 1 and query.dtype == torch.float32:  # its kernel knows no grouped heads
         k, v = (array.repeat_interleave(groups, dim=1) for array in (k, v))
     if causal and scale <= 0:  # the kernel would give NaN
@@ -72,45 +71,3 @@ def _kernel(query, key, value, scale: float, causal: bool):
     return scaled_dot_product_attention(
         q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-
-
-def scale_of(scale: float | None, head_dim: int) -> float:
-    """Return what scores are multiplied by: 1/sqrt(D) where nothing is said."""
-    return 1 / math.sqrt(head_dim) if scale is None else float(scale)
-
-
-def exactly(array):
-    """Return the context in which nothing is rounded to 16 bits: autocast would undo `wide`."""
-    if array.is_meta:  # autocast knows no such device
-        return nullcontext()
-    return torch.autocast(array.device.type, enabled=False)
-
-
-def wide(array):
-    """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == torch.float64 else array.float()
-
-
-def finite(*arrays) -> bool:
-    """Whether all are finite, and so small that no product of keys and values overflows."""
-    first, *norms = (torch.linalg.vector_norm(wide(array.detach())) for array in arrays)
-    return math.isfinite(sum(norms, first))
-
-
-def seen_finite(key, value) -> bool:
-    """The same where a look is cheap: elsewhere it would wait for a device, or break a graph."""
-    return key.device.type == "cpu" and checks.is_known(key) and finite(key, value)
-
-
-def without_bad_keys(key, value):
-    """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    bad = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
-    return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), bad
-
-
-def mark_bad_keys(key, value):
-    """Put NaN for a key that is not finite or whose value is not: -inf would hide it."""
-    if seen_finite(key, value):
-        return key
-    good = key.isfinite().all(-1, keepdim=True) & value.isfinite().all(-1, keepdim=True)
-    return key.where(good, torch.nan)

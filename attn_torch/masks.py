@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from . import checks
+from .arrays import dtype_name, is_array, is_concrete
 from .draw import draw_cells
 from .tiles import Cells, Tiles, Verdict
 
@@ -251,11 +252,11 @@ def _complement(seen):
 
 
 def _show(value) -> str:
-    if not checks.is_array(value):
+    if not is_array(value):
         return getattr(value, "__name__", repr(value))
-    if value.numel() <= 8 and checks.is_known(value):
+    if value.numel() <= 8 and is_concrete(value):
         return str(value.tolist())
-    return f"{checks.dtype_name(value)} {tuple(value.shape)}"
+    return f"{dtype_name(value)} {tuple(value.shape)}"
 
 
 def _means(sentence: str) -> Callable:

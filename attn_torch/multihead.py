@@ -7,10 +7,13 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
 from . import checks
+from .arrays import dtype_name
 from .attention import attention, attention_steps
 from .cache import KVCache, given_back, pack, uniform, unpack
-from .fused import fused_step, has_kernel, mark_bad_keys, seen_finite
+from .fused import fused_step, has_kernel
+from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
+from .numerics import mark_nonfinite, surely_finite
 from .tiles import Cells, Tiles
 
 
@@ -151,7 +154,7 @@ class MultiHeadAttention(nn.Module):
         x, first = self._first(x), cache.lengths
         with given_back(cache):
             new = self._project(x, x)
-            written = cache.append(mark_bad_keys(new.key, new.value), new.value, counts)
+            written = cache.append(mark_nonfinite(new.key, new.value), new.value, counts)
             query = _split_heads(self.q_proj(x), self.num_heads)
             output = self._attend_slots(query, written, attn_mask, first)
             output = self._first(self.out_proj(_merge_heads(output)))
@@ -176,7 +179,7 @@ class MultiHeadAttention(nn.Module):
 
     def _dtype(self, x) -> str:
         """Return the dtype of the weights; a layer put in place of a projection may have none."""
-        return checks.dtype_name(getattr(self.q_proj, "weight", x))
+        return dtype_name(getattr(self.q_proj, "weight", x))
 
     def _first(self, x):
         """Put the batch first, or back to where the caller has it."""
@@ -238,18 +241,9 @@ class MultiHeadAttention(nn.Module):
         return attention(query, *seen, mask=causal(), **options)
 
 
-def new_linear(in_features: int, out_features: int, **options) -> nn.Linear:
-    """Return a linear map, Xavier-uniform at first, b zero."""
-    linear = nn.Linear(in_features, out_features, **options)
-    nn.init.xavier_uniform_(linear.weight)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
-    return linear
-
-
 def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
-    if seen_finite(key, value):
+    if surely_finite(key, value):
         return key, value
     at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
     some = mask.ask(at).some.broadcast_to((*sizes[:2], 1, sizes[3]))
@@ -290,7 +284,7 @@ def _read_masks(key_padding_mask, attn_mask, query, sizes):
         checks.check_attn_mask(attn_mask, query, sizes)
         if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if checks.dtype_name(attn_mask) != "bool":
+        if dtype_name(attn_mask) != "bool":
             bias = attn_mask
         elif attn_mask.ndim == 2:
             mask = hide(attn_mask[None, None])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .cache import StackCache
+from .layers import new_linear
 from .masks import causal, sequence_mask
-from .multihead import new_linear
 from .transformer import Transformer
 
 

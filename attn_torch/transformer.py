@@ -14,8 +14,9 @@ from torch.nn.functional import gelu, relu
 
 from . import checks
 from .cache import KVCache, StackCache, given_back, pack, unpack
+from .layers import new_linear
 from .masks import Mask
-from .multihead import MultiHeadAttention, new_linear
+from .multihead import MultiHeadAttention
 
 Options = dict[str, Any]
 ACTIVATIONS: Options = {"relu": relu, "gelu": gelu}

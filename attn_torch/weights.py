@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .arrays import dtype_name, is_array
 from .multihead import MultiHeadAttention
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
@@ -141,11 +142,11 @@ def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttent
 
 
 def _array(name: str, value) -> Tensor:
-    if checks.is_array(value):
+    if is_array(value):
         return value.detach()
     try:
         array = np.array(value, order="C")
-        if checks.dtype_name(array) != "bfloat16":  # which is not NumPy's own
+        if dtype_name(array) != "bfloat16":  # which is not NumPy's own
             return torch.from_numpy(array)
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     except (TypeError, RuntimeError) as error:

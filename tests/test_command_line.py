@@ -213,7 +213,7 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), "utf-8")
 
 
-SCALE = "scale_of(scale, query.shape[3])"
+SCALE = "scale_or_default(scale, query.shape[3])"
 BREAKS = {"differs": SCALE.replace(")", " + 1)"), "error": SCALE.replace(" query", " -query")}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attn_torch import attention, blocked, fused
+from attn_torch import attention, blocked, fused, numerics
 from attn_torch.fused import has_kernel, known_structure
 from attn_torch.masks import allow, causal, padding, predicate, sliding_window
 
@@ -182,7 +182,7 @@ def test_grouped_heads_are_repeated_where_the_kernel_knows_none(calls, device, d
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_only_a_cpu_is_asked_whether_keys_are_finite(calls, monkeypatch, device):
     asked = []
-    monkeypatch.setattr(fused, "finite", lambda *arrays: asked.append(arrays) or True)
-    monkeypatch.setattr(fused.checks, "is_known", lambda array: True)
+    monkeypatch.setattr(numerics, "all_finite", lambda *arrays: asked.append(arrays) or True)
+    monkeypatch.setattr(numerics, "is_concrete", lambda array: True)
     fused.fused(*inputs(device=device), 0.5, causal=False)  # elsewhere a look would wait
     assert bool(asked) == (device == "cpu")

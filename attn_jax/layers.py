@@ -1,0 +1,19 @@
+"""Linear maps, and what else the framework lacks."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Linear(nnx.Linear):
+    """x W + b, rounded once: nnx.Linear rounds 16-bit products before it adds the bias."""
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Float[Array, "*batch in"]
+    ) -> Float[Array, "*batch out"]:
+        """Map the last axis; the sums are in float32 for 16-bit inputs."""
+        sums = jnp.promote_types(inputs.dtype, jnp.float32)
+        y = jnp.matmul(inputs, self.kernel[...], preferred_element_type=sums)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(sums)
+        return y.astype(inputs.dtype)
