@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from . import checks
 from .arrays import is_concrete
+from .call import Call
 from .masks import Mask
 from .numerics import upcast
 from .tiles import Cells, Corner, Tiles, cut
@@ -25,13 +27,13 @@ class Tile(NamedTuple):
     columns: int
 
 
-def opened(mask: Mask, tile: Tile) -> Mask:
+def closure_convert(mask: Mask, tile: Tile) -> Mask:
     """Make tables of the traced arrays that a predicate closes over.
 
     A custom gradient, unlike jax.jit, takes them as arguments only.
     """
     if mask.parts:
-        return replace(mask, parts=tuple(opened(part, tile) for part in mask.parts))
+        return replace(mask, parts=tuple(closure_convert(part, tile) for part in mask.parts))
     if mask.name != "predicate":
         return mask
     one = (1, *tile[1:])
@@ -57,41 +59,46 @@ def opened(mask: Mask, tile: Tile) -> Mask:
     return replace(mask, rule=rule, settings=(), tables=tuple(closed.consts))
 
 
-class Walk:
+class TileLoop:
     """One pass over the tiles: the call's arrays, and where each of them is cut."""
 
-    def __init__(self, tile, query, key, value, mask, bias, scale, softcap, query_offset):
-        self.query, self.key, self.value, self.mask, self.bias = query, key, value, mask, bias
-        self.softcap, self.dtype = softcap, upcast(query).dtype
+    def __init__(self, tile: Tile, query: Array, key: Array, value: Array, call: Call):
+        self.query, self.key, self.value, self.mask, self.bias = (
+            query,
+            key,
+            value,
+            call.mask,
+            call.bias,
+        )
+        self.sizes, self.softcap, self.dtype = call.sizes, call.softcap, upcast(query).dtype
         # A barrier: XLA would work out constant verdicts while compiling, the longer the larger T.
-        self.query_offset = lax.optimization_barrier(jnp.asarray(query_offset))
-        self.scale = jnp.asarray(scale, self.dtype)
-        self.sizes = (*query.shape[:3], key.shape[2])
+        self.query_offset = lax.optimization_barrier(jnp.asarray(call.query_offset))
+        self.scale = jnp.asarray(call.scale, self.dtype)
         self.group = query.shape[1] // key.shape[1]
         self.heads, self.rows, self.columns = tile
         self.kv_heads = max(1, self.heads // self.group)
         self.shape = (1, *tile)
         lowest = jnp.finfo(self.dtype).min  # an overflow's mark; a number that low is raised
         self.lowest = lowest, np.nextafter(lowest, lowest.dtype.type(0))
-        # Tiles start at any multiple of `grain`, half their width: they follow a window closely.
-        self.grain = self.columns // (1 if self.columns % 2 else 2)
-        self.blocks, self.grains = -(-self.sizes[2] // self.rows), -(-self.sizes[3] // self.grain)
+        # Tiles start at any multiple of `step`, half their width: they follow a window closely.
+        self.step = self.columns // (1 if self.columns % 2 else 2)
+        self.blocks, self.steps = -(-self.sizes[2] // self.rows), -(-self.sizes[3] // self.step)
         self.count = self.sizes[0] * (self.sizes[1] // self.heads) * self.blocks
-        self.nonfinite_keys, self.nonfinite_queries, self.tame = self._look()
-        self.every, self.some = self._verdict()
-        first, last = self.some.argmax(-1), self.grains - self.some[..., ::-1].argmax(-1)
+        self.nonfinite_keys, self.nonfinite_queries, self.surely_finite = self._look()
+        self.every, self.some = self._evaluate_tiles()
+        first, last = self.some.argmax(-1), self.steps - self.some[..., ::-1].argmax(-1)
         self.first, self.last = first, jnp.where(self.some.any(-1), last, first)
 
-    def _verdict(self):
-        """Ask about every grain; one that must be looked at for any reason is not all seen."""
+    def _evaluate_tiles(self) -> tuple[Array, Array]:
+        """Ask about every step; one that must be looked at for any reason is not all seen."""
         every = some = jnp.ones((1, 1, 1, 1), bool)
         if self.mask is not None:
             cells = Cells(self.sizes, self.query_offset, xp=jnp)
-            every, some = self.mask.ask(Tiles(cells, self.rows, self.grain))
+            every, some = self.mask.ask(Tiles(cells, self.rows, self.step))
         over = (jnp.arange(self.blocks) + 1)[:, None] * self.rows > self.sizes[2]
-        over |= (jnp.arange(self.grains) + 1) * self.grain > self.sizes[3]
-        every = every & ~over & self.tame[:, :, None] & (self.bias is None)
-        some = jnp.broadcast_to(some, (*some.shape[:3], self.grains))
+        over |= (jnp.arange(self.steps) + 1) * self.step > self.sizes[3]
+        every = every & ~over & self.surely_finite[:, :, None] & (self.bias is None)
+        some = jnp.broadcast_to(some, (*some.shape[:3], self.steps))
         return self._together(every).all(2), self._together(some).any(2)
 
     def _together(self, verdict):
@@ -100,7 +107,7 @@ class Walk:
         return verdict.reshape(verdict.shape[0], -1, heads, *verdict.shape[2:])
 
     def _look(self):
-        """Return which keys, which queries are not finite, and which grains' scores surely are."""
+        """Return which keys, which queries are not finite, and which steps' scores surely are."""
         query, key, value = (_norm(x) for x in (self.query, self.key, self.value))
         bound = query * key * jnp.abs(self.scale)  # Cauchy-Schwarz
         fine = (bound < HUGE) & (value < HUGE)
@@ -108,7 +115,7 @@ class Walk:
 
     def _find_nothing(self):
         keys, queries = jnp.zeros(self.key.shape[:3], bool), jnp.zeros(self.query.shape[:3], bool)
-        return keys, queries, jnp.ones((*self.sizes[:2], self.grains), bool)
+        return keys, queries, jnp.ones((*self.sizes[:2], self.steps), bool)
 
     def _look_closely(self):
         keys, queries, values = (
@@ -117,9 +124,9 @@ class Walk:
         nonfinite = ~(keys & values)
         query = jnp.where(jnp.isfinite(self.query), jnp.abs(upcast(self.query) * self.scale), 0)
         key = jnp.where(nonfinite, jnp.inf, jnp.abs(upcast(self.key)).max(-1))
-        missing = self.grains * self.grain - self.sizes[3]
+        missing = self.steps * self.step - self.sizes[3]
         key = jnp.pad(key, ((0, 0), (0, 0), (0, missing)), mode="edge")
-        key = key.reshape(*key.shape[:2], self.grains, self.grain).max(-1)
+        key = key.reshape(*key.shape[:2], self.steps, self.step).max(-1)
         bound = query.max((2, 3))[..., None] * jnp.repeat(key, self.group, 1) * query.shape[3]
         return nonfinite, ~queries, bound < HUGE
 
@@ -129,24 +136,24 @@ class Walk:
         units = self.sizes[1] // self.heads
         return unit // units, unit % units * self.heads, block
 
-    def span(self, block):
-        """Return the first grain that a block of queries may see, and how many tiles to take."""
+    def key_range(self, block):
+        """Return the first step that a block of queries may see, and how many tiles to take."""
         where = (block[0], block[1] // self.heads, block[2])
         first, last = (cut(of, where, (1, 1, 1))[0, 0, 0] for of in (self.first, self.last))
-        return first, -((first - last) * self.grain // self.columns)
+        return first, -((first - last) * self.step // self.columns)
 
     def kind(self, at):
         """Say what to do with a tile: 0 to skip it, 1 to mask it, 2 to take it as it is."""
-        where, width = (at[0], at[1] // self.heads, *at[2:]), self.columns // self.grain
+        where, width = (at[0], at[1] // self.heads, *at[2:]), self.columns // self.step
         every, some = (cut(of, where, (1, 1, 1, width)) for of in (self.every, self.some))
-        every = every.all() & (at[3] + width <= self.grains)  # else it is moved back
+        every = every.all() & (at[3] + width <= self.steps)  # else it is moved back
         return jnp.where(every, 2, some.any()).astype(jnp.int32)
 
     def corner(self, at, of_keys=False):
         """Return where a tile starts: the last one in a row or column is moved back to fit."""
         batch, head, block, column = at
         row = jnp.minimum(block * self.rows, self.sizes[2] - self.rows)
-        column = jnp.minimum(column * self.grain, self.sizes[3] - self.columns)
+        column = jnp.minimum(column * self.step, self.sizes[3] - self.columns)
         return (batch, head // self.group, column, 0) if of_keys else (batch, head, row, column)
 
     def read(self, array, block):
@@ -216,7 +223,7 @@ class Walk:
         here = Corner(self.query_offset, self.corner(at), self.shape[1:])
         row, column = self.corner(at)[2:]
         seen = row + jnp.arange(self.rows)[:, None] >= at[2] * self.rows
-        seen = seen & (column + jnp.arange(self.columns) >= at[3] * self.grain)
+        seen = seen & (column + jnp.arange(self.columns) >= at[3] * self.step)
         if self.mask is not None:
             seen = seen & self.mask.ask(here)
         return self.grouped(jnp.broadcast_to(seen, self.shape))

@@ -4,9 +4,10 @@ import math
 from itertools import groupby
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .masks import Mask
+from .call import Call
 from .numerics import split_nonfinite, surely_finite, upcast
 
 
@@ -19,24 +20,30 @@ def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -
     return device == "cuda" and dtype != torch.float64 and head_dim % 8 == 0 and head_dim <= 256
 
 
-def known_structure(mask: Mask | None, sizes: tuple, query_offset) -> str:
-    """Return "all" or "causal" where the mask says without being asked that it is just that."""
-    if mask is None:
+def known_structure(call: Call) -> str:
+    """Return "all" or "causal" where the mask, without being evaluated, is just that."""
+    if call.mask is None:
         return "all"
-    square = sizes[2] == sizes[3] and isinstance(query_offset, int) and query_offset == 0
-    return "causal" if mask.name == "causal" and square else ""
+    square = call.sizes[2] == call.sizes[3]
+    start = isinstance(call.query_offset, int) and call.query_offset == 0
+    return "causal" if call.mask.name == "causal" and square and start else ""
 
 
-def fused(query, key, value, scale: float, causal: bool):
-    """Call torch's kernel; rows that see a key which is not finite are NaN, others unharmed."""
+def fused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, finite: bool = False
+) -> Tensor:
+    """Call torch's kernel; a row is NaN if it is allowed a key that is not finite.
+
+    `finite` says that keys and values surely are; otherwise they are looked through.
+    """
     nonfinite = None
-    if not surely_finite(key, value):
+    if not (finite or surely_finite(key, value)):
         key, value, nonfinite = split_nonfinite(key, value)
     output = _kernel(query, key, value, scale, causal)
     if nonfinite is not None:
         nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        sees_nonfinite = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
-        output = torch.where(sees_nonfinite[..., None], torch.nan, output)
+        allowed_any = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
+        output = torch.where(allowed_any[..., None], torch.nan, output)
     return output.to(query.dtype)
 
 

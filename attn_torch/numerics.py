@@ -4,8 +4,11 @@ import math
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor
 
 from .arrays import is_concrete
+
+HUGE = 1e37  # a bound on scores, below what float32 holds
 
 
 def upcast(array):
@@ -25,15 +28,24 @@ def no_autocast(array):
     return torch.autocast(array.device.type, enabled=False)
 
 
-def all_finite(*arrays) -> bool:
-    """Whether all are finite, and so small that no product of keys and values overflows."""
-    first, *norms = (torch.linalg.vector_norm(upcast(array.detach())) for array in arrays)
-    return math.isfinite(sum(norms, first))
+def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
+    """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
+    if not is_concrete(query):
+        return False
+    query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
+    return (query_norm * key_norm * abs(scale)).maximum(value_norm).item() < HUGE
 
 
-def surely_finite(key, value) -> bool:
-    """The same where a look is cheap: elsewhere it would wait for a device, or break a graph."""
-    return key.device.type == "cpu" and is_concrete(key) and all_finite(key, value)
+def surely_finite(key: Tensor, value: Tensor) -> bool:
+    """Whether both are finite, where a look neither waits for a device nor breaks a graph."""
+    if key.device.type != "cpu" or not is_concrete(key):
+        return False
+    return math.isfinite(_norm(key) + _norm(value))
+
+
+def _norm(array: Tensor) -> Tensor:
+    """Return the root of the sum of all squares, which is finite only if every number is."""
+    return torch.linalg.vector_norm(upcast(array.detach()))
 
 
 def split_nonfinite(key, value):

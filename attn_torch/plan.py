@@ -1,4 +1,4 @@
-"""Which blocks a call is walked in: what each block of queries may see, read off its tiles."""
+"""Which blocks a call is computed in: what each block of queries is allowed, read off its tiles."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -14,15 +14,15 @@ CPU_SCORES, SCORES = 2**19, 2**26
 
 
 class Block(NamedTuple):
-    """Some samples and key/value heads, some rows, and the columns that these may see."""
+    """Some samples and key/value heads, some rows, and the columns that these are allowed."""
 
     samples: slice
     heads: slice
     rows: slice
-    columns: Any  # a slice; an index array where there are gaps; None where nothing is seen
-    mixed: Any  # those of the columns that not every row surely sees, or None
-    place: slice  # where the mixed ones are among the columns
-    sure: bool  # whether every row surely sees something
+    columns: Any  # a slice; an index array where there are gaps; None where all is hidden
+    partial: Any  # those of the columns that may be hidden from some row, or None
+    place: slice  # where the partial ones are among the columns
+    sure: bool  # whether every row surely is allowed something
 
     def queries(self, groups: int) -> tuple[slice, slice, slice]:
         """Return where its queries are, with `groups` query heads to a key/value head."""
@@ -34,10 +34,10 @@ class Block(NamedTuple):
 
 
 class BlockCells(Cells):
-    """The mixed cells of one block: of the samples and heads, too, only the block's."""
+    """The partial cells of one block: of the samples and heads, too, only the block's."""
 
     def __init__(self, block: Block, groups: int, sizes, query_offset, device):
-        super().__init__(sizes, query_offset, block.rows, block.mixed, device)
+        super().__init__(sizes, query_offset, block.rows, block.partial, device)
         self._samples, self._heads, _ = block.queries(groups)
         self.batch, self.head = self.batch[self._samples], self.head[:, self._heads]
         self.query = self._cut(self.query)
@@ -68,18 +68,18 @@ class BlockCells(Cells):
 
 
 class Span(NamedTuple):
-    """What one sample's block of rows sees: which tiles, which of them in part, if any surely."""
+    """The tiles that one sample's block of rows is allowed, which are partial, if one is full."""
 
     tiles: Sequence[int]
-    first_mixed: int
-    last_mixed: int
+    first_partial: int
+    last_partial: int
     sure: bool
 
 
 def plan(every, some, tile, sizes, kv_heads: int, biased: bool, device) -> list[Block]:
     """Return the blocks of a call of `sizes`, from verdicts (B or 1, H or 1, T-tiles, S-tiles).
 
-    Neighbouring samples that see the same columns go together, up to the scores held at once.
+    Neighbouring samples with the same columns go together, up to the scores held at once.
     """
     spans = _spans(every.all(1), some.any(1), biased)
     blocks = []
@@ -96,18 +96,18 @@ def plan(every, some, tile, sizes, kv_heads: int, biased: bool, device) -> list[
 
 
 def _spans(every, some, biased: bool) -> list[list[Span]]:
-    """Return what each block of rows sees, by row block, then by sample (one for all, or each)."""
+    """Return what is allowed, by block of rows, then by sample (one for all, or each)."""
     if biased:  # a bias may hide anything
         every = torch.zeros_like(every)
     facts = torch.stack((*_ends(some), *_ends(some & ~every), some.sum(-1), every.any(-1)), -1)
     lines = []
     for i, line in enumerate(facts.transpose(0, 1).tolist()):
         spans = []
-        for sample, (first, last, first_mixed, last_mixed, count, sure) in enumerate(line):
+        for sample, (first, last, first_partial, last_partial, count, sure) in enumerate(line):
             tiles: Sequence[int] = range(first, last + 1)
             if count < len(tiles):
                 tiles = some[sample, i].nonzero().flatten().tolist()
-            spans.append(Span(tiles, first_mixed, last_mixed, bool(sure)))
+            spans.append(Span(tiles, first_partial, last_partial, bool(sure)))
         lines.append(spans)
     return lines
 
@@ -120,7 +120,7 @@ def _ends(flags):
 
 
 def _columns(span: Span, width: int, keys: int, device) -> tuple[Any, Any, slice]:
-    """Return the columns of a span, those of them that are mixed, and where among them."""
+    """Return the columns of a span, those of them that are partial, and where among them."""
     if not len(span.tiles):
         return None, None, slice(0)
     columns: Any = slice(span.tiles[0] * width, min((span.tiles[-1] + 1) * width, keys))
@@ -128,9 +128,9 @@ def _columns(span: Span, width: int, keys: int, device) -> tuple[Any, Any, slice
     if gaps:
         columns = (torch.tensor(span.tiles)[:, None] * width + torch.arange(width)).flatten()
         columns = columns[columns < keys].to(device)
-    if span.last_mixed < span.first_mixed:
+    if span.last_partial < span.first_partial:
         return columns, None, slice(0)
-    ends = span.tiles.index(span.first_mixed), span.tiles.index(span.last_mixed) + 1
+    ends = span.tiles.index(span.first_partial), span.tiles.index(span.last_partial) + 1
     place = slice(ends[0] * width, min(ends[1] * width, _length(columns)))
     if gaps:
         return columns, columns[place], place
