@@ -187,7 +187,7 @@ def translate(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def bench(session: nox.Session) -> None:
-    """Measure against what the frameworks ship, and write docs/benchmarks.md."""
+    """Measure against what the frameworks ship; write docs/benchmarks.md and its history."""
     page = [] if session.posargs else ["--page", "docs/benchmarks.md"]
     run(session, "-m", "benchmarks", *page, *session.posargs)
 

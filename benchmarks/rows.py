@@ -1,4 +1,4 @@
-"""What is measured against what: one row a claim, with the floor that it has to reach."""
+"""What is measured against what: one row a claim, with the floor that it should reach."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,14 @@ from .inputs import LONG, WIDE, arrays, mask, operations, seen
 
 @dataclass(frozen=True)
 class Row:
-    """`make` returns our call and theirs; `floor` is how many times faster ours has to be."""
+    """`make` returns our call and theirs.
+
+    `floor` is how many times faster ours should be at least, None where nothing is promised.
+    """
 
     name: str
     against: str
-    floor: float
+    floor: float | None
     make: Callable[[], tuple[Callable, Callable]]
     operations: float
 
@@ -200,12 +203,12 @@ def jax_modules() -> tuple[Callable, Callable]:
 
 def jax_rows() -> list[Row]:
     found = []
-    for backward, floors in ((False, (5, 4)), (True, (5, 3))):
-        for shape, floor in zip((LONG, WIDE), floors, strict=True):
+    for backward in (False, True):
+        for shape in (LONG, WIDE):
             pair = lambda s=shape, b=backward: (jax_attention("causal", s, b), jax_peer(s, b))  # noqa: E731
             name = f"jax causal {shape}{' + backward' if backward else ''}"
             cost = operations("causal", shape, backward)
-            found.append(Row(name, "jax.nn.dot_product_attention", floor, pair, cost))
+            found.append(Row(name, "jax.nn.dot_product_attention", None, pair, cost))
     for backward, floor in ((False, 1 / 1.15), (True, 1 / 1.25)):
         pair = lambda b=backward: (jax_attention("causal", LONG, b), torch_fused("causal", LONG, b))  # noqa: E731
         name = f"jax causal {LONG}{' + backward' if backward else ''}"
