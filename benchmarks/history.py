@@ -5,6 +5,7 @@ read. Speeds are in seconds, and a ratio above 1 means that ours is faster.
 """
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -42,7 +43,7 @@ def origin() -> dict:
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
-        "machine": f"{cores()} cores, {_cpu()}, {platform.platform()}",
+        "machine": ", ".join([f"{cores()} cores", *_threads(), _cpu(), platform.platform()]),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in SHAPES[SCHEMA]["versions"]},
     }
@@ -114,6 +115,12 @@ def _commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _threads() -> list[str]:
+    """Return the limit of threads, where there is one: it may be below the number of cores."""
+    limit = os.environ.get("OMP_NUM_THREADS")
+    return [f"OMP_NUM_THREADS={limit}"] if limit else []
 
 
 def _cpu() -> str:

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from .inputs import LONG, WIDE, arrays, mask, operations, seen
+from .inputs import LONG, WIDE, allowed, arrays, mask, operations
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def torch_fused(kind: str, shape, backward: bool = False) -> Callable:
 
     options = {"is_causal": True} if kind == "causal" else {}
     if kind not in ("causal", "none"):
-        options = {"attn_mask": torch.from_numpy(seen(kind, shape[2]))}
+        options = {"attn_mask": torch.from_numpy(allowed(kind, shape[2]))}
     return torch_call(partial(fused, **options), shape, backward)
 
 
@@ -103,7 +103,7 @@ def torch_modules(training: bool) -> tuple[Callable, Callable]:
     x = torch.from_numpy(arrays((8, 512, 512), 1)[0])
     lengths = np.linspace(512, 256, 8).astype(int)
     hidden = torch.from_numpy(np.arange(512) >= lengths[:, None])
-    future = torch.from_numpy(~seen("causal", 512))
+    future = torch.from_numpy(~allowed("causal", 512))
     causal = attn_torch.causal()
 
     def own():

@@ -64,9 +64,12 @@ def run(monkeypatch, tmp_path, report: dict, *words: str) -> int:
 
 
 def test_page_marks_each_row_that_misses_its_floor_or_limit():
-    text = markdown(MADE)
-    assert text.splitlines()[2].startswith("**4 of the 5 rows that have a floor or a limit miss it")
-    marked = [line for line in text.splitlines() if "below the" in line or "above the" in line]
+    lines = markdown(MADE).splitlines()
+    count = (
+        "**4 of the 5 rows that have a floor or a limit miss it.** Each of them says so in its row."
+    )
+    assert lines[2] == count
+    marked = [line for line in lines if "below the" in line or "above the" in line]
     assert [line.split("|")[-2].strip() for line in marked[1:]] == [
         "**above the limit of 64 by 25.0%**",
         "**above the limit of 8 by 100.0%**",
@@ -158,6 +161,14 @@ def test_line_of_another_shape_is_refused_by_its_number(tmp_path, line, told):
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n", "utf-8")
     with pytest.raises(ValueError, match=rf"^runs\.jsonl, line 2: .*({told})"):
         history.read(path)
+
+
+@pytest.mark.parametrize(("limit", "told"), [("1", ", OMP_NUM_THREADS=1,"), ("", " cores,")])
+def test_machine_tells_a_limit_of_threads(monkeypatch, limit, told):
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    machine = history.origin()["machine"]
+    assert told in machine
+    assert bool(limit) == ("OMP_NUM_THREADS" in machine)
 
 
 def test_report_of_another_shape_is_not_written(tmp_path):
@@ -262,7 +273,7 @@ def textbook(row=ROW, dtype=np.float32) -> np.ndarray:
     """Return the row's output of its last head, in one precision."""
     query, key, value, _ = (array[-1, -1].astype(dtype) for array in given(row.shape))
     scores = query @ key.T / dtype(np.sqrt(row.shape[3]))
-    hidden = ~accelerator.seen(row.work, row.shape)[-1, 0]
+    hidden = ~accelerator.allowed(row.work, row.shape)[-1, 0]
     scores[np.broadcast_to(hidden, scores.shape)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
@@ -330,12 +341,12 @@ def test_gradients_of_the_textbook_are_those_of_torch(work):
     row = accelerator.Row(work, "float32", shape, backward=True)
     leaves = [torch.from_numpy(a[-1, -1]).double().requires_grad_() for a in given(shape)[:3]]
     query, key, value = leaves
-    visible = torch.from_numpy(accelerator.seen(work, shape)[-1, 0])
-    scores = (query @ key.mT / 8**0.5).masked_fill(~visible, -torch.inf)
+    allowed = torch.from_numpy(accelerator.allowed(work, shape)[-1, 0])
+    scores = (query @ key.mT / 8**0.5).masked_fill(~allowed, -torch.inf)
     grad = torch.from_numpy(given(shape)[3][-1, -1]).double()
     found = torch.autograd.grad(scores.softmax(-1) @ value, leaves, grad)
-    for (name, exact, allowed), gradient in zip(
+    for (name, exact, tolerance), gradient in zip(
         accelerator.expected(row, None), found, strict=True
     ):
         np.testing.assert_allclose(exact, gradient.numpy(), atol=1e-12, err_msg=name)
-        assert (allowed[exact != 0] > 0).all() and allowed.max() < 1e-3
+        assert (tolerance[exact != 0] > 0).all() and tolerance.max() < 1e-3
