@@ -51,6 +51,13 @@ found = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
 sys.exit(f"not expected in this environment: {', '.join(found)}" if found else 0)
 """
 
+# The files that a forge reads, by the schema that check-jsonschema has for them.
+SCHEMAS = {
+    "github-workflows": ".github/workflows/*.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/*.yml",
+    "citation-file-format": "CITATION.cff",
+}
+
 # The tests that compile, and the one that sees what is imported: what a new version breaks first.
 COMPILING = ["compile", "compilations", "traced", "shared_programs", "kernel", "isolation"]
 
@@ -145,13 +152,14 @@ def shapes(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def lint(session: nox.Session) -> None:
-    """Check style, format, types and the workflow."""
+    """Check style, format, types, and the files that a forge reads."""
     run(session, "-m", "ruff", "check", *session.posargs)
     run(session, "-m", "ruff", "format", "--check")
     run(session, "-m", "mypy")
-    workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
-    schema = ["--builtin-schema", "vendor.github-workflows"]
-    run(session, "-m", "check_jsonschema", *schema, *workflows)
+    for schema, files in SCHEMAS.items():
+        paths = [str(path) for path in Path().glob(files)]
+        options = ["--builtin-schema", f"vendor.{schema}", "--default-filetype", "yaml"]
+        run(session, "-m", "check_jsonschema", *options, *paths)
 
 
 def versions(session: nox.Session) -> None:
@@ -187,7 +195,7 @@ def translate(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def bench(session: nox.Session) -> None:
-    """Measure against what the frameworks ship, and write docs/benchmarks.md."""
+    """Measure against what the frameworks ship; write docs/benchmarks.md and its history."""
     page = [] if session.posargs else ["--page", "docs/benchmarks.md"]
     run(session, "-m", "benchmarks", *page, *session.posargs)
 
