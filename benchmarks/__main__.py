@@ -14,7 +14,7 @@ try:
 except ImportError:
     sys.exit("the benchmarks need rich: python -m pip install rich")
 
-from conformance.run import cores
+from conformance.runs.run import cores
 
 from . import compiling, memory, steps
 from .measure import matmul_peak, paired

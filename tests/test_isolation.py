@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.report import read, results
+from conformance.reports.report import read, results
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax"}
@@ -106,7 +106,8 @@ def test_extra_installs_what_the_backend_imports(backend):
 
 
 @pytest.mark.parametrize(
-    "module", ["conformance", "conformance.contract", "conformance.cases", "conformance.subjects"]
+    "module",
+    ["conformance", "conformance.contract", "conformance.cases.attention", "conformance.subjects"],
 )
 def test_conformance_imports_no_backend(module):
     found = imported(f"import {module}")
@@ -115,8 +116,9 @@ def test_conformance_imports_no_backend(module):
 
 
 def test_no_chapter_of_the_suite_imports_a_backend():
-    folder = ROOT / "conformance"
-    paths = [p.relative_to(ROOT) for p in folder.rglob("*.py") if p.stem != "__main__"]
+    folders = [ROOT / name for name in ("conformance", "tools")]
+    paths = [p.relative_to(ROOT) for folder in folders for p in folder.rglob("*.py")]
+    paths = [p for p in paths if p.stem != "__main__"]
     shared = {"__init__", "base", "conftest", "heads", "widths"}
     adapters = [p for p in paths if p.match("subjects/attn_*.py")]
     adapters += [p for p in paths if p.match("subjects/peers/*.py") and p.stem not in shared]
