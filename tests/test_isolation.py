@@ -35,6 +35,32 @@ attn.attention_steps(ones, ones, ones)
 mask.tile(3, 3, slice(0, 2), slice(0, 2)), mask.draw(3, 3), mask.explain(0, 0, 1, 2)
 attn.sequence_mask, attn.look_ahead_mask(3, 3), attn.MultiHeadAttention
 """
+# What a browser has not: the clauses and the vectors need NumPy alone.
+HIDE = """
+import sys
+hidden = ["pytest", "_pytest", "xdist", "hypothesis", "jsonschema", "rich", "ml_dtypes"]
+sys.modules |= dict.fromkeys(hidden)
+"""
+JUDGE = """
+from conformance.contract import clauses
+from conformance.oracle.tolerance import Differs
+from conformance.vectors import load, manifest, put
+from conformance.vectors.judge import judge
+assert clauses()["EMPTY-2"].level == "MUST" and len(manifest()["vectors"]) == len(load())
+judged = refused = 0
+for vector in load().values():
+    numbers = all(part.kind == "close" and part.expected.size for part in vector.expect)
+    if numbers and "float32" in vector.dtypes:
+        assert vector.cast("float32").inputs["query"].dtype == "float32"
+        right = {part.tensor: part.expected for part in vector.expect}
+        judge(vector, right, "float32")
+        judged += 1
+        try:
+            judge(vector, {name: array + 1 for name, array in right.items()}, "float32")
+        except Differs:
+            refused += 1
+assert judged == refused > 20, (judged, refused)
+"""
 COMMAND = """
 import runpy
 sys.argv = ["conformance", *{arguments!r}]
@@ -126,6 +152,20 @@ def test_no_chapter_of_the_suite_imports_a_backend():
     assert len(names) > 20
     found = imported("\n".join(f"import {name.removesuffix('.__init__')}" for name in names))
     refuse(found, FRAMEWORKS | OURS - {"conformance"}, "the suite")
+
+
+def test_vectors_are_judged_where_numpy_alone_is_installed():
+    imported(HIDE + JUDGE)
+
+
+def test_what_is_hidden_cannot_be_imported():
+    with pytest.raises(AssertionError, match="import of pytest halted"):
+        imported(f"{HIDE}import conformance.conftest")
+
+
+def test_bfloat16_asks_for_its_package_where_that_is_hidden():
+    with pytest.raises(AssertionError, match="import of ml_dtypes halted"):
+        imported(f"{HIDE}from conformance.oracle.tolerance import dtype; dtype('bfloat16')")
 
 
 def test_list_imports_no_backend():

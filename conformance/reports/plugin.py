@@ -14,9 +14,9 @@ import pytest
 
 from ..contract import clauses
 from ..oracle.tolerance import LEDGER
-from ..runs.limit import overrun
 from .diagnosis import NAMES, first_name
 from .known import KNOWN
+from .overrun import overrun
 from .report import CRASHED, begun, case_of, entered, line, own_part, results, versions
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"

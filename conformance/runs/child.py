@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..reports.overrun import overrun
 from ..reports.report import begun, enter, has_footer, results, trim
-from .limit import overrun
 
 # pytest's own statuses, by name: nothing of pytest is imported before it is known to be there
 OK, FAILED, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
