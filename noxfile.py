@@ -117,7 +117,7 @@ def tests(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Prove that the suite catches every wrong implementation, and write the kill matrix."""
     page = [] if session.posargs else ["--page", "docs/kill-matrix.md"]
-    run(session, "-m", "conformance", "mutants", *page, *session.posargs)
+    run(session, "-m", "tools.mutants", *page, *session.posargs)
 
 
 @nox.session
@@ -125,7 +125,7 @@ def atlas(session: nox.Session) -> None:
     """Check other libraries against the contract, and write docs/atlas.md."""
     install(session, "-e", ".[all,conformance]", *group("peers"))
     page = [] if session.posargs else ["--page", "docs/atlas.md"]
-    session.run("python", "-m", "conformance", "atlas", *page, *session.posargs, env=ENV)
+    session.run("python", "-m", "tools.atlas", *page, *session.posargs, env=ENV)
 
 
 @nox.session

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
 
-from conformance.run import cores
+from conformance.runs.run import cores
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = 1
