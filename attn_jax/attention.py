@@ -204,7 +204,7 @@ def _visible(mask, bias, sizes, query_offset):
     """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
     visible = jnp.ones((1, 1, 1, 1), bool)
     if mask is not None:
-        visible = mask.ask(Cells(sizes, query_offset, xp=jnp))
+        visible = mask.evaluate(Cells(sizes, query_offset, xp=jnp))
     return visible if bias is None else visible & (bias != -jnp.inf)
 
 
