@@ -127,10 +127,10 @@ class Mask:
         for part in self.parts:
             yield from part._signed(negated != (self.name == "~"))
 
-    def ask(self, at: Cells | Tiles) -> Any:
+    def evaluate(self, at: Cells | Tiles) -> Any:
         """Put the rule to cells (a bool each) or to tiles (a `Verdict` each)."""
         if self.parts:
-            return self.rule(*(part.ask(at) for part in self.parts))
+            return self.rule(*(part.evaluate(at) for part in self.parts))
         return self.rule(at, *self.settings, *self.tables)
 
     def allowed(
@@ -144,7 +144,7 @@ class Mask:
         >>> causal().allowed(1, 3, query_offset=2)
         Array([[[[ True,  True,  True]]]], dtype=bool)
         """
-        seen = self.ask(Cells(*self._call(T, S, query_offset, batch, heads)))
+        seen = self.evaluate(Cells(*self._call(T, S, query_offset, batch, heads)))
         with jax.ensure_compile_time_eval():  # what is concrete stays concrete while tracing
             return jax.device_put(seen.copy())
 
@@ -173,20 +173,20 @@ class Mask:
     def tile(
         self, T: int, S: int, rows: slice, columns: slice, query_offset=None, *, batch=1, heads=1
     ) -> str:
-        """Say of a tile of queries by keys whether "all" of it, "none" or some ("look") is seen.
+        """Return "none", "all" or "partial": how much of a tile of queries by keys is allowed.
 
         >>> [causal().tile(8, 8, slice(4, 6), slice(s, s + 2)) for s in (0, 4, 6)]
-        ['all', 'look', 'none']
+        ['all', 'partial', 'none']
         """
         sizes, offset = self._call(T, S, query_offset, batch, heads)
         cells = Cells(sizes, offset, rows, columns)
         height, width = cells.query.shape[2], cells.key.shape[3]
         if not height * width:
             return "none"
-        verdict = self.ask(Tiles(cells, height, width))
-        if not (verdict.every.all() or not verdict.some.any()):
-            verdict = self.ask(Tiles(cells, 1, 1))  # cell by cell: what is traced stays unknown
-        return "all" if verdict.every.all() else "look" if verdict.some.any() else "none"
+        verdict = self.evaluate(Tiles(cells, height, width))
+        if not (verdict.all.all() or not verdict.any.any()):
+            verdict = self.evaluate(Tiles(cells, 1, 1))  # a cell each: what is traced stays open
+        return "all" if verdict.all.all() else "partial" if verdict.any.any() else "none"
 
     def explain(self, batch: int, head: int, query: int, key: int, *, query_offset=0) -> str:
         """Say in words what each part makes of one cell, the conclusion first.
@@ -206,7 +206,7 @@ class Mask:
         at = Cells(sizes, query_offset, slice(query, query + 1), slice(key, key + 1))
 
         def word(mask: Mask) -> str:
-            seen = np.broadcast_to(mask.ask(at), (*sizes[:2], 1, 1))[batch, head]
+            seen = np.broadcast_to(mask.evaluate(at), (*sizes[:2], 1, 1))[batch, head]
             return "allowed" if seen.all() else "hidden"
 
         lines = [f"{word(self)}: sample {batch}, head {head}, query {query}, key {key}"]
