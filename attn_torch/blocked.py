@@ -5,6 +5,8 @@ the kernel is called. Everything else goes block by block: the mask is evaluated
 and each block of queries meets only the columns of tiles that are not hidden from it.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -175,7 +177,15 @@ class _Blocks(torch.autograd.Function):
     """The loop over blocks; its backward pass computes each block's weights again."""
 
     @staticmethod
-    def forward(query, key, value, bias, nonfinite, call, blocks):
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        nonfinite: Tensor | None,
+        call: Call,
+        blocks: list[Block],
+    ) -> Tensor:
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
         empty_row_value = _empty_row_value(call, value, nonfinite)
@@ -192,13 +202,13 @@ class _Blocks(torch.autograd.Function):
         return output
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.call, ctx.blocks = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_output):
+    def backward(ctx: Any, d_output: Tensor) -> tuple:
         query, key, value, bias, nonfinite = ctx.saved_tensors
         grads = [None if x is None else torch.zeros_like(x) for x in (query, key, value, bias)]
         groups = query.shape[1] // key.shape[1]
