@@ -54,7 +54,7 @@ def opened(mask: Mask, tile: Tile) -> Mask:
 
         return at.call(seen)
 
-    return replace(mask, rule=rule, settings=(), tables=tuple(closed.consts))
+    return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
 
 
 class Walk:
