@@ -51,7 +51,8 @@ def check_call(
     sizes = (batch, heads, queries, key.shape[2])
     checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
-    checks.check_rngs(dropout, rngs)
+    if dropout > 0 and rngs is None:
+        raise ValueError("dropout needs rngs: got None")
     scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
     return Call(sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), rngs)

@@ -55,7 +55,7 @@ def closure_convert(mask: Mask, tile: Tile) -> Mask:
 
         return at.call(allowed)
 
-    return replace(mask, rule=rule, settings=(), tables=tuple(closed.consts))
+    return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
 
 
 class TileLoop:
