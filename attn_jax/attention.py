@@ -187,7 +187,7 @@ def _allowed(call: Call) -> Array:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
     allowed = jnp.ones((1, 1, 1, 1), bool)
     if call.mask is not None:
-        allowed = call.mask.ask(Cells(call.sizes, call.query_offset, xp=jnp))
+        allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, xp=jnp))
     return allowed if call.bias is None else allowed & (call.bias != -jnp.inf)
 
 
@@ -212,5 +212,6 @@ def _drop(weights: Array, dropout: float, dropout_key: Array | None) -> Array:
         return weights
     if dropout == 1:
         return jnp.zeros_like(weights)  # 1 / (1 - p) would be 0/0
+    assert dropout_key is not None  # it was drawn, dropout lying between 0 and 1
     kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
     return jnp.where(kept, weights / (1 - dropout), 0)

@@ -158,9 +158,7 @@ def _online_softmax_step(
     return new_max, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
 
 
-def _backward(
-    tiles: tuple[Tile, Tile], kept: tuple, d_output: Array
-) -> tuple[Array, Array, Array, Call]:
+def _backward(tiles: tuple[Tile, Tile], kept: tuple, d_output: Array) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
     query, key, value, call, lse, output = kept
     loop = TileLoop(tiles[1], query, key, value, call)
@@ -229,8 +227,8 @@ def _backward_tile(
     if masked:  # not 0 * inf, where a hidden value is huge
         d_scores = jnp.where(scores == -jnp.inf, 0, d_scores)
     d_bias = []
-    if loop.bias is not None:
-        sums = [axis for axis in (1, 2, 3) if loop.bias.shape[axis] == 1]
+    if loop.call.bias is not None:
+        sums = [axis for axis in (1, 2, 3) if loop.call.bias.shape[axis] == 1]
         d_bias = [loop.ungrouped(d_scores).sum(sums, keepdims=True)]
     d_scores = d_scores if slope is None else d_scores * slope
     return d_scores @ key, turned[0] @ d_scores, turned[1] @ weights, *d_bias

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from . import checks
 from .masks import Mask
@@ -20,25 +21,25 @@ class Call(NamedTuple):
 
     sizes: tuple[int, int, int, int]
     mask: Mask | None
-    bias: jax.Array | np.ndarray | None  # (T, S), or rank 4 with dims of 1
+    bias: Array | None  # (T, S), or rank 4 with dims of 1
     scale: float
     softcap: float | None
     empty_rows: str
-    query_offset: int | jax.Array | np.ndarray
+    query_offset: int | Array | np.ndarray
     dropout: float
     rngs: nnx.Rngs | None
 
 
 def check_call(
-    query: jax.Array | np.ndarray,
-    key: jax.Array | np.ndarray,
-    value: jax.Array | np.ndarray,
+    query: Array,
+    key: Array,
+    value: Array,
     mask: Mask | None = None,
-    bias: jax.Array | np.ndarray | None = None,
+    bias: Array | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     empty_rows: str = "zero",
-    query_offset: int | jax.Array | np.ndarray | None = None,
+    query_offset: int | Array | np.ndarray | None = None,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Call:
@@ -46,11 +47,13 @@ def check_call(
     checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
-    sizes = (*query.shape[:3], key.shape[2])
+    batch, heads, queries, head_dim = query.shape
+    sizes = (batch, heads, queries, key.shape[2])
     checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
-    checks.check_rngs(dropout, rngs)
-    scale = scale_or_default(scale, query.shape[3])
+    if dropout > 0 and rngs is None:
+        raise ValueError("dropout needs rngs: got None")
+    scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
     return Call(sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), rngs)
 

@@ -198,8 +198,9 @@ class MultiHeadAttention(nnx.Module):
         return counts
 
     def _check_cache(self, x: Array, cache: KVCache) -> None:
-        """Refuse a cache that is consumed, or made for others than x and these weights."""
+        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
         checks.check_is_cache(cache, KVCache)
+        checks.check_cache(cache)
         batch = x.shape[0 if self.batch_first else 1]
         checks.check_fits(cache, batch, self._dims(), self._dtype(x))
 
@@ -223,7 +224,6 @@ class MultiHeadAttention(nnx.Module):
         query_offset: int | Array | np.ndarray,
     ) -> Call:
         dropout = 0.0 if self.deterministic else self.dropout
-        checks.check_rngs(dropout, self.rngs)
         scale = scale_or_default(None, self.head_dim)
         return Call(
             sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, self.rngs
@@ -292,7 +292,7 @@ def _zero_hidden_keys(
 ) -> tuple[Array, Array]:
     """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
     at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
-    some = jnp.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
+    some = jnp.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     allowed = some.any((1, 2))[..., None]  # (B, S, 1)
     return jnp.where(allowed, key, 0), jnp.where(allowed, value, 0)
 
@@ -300,13 +300,13 @@ def _zero_hidden_keys(
 def _uniform(query: Array, mask: Mask, written: Mask, call: Call) -> tuple[Array, Call]:
     """Allow fully masked rows every written slot alike: their query and bias are 0."""
     cells = Cells(call.sizes, call.query_offset, xp=jnp)
-    allowed = jnp.broadcast_to(mask.ask(cells), call.sizes)
+    allowed = jnp.broadcast_to(mask.evaluate(cells), call.sizes)
     bias = call.bias
     if bias is not None:
         allowed = allowed & (bias != -jnp.inf)
     empty = ~allowed.any(-1, keepdims=True)
     bias = None if bias is None else jnp.where(empty, 0, bias)
-    mask = allow(jnp.where(empty, written.ask(cells), allowed))
+    mask = allow(jnp.where(empty, written.evaluate(cells), allowed))
     call = call._replace(mask=mask, bias=bias, empty_rows="nan")  # where nothing is written
     return jnp.where(empty, 0, query), call
 

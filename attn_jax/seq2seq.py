@@ -57,8 +57,7 @@ class Seq2SeqTransformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        settings = {"batch_first": batch_first}
-        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, settings)
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, batch_first)
         self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
         self.padding_idx, self.positions = padding_idx, positions
         self.transformer = Transformer(

@@ -367,14 +367,20 @@ class _Stack(nnx.Module):
     def _new_caches(self, batch_size: int, capacity: int) -> tuple[KVCache, ...]:
         return tuple(layer.self_attn.new_cache(batch_size, capacity) for layer in self.layers)
 
-    def _check_caches(self, x: Array, cache: StackCache, hidden: Array | None) -> None:
-        """Refuse what a later layer would refuse after the first has written."""
+    def _check_depth(self, cache: StackCache) -> None:
         checks.check_is_cache(cache, StackCache)
-        batch_first = self.layers[0].batch_first
         memories = len(self.layers) if self.layer_class.has_memory else 0
-        checks.check_stack_decode(x, cache, hidden, len(self.layers), memories, batch_first)
-        for layer, own in zip(self.layers, cache.layers, strict=True):
-            layer.self_attn._check_cache(x, own)
+        checks.check_depth(cache, len(self.layers), memories)
+
+    def _check_caches(self, x: Array, cache: StackCache, counts: Array | None) -> None:
+        """Refuse what a later layer would refuse after the first has written."""
+        steps = x.shape[1 if self.layers[0].batch_first else 0]
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            layer.self_attn._check_cache(x, layer_cache)
+            checks.check_room(layer_cache, steps if counts is None else counts)
+        if cache.memory:
+            for layer, memory in zip(self.layers, cache.memory, strict=True):
+                layer.multihead_attn._check_cache(x, memory)
 
 
 class TransformerEncoder(_Stack):
@@ -416,9 +422,10 @@ class TransformerEncoder(_Stack):
         mask: Mask | None = None,
     ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
-        self._check_caches(src, cache, hidden)
+        self._check_depth(cache)
         first = self.layers[0]
         counts = first.self_attn._check_decode(src, cache.layers[0], hidden, mask)
+        self._check_caches(src, cache, counts)
         x = pack(src, hidden, first.batch_first)
         written = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
@@ -486,11 +493,10 @@ class TransformerDecoder(_Stack):
         memory_mask: AnyMask = None,
     ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
-        self._check_caches(tgt, cache, hidden)
-        for layer, memory in zip(self.layers, cache.memory, strict=True):
-            layer.multihead_attn._check_cache(tgt, memory)
+        self._check_depth(cache)
         first, masks = self.layers[0], (tgt_mask, memory_mask, cache.memory_key_padding_mask)
         counts, call = first._check_decode(tgt, cache.layers[0], cache.memory[0], hidden, *masks)
+        self._check_caches(tgt, cache, counts)
         x = pack(tgt, hidden, first.batch_first)
         written = []
         caches = zip(self.layers, cache.layers, cache.memory, strict=True)

@@ -138,7 +138,7 @@ def _allowed(call: Call) -> np.ndarray:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
     allowed = np.ones((1, 1, 1, 1), bool)
     if call.mask is not None:
-        allowed = call.mask.ask(Cells(call.sizes, call.query_offset))
+        allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset))
     return allowed if call.bias is None else allowed & (call.bias != -np.inf)
 
 

@@ -8,7 +8,7 @@ place. Several threads share the blocks out, each with BLAS held to one thread.
 import math
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +30,7 @@ CELLS = 2**18
 # Scores that are worth a thread: about a millisecond of work, where a thread costs under 0.1.
 THREAD_CELLS = 2**18
 
-Part = tuple[slice, slice, slice]  # samples, heads, and the key heads that these share
+_Share = tuple[slice, slice, slice]  # samples, heads, and the key heads that these share
 
 
 class _Work(NamedTuple):
@@ -78,7 +78,7 @@ def attention_blocked(
     sizes = call.sizes
     verdict = _evaluate_tiles(call, tile)
     counts = (*sizes[:2], -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1]))
-    seen = np.broadcast_to(verdict.some.any((0, 1)), counts[2:])
+    needed = np.broadcast_to(verdict.any.any((0, 1)), counts[2:])
     bounded = bounded or is_bounded(query, key, value, call.scale)
     key, value, nonfinite = _ready(key), _ready(value), None
     if not bounded:
@@ -96,11 +96,11 @@ def attention_blocked(
         call,
         tile,
         Verdict(*(np.broadcast_to(part, counts) for part in verdict)),
-        verdict.some.shape[:2] != (1, 1),
-        min(int(seen.sum(-1).max()) * tile[1], sizes[3]),
+        verdict.any.shape[:2] != (1, 1),
+        min(int(needed.sum(-1).max()) * tile[1], sizes[3]),
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
-    _share_out(work, float(verdict.some.mean()) * math.prod(sizes))
+    _share_out(work, float(verdict.any.mean()) * math.prod(sizes))
     return work.output
 
 
@@ -109,7 +109,7 @@ def _evaluate_tiles(call: Call, tile: tuple[int, int]) -> Verdict:
     if call.mask is None or (call.sizes[2] <= tile[0] and call.sizes[3] <= tile[1]):
         yes = np.ones((1, 1, 1, 1), bool)
         return Verdict(yes if call.mask is None else ~yes, yes)
-    return call.mask.ask(Tiles(Cells(call.sizes, call.query_offset), *tile))
+    return call.mask.evaluate(Tiles(Cells(call.sizes, call.query_offset), *tile))
 
 
 def _ready(array: np.ndarray) -> np.ndarray:
@@ -120,7 +120,7 @@ def _ready(array: np.ndarray) -> np.ndarray:
 
 def _share_out(work: _Work, cells: float) -> None:
     """Do all blocks, of so many allowed cells, on as many threads as that is worth."""
-    parts, blocks = list(_parts(work)), work.verdict.some.shape[2]
+    parts, blocks = list(_parts(work)), work.verdict.any.shape[2]
     worth = int(cells / THREAD_CELLS)
     if worth < 2 or is_inside():
         return _attend_blocks(work, [(block, parts) for block in range(blocks)])
@@ -131,7 +131,7 @@ def _share_out(work: _Work, cells: float) -> None:
         work_together(partial(_attend_blocks, work), units, threads)  # the last, longest ones first
 
 
-def _parts(work: _Work) -> Iterator[Part]:
+def _parts(work: _Work) -> Iterator[_Share]:
     """Yield samples, heads and their key heads: as many at a time as make about CELLS scores."""
     batch, heads, queries, _ = work.call.sizes
     group = heads // work.key.shape[1]
@@ -152,17 +152,17 @@ class _Plan(NamedTuple):
     width: int
 
 
-def _plan(work: _Work, block: int, part: Part) -> _Plan:
+def _plan(work: _Work, block: int, part: _Share) -> _Plan:
     samples, heads, _ = part
-    some = work.verdict.some[samples, heads, block].any((0, 1)).tolist()
-    every = work.verdict.every[samples, heads, block].all((0, 1)).tolist()
+    needed: Any = work.verdict.any[samples, heads, block].any((0, 1)).tolist()
+    full: Any = work.verdict.all[samples, heads, block].all((0, 1)).tolist()
     runs: list[tuple[slice, slice]] = []
     partial_tiles, place = [], 0
-    for tile in (tile for tile, met in enumerate(some) if met):
+    for tile in (tile for tile, met in enumerate(needed) if met):
         start = tile * work.tile[1]
         stop = min(start + work.tile[1], work.call.sizes[3])
         at = slice(place, place + stop - start)
-        if not every[tile]:
+        if not full[tile]:
             partial_tiles.append((tile, at))
         if runs and runs[-1][0].stop == start:
             run, whole = runs.pop()
@@ -181,13 +181,14 @@ class _Hidden(dict):
 
     def __missing__(self, tile: int) -> np.ndarray:
         columns = slice(tile * self._width, (tile + 1) * self._width)
+        assert self._call.mask is not None  # else every tile is full
         cells = Cells(self._call.sizes, self._call.query_offset, self._rows, columns)
-        self[tile] = ~self._call.mask.ask(cells)
+        self[tile] = ~self._call.mask.evaluate(cells)
         return self[tile]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
-def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[Part]]]) -> None:
+def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[_Share]]]) -> None:
     """Write the output's blocks: for each of `units`, a block of rows and parts of the heads."""
     sizes, height = work.call.sizes, work.tile[0]
     cells = min(height, sizes[2]) * work.widest
@@ -203,7 +204,7 @@ def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[Part]]]) -> None
 
 
 def _attend_block(
-    work: _Work, rows: slice, part: Part, plan: _Plan, hidden: _Hidden, workspace: np.ndarray
+    work: _Work, rows: slice, part: _Share, plan: _Plan, hidden: _Hidden, workspace: np.ndarray
 ) -> None:
     """Write a block of the output: these rows, for these samples and heads."""
     samples, heads, shared = part
@@ -234,14 +235,16 @@ def _attend_block(
     work.output[samples, heads, rows] = output.reshape(*query.shape[:3], -1)
 
 
-def _cap_and_bias(work: _Work, scores: np.ndarray, rows: slice, part: Part, plan: _Plan) -> None:
+def _cap_and_bias(work: _Work, scores: np.ndarray, rows: slice, part: _Share, plan: _Plan) -> None:
     """Cap the scores and add the bias, in place; where it is -inf it hides."""
     samples, heads, _ = part
     if work.call.softcap is not None:
         scores /= work.call.softcap
         np.tanh(scores, out=scores)
         scores *= work.call.softcap
-    for run, at in plan.runs if work.bias is not None else ():
+    if work.bias is None:
+        return
+    for run, at in plan.runs:
         bias = _cut(work.bias, samples, heads, rows, run)
         scores[..., at] += upcast(bias)
         np.copyto(scores[..., at], -np.inf, where=bias == -np.inf)

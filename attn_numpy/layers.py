@@ -5,7 +5,7 @@ Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken i
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from . import checks
 from .numerics import upcast
 
-Itself = TypeVar("Itself", bound="Module")  # not Self, which shape checkers refuse in a method
+SomeModule = TypeVar("SomeModule", bound="Module")  # not Self, which shape checkers refuse in a method
 
 
 class Module:
@@ -26,14 +26,14 @@ class Module:
 
     training = True
 
-    def train(self: Itself, mode: bool = True) -> Itself:
+    def train(self: SomeModule, mode: bool = True) -> SomeModule:
         """Switch dropout on, or off with `mode=False`."""
         self.training = mode
         for _, part in self.parts():
             part.train(mode)
         return self
 
-    def eval(self: Itself) -> Itself:
+    def eval(self: SomeModule) -> SomeModule:
         """Switch dropout off."""
         return self.train(False)
 
@@ -168,4 +168,4 @@ def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return (x_float * share).astype(x.dtype)
 
 
-_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none
+_erf: Any = np.frompyfunc(math.erf, 1, 1)  # NumPy has none of its own

@@ -192,7 +192,7 @@ class MultiHeadAttention(Module):
         return counts
 
     def _check_cache(self, x: np.ndarray, cache: KVCache) -> None:
-        """Refuse a cache that is consumed, or made for others than x and these weights."""
+        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
         checks.check_is_cache(cache, KVCache)
         checks.check_cache(cache)
         batch = x.shape[0 if self.batch_first else 1]
@@ -294,7 +294,7 @@ def _zero_hidden_keys(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
     at = Tiles(Cells(sizes, query_offset), sizes[2], 1)
-    some = np.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
+    some = np.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     allowed = np.any(some, (1, 2))[..., None]  # (B, S, 1)
     return np.where(allowed, key, 0), np.where(allowed, value, 0)
 
@@ -302,13 +302,13 @@ def _zero_hidden_keys(
 def _uniform(query: np.ndarray, mask: Mask, written: Mask, call: Call) -> tuple[np.ndarray, Call]:
     """Allow fully masked rows every written slot alike: their query and bias are 0."""
     cells = Cells(call.sizes, call.query_offset)
-    allowed = np.broadcast_to(mask.ask(cells), call.sizes)
+    allowed = np.broadcast_to(mask.evaluate(cells), call.sizes)
     bias = call.bias
     if bias is not None:
         allowed = allowed & (bias != -np.inf)
     empty = ~allowed.any(-1, keepdims=True)
     bias = None if bias is None else np.where(empty, 0, bias)
-    mask = allow(np.where(empty, written.ask(cells), allowed))
+    mask = allow(np.where(empty, written.evaluate(cells), allowed))
     call = call._replace(mask=mask, bias=bias, empty_rows="nan")  # where nothing is written
     return np.where(empty, 0, query), call
 

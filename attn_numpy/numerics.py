@@ -7,7 +7,7 @@ import numpy as np
 HUGE = 1e37  # a bound on scores, below what float32 holds
 
 
-def upcast(array):
+def upcast(array: np.ndarray) -> np.ndarray:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
@@ -30,7 +30,9 @@ def _norm(array: np.ndarray) -> float:
     return math.sqrt(numbers @ numbers)
 
 
-def split_nonfinite(key, value):
+def split_nonfinite(
+    key: np.ndarray, value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     nonfinite = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))  # (B, H_kv, S)
     return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), nonfinite

@@ -54,8 +54,7 @@ class Seq2SeqTransformer(Module):
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ):
-        settings = {"batch_first": batch_first}
-        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, settings)
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, batch_first)
         self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
         self.padding_idx, self.positions = padding_idx, positions
         rng = np.random.default_rng(rng)

@@ -106,9 +106,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
-    bias = None if call.bias is None else call.bias.to(query.device)
+    if call.bias is not None:
+        call = call._replace(bias=call.bias.to(query.device))
     with no_autocast(query):
-        allowed = _allowed(call, bias, query.device)
+        allowed = _allowed(call, query.device)
         q, k, v = (upcast(array) for array in (query, key, value))
         k, v, nonfinite = split_nonfinite(k, v)
         groups = call.sizes[1] // key.shape[1]
@@ -119,7 +120,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
             scores = torch.where(allowed, scores, scores.detach())  # tanh' of a hidden NaN is NaN
             scores = call.softcap * torch.tanh(scores / call.softcap)
         scores = torch.where(nonfinite[:, :, None, :], torch.nan, scores)
-        masked_scores = scores if bias is None else scores + upcast(bias)
+        masked_scores = scores if call.bias is None else scores + upcast(call.bias)
         masked_scores = torch.where(allowed, masked_scores, -torch.inf)
         weights = _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
         # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
@@ -142,12 +143,12 @@ def _largest(array: Tensor) -> float:
     return float(torch.where(array.isnan(), 0, array).detach().abs().max())
 
 
-def _allowed(call: Call, bias: Tensor | None, device: torch.device) -> Tensor:
+def _allowed(call: Call, device: torch.device) -> Tensor:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
     allowed = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
     if call.mask is not None:
-        allowed = call.mask.ask(Cells(call.sizes, call.query_offset, device=device))
-    return allowed if bias is None else allowed & (bias != -torch.inf)
+        allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, device=device))
+    return allowed if call.bias is None else allowed & (call.bias != -torch.inf)
 
 
 def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, empty_rows: str) -> Tensor:

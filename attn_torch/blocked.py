@@ -5,6 +5,8 @@ the kernel is called. Everything else goes block by block: the mask is evaluated
 and each block of queries meets only the columns of tiles that are not hidden from it.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -58,6 +60,20 @@ def attention_blocked(
     return _attend_blocks(query, key, value, call, bounded, tile, kernel)
 
 
+def _evaluate_tiles(
+    call: Call, tile: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return which tiles are full and which are needed: (B or 1, H or 1, T-tiles, S-tiles)."""
+    tiles = [-(-size // length) for size, length in zip(call.sizes[2:], tile, strict=True)]
+    if call.mask is None:
+        full = torch.ones((1, 1, tiles[0], 1), dtype=torch.bool)
+        return full, full
+    cells = Cells(call.sizes, call.query_offset, device=device)
+    verdict = torch.stack(torch.broadcast_tensors(*call.mask.evaluate(Tiles(cells, *tile)))).cpu()
+    full, needed = verdict.expand(*verdict.shape[:3], *tiles)
+    return full, needed
+
+
 @torch.compiler.disable  # which blocks there are depends on the mask's values
 def _attend_blocks(
     query: Tensor,
@@ -69,8 +85,8 @@ def _attend_blocks(
     kernel: bool,
 ) -> Tensor:
     """Attend block by block, or by the fused kernel after all, should everything be allowed."""
-    every, some = _evaluate_tiles(call, tile, query.device)
-    if kernel and every.all():
+    full, needed = _evaluate_tiles(call, tile, query.device)
+    if kernel and full.all():
         return fused(query, key, value, call.scale, False, bounded)
     bias, nonfinite = call.bias, None
     if bias is not None:
@@ -80,23 +96,9 @@ def _attend_blocks(
     if not bounded or (bias is not None and bias.detach().amax().isnan()):
         key, value, nonfinite = split_nonfinite(key, value)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
-    blocks = plan(every, some, tile, call.sizes, key.shape[1], bias is not None, query.device)
+    blocks = plan(full, needed, tile, call, key.shape[1], query.device)
     arrays = (upcast(query), upcast(key), upcast(value), bias, nonfinite)
     return _Blocks.apply(*arrays, call, blocks).to(query.dtype)
-
-
-def _evaluate_tiles(
-    call: Call, tile: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Evaluate the mask for all tiles: (B or 1, H or 1, T-tiles, S-tiles), on the CPU."""
-    tiles = [-(-size // length) for size, length in zip(call.sizes[2:], tile, strict=True)]
-    if call.mask is None:
-        every = torch.ones((1, 1, tiles[0], 1), dtype=torch.bool)
-        return every, every
-    cells = Cells(call.sizes, call.query_offset, device=device)
-    verdict = torch.stack(torch.broadcast_tensors(*call.mask.ask(Tiles(cells, *tile)))).cpu()
-    every, some = verdict.expand(*verdict.shape[:3], *tiles)
-    return every, some
 
 
 class _Part:
@@ -145,7 +147,7 @@ class _Part:
             scores.masked_fill_(self.nonfinite[:, :, None], torch.nan)
         cells = self.split(scores)
         self._hide(cells, bias)
-        empty = None if self.block.sure else cells.amax(-1, keepdim=True) == -torch.inf
+        empty = None if self.block.has_full else cells.amax(-1, keepdim=True) == -torch.inf
         if empty is not None and empty.device.type == "cpu" and not empty.any():
             empty = None
         if empty is not None:  # no 0/0; what comes of it is selected away
@@ -156,8 +158,8 @@ class _Part:
         """Add the bias and put -inf where a cell is hidden, in place."""
         call, block, allowed = self.call, self.block, None
         if call.mask is not None and block.partial is not None:
-            at = BlockCells(block, self.groups, call.sizes, call.query_offset, cells.device)
-            allowed = call.mask.ask(at)
+            at = BlockCells(block, self.groups, call, cells.device)
+            allowed = call.mask.evaluate(at)
         if bias is not None:
             cells += bias[self.at_bias]
         if self.nonfinite is not None:  # NaN is in the way of what is faster
@@ -175,7 +177,15 @@ class _Blocks(torch.autograd.Function):
     """The loop over blocks; its backward pass computes each block's weights again."""
 
     @staticmethod
-    def forward(query, key, value, bias, nonfinite, call, blocks):
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        nonfinite: Tensor | None,
+        call: Call,
+        blocks: list[Block],
+    ) -> Tensor:
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
         empty_row_value = _empty_row_value(call, value, nonfinite)
@@ -192,13 +202,13 @@ class _Blocks(torch.autograd.Function):
         return output
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.call, ctx.blocks = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_output):
+    def backward(ctx: Any, d_output: Tensor) -> tuple:
         query, key, value, bias, nonfinite = ctx.saved_tensors
         grads = [None if x is None else torch.zeros_like(x) for x in (query, key, value, bias)]
         groups = query.shape[1] // key.shape[1]
@@ -231,9 +241,7 @@ def _empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Ten
     return row.repeat_interleave(heads // value.shape[1], 1).expand(-1, -1, -1, value.shape[3])
 
 
-def _backward_block(
-    part: _Part, d_output: Tensor, value: Tensor, grads: list[Tensor | None]
-) -> None:
+def _backward_block(part: _Part, d_output: Tensor, value: Tensor, grads: list) -> None:
     """Add what one block gives to the gradients of query, key, value and bias."""
     d_query, d_key, d_value, d_bias = grads
     if part.empty is not None:

@@ -41,10 +41,11 @@ def check_call(
     checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
-    sizes = (*query.shape[:3], key.shape[2])
+    batch, heads, queries, head_dim = query.shape
+    sizes = (batch, heads, queries, key.shape[2])
     checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
-    scale = scale_or_default(scale, query.shape[3])
+    scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
     return Call(
         sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), generator

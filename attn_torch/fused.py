@@ -47,24 +47,24 @@ def fused(
     return output.to(query.dtype)
 
 
-def fused_step(query, key, value, lengths: list[int]):
-    """Attend with one query a sample, which sees the sample's first `lengths[b]` keys.
+def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+    """Attend with one query a sample, which is allowed the sample's first `lengths[b]` keys.
 
-    No mask is needed: samples of one length share a call. Keys are not looked at, which would take
-    as long as the kernel, so one that is not finite must be NaN: see `mark_nonfinite`.
+    No mask is needed: samples of one length share a call. Keys are not looked through, which would
+    take as long as the kernel, so one that is not finite must be NaN: see `mark_nonfinite`.
     """
     scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
     outputs, start = [], 0
     for length, run in groupby(lengths):
         at = slice(start, start := start + len(list(run)))
-        seen = (key[at, :, :length], value[at, :, :length])
-        outputs.append(_kernel(query[at], *seen, scale, causal=False))
+        allowed = key[at, :, :length], value[at, :, :length]
+        outputs.append(_kernel(query[at], *allowed, scale, causal=False))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(shape).to(query.dtype)
 
 
-def _kernel(query, key, value, scale: float, causal: bool):
+def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
     """Call torch's kernel on finite keys; its result may be wider than the query."""
     groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value

@@ -194,7 +194,7 @@ class MultiHeadAttention(nn.Module):
         return counts
 
     def _check_cache(self, x: Tensor, cache: KVCache) -> None:
-        """Refuse a cache that is consumed, or made for others than x and these weights."""
+        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
         checks.check_is_cache(cache, KVCache)
         checks.check_cache(cache)
         batch = x.shape[0 if self.batch_first else 1]
@@ -293,7 +293,7 @@ def _zero_hidden_keys(
     if surely_finite(key, value):
         return key, value
     at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
-    some = mask.ask(at).some.broadcast_to((*sizes[:2], 1, sizes[3]))
+    some = mask.evaluate(at).any.broadcast_to((*sizes[:2], 1, sizes[3]))
     allowed = some.any((1, 2))[..., None]  # (B, S, 1)
     return torch.where(allowed, key, 0), torch.where(allowed, value, 0)
 
@@ -301,13 +301,13 @@ def _zero_hidden_keys(
 def _uniform(query: Tensor, mask: Mask, written: Mask, call: Call) -> tuple[Tensor, Call]:
     """Allow fully masked rows every written slot alike: their query and bias are 0."""
     cells = Cells(call.sizes, call.query_offset, device=query.device)
-    allowed = mask.ask(cells).expand(call.sizes)
+    allowed = mask.evaluate(cells).expand(call.sizes)
     bias = None if call.bias is None else call.bias.to(query.device)
     if bias is not None:
         allowed = allowed & (bias != -torch.inf)
     empty = ~allowed.any(-1, keepdim=True)
     bias = None if bias is None else torch.where(empty, 0, bias)
-    mask = allow(torch.where(empty, written.ask(cells), allowed))
+    mask = allow(torch.where(empty, written.evaluate(cells), allowed))
     call = call._replace(mask=mask, bias=bias, empty_rows="nan")  # where nothing is written
     return torch.where(empty, 0, query), call
 

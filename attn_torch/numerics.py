@@ -1,7 +1,7 @@
 """How numbers are kept right: the width of sums, the scale, and what is not finite."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .arrays import is_concrete
 HUGE = 1e37  # a bound on scores, below what float32 holds
 
 
-def upcast(array):
+def upcast(array: Tensor) -> Tensor:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == torch.float64 else array.float()
 
@@ -21,7 +21,7 @@ def scale_or_default(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def no_autocast(array):
+def no_autocast(array: Tensor) -> AbstractContextManager:
     """Return the context in which nothing is rounded to 16 bits: autocast would undo `upcast`."""
     if array.is_meta:  # autocast knows no such device
         return nullcontext()
@@ -48,13 +48,13 @@ def _norm(array: Tensor) -> Tensor:
     return torch.linalg.vector_norm(upcast(array.detach()))
 
 
-def split_nonfinite(key, value):
+def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     nonfinite = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
     return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), nonfinite
 
 
-def mark_nonfinite(key, value):
+def mark_nonfinite(key: Tensor, value: Tensor) -> Tensor:
     """Put NaN for a key that is not finite or whose value is not: -inf would hide it."""
     if surely_finite(key, value):
         return key

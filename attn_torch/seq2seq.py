@@ -55,8 +55,7 @@ class Seq2SeqTransformer(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        settings = {"batch_first": batch_first}
-        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, settings)
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, batch_first)
         self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
         self.padding_idx, self.positions = padding_idx, positions
         self.transformer = Transformer(
