@@ -13,6 +13,8 @@ from jaxtyping import Array, Integer
 from . import checks
 from .seq2seq import Seq2SeqTransformer
 
+Step = Callable[[Array, Any], tuple[Array, Any]]  # from new tokens and a memory to both
+
 
 def greedy_decode(
     model: Seq2SeqTransformer,
@@ -47,45 +49,64 @@ def greedy_decode(
 
 
 @partial(jax.jit, static_argnames=("graph", "settings"))
-def _decode(state, src, prompt, eos_idx, graph, settings):
+def _decode(
+    state: nnx.State,
+    src: Array,
+    prompt: Array,
+    eos_idx: int | Array,
+    graph: nnx.GraphDef,
+    settings: tuple[int, int | None, bool],
+) -> Array:
     """Take the prompt, then one token after the other, in one loop."""
     model, (max_new_tokens, capacity, cached) = nnx.merge(graph, state), settings
     model.eval()  # this copy: nothing can be drawn inside the loop
     start = _cached if cached else _again
     step, memory = start(model, src, prompt, max_new_tokens, capacity)
-    found = jnp.full((len(src), max_new_tokens), model.padding_idx, prompt.dtype)
+    chosen = jnp.full((len(src), max_new_tokens), model.padding_idx, prompt.dtype)
 
-    def take(at):
-        i, new, ended, found, memory = at
+    def take(at: tuple) -> tuple:
+        i, new, ended, chosen, memory = at
         logits, memory = step(new, memory)
-        likeliest = _last(logits, new, model.padding_idx).argmax(-1).astype(found.dtype)
+        likeliest = _last(logits, new, model.padding_idx).argmax(-1).astype(chosen.dtype)
         new = jnp.where(ended, model.padding_idx, likeliest)[:, None]
-        found = lax.dynamic_update_slice(found, new, (0, i))
-        return i + 1, new, ended | (new[:, 0] == eos_idx), found, memory
+        chosen = lax.dynamic_update_slice(chosen, new, (0, i))
+        return i + 1, new, ended | (new[:, 0] == eos_idx), chosen, memory
 
-    def more(at):
+    def more(at: tuple) -> Array:
         return (at[0] < max_new_tokens) & ~at[2].all()
 
-    at = take((0, prompt, jnp.zeros(len(src), bool), found, memory))
+    at = take((0, prompt, jnp.zeros(len(src), bool), chosen, memory))
     return lax.while_loop(more, take, at)[3]
 
 
-def _cached(model, src, prompt, max_new_tokens: int, capacity: int | None) -> tuple[Callable, Any]:
+def _cached(
+    model: Seq2SeqTransformer,
+    src: Array,
+    prompt: Array,
+    max_new_tokens: int,
+    capacity: int | None,
+) -> tuple[Step, Any]:
     """Return a function from new tokens to their logits that remembers those before."""
     cache = model.start(src, capacity or prompt.shape[1] + max_new_tokens - 1)
 
-    def step(new, layers):
+    def step(new: Array, layers: tuple) -> tuple[Array, tuple]:
         logits, written = model.decode(new, cache.with_layers(layers))
         return logits, written.layers
 
     return step, cache.layers
 
 
-def _again(model, src, prompt, max_new_tokens: int, capacity: int | None) -> tuple[Callable, Any]:
+def _again(
+    model: Seq2SeqTransformer,
+    src: Array,
+    prompt: Array,
+    max_new_tokens: int,
+    capacity: int | None,
+) -> tuple[Step, Any]:
     """Return the same, but everything before is computed again."""
     tokens = jnp.full((len(src), prompt.shape[1] + max_new_tokens - 1), model.padding_idx)
 
-    def step(new, memory):
+    def step(new: Array, memory: tuple) -> tuple[Array, tuple]:
         tokens, count = memory
         tokens = lax.dynamic_update_slice(tokens, new.astype(tokens.dtype), (0, count))
         logits = lax.dynamic_slice_in_dim(model(src, tokens), count, new.shape[1], 1)
@@ -94,7 +115,7 @@ def _again(model, src, prompt, max_new_tokens: int, capacity: int | None) -> tup
     return step, (tokens, 0)
 
 
-def _last(logits, tokens, padding_idx: int):
+def _last(logits: Array, tokens: Array, padding_idx: int) -> Array:
     """Return the logits behind the last token of each sample, without the choice of padding."""
     columns = jnp.arange(tokens.shape[1])
     last = jnp.where(tokens != padding_idx, columns, 0).max(1)

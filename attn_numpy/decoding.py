@@ -8,6 +8,8 @@ from jaxtyping import Integer
 from . import checks
 from .seq2seq import Seq2SeqTransformer
 
+Step = Callable[[np.ndarray], np.ndarray]  # from new tokens to their logits
+
 
 def greedy_decode(
     model: Seq2SeqTransformer,
@@ -36,23 +38,29 @@ def greedy_decode(
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
     step = _cached(model, src, prompt, max_new_tokens, capacity) if cached else _again(model, src)
     dtype = np.promote_types(prompt.dtype, np.int32)  # so that every token fits
-    found = np.full((len(src), max_new_tokens), model.padding_idx, dtype)
+    chosen = np.full((len(src), max_new_tokens), model.padding_idx, dtype)
     ended, new = np.zeros(len(src), bool), prompt
     for i in range(max_new_tokens):
         likeliest = _last(step(new), new, model.padding_idx).argmax(-1)
-        found[:, i] = np.where(ended, model.padding_idx, likeliest)
-        ended |= found[:, i] == eos_idx
+        chosen[:, i] = np.where(ended, model.padding_idx, likeliest)
+        ended |= chosen[:, i] == eos_idx
         if ended.all():
             break
-        new = found[:, i : i + 1]
-    return found
+        new = chosen[:, i : i + 1]
+    return chosen
 
 
-def _cached(model, src, prompt, max_new_tokens: int, capacity: int | None) -> Callable:
+def _cached(
+    model: Seq2SeqTransformer,
+    src: np.ndarray,
+    prompt: np.ndarray,
+    max_new_tokens: int,
+    capacity: int | None,
+) -> Step:
     """Return a function from new tokens to their logits that remembers those before."""
     cache = model.start(src, capacity or prompt.shape[1] + max_new_tokens - 1)
 
-    def step(new):
+    def step(new: np.ndarray) -> np.ndarray:
         nonlocal cache
         logits, cache = model.decode(new, cache)
         return logits
@@ -60,11 +68,11 @@ def _cached(model, src, prompt, max_new_tokens: int, capacity: int | None) -> Ca
     return step
 
 
-def _again(model, src) -> Callable:
+def _again(model: Seq2SeqTransformer, src: np.ndarray) -> Step:
     """Return the same, but everything before is computed again."""
     tokens = np.zeros((len(src), 0), src.dtype)
 
-    def step(new):
+    def step(new: np.ndarray) -> np.ndarray:
         nonlocal tokens
         tokens = np.concatenate([tokens, new], 1)
         return model(src, tokens)[:, -new.shape[1] :]
@@ -72,7 +80,7 @@ def _again(model, src) -> Callable:
     return step
 
 
-def _last(logits, tokens, padding_idx: int):
+def _last(logits: np.ndarray, tokens: np.ndarray, padding_idx: int) -> np.ndarray:
     """Return the logits behind the last token of each sample, without the choice of padding."""
     columns = np.arange(tokens.shape[1])
     last = np.where(tokens != padding_idx, columns, 0).max(1)

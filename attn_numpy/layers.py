@@ -14,7 +14,9 @@ from numpy.typing import DTypeLike
 from . import checks
 from .numerics import upcast
 
-SomeModule = TypeVar("SomeModule", bound="Module")  # not Self, which shape checkers refuse in a method
+SomeModule = TypeVar(
+    "SomeModule", bound="Module"
+)  # not Self, which shape checkers refuse in a method
 
 
 class Module:

@@ -9,6 +9,8 @@ from torch import Tensor
 from . import checks
 from .seq2seq import Seq2SeqTransformer
 
+Step = Callable[[Tensor], Tensor]  # from new tokens to their logits
+
 
 @torch.inference_mode()
 def greedy_decode(
@@ -38,23 +40,29 @@ def greedy_decode(
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
     step = _cached(model, src, prompt, max_new_tokens, capacity) if cached else _again(model, src)
     prompt = prompt.to(torch.promote_types(prompt.dtype, torch.int32))  # so that every token fits
-    found = prompt.new_full((len(src), max_new_tokens), model.padding_idx)
+    chosen = prompt.new_full((len(src), max_new_tokens), model.padding_idx)
     ended, new = torch.zeros(len(src), dtype=torch.bool, device=prompt.device), prompt
     for i in range(max_new_tokens):
         likeliest = _last(step(new), new, model.padding_idx).argmax(-1)
-        found[:, i] = torch.where(ended, model.padding_idx, likeliest)
-        ended |= found[:, i] == eos_idx
+        chosen[:, i] = torch.where(ended, model.padding_idx, likeliest)
+        ended |= chosen[:, i] == eos_idx
         if ended.all():
             break
-        new = found[:, i : i + 1]
-    return found
+        new = chosen[:, i : i + 1]
+    return chosen
 
 
-def _cached(model, src, prompt, max_new_tokens: int, capacity: int | None) -> Callable:
+def _cached(
+    model: Seq2SeqTransformer,
+    src: Tensor,
+    prompt: Tensor,
+    max_new_tokens: int,
+    capacity: int | None,
+) -> Step:
     """Return a function from new tokens to their logits that remembers those before."""
     cache = model.start(src, capacity or prompt.shape[1] + max_new_tokens - 1)
 
-    def step(new):
+    def step(new: Tensor) -> Tensor:
         nonlocal cache
         logits, cache = model.decode(new, cache)
         return logits
@@ -62,11 +70,11 @@ def _cached(model, src, prompt, max_new_tokens: int, capacity: int | None) -> Ca
     return step
 
 
-def _again(model, src) -> Callable:
+def _again(model: Seq2SeqTransformer, src: Tensor) -> Step:
     """Return the same, but everything before is computed again."""
     tokens = src.new_zeros((len(src), 0))
 
-    def step(new):
+    def step(new: Tensor) -> Tensor:
         nonlocal tokens
         tokens = torch.cat([tokens, new], 1)
         return model(src, tokens)[:, -new.shape[1] :]
@@ -74,7 +82,7 @@ def _again(model, src) -> Callable:
     return step
 
 
-def _last(logits, tokens, padding_idx: int):
+def _last(logits: Tensor, tokens: Tensor, padding_idx: int) -> Tensor:
     """Return the logits behind the last token of each sample, without the choice of padding."""
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     last = torch.where(tokens != padding_idx, columns, 0).amax(1)
