@@ -83,13 +83,16 @@ def test_every_file_of_a_backend_is_listed():
     assert set(re.findall(r"`(\w+\.py)`", " ".join(listed))) == there
 
 
-def test_what_is_listed_of_the_suite_is_there():
-    table = README.split("| in `conformance/` |")[1].split("\n\n")[0]
-    rows = re.findall(r"^\| (`.*`) \|", table, re.MULTILINE)
+@pytest.mark.parametrize("folder", ["conformance", "tools"])
+def test_folders_are_listed_and_what_is_listed_is_there(folder):
+    table = README.split(f"| in `{folder}/` |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
     names = re.findall(r"`([^`]+)`", " ".join(rows))
-    assert len(names) >= 12
-    missing = [name for name in names if not list((ROOT / "conformance").glob(name.rstrip("/")))]
+    missing = [name for name in names if not list((ROOT / folder).glob(name.rstrip("/")))]
     assert not missing
+    there = [path for path in (ROOT / folder).iterdir() if path.name[0] not in "._"]
+    folders = {f"{path.name}/" for path in there if path.is_dir()}
+    assert folders and folders <= set(names), f"not listed: {sorted(folders - set(names))}"
 
 
 def test_every_linked_file_is_there():
