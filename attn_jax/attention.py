@@ -106,7 +106,8 @@ def attention_steps(
     query_offset = _check(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
     )
-    checks.check_rngs(dropout, rngs)
+    if dropout > 0 and rngs is None:
+        raise ValueError("dropout needs rngs: got None")
     softcap = None if softcap is None else float(softcap)
     scale = scale_or_default(scale, query.shape[3])
     dropout_key = rngs.dropout() if rngs and 0 < dropout < 1 else None
@@ -204,7 +205,7 @@ def _visible(mask, bias, sizes, query_offset):
     """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
     visible = jnp.ones((1, 1, 1, 1), bool)
     if mask is not None:
-        visible = mask.ask(Cells(sizes, query_offset, xp=jnp))
+        visible = mask.evaluate(Cells(sizes, query_offset, xp=jnp))
     return visible if bias is None else visible & (bias != -jnp.inf)
 
 

@@ -86,9 +86,9 @@ class KVCache:
 
     def truncate(self, lengths: int | Integer[Array, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
-        lengths = checks.check_truncate(self, lengths)
-        wrong = (lengths < 0) | (lengths > self.lengths) | (self.lengths > self.capacity)
-        return KVCache(self.key, self.value, self._lose(lengths, wrong))
+        remaining = checks.check_truncate(self, lengths)
+        wrong = (remaining < 0) | (remaining > self.lengths) | (self.lengths > self.capacity)
+        return KVCache(self.key, self.value, self._lose(remaining, wrong))
 
     def _lose(self, lengths, wrong):
         """Count a sample beyond the capacity where a traced call has got it wrong."""

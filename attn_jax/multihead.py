@@ -239,7 +239,7 @@ class MultiHeadAttention(nnx.Module):
 def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
     at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
-    some = jnp.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
+    some = jnp.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     seen = some.any((1, 2))[..., None]  # (B, S, 1)
     return jnp.where(seen, key, 0), jnp.where(seen, value, 0)
 
@@ -247,11 +247,11 @@ def _without_unseen(key, value, mask, sizes, query_offset):
 def _uniform(query, cache: KVCache, mask, bias, query_offset):
     """Let rows that may see nothing see every written slot alike: their query and bias are 0."""
     sizes = (*query.shape[:3], cache.capacity)
-    seen = jnp.broadcast_to(mask.ask(Cells(sizes, query_offset, xp=jnp)), sizes)
+    seen = jnp.broadcast_to(mask.evaluate(Cells(sizes, query_offset, xp=jnp)), sizes)
     if bias is not None:
         seen = seen & (bias != -jnp.inf)
     empty = ~seen.any(-1, keepdims=True)
-    written = padding(cache.lengths).ask(Cells(sizes, xp=jnp))
+    written = padding(cache.lengths).evaluate(Cells(sizes, xp=jnp))
     bias = None if bias is None else jnp.where(empty, 0, bias)
     return jnp.where(empty, 0, query), allow(jnp.where(empty, written, seen)), bias
 

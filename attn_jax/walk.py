@@ -54,7 +54,7 @@ def opened(mask: Mask, tile: Tile) -> Mask:
 
         return at.call(seen)
 
-    return replace(mask, rule=rule, settings=(), tables=tuple(closed.consts))
+    return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
 
 
 class Walk:
@@ -87,7 +87,7 @@ class Walk:
         every = some = jnp.ones((1, 1, 1, 1), bool)
         if self.mask is not None:
             cells = Cells(self.sizes, self.query_offset, xp=jnp)
-            every, some = self.mask.ask(Tiles(cells, self.rows, self.grain))
+            every, some = self.mask.evaluate(Tiles(cells, self.rows, self.grain))
         over = (jnp.arange(self.blocks) + 1)[:, None] * self.rows > self.sizes[2]
         over |= (jnp.arange(self.grains) + 1) * self.grain > self.sizes[3]
         every = every & ~over & self.tame[:, :, None] & (self.bias is None)
@@ -218,7 +218,7 @@ class Walk:
         seen = row + jnp.arange(self.rows)[:, None] >= at[2] * self.rows
         seen = seen & (column + jnp.arange(self.columns) >= at[3] * self.grain)
         if self.mask is not None:
-            seen = seen & self.mask.ask(here)
+            seen = seen & self.mask.evaluate(here)
         return self.grouped(jnp.broadcast_to(seen, self.shape))
 
 

@@ -150,7 +150,7 @@ def _visible(mask, bias, sizes, query_offset):
     """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
     visible = np.ones((1, 1, 1, 1), bool)
     if mask is not None:
-        visible = mask.ask(Cells(sizes, query_offset))
+        visible = mask.evaluate(Cells(sizes, query_offset))
     return visible if bias is None else visible & (bias != -np.inf)
 
 

@@ -85,7 +85,7 @@ def attention_blocked(
     sizes = (*query.shape[:3], key.shape[2])
     verdict = _ask_tiles(mask, sizes, query_offset, tile)
     counts = (*sizes[:2], -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1]))
-    seen = np.broadcast_to(verdict.some.any((0, 1)), counts[2:])
+    seen = np.broadcast_to(verdict.any.any((0, 1)), counts[2:])
     key, value, nonfinite = _ready(key), _ready(value), None
     if not all_finite(key, value):
         key, value, nonfinite = split_nonfinite(key, value)
@@ -106,11 +106,11 @@ def attention_blocked(
         sizes,
         tile,
         Verdict(*(np.broadcast_to(part, counts) for part in verdict)),
-        verdict.some.shape[:2] != (1, 1),
+        verdict.any.shape[:2] != (1, 1),
         min(int(seen.sum(-1).max()) * tile[1], sizes[3]),
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
-    _share_out(call, float(verdict.some.mean()) * math.prod(sizes))
+    _share_out(call, float(verdict.any.mean()) * math.prod(sizes))
     return call.output
 
 
@@ -118,7 +118,7 @@ def _ask_tiles(mask, sizes, query_offset, tile) -> Verdict:
     if mask is None or (sizes[2] <= tile[0] and sizes[3] <= tile[1]):  # a lone tile is looked at
         yes = np.ones((1, 1, 1, 1), bool)
         return Verdict(yes if mask is None else ~yes, yes)
-    return mask.ask(Tiles(Cells(sizes, query_offset), *tile))
+    return mask.evaluate(Tiles(Cells(sizes, query_offset), *tile))
 
 
 def _ready(array):
@@ -129,7 +129,7 @@ def _ready(array):
 
 def _share_out(call: _Call, cells: float) -> None:
     """Do every block of a call of so many visible cells, on as many threads as that is worth."""
-    parts, blocks = list(_parts(call)), call.verdict.some.shape[2]
+    parts, blocks = list(_parts(call)), call.verdict.any.shape[2]
     worth = int(cells / THREAD_CELLS)
     if worth < 2 or is_inside():
         return _work(call, [(block, parts) for block in range(blocks)])
@@ -163,8 +163,8 @@ class _Plan(NamedTuple):
 
 def _plan(call: _Call, block: int, part) -> _Plan:
     samples, heads, _ = part
-    some = call.verdict.some[samples, heads, block].any((0, 1)).tolist()
-    every = call.verdict.every[samples, heads, block].all((0, 1)).tolist()
+    some = call.verdict.any[samples, heads, block].any((0, 1)).tolist()
+    every = call.verdict.all[samples, heads, block].all((0, 1)).tolist()
     runs: list[tuple[slice, slice]] = []
     mixed, place = [], 0
     for tile in (tile for tile, seen in enumerate(some) if seen):
@@ -191,7 +191,7 @@ class _Hidden(dict):
     def __missing__(self, tile: int):
         call, width = self._call, self._call.tile[1]
         columns = slice(tile * width, (tile + 1) * width)
-        self[tile] = ~call.mask.ask(Cells(call.sizes, call.query_offset, self._rows, columns))
+        self[tile] = ~call.mask.evaluate(Cells(call.sizes, call.query_offset, self._rows, columns))
         return self[tile]
 
 

@@ -235,7 +235,7 @@ class MultiHeadAttention(Module):
 def _without_unseen(key, value, mask, sizes, query_offset):
     """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
     at = Tiles(Cells(sizes, query_offset), sizes[2], 1)
-    some = np.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
+    some = np.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     seen = np.any(some, (1, 2))[..., None]  # (B, S, 1)
     return np.where(seen, key, 0), np.where(seen, value, 0)
 
@@ -243,11 +243,11 @@ def _without_unseen(key, value, mask, sizes, query_offset):
 def _uniform(query, cache: KVCache, mask, bias, query_offset):
     """Let rows that may see nothing see every written slot alike: their query and bias are 0."""
     sizes = (*query.shape[:3], cache.capacity)
-    seen = np.broadcast_to(mask.ask(Cells(sizes, query_offset)), sizes)
+    seen = np.broadcast_to(mask.evaluate(Cells(sizes, query_offset)), sizes)
     if bias is not None:
         seen = seen & (bias != -np.inf)
     empty = ~seen.any(-1, keepdims=True)
-    written = padding(cache.lengths).ask(Cells(sizes))
+    written = padding(cache.lengths).evaluate(Cells(sizes))
     bias = None if bias is None else np.where(empty, 0, bias)
     return np.where(empty, 0, query), allow(np.where(empty, written, seen)), bias
 

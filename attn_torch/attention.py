@@ -160,7 +160,7 @@ def _visible(mask, bias, sizes, query_offset, device):
     """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
     visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
     if mask is not None:
-        visible = mask.ask(Cells(sizes, query_offset, device=device))
+        visible = mask.evaluate(Cells(sizes, query_offset, device=device))
     return visible if bias is None else visible & (bias != -torch.inf)
 
 

@@ -103,7 +103,9 @@ def _verdict(call: _Call, tile, device):
         every = some = torch.ones((1, 1, tiles[0], 1), dtype=torch.bool)
     else:
         cells = Cells(call.sizes, call.query_offset, device=device)
-        verdict = torch.stack(torch.broadcast_tensors(*call.mask.ask(Tiles(cells, *tile)))).cpu()
+        verdict = torch.stack(
+            torch.broadcast_tensors(*call.mask.evaluate(Tiles(cells, *tile)))
+        ).cpu()
         every, some = verdict.expand(*verdict.shape[:3], *tiles)
     return every, some
 
@@ -158,7 +160,7 @@ class _Part:
         call, block, visible = self.call, self.block, None
         if call.mask is not None and block.mixed is not None:
             at = BlockCells(block, self.groups, call.sizes, call.query_offset, cells.device)
-            visible = call.mask.ask(at)
+            visible = call.mask.evaluate(at)
         if bias is not None:
             cells += bias[self.at_bias]
         if call.nonfinite is not None:  # NaN is in the way of what is faster

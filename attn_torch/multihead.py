@@ -246,7 +246,7 @@ def _without_unseen(key, value, mask, sizes, query_offset):
     if surely_finite(key, value):
         return key, value
     at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
-    some = mask.ask(at).some.broadcast_to((*sizes[:2], 1, sizes[3]))
+    some = mask.evaluate(at).any.broadcast_to((*sizes[:2], 1, sizes[3]))
     seen = some.any((1, 2))[..., None]  # (B, S, 1)
     return torch.where(seen, key, 0), torch.where(seen, value, 0)
 
@@ -254,11 +254,11 @@ def _without_unseen(key, value, mask, sizes, query_offset):
 def _uniform(query, cache: KVCache, mask, bias, query_offset):
     """Let rows that may see nothing see every written slot alike: their query and bias are 0."""
     sizes = (*query.shape[:3], cache.capacity)
-    seen = mask.ask(Cells(sizes, query_offset, device=query.device)).expand(sizes)
+    seen = mask.evaluate(Cells(sizes, query_offset, device=query.device)).expand(sizes)
     if bias is not None:
         seen = seen & (bias.to(query.device) != -torch.inf)
     empty = ~seen.any(-1, keepdim=True)
-    written = padding(cache.lengths).ask(Cells(sizes, device=query.device))
+    written = padding(cache.lengths).evaluate(Cells(sizes, device=query.device))
     bias = None if bias is None else torch.where(empty, 0, bias.to(query.device))
     return torch.where(empty, 0, query), allow(torch.where(empty, written, seen)), bias
 
