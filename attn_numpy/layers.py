@@ -5,7 +5,7 @@ Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken i
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -165,4 +165,4 @@ def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return (x_wide * share).astype(x.dtype)
 
 
-_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none of its own
+_erf: Any = np.frompyfunc(math.erf, 1, 1)  # NumPy has none of its own
