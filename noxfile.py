@@ -51,6 +51,13 @@ found = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
 sys.exit(f"not expected in this environment: {', '.join(found)}" if found else 0)
 """
 
+# The files that a forge reads, by the schema that check-jsonschema has for them.
+SCHEMAS = {
+    "github-workflows": ".github/workflows/*.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/*.yml",
+    "citation-file-format": "CITATION.cff",
+}
+
 # The tests that compile, and the one that sees what is imported: what a new version breaks first.
 COMPILING = ["compile", "compilations", "traced", "shared_programs", "kernel", "isolation"]
 
@@ -110,7 +117,7 @@ def tests(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Prove that the suite catches every wrong implementation, and write the kill matrix."""
     page = [] if session.posargs else ["--page", "docs/kill-matrix.md"]
-    run(session, "-m", "conformance", "mutants", *page, *session.posargs)
+    run(session, "-m", "tools.mutants", *page, *session.posargs)
 
 
 @nox.session
@@ -118,7 +125,7 @@ def atlas(session: nox.Session) -> None:
     """Check other libraries against the contract, and write docs/atlas.md."""
     install(session, "-e", ".[all,conformance]", *group("peers"))
     page = [] if session.posargs else ["--page", "docs/atlas.md"]
-    session.run("python", "-m", "conformance", "atlas", *page, *session.posargs, env=ENV)
+    session.run("python", "-m", "tools.atlas", *page, *session.posargs, env=ENV)
 
 
 @nox.session
@@ -145,13 +152,14 @@ def shapes(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def lint(session: nox.Session) -> None:
-    """Check style, format, types and the workflow."""
+    """Check style, format, types, and the files that a forge reads."""
     run(session, "-m", "ruff", "check", *session.posargs)
     run(session, "-m", "ruff", "format", "--check")
     run(session, "-m", "mypy")
-    workflows = [str(path) for path in Path(".github/workflows").glob("*.yml")]
-    schema = ["--builtin-schema", "vendor.github-workflows"]
-    run(session, "-m", "check_jsonschema", *schema, *workflows)
+    for schema, files in SCHEMAS.items():
+        paths = [str(path) for path in Path().glob(files)]
+        options = ["--builtin-schema", f"vendor.{schema}", "--default-filetype", "yaml"]
+        run(session, "-m", "check_jsonschema", *options, *paths)
 
 
 def versions(session: nox.Session) -> None:
@@ -187,7 +195,7 @@ def translate(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def bench(session: nox.Session) -> None:
-    """Measure against what the frameworks ship, and write docs/benchmarks.md."""
+    """Measure against what the frameworks ship; write docs/benchmarks.md and its history."""
     page = [] if session.posargs else ["--page", "docs/benchmarks.md"]
     run(session, "-m", "benchmarks", *page, *session.posargs)
 

@@ -89,11 +89,11 @@ def lengths(shape: tuple[int, ...]) -> list[int]:
     return np.linspace(shape[2], shape[2] // 2, shape[0]).astype(int).tolist()
 
 
-def seen(work: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return bool (B or 1, 1, T or 1, S): what a mask of this kind lets be seen."""
+def allowed(work: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return bool (B or 1, 1, T or 1, S): what a mask of this kind allows."""
     if work == "padded":
         return (np.arange(shape[2]) < np.array(lengths(shape))[:, None])[:, None, None]
-    return inputs.seen(work, shape[2])[None, None]
+    return inputs.allowed(work, shape[2])[None, None]
 
 
 def mask(module, work: str, shape: tuple[int, ...]):
@@ -122,7 +122,7 @@ def expected(row: Row, ours: list[np.ndarray] | None) -> list[tuple] | None:
 
 @cache
 def _textbook(work: str, shape: tuple[int, ...], dtype: str, backward: bool) -> list[tuple]:
-    last = np.broadcast_to(seen(work, shape)[-1, 0], (shape[2],) * 2)
+    last = np.broadcast_to(allowed(work, shape)[-1, 0], (shape[2],) * 2)
     return truth(last, shape, dtype, backward)
 
 

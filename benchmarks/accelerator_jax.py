@@ -13,7 +13,7 @@ import numpy as np
 import attn_jax
 
 from . import steps
-from .accelerator import Call, Row, lengths, mask, seen
+from .accelerator import Call, Row, allowed, lengths, mask
 from .inputs import WINDOW
 from .truth import given
 
@@ -85,7 +85,7 @@ def _rival(row: Row, implementation: str) -> Call:
         options["local_window_size"] = (WINDOW, 0)
     if row.work == "padded":
         options["key_value_seq_lengths"] = jnp.asarray(lengths(row.shape), jnp.int32)
-    dense = (jnp.asarray(seen(row.work, row.shape)),) if row.work == "packed" else ()
+    dense = (jnp.asarray(allowed(row.work, row.shape)),) if row.work == "packed" else ()
     peer = partial(jax.nn.dot_product_attention, implementation=implementation, **options)
     attend = lambda q, k, v, *own: peer(q, k, v, mask=own[0] if own else None)  # noqa: E731
     return _call(attend, row, swapped=True, dense=dense)

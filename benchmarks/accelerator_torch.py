@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import attn_torch
 
 from . import steps
-from .accelerator import Call, Row, lengths, mask, seen
+from .accelerator import Call, Row, allowed, lengths, mask
 from .inputs import WINDOW, documents
 from .truth import given
 
@@ -84,7 +84,7 @@ def _memory(run: Callable) -> float | None:
 def _fused(row: Row, kernel: SDPBackend) -> Call:
     options: dict = {"is_causal": True} if row.work == "causal" else {}
     if row.work not in ("causal", "none"):
-        dense = torch.from_numpy(seen(row.work, row.shape)).to(DEVICE[0])
+        dense = torch.from_numpy(allowed(row.work, row.shape)).to(DEVICE[0])
         batch, _, length, _ = row.shape
         size = batch if row.work == "padded" else 1
         options = {"attn_mask": dense.expand(size, 1, length, length)}

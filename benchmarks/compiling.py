@@ -8,7 +8,7 @@ from functools import partial
 
 from .inputs import LONG, arrays, mask
 
-FLOOR = 10.0  # seconds, at any length
+AT_MOST = 10.0  # seconds, at any length
 CASES = [(kind, length) for kind in ("causal", "packed") for length in (1024, 4096, 32768)]
 
 

@@ -1,4 +1,4 @@
-"""The calls that are measured: shapes, masks, and how many operations their visible cells cost."""
+"""The calls that are measured: shapes, masks, and how many operations their allowed cells cost."""
 
 import numpy as np
 
@@ -19,8 +19,8 @@ def documents(length: int, count: int = 8) -> np.ndarray:
     return (np.arange(length) * count // length)[None]
 
 
-def seen(kind: str, length: int) -> np.ndarray:
-    """Return bool (T, S): what a mask of this kind lets be seen, for dense masks and counting."""
+def allowed(kind: str, length: int) -> np.ndarray:
+    """Return bool (T, S): what a mask of this kind allows, for dense masks and counting."""
     row, column = np.arange(length)[:, None], np.arange(length)
     ids = documents(length)[0]
     return {
@@ -47,7 +47,7 @@ def mask(module, kind: str, length: int, batch: int = 1):
 
 
 def operations(kind: str, shape: tuple[int, ...], backward: bool = False) -> float:
-    """Return the multiplications and additions of the visible cells: twice that again backward."""
+    """Return the multiplications and additions of the allowed cells: twice that again backward."""
     batch, heads, length, dim = shape
-    forward = 4.0 * batch * heads * int(seen(kind, length).sum()) * dim
+    forward = 4.0 * batch * heads * int(allowed(kind, length).sum()) * dim
     return 3 * forward if backward else forward

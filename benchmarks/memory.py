@@ -40,6 +40,11 @@ CASES = [
 ]
 
 
+def name(case: tuple[str, str, int, bool]) -> str:
+    backend, kind, length, backward = case
+    return f"{backend} {kind} T={length}{' + backward' * backward}"
+
+
 def extra(backend: str, kind: str, length: int, backward: bool) -> float | None:
     """Return MiB beyond inputs and outputs (forward: one; backward: one and three), one head.
 
@@ -74,7 +79,8 @@ def growth(found: dict[tuple, float | None]) -> list[dict]:
         before = found.get((backend, kind, length // 4, backward))
         if before is not None and mib is not None:
             work = f"{backend} {kind} T={length // 4} to {length}{' + backward' * backward}"
-            steps.append({"work": work, "ratio": mib / before if before > 0 else None})
+            ratio = mib / before if before > 0 else None
+            steps.append({"work": work, "ratio": ratio, "at_most": LINEAR})
     return steps
 
 

@@ -164,8 +164,8 @@ def by_hand(attn, before, last) -> Callable:
     def step():
         query, key[:, :, at : at + 1] = split(attn.q_proj(last)), split(attn.k_proj(last))
         value[:, :, at : at + 1] = split(attn.v_proj(last))
-        seen = (key[:, :, : at + 1], value[:, :, : at + 1])
-        output = scaled_dot_product_attention(query, *seen)
+        written = (key[:, :, : at + 1], value[:, :, : at + 1])
+        output = scaled_dot_product_attention(query, *written)
         return attn.out_proj(output.transpose(1, 2).reshape(batch, -1, attn.embed_dim))
 
     with torch.no_grad():

@@ -25,12 +25,12 @@ def given(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     return tuple(rng.standard_normal(shape, np.float32) for _ in range(4))
 
 
-def truth(seen: np.ndarray, shape, dtype: str, backward: bool) -> list[tuple]:
-    """Return (name, exact, allowed) of each tensor; `seen` is bool (T, S) of the last sample."""
+def truth(allowed: np.ndarray, shape, dtype: str, backward: bool) -> list[tuple]:
+    """Return (name, exact, tolerance) of each tensor; `allowed` (T, S) is the last sample's."""
     inputs = [array[-1, -1].astype(ml_dtypes.finfo(dtype).dtype) for array in given(shape)]
     query, key, value, grad = (array.astype(np.float64) for array in inputs)
     scale = 1 / np.sqrt(query.shape[1])
-    weights = _softmax(query @ key.T * scale, seen)
+    weights = _softmax(query @ key.T * scale, allowed)
     share = _share(query, key, scale, dtype)
     sizes = [abs(array) for array in (query, key, value, grad)]
     output, size = weights @ value, weights @ sizes[2]
@@ -49,8 +49,8 @@ def truth(seen: np.ndarray, shape, dtype: str, backward: bool) -> list[tuple]:
     ]
 
 
-def _softmax(scores: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    scores = np.where(seen, scores, -np.inf)
+def _softmax(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    scores = np.where(allowed, scores, -np.inf)
     scores -= scores.max(-1, keepdims=True)
     weights = np.exp(scores, out=scores)
     return weights / weights.sum(-1, keepdims=True)
@@ -66,17 +66,18 @@ def _share(query, key, scale: float, dtype: str) -> float:
 
 def disagreement(found: list[np.ndarray], expected: list[tuple]) -> str | None:
     """Say what is wrong with an answer in a few words, or None where it is right."""
-    for got, (name, exact, allowed) in zip(found, expected, strict=True):
+    for got, (name, exact, tolerance) in zip(found, expected, strict=True):
         if got.shape != exact.shape:
             return f"{name}: expected shape {exact.shape}, got {got.shape}"
         error = abs(got.astype(np.float64) - exact)
-        wrong = ~(error <= allowed)  # NaN is wrong, too
+        wrong = ~(error <= tolerance)  # NaN is wrong, too
         if wrong.any():
-            index = np.unravel_index(np.where(wrong, error - allowed, -np.inf).argmax(), got.shape)
+            excess = np.where(wrong, error - tolerance, -np.inf)
+            index = np.unravel_index(excess.argmax(), got.shape)
             if np.isnan(error).any():
                 index = np.unravel_index(np.isnan(error).argmax(), got.shape)
             return (
                 f"{name} at {tuple(map(int, index))}: expected {exact[index]:.4g}, "
-                f"got {float(got[index]):.4g}, error {error[index]:.2g} of {allowed[index]:.2g}"
+                f"got {float(got[index]):.4g}, error {error[index]:.2g} of {tolerance[index]:.2g}"
             )
     return None

@@ -3,21 +3,14 @@
 import argparse
 import os
 import sys
-from importlib import import_module
 
 from .contract import clauses
-from .draft import REPORT
-from .report import read
-from .run import USAGE, run
+from .reports.report import read
+from .runs.draft import REPORT
+from .runs.run import USAGE, run
 
-# Commands that are a program each, with options of their own.
-OF_THEIR_OWN = {
-    "vectors": (".vectors.freeze", "derive the frozen vectors again"),
-    "mutants": (".mutants.gate", "see that every wrong implementation is caught"),
-    "atlas": (".atlas.__main__", "measure other libraries"),
-}
 FORMATS = ("text", "markdown", "json")
-PACKAGES = ("numpy", "ml_dtypes", "pytest", "hypothesis", "jsonschema", "rich")
+PACKAGES = ("numpy", "pytest")
 DAY = 86_400
 TIMEOUT = 300.0  # seconds; a case takes less than one, but for JAX's, which compile
 
@@ -47,9 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    if arguments[:1] and arguments[0] in OF_THEIR_OWN:
-        name, _ = OF_THEIR_OWN[arguments[0]]
-        return import_module(name, __package__).main(arguments[1:])
     parser = argparse.ArgumentParser("conformance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser(
@@ -72,8 +62,6 @@ def _command(arguments: list[str]) -> int:
     diff_parser.add_argument("new", help="a later one")
     known_parser = commands.add_parser("known", help="draft a file of known differences")
     known_parser.add_argument("path", help="a report in JSON Lines")
-    for name, (_, words) in OF_THEIR_OWN.items():
-        commands.add_parser(name, help=words)
     commands.add_parser("list", help="list the clauses")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("run", "smoke"):
@@ -106,7 +94,7 @@ def smoke(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def show(options: argparse.Namespace, rest: list[str]) -> int:
-    from .summary import summary
+    from .reports.summary import summary
 
     print(summary(read(options.path), options.format))
     return 0
@@ -114,7 +102,7 @@ def show(options: argparse.Namespace, rest: list[str]) -> int:
 
 def compare(options: argparse.Namespace, rest: list[str]) -> int:
     """Print what changed; the exit status is 1 where something got worse."""
-    from .summary import diff
+    from .reports.summary import diff
 
     text, worse = diff(read(options.old), read(options.new))
     print(text)
@@ -122,7 +110,7 @@ def compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def draft(options: argparse.Namespace, rest: list[str]) -> int:
-    from . import known
+    from .reports import known
 
     print(known.draft(read(options.path)))
     return 0

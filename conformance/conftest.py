@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from conformance import known, subjects
-from conformance.budget import LEDGER
-from conformance.calls import watch
-from conformance.choice import must_be_one_of
+from conformance import subjects
 from conformance.contract import clauses, profiles
-from conformance.limit import Limit
-from conformance.report import case_of
-from conformance.reporter import REPORTER, Reporter
-from conformance.subject import NotOffered, require
+from conformance.oracle.tolerance import LEDGER
+from conformance.reports import known
+from conformance.reports.plugin import REPORTER, Reporter
+from conformance.reports.recorded import watch
+from conformance.reports.report import case_of
+from conformance.reports.suggest import must_be_one_of
+from conformance.runs.limit import Limit
+from conformance.subjects.protocol import NotOffered, require
+from conformance.subjects.stash import SUBJECTS
 
 HERE = Path(__file__).parent
-SUBJECTS = pytest.StashKey[list]()
 ENTRIES = pytest.StashKey[list]()  # known differences
 LIMIT = pytest.StashKey[Limit]()
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from . import multi, reference
-from .budget import close
-from .cases import BY_NAME, GROUPED, LENGTHS, Case, names
-from .conftest import SUBJECTS
+from .cases import multihead
+from .cases.attention import BY_NAME, GROUPED, LENGTHS, Case, names
 from .contract import clause
-from .specs import causal, padding
-from .subject import NotOffered, require
+from .mask_spec import causal, padding
+from .oracle import reference
+from .oracle.tolerance import close
+from .subjects.protocol import NotOffered, require
+from .subjects.stash import SUBJECTS
 
 CASES = [
     *(BY_NAME[name] for name in ("plain", "causal_per_sample", "allow", "window_or_prefix")),
@@ -60,7 +61,7 @@ def test_gradients_agree_pair_by_pair(request, subject, case):
 @clause("MHA-4")
 @pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS"])
 def test_modules_agree_pair_by_pair(request, subject, name):
-    call = getattr(multi, name)
+    call = getattr(multihead, name)
     seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
     hidden = ~seen[:, 0, 0]
     exact, rough = call.expected(seen)

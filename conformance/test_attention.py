@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from . import multi, naive
-from .budget import allowance, check_each, close, compare, same
-from .cases import (
+from .cases import multihead
+from .cases.arrays import coins, normal
+from .cases.attention import (
     BY_NAME,
     GROUPED,
     LENGTHS,
@@ -17,15 +17,15 @@ from .cases import (
     TRAP,
     Case,
     Shape,
-    coins,
     names,
-    normal,
 )
-from .cases import dtype as numpy_dtype
-from .checking import check_steps, hold, refused
+from .cases.compare import check_steps, hold, refused
 from .contract import clause
-from .specs import allow, causal, hide, padding, sliding_window
-from .subject import STEPS, TILE, require
+from .mask_spec import allow, causal, hide, padding, sliding_window
+from .oracle import naive
+from .oracle.tolerance import allowance, check_each, close, compare, same
+from .oracle.tolerance import dtype as numpy_dtype
+from .subjects.protocol import STEPS, TILE, require
 
 RAGGED = BY_NAME["causal_and_padding"]
 SHAPES = [
@@ -476,13 +476,13 @@ def test_every_sample_and_head_drops_its_own(subject):
 @pytest.mark.parametrize("need_weights", [False, True], ids=["without_weights", "with_weights"])
 def test_a_module_drops_in_training_only(subject, need_weights):
     require(subject, "multihead")
-    parameters, x = multi.SELF.parameters("float32"), multi.SELF.inputs()[0]
-    config = multi.SELF.config | {"dropout": 1.0}
+    parameters, x = multihead.SELF.parameters("float32"), multihead.SELF.inputs()[0]
+    config = multihead.SELF.config | {"dropout": 1.0}
     options = {"need_weights": need_weights, "seed": 1}
     dropped, _ = subject.multihead(config, parameters, x, training=True, **options)
     bias = np.broadcast_to(parameters["out_proj.bias"], dropped.shape)
     same(dropped, bias, "training with a dropout of 1")
-    exact, rough = multi.SELF.expected(np.ones((3, 2, 5, 5), bool))
+    exact, rough = multihead.SELF.expected(np.ones((3, 2, 5, 5), bool))
     plain, _ = subject.multihead(config, parameters, x, **options)
     compare(plain, exact["output"], rough["output"], "evaluation")
     config["dropout"] = 0.5

@@ -5,14 +5,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from .budget import Differs, allowance, check_dtype, check_each, compare, same
-from .cases import coins
-from .checking import refused
+from .cases.arrays import coins
+from .cases.compare import refused
+from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part
 from .contract import clause
-from .expected import multihead
-from .specs import allow, causal, hide, padding, prefix, sliding_window
-from .streams import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part
-from .subject import require
+from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
+from .oracle.expected import multihead
+from .oracle.tolerance import Differs, allowance, check_dtype, check_each, compare, same
+from .subjects.protocol import require
 
 EVERY = pytest.mark.parametrize("name", STREAMS)
 ATTENTION, ENCODER = STREAMS["attention"], STREAMS["encoder"]

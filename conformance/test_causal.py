@@ -5,13 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from . import reference
-from .budget import Differs, same
-from .cases import LENGTHS, MAIN, SQUARE, Case, normal
-from .checking import check_steps, hold, refused
+from .cases.arrays import normal
+from .cases.attention import LENGTHS, MAIN, SQUARE, Case
+from .cases.compare import check_steps, hold, refused
 from .contract import clause
-from .specs import causal, padding, prefix, segments, sliding_window
-from .subject import TILE, require
+from .mask_spec import causal, padding, prefix, segments, sliding_window
+from .oracle import reference
+from .oracle.tolerance import Differs, same
+from .subjects.protocol import TILE, require
 
 CAUSAL = Case("causal", SQUARE, causal())
 POSITIONAL = {

@@ -5,13 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from . import multi
-from .budget import Differs, compare, same
-from .cases import LENGTHS, MAIN, SQUARE, Case, Shape, coins, normal
-from .checking import check_gradients, check_steps, hold
+from .cases import multihead
+from .cases.arrays import coins, normal
+from .cases.attention import LENGTHS, MAIN, SQUARE, Case, Shape
+from .cases.compare import check_gradients, check_steps, hold
 from .contract import clause
-from .specs import allow, causal, hide, padding
-from .subject import TILE, require
+from .mask_spec import allow, causal, hide, padding
+from .oracle.tolerance import Differs, compare, same
+from .subjects.protocol import TILE, require
 
 POLICIES = ("zero", "nan", "uniform")
 ROWS = coins(61, *MAIN.call, true=0.6) & ~coins(62, 3, 2, 5, 1, true=0.4)  # some rows of nothing
@@ -154,7 +155,7 @@ def test_multihead_empties_rows_alike(subject, way, need_weights, training, poli
         "additive": {"attn_mask": np.where(rank4, -np.inf, 0).astype(np.float32)},
     }[way]
     seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
-    multi.CROSS.check(
+    multihead.CROSS.check(
         subject, options, seen, empty_rows=policy, need_weights=need_weights, training=training
     )
 
@@ -166,7 +167,7 @@ def test_self_attention_empties_rows_alike(subject, need_weights):
     hidden[1] = True
     seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 5))
     options = {"key_padding_mask": hidden}
-    multi.SELF.check(subject, options, seen, need_weights=need_weights)
+    multihead.SELF.check(subject, options, seen, need_weights=need_weights)
 
 
 @clause("EMPTY-4")
@@ -175,7 +176,7 @@ def test_multihead_over_no_key_is_an_empty_row(subject, policy):
     require(subject, "multihead")
     config = {"embed_dim": 14, "num_heads": 2, "empty_rows": policy}
     query, memory = normal(3, 2, 5, 14, dtype_name="float32"), np.zeros((2, 0, 14), np.float32)
-    output, _ = subject.multihead(config, multi.SELF.parameters("float32"), query, memory)
+    output, _ = subject.multihead(config, multihead.SELF.parameters("float32"), query, memory)
     same(output, np.full((2, 5, 14), np.nan), "output over no key")
 
 
@@ -202,9 +203,9 @@ def test_an_empty_sample_changes_no_other_gradient(subject):
 def test_parameter_gradients_are_those_of_leaving_the_sample_out(subject):
     hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
     seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
-    got = multi.CROSS.check_gradients(subject, {"key_padding_mask": hidden}, seen)
+    got = multihead.CROSS.check_gradients(subject, {"key_padding_mask": hidden}, seen)
     keep = [0, 2]
-    exact, rough = multi.CROSS.expected_gradients(seen, keep=keep)
+    exact, rough = multihead.CROSS.expected_gradients(seen, keep=keep)
     for name in exact:
         if name not in ("query", "key", "value", "out_proj.bias"):  # the bias is all that is left
             compare(got[name], exact[name], rough[name], f"gradient of {name}")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from .budget import Differs, same
-from .cases import dtype as numpy_dtype
+from .cases.refusals import WRONG
+from .cases.refusals_models import MODELS
 from .contract import clause
-from .errors import WRONG
-from .errors_models import MODELS
-from .subject import require
+from .oracle.tolerance import Differs, same
+from .oracle.tolerance import dtype as numpy_dtype
+from .subjects.protocol import require
 
 pytestmark = pytest.mark.untyped
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from . import specs
-from .budget import Differs
-from .cases import PLAIN, Case, Shape, coins
-from .checking import check_gradients, check_steps
+from . import mask_spec
+from .cases.arrays import coins
+from .cases.attention import PLAIN, Case, Shape
+from .cases.compare import check_gradients, check_steps
 from .contract import clause
-from .subject import NotOffered
+from .oracle.tolerance import Differs
+from .subjects.protocol import NotOffered
 
 pytestmark = pytest.mark.needs("any_shape")
 SEEDS = st.integers(0, 2**16)
@@ -33,7 +34,7 @@ def shapes(draw, least: int = 1) -> Shape:
     return Shape(B, H_kv * group, H_kv, T, S, D, D_v)
 
 
-def leaves(shape: Shape) -> st.SearchStrategy[specs.Spec]:
+def leaves(shape: Shape) -> st.SearchStrategy[mask_spec.Spec]:
     """One mask of any kind that fits the shape."""
     B, H, _, T, S, _, _ = shape
     lengths = st.lists(st.integers(0, S), min_size=B, max_size=B)
@@ -51,19 +52,21 @@ def leaves(shape: Shape) -> st.SearchStrategy[specs.Spec]:
         )  # fmt: skip
 
     return st.one_of(
-        st.just(specs.causal()),
-        st.builds(specs.sliding_window, counts, counts),
-        st.builds(specs.prefix, lengths),
-        st.builds(specs.padding, lengths),
-        st.builds(lambda seed, p: specs.padding(hidden=coins(seed, B, S, true=p)), SEEDS, share),
-        st.builds(specs.segments, ids(S)),
-        st.builds(specs.segments, ids(T), ids(S)),
-        flags(specs.allow),
-        flags(specs.hide),
+        st.just(mask_spec.causal()),
+        st.builds(mask_spec.sliding_window, counts, counts),
+        st.builds(mask_spec.prefix, lengths),
+        st.builds(mask_spec.padding, lengths),
+        st.builds(
+            lambda seed, p: mask_spec.padding(hidden=coins(seed, B, S, true=p)), SEEDS, share
+        ),
+        st.builds(mask_spec.segments, ids(S)),
+        st.builds(mask_spec.segments, ids(T), ids(S)),
+        flags(mask_spec.allow),
+        flags(mask_spec.hide),
     )
 
 
-def masks(shape: Shape) -> st.SearchStrategy[specs.Spec]:
+def masks(shape: Shape) -> st.SearchStrategy[mask_spec.Spec]:
     """Any combination of masks that fits the shape."""
     return st.recursive(
         leaves(shape),

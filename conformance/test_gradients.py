@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from . import multi, reference
-from .budget import close
-from .cases import BY_NAME, GROUPED, LENGTHS, MASKED, PLAIN, Case, names
-from .checking import check_gradients
+from .cases import multihead
+from .cases.attention import BY_NAME, GROUPED, LENGTHS, MASKED, PLAIN, Case, names
+from .cases.compare import check_gradients
 from .contract import clause
-from .specs import causal, padding
-from .subject import require
+from .mask_spec import causal, padding
+from .oracle import reference
+from .oracle.tolerance import close
+from .subjects.protocol import require
 
 MIXED = [
     PLAIN,
@@ -39,7 +40,7 @@ def test_gradients_are_the_oracles_in_other_dtypes(subject, dtype):
 @clause("GRAD-2")
 @pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS", "NO_BIAS"])
 def test_parameter_gradients_are_the_oracles(subject, name):
-    call = getattr(multi, name)
+    call = getattr(multihead, name)
     seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
     hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
     call.check_gradients(subject, {"key_padding_mask": hidden}, seen)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from .budget import same
-from .cases import BY_NAME, PLAIN
-from .cases import dtype as numpy_dtype
-from .checking import check_steps, hold, refused
+from .cases.attention import BY_NAME, PLAIN
+from .cases.compare import check_steps, hold, refused
 from .contract import clause
-from .subject import require
+from .oracle.tolerance import dtype as numpy_dtype
+from .oracle.tolerance import same
+from .subjects.protocol import require
 
 HALVES = ["float16", "bfloat16"]
 

@@ -5,14 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from . import expected
-from .budget import Differs, check_each, compare, same
-from .cases import MAIN, Case, coins, normal
-from .checking import hold
+from .cases.arrays import coins, normal
+from .cases.attention import MAIN, Case
+from .cases.compare import hold
+from .cases.multihead import CROSS
 from .contract import clause
-from .multi import CROSS
-from .specs import causal, hide, padding
-from .subject import TILE, require
+from .mask_spec import causal, hide, padding
+from .oracle import expected
+from .oracle.tolerance import Differs, check_each, compare, same
+from .subjects.protocol import TILE, require
 
 GARBAGE = [np.nan, np.inf, -np.inf]
 LENGTHS = np.array([7, 0, 4])

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from . import reference, stacks
-from .budget import Differs, check_dtype, check_each, close, compare, same
-from .cases import coins, normal
+from .cases import models
+from .cases.arrays import coins, normal
+from .cases.models import B, Call, H, S, T
 from .contract import clause
-from .reference_layers import within
-from .specs import causal, padding, sliding_window
-from .stacks import B, Call, H, S, T
-from .subject import require
+from .mask_spec import causal, padding, sliding_window
+from .oracle import reference
+from .oracle.reference_layers import within
+from .oracle.tolerance import Differs, check_dtype, check_each, close, compare, same
+from .subjects.protocol import require
 
 PRE_GELU = {"norm_first": True, "activation": "gelu"}
 OPTIONS = {
@@ -252,7 +253,7 @@ def test_padded_tokens_equal_trimmed_ones_on_either_side(subject, positions):
 
 
 @clause("LAYER-4")
-@pytest.mark.parametrize("kind", stacks.INPUTS)
+@pytest.mark.parametrize("kind", models.INPUTS)
 def test_every_attentions_weights_can_be_had(subject, kind):
     require(subject, "layers")
     call = Call(kind)
@@ -268,7 +269,7 @@ def test_every_attentions_weights_can_be_had(subject, kind):
 
 
 @clause("LAYER-4")
-@pytest.mark.parametrize("kind", stacks.INPUTS)
+@pytest.mark.parametrize("kind", models.INPUTS)
 def test_asking_for_weights_does_not_change_the_output(subject, kind):
     call = Call(kind)
     inputs = call.inputs()

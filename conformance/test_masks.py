@@ -5,21 +5,14 @@ from itertools import product
 import numpy as np
 import pytest
 
-from . import reference
-from .budget import same
-from .cases import LENGTHS, MAIN, MASKS, coins
-from .checking import hold
+from .cases.arrays import coins
+from .cases.attention import LENGTHS, MAIN, MASKS
+from .cases.compare import hold
 from .contract import clause
-from .specs import (
-    allow,
-    causal,
-    hide,
-    padding,
-    prefix,
-    segments,
-    sliding_window,
-)
-from .subject import require
+from .mask_spec import allow, causal, hide, padding, prefix, segments, sliding_window
+from .oracle import reference
+from .oracle.tolerance import same
+from .subjects.protocol import require
 
 pytestmark = pytest.mark.usefixtures("masks_offered")
 

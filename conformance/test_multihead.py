@@ -6,14 +6,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from . import expected, multi, reference
-from .budget import check_each, check_shape, close, compare, same
-from .cases import LENGTHS, coins, normal
-from .checking import refused
+from .cases import multihead
+from .cases.arrays import coins, normal
+from .cases.attention import LENGTHS
+from .cases.compare import refused
+from .cases.multihead import CROSS, SELF
 from .contract import clause
-from .multi import CROSS, SELF
-from .specs import causal, padding, sliding_window
-from .subject import NotOffered, require
+from .mask_spec import causal, padding, sliding_window
+from .oracle import expected, reference
+from .oracle.tolerance import check_each, check_shape, close, compare, same
+from .subjects.protocol import NotOffered, require
 
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]  # (B, S), as key_padding_mask takes it
 RAGGED = np.broadcast_to(~HIDDEN[:, None, None], (3, 2, 5, 7))
@@ -24,7 +26,7 @@ ALL = np.ones((3, 2, 5, 7), bool)
 def test_width_is_kept(subject):
     require(subject, "multihead")
     config = {"embed_dim": 512, "num_heads": 8}
-    parameters = multi.Call(config, kdim=512, vdim=512).parameters("float32")
+    parameters = multihead.Call(config, kdim=512, vdim=512).parameters("float32")
     x = normal(0, 2, 7, 512, dtype_name="float32")
     output, weights = subject.multihead(config, parameters, x)
     check_shape(output, (2, 7, 512), "output")
@@ -159,7 +161,7 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, average):
 @clause("MHA-6")
 @pytest.mark.parametrize("name", ["GROUPED", "WIDTHS", "NO_BIAS"])
 def test_other_sizes(subject, name):
-    call = getattr(multi, name)
+    call = getattr(multihead, name)
     seen = np.broadcast_to(~HIDDEN[:, None, None], (3, call.heads[0], 5, 7))
     options = {"key_padding_mask": HIDDEN}
     call.check(subject, options, seen, average_weights=False)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from .budget import LEDGER, check_dtype
-from .cases import dtype as numpy_dtype
 from .contract import clause
+from .oracle.tolerance import LEDGER, check_dtype
+from .oracle.tolerance import dtype as numpy_dtype
 from .vectors import load, manifest
 from .vectors.judge import judge
 from .vectors.put import offered, put

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from . import multi, stacks, tensors
-from .budget import Differs, close, compare, same
-from .cases import normal
-from .checking import refused
+from .cases import models, multihead
+from .cases.arrays import normal
+from .cases.compare import refused
+from .cases.models import Call
+from .cases.multihead import CROSS, GROUPED, NO_BIAS, WIDTHS
+from .cases.weight_layouts import nested, to_nnx, to_torch
 from .contract import clause
-from .layouts import nested, to_nnx, to_torch
-from .multi import CROSS, GROUPED, NO_BIAS, WIDTHS
-from .stacks import Call
-from .subject import NotOffered, require
+from .oracle.tolerance import Differs, close, compare, same
+from .subjects.protocol import NotOffered, require
 from .test_agreement import others
+from .vectors import tensors
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 FANCY = {"norm_first": True, "activation": "gelu", "layer_norm_eps": 0.2, "bias": False}
@@ -90,8 +91,8 @@ def test_a_saved_model_comes_back_in_every_backend(request, subject, tmp_path, n
 
 def token_inputs(call: Call) -> dict[str, np.ndarray]:
     rng, config = np.random.default_rng(91), call.config
-    sizes = {"src": stacks.S, "tgt": stacks.T}
-    return {n: rng.integers(0, config[f"{n}_vocab"], (stacks.B, k)) for n, k in sizes.items()}
+    sizes = {"src": models.S, "tgt": models.T}
+    return {n: rng.integers(0, config[f"{n}_vocab"], (models.B, k)) for n, k in sizes.items()}
 
 
 @clause("WGT-1")
@@ -112,7 +113,7 @@ def test_layout_and_policy_are_saved_too(subject, tmp_path):
     path = tmp_path / "saved.safetensors"
     subject.save(call.kind, call.config, call.parameters(), path)
     _, run = subject.load(path)
-    hidden = np.arange(stacks.S) >= np.array([7, 0, 4])[:, None]
+    hidden = np.arange(models.S) >= np.array([7, 0, 4])[:, None]
     x = call.inputs()
     got = run({"src": x["src"].swapaxes(0, 1)}, src_key_padding_mask=hidden)["output"]
     exact, rough = call.expected(x, src=(~hidden[:, None, None], None))
@@ -220,7 +221,7 @@ def check_outputs(subject, call, ours: dict, peer) -> None:
             theirs = peer(*map(torch.from_numpy, inputs))[0].numpy()
         got, _ = subject.multihead(call.config, ours, *inputs)
         seen = np.ones((3, 2, 5, 7), bool)
-        exact, rough = multi.expected.multihead(ours, 2, 2, *inputs, seen=seen)
+        exact, rough = multihead.expected.multihead(ours, 2, 2, *inputs, seen=seen)
     else:
         inputs = call.inputs()
         with torch.no_grad():
@@ -282,7 +283,9 @@ def test_flaxs_own_module_gives_the_same_and_takes_it_back(subject):
     with jax.default_matmul_precision("highest"):
         theirs = np.asarray(peer(*map(jnp.asarray, inputs)))
     got, _ = subject.multihead(CROSS.config, ours, *inputs)
-    exact, rough = multi.expected.multihead(ours, 2, 2, *inputs, seen=np.ones((3, 2, 5, 7), bool))
+    exact, rough = multihead.expected.multihead(
+        ours, 2, 2, *inputs, seen=np.ones((3, 2, 5, 7), bool)
+    )
     compare(theirs, exact["output"], rough["output"], "flax's own output")
     close(got, theirs, rough["output"], exact["output"], "output against flax.nnx")
     back = subject.export_weights("attention", CROSS.config, ours, "nnx")

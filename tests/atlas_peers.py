@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from conformance import naive
+from conformance.oracle import naive
 
 
 class Toy:

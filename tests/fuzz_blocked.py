@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from conformance import expected, reference, specs
-from conformance.budget import Differs, compare, eps
-from conformance.cases import Shape, coins, dtype
+from conformance import mask_spec
+from conformance.cases.arrays import coins
+from conformance.cases.attention import Shape
+from conformance.oracle import expected, reference
+from conformance.oracle.tolerance import Differs, compare, dtype, eps
 from conformance.subjects import load
 
 SHAPES = [
@@ -25,18 +27,18 @@ SHAPES = [
 TILES = [(2, 3), (2, 4), (3, 2), (4, 4)]
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 LEAVES = {
-    "causal": lambda rng, s, fixed: specs.causal(),
-    "sliding_window": lambda rng, s, fixed: specs.sliding_window(*fixed.integers(0, 4, 2)),
-    "prefix": lambda rng, s, fixed: specs.prefix(rng.integers(0, s.S + 1, s.B)),
-    "padding": lambda rng, s, fixed: specs.padding(rng.integers(0, s.S + 1, s.B)),
-    "hidden": lambda rng, s, fixed: specs.padding(hidden=rng.random((s.B, s.S)) < 0.4),
-    "segments": lambda rng, s, fixed: specs.segments(rng.integers(0, 3, (s.B, s.S))),
-    "pairs": lambda rng, s, fixed: specs.segments(
+    "causal": lambda rng, s, fixed: mask_spec.causal(),
+    "sliding_window": lambda rng, s, fixed: mask_spec.sliding_window(*fixed.integers(0, 4, 2)),
+    "prefix": lambda rng, s, fixed: mask_spec.prefix(rng.integers(0, s.S + 1, s.B)),
+    "padding": lambda rng, s, fixed: mask_spec.padding(rng.integers(0, s.S + 1, s.B)),
+    "hidden": lambda rng, s, fixed: mask_spec.padding(hidden=rng.random((s.B, s.S)) < 0.4),
+    "segments": lambda rng, s, fixed: mask_spec.segments(rng.integers(0, 3, (s.B, s.S))),
+    "pairs": lambda rng, s, fixed: mask_spec.segments(
         rng.integers(0, 3, (s.B, s.T)), rng.integers(0, 3, (s.B, s.S))
     ),
-    "allow": lambda rng, s, fixed: specs.allow(_cells(rng, s, fixed)),
-    "hide": lambda rng, s, fixed: specs.hide(_cells(rng, s, fixed)),
-    "predicate": lambda rng, s, fixed: specs.predicate(_rule),
+    "allow": lambda rng, s, fixed: mask_spec.allow(_cells(rng, s, fixed)),
+    "hide": lambda rng, s, fixed: mask_spec.hide(_cells(rng, s, fixed)),
+    "predicate": lambda rng, s, fixed: mask_spec.predicate(_rule),
 }
 
 

@@ -9,18 +9,18 @@ import atlas_peers
 import numpy as np
 import pytest
 
-from conformance.alternatives import explains
-from conformance.atlas import collect as collecting
-from conformance.atlas import matrix
-from conformance.atlas.ask import ask, refusal
-from conformance.atlas.collect import Entry, collect
-from conformance.atlas.glance import GLANCE, STANDS_OUT
-from conformance.atlas.page import page
-from conformance.atlas.question import Own, Question
-from conformance.atlas.questions import QUESTIONS
-from conformance.atlas.section import answer_of, shortened
 from conformance.contract import clauses
-from conformance.subject import NotOffered
+from conformance.reports.diagnosis import explains
+from conformance.subjects.protocol import NotOffered
+from tools.atlas import collect as collecting
+from tools.atlas import matrix
+from tools.atlas.ask import ask, refusal
+from tools.atlas.collect import Entry, collect
+from tools.atlas.glance import GLANCE, STANDS_OUT
+from tools.atlas.page import page
+from tools.atlas.question import Own, Question
+from tools.atlas.questions import QUESTIONS
+from tools.atlas.section import answer_of, shortened
 
 HERE = Path(__file__).parent
 EVERY = pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.atlas.__main__ import main
-from conformance.atlas.markdown import anchor
-from conformance.atlas.page import page
-from conformance.atlas.questions import QUESTIONS
-from conformance.atlas.snippets import LINES, Snippet, snippets
-from conformance.atlas.sources import threads
 from conformance.subjects.peers import PEERS
+from tools.atlas.__main__ import main
+from tools.atlas.markdown import anchor
+from tools.atlas.page import page
+from tools.atlas.questions import QUESTIONS
+from tools.atlas.snippets import LINES, Snippet, snippets
+from tools.atlas.sources import threads
 
 PAGE = (Path(__file__).parents[1] / "docs" / "atlas.md").read_text("utf-8")
 HERE = [snippet for snippet in snippets() if not snippet.missing]

@@ -4,14 +4,15 @@ import atlas_peers
 import numpy as np
 import pytest
 
-from conformance import multi, reference
-from conformance.atlas import spared
-from conformance.atlas.spared import Spared, hidden_by
-from conformance.budget import Differs
-from conformance.cases import BY_NAME, LENGTHS, MAIN, Case
-from conformance.checking import check_gradients, check_steps, hold
-from conformance.plug import Plugged
-from conformance.specs import causal, padding
+from conformance.cases import multihead
+from conformance.cases.attention import BY_NAME, LENGTHS, MAIN, Case
+from conformance.cases.compare import check_gradients, check_steps, hold
+from conformance.mask_spec import causal, padding
+from conformance.oracle import reference
+from conformance.oracle.tolerance import Differs
+from conformance.subjects.adapter import Plugged
+from tools.atlas import spared
+from tools.atlas.spared import Spared, hidden_by
 
 EMPTIED = ["padding", "causal_and_padding", "allow"]
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]
@@ -84,11 +85,11 @@ def test_an_empty_row_of_a_module_is_the_last_maps_bias(cls, policy, monkeypatch
     own, fair = both(cls())
     options = {"key_padding_mask": HIDDEN}
     with pytest.raises(Differs):
-        multi.CROSS.check(own, options, SEEN)
-    multi.CROSS.check(fair, options, SEEN)
+        multihead.CROSS.check(own, options, SEEN)
+    multihead.CROSS.check(fair, options, SEEN)
     with pytest.raises(Differs):
-        multi.CROSS.check_gradients(own, options, SEEN)
-    multi.CROSS.check_gradients(fair, options, SEEN)
+        multihead.CROSS.check_gradients(own, options, SEEN)
+    multihead.CROSS.check_gradients(fair, options, SEEN)
 
 
 @pytest.mark.parametrize("rank", [2, 3, 4])
@@ -102,15 +103,15 @@ def test_torchs_two_masks_become_one(rank):
     assert (rows.any(1) == rows.all(1)).all(), "a row that is empty in some heads is not spared"
     options = {"key_padding_mask": HIDDEN, "attn_mask": mask}
     with pytest.raises(Differs):
-        multi.CROSS.check(own, options, seen)
-    multi.CROSS.check(fair, options, seen)
+        multihead.CROSS.check(own, options, seen)
+    multihead.CROSS.check(fair, options, seen)
 
 
 def test_an_additive_mask_of_torchs_stays_additive():
     fair = both(atlas_peers.TwoMasks())[1]
     bias = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
     options = {"key_padding_mask": HIDDEN, "attn_mask": bias}
-    multi.CROSS.check(fair, options, SEEN, bias=bias)
+    multihead.CROSS.check(fair, options, SEEN, bias=bias)
 
 
 def test_what_differs_elsewhere_still_differs():

@@ -1,5 +1,6 @@
-"""The benchmarks' page: what it says of the figures. What the figures are is no test's matter."""
+"""The benchmarks' page and history: what they say of figures, which no test measures."""
 
+import json
 import subprocess
 import sys
 import time
@@ -9,14 +10,184 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import accelerator, memory
-from benchmarks.__main__ import main, markdown
+import benchmarks.__main__ as command
+from benchmarks import accelerator, history, memory
+from benchmarks.page import markdown, summary
 from benchmarks.truth import given
 
 ROOT = Path(__file__).parents[1]
 
-MACHINE = {"date": "", "cores": 2, "platform": "", "python": "", "versions": {}, "matmul_gflops": 1}
-EMPTY: dict = {"machine": MACHINE, "speed": [], "memory": [], "growth": [], "compile": []}
+EMPTY: dict = {
+    "schema": 1,
+    "date": "2026-11-27",
+    "commit": "0123456789ab",
+    "machine": "2 cores",
+    "python": "3.11.7",
+    "versions": {"numpy": "2", "torch": "2", "jax": "0", "flax": "0"},
+    "gflops": 100,
+    "speed": [],
+    "memory": [],
+    "growth": [],
+    "compile": [],
+}
+
+
+def speed(ratio: float, floor: float | None) -> dict:
+    """Return a made-up row of speed."""
+    times = {"ours": 0.1, "theirs": 0.1 * ratio, "ratio": ratio, "low": ratio, "high": ratio}
+    return {"work": "numpy causal", "against": "textbook", "floor": floor, "of_peak": 0.5} | times
+
+
+MADE = EMPTY | {
+    "speed": [speed(7.29, 8.0), speed(8.0, 8.0), speed(0.5, None)],
+    "memory": [
+        {"work": "numpy window", "mib": 80.0, "at_most": 64},
+        {"work": "torch window", "mib": None, "at_most": 64},
+        {"work": "jax causal", "mib": 900.0, "at_most": None},
+    ],
+    "growth": [{"work": "jax causal T=1024 to 4096", "ratio": 16.0, "at_most": 8}],
+    "compile": [{"work": "jax packed", "seconds": 12.5, "at_most": 10.0}],
+}
+GOOD = EMPTY | {"speed": [speed(8.01, 8.0)]}
+MISSES = [
+    "numpy causal against textbook: 7.29 is below the floor of 8.00 by 8.9%",
+    "numpy window: 80.00 is above the limit of 64 by 25.0%",
+    "jax causal T=1024 to 4096: 16.00 is above the limit of 8 by 100.0%",
+    "jax packed: 12.50 is above the limit of 10 by 25.0%",
+]
+
+
+def run(monkeypatch, tmp_path, report: dict, *words: str) -> int:
+    """Run the command on made-up measurements."""
+    monkeypatch.setattr(command, "measure", lambda *asked: report)
+    return command.main(["--history", str(tmp_path / "runs.jsonl"), *words])
+
+
+def test_page_marks_each_row_that_misses_its_floor_or_limit():
+    lines = markdown(MADE).splitlines()
+    count = (
+        "**4 of the 5 rows that have a floor or a limit miss it.** Each of them says so in its row."
+    )
+    assert lines[2] == count
+    marked = [line for line in lines if "below the" in line or "above the" in line]
+    assert [line.split("|")[-2].strip() for line in marked[1:]] == [
+        "**above the limit of 64 by 25.0%**",
+        "**above the limit of 8 by 100.0%**",
+        "**above the limit of 10 by 25.0%**",
+    ]
+    assert "| **below the floor of 8.00 by 8.9%** | 50% |" in marked[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "cell"),
+    [(speed(8.0, 8.0), "8.00"), (speed(0.5, None), "none")],
+    ids=["at the floor", "no floor"],
+)
+def test_page_leaves_other_rows_unmarked(row, cell):
+    text = markdown(EMPTY | {"speed": [row]})
+    assert f"| {cell} | 50% |" in text
+    assert "below the" not in text
+
+
+def test_rows_that_were_not_measured_are_not_counted():
+    report = EMPTY | {
+        "memory": [{"work": "torch window", "mib": None, "at_most": 64}],
+        "growth": [{"work": "torch causal", "ratio": None, "at_most": 8}],
+    }
+    assert summary(report) == "0 of the 0 rows that have a floor or a limit miss it."
+
+
+@pytest.mark.parametrize(
+    ("report", "words", "status"),
+    [(MADE, [], 0), (MADE, ["--enforce"], 1), (GOOD, [], 0), (GOOD, ["--enforce"], 0)],
+)
+def test_only_enforce_makes_a_miss_the_exit_status(monkeypatch, tmp_path, report, words, status):
+    assert run(monkeypatch, tmp_path, report, *words) == status
+
+
+def test_console_ends_with_the_misses_and_their_number(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, tmp_path, MADE)
+    assert capsys.readouterr().out.splitlines()[-5:] == [*MISSES, summary(MADE)]
+
+
+def test_each_run_adds_one_line_that_can_be_read_back(monkeypatch, tmp_path):
+    page = tmp_path / "pages" / "page.md"
+    for report in (MADE, GOOD):
+        run(monkeypatch, tmp_path, report, "--page", str(page))
+    assert history.read(tmp_path / "runs.jsonl") == [MADE, GOOD]
+    assert page.read_text("utf-8") == markdown(GOOD) + "\n"
+
+
+def test_what_is_measured_has_the_shape_of_the_history(monkeypatch, tmp_path):
+    made = command.Row("made", "up", 1.0, lambda: (int, int), 1.0)
+    monkeypatch.setattr(command, "matmul_peak", lambda: 1e9)
+    monkeypatch.setattr(command.memory, "extra", lambda *case: case[2] / 3)
+    monkeypatch.setattr(command.compiling, "seconds", lambda *case: 1 / 3)
+    cases = [("jax", "causal", length, False) for length in (1024, 4096)]
+    report = command.measure([made], cases, [("packed", 1024)], 0.001)
+    history.append(tmp_path / "runs.jsonl", report)
+    assert history.read(tmp_path / "runs.jsonl") == [report]
+    assert [len(report[part]) for part in ("speed", "memory", "growth", "compile")] == [1, 2, 1, 1]
+    assert report["compile"][0]["seconds"] == 0.33333
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in GOOD.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "schema must be one of 1: got None"),
+        (json.dumps(GOOD | {"schema": 2}), "schema must be one of 1: got 2"),
+        (json.dumps(without("commit")), "run must have the keys commit, compile, date"),
+        (json.dumps(GOOD | {"extra": 1}), "run must have the keys .*: got .*, extra,"),
+        (json.dumps(GOOD | {"date": 20261127}), "run.date must be str: got 20261127"),
+        (json.dumps(GOOD | {"speed": {}}), "run.speed must be list: got {}"),
+        (
+            json.dumps(EMPTY | {"speed": [speed(1.0, 1.0) | {"ratio": None}]}),
+            r"run.speed\[0\].ratio must be int or float: got None",
+        ),
+        (
+            json.dumps(EMPTY | {"speed": [speed(float("nan"), 1.0)]}),
+            "a number must be finite: got NaN",
+        ),
+    ],
+    ids=["json", "list", "schema", "missing", "more", "kind", "no list", "no ratio", "nan"],
+)
+def test_line_of_another_shape_is_refused_by_its_number(tmp_path, line, told):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + line + "\n", "utf-8")
+    with pytest.raises(ValueError, match=rf"^runs\.jsonl, line 2: .*({told})"):
+        history.read(path)
+
+
+@pytest.mark.parametrize(("limit", "told"), [("1", ", OMP_NUM_THREADS=1,"), ("", " cores,")])
+def test_machine_tells_a_limit_of_threads(monkeypatch, limit, told):
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    machine = history.origin()["machine"]
+    assert told in machine
+    assert bool(limit) == ("OMP_NUM_THREADS" in machine)
+
+
+def test_report_of_another_shape_is_not_written(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    with pytest.raises(ValueError, match="run must have the keys"):
+        history.append(path, without("commit"))
+    assert not path.exists()
+
+
+def test_page_shows_a_run_of_the_history():
+    text = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    tables = [
+        [line for line in page.splitlines() if line.startswith("|")]
+        for page in (text, *map(markdown, history.read(ROOT / "docs/benchmarks.jsonl")))
+    ]
+    assert tables[0] in tables[1:], (
+        "the tables of docs/benchmarks.md must be those of a line of docs/benchmarks.jsonl: "
+        "run `python -m benchmarks --page docs/benchmarks.md`, and commit both files"
+    )
 
 
 def page(mib: dict[tuple, float]) -> list[str]:
@@ -28,12 +199,12 @@ def page(mib: dict[tuple, float]) -> list[str]:
 @pytest.mark.parametrize(
     ("before", "after", "shown"),
     [
-        (2.0, 8.0, "4.0 x | linear"),
-        (2.0, 2.0, "1.0 x | linear"),
-        (2.0, -1.0, "-0.5 x | linear"),
-        (2.0, 32.0, "16.0 x | NOT linear"),
-        (0.0, 8.0, "from nothing | -"),
-        (-1.0, 8.0, "from nothing | -"),
+        (2.0, 8.0, "4.0 x | 8"),
+        (2.0, 2.0, "1.0 x | 8"),
+        (2.0, -1.0, "-0.5 x | 8"),
+        (2.0, 32.0, "16.0 x | **above the limit of 8 by 100.0%**"),
+        (0.0, 8.0, "from nothing | 8"),
+        (-1.0, 8.0, "from nothing | 8"),
     ],
 )
 def test_growth_is_judged_by_a_quarter_of_the_length(before, after, shown):
@@ -61,7 +232,7 @@ def test_memory_of_a_matrix_is_seen(monkeypatch):
 
 def test_a_word_that_matches_no_row_is_an_error(capsys):
     with pytest.raises(SystemExit):
-        main(["--only", "cobol"])
+        command.main(["--only", "cobol"])
     assert "--only must match a row: got cobol" in capsys.readouterr().err
 
 
@@ -71,8 +242,8 @@ def test_a_word_that_matches_no_row_is_an_error(capsys):
 def test_memory_that_cannot_be_measured_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "MARKS", tmp_path / "none")
     assert memory.extra("torch", "causal", 1024, False) is None
-    row = {"work": "torch causal T=1024", "mib": None, "at_most": None}
-    assert "| torch causal T=1024 | not measured here |  |" in markdown(EMPTY | {"memory": [row]})
+    row = {"work": "torch causal", "mib": None, "at_most": None}
+    assert "| torch causal | not measured here | none |" in markdown(EMPTY | {"memory": [row]})
     cases = {("torch", "causal", length, True): None for length in (1024, 4096)}
     assert memory.growth(cases) == []
 
@@ -102,7 +273,7 @@ def textbook(row=ROW, dtype=np.float32) -> np.ndarray:
     """Return the row's output of its last head, in one precision."""
     query, key, value, _ = (array[-1, -1].astype(dtype) for array in given(row.shape))
     scores = query @ key.T / dtype(np.sqrt(row.shape[3]))
-    hidden = ~accelerator.seen(row.work, row.shape)[-1, 0]
+    hidden = ~accelerator.allowed(row.work, row.shape)[-1, 0]
     scores[np.broadcast_to(hidden, scores.shape)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
@@ -170,12 +341,12 @@ def test_gradients_of_the_textbook_are_those_of_torch(work):
     row = accelerator.Row(work, "float32", shape, backward=True)
     leaves = [torch.from_numpy(a[-1, -1]).double().requires_grad_() for a in given(shape)[:3]]
     query, key, value = leaves
-    visible = torch.from_numpy(accelerator.seen(work, shape)[-1, 0])
-    scores = (query @ key.mT / 8**0.5).masked_fill(~visible, -torch.inf)
+    allowed = torch.from_numpy(accelerator.allowed(work, shape)[-1, 0])
+    scores = (query @ key.mT / 8**0.5).masked_fill(~allowed, -torch.inf)
     grad = torch.from_numpy(given(shape)[3][-1, -1]).double()
     found = torch.autograd.grad(scores.softmax(-1) @ value, leaves, grad)
-    for (name, exact, allowed), gradient in zip(
+    for (name, exact, tolerance), gradient in zip(
         accelerator.expected(row, None), found, strict=True
     ):
         np.testing.assert_allclose(exact, gradient.numpy(), atol=1e-12, err_msg=name)
-        assert (allowed[exact != 0] > 0).all() and allowed.max() < 1e-3
+        assert (tolerance[exact != 0] > 0).all() and tolerance.max() < 1e-3

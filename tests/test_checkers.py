@@ -8,13 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from conformance import multi, subjects
-from conformance.budget import LEDGER, Differs
-from conformance.cases import BY_NAME, PLAIN, SQUARE, Case
-from conformance.checking import check_gradients, check_steps, hold
+from conformance import subjects
+from conformance.cases import multihead
+from conformance.cases.attention import BY_NAME, PLAIN, SQUARE, Case
+from conformance.cases.compare import check_gradients, check_steps, hold
+from conformance.mask_spec import causal
 from conformance.mutants import MUTANTS, broken
-from conformance.specs import causal
-from conformance.subject import NotOffered
+from conformance.oracle.tolerance import LEDGER, Differs
+from conformance.subjects.protocol import NotOffered
 
 
 @pytest.fixture(autouse=True)
@@ -90,29 +91,31 @@ def test_multihead_check_looks_at_output_and_weights(numpy_subject, wrong, avera
         return found
 
     options = {"average_weights": average}
-    multi.CROSS.check(numpy_subject, {}, EVERYTHING, **options)
+    multihead.CROSS.check(numpy_subject, {}, EVERYTHING, **options)
     with pytest.raises(Differs, match=rf"^{('output', 'weights')[wrong]} at \("):
-        multi.CROSS.check(broken(numpy_subject, "multihead", mistake), {}, EVERYTHING, **options)
+        multihead.CROSS.check(
+            broken(numpy_subject, "multihead", mistake), {}, EVERYTHING, **options
+        )
 
 
 def test_multihead_check_wants_no_weights_that_nobody_asked_for(numpy_subject):
     def mistake(right, *call, need_weights=True, **options):
         return right(*call, **options)
 
-    multi.CROSS.check(numpy_subject, {}, EVERYTHING, need_weights=False)
+    multihead.CROSS.check(numpy_subject, {}, EVERYTHING, need_weights=False)
     subject = broken(numpy_subject, "multihead", mistake)
     with pytest.raises(Differs, match=r"^weights were not asked for"):
-        multi.CROSS.check(subject, {}, EVERYTHING, need_weights=False)
+        multihead.CROSS.check(subject, {}, EVERYTHING, need_weights=False)
 
 
 @pytest.mark.parametrize(
     "name", ["query", "value", "k_proj.weight", "q_proj.bias", "out_proj.weight"]
 )
 def test_multihead_check_gradients_looks_at_every_gradient(torch_subject, name):
-    multi.CROSS.check_gradients(torch_subject, {}, EVERYTHING)
+    multihead.CROSS.check_gradients(torch_subject, {}, EVERYTHING)
     subject = broken(torch_subject, "multihead_gradients", off(name))
     with pytest.raises(Differs, match=rf"^gradient of {name} at \("):
-        multi.CROSS.check_gradients(subject, {}, EVERYTHING)
+        multihead.CROSS.check_gradients(subject, {}, EVERYTHING)
 
 
 def test_multihead_check_gradients_misses_what_is_left_out(torch_subject):
@@ -121,7 +124,7 @@ def test_multihead_check_gradients_misses_what_is_left_out(torch_subject):
 
     subject = broken(torch_subject, "multihead_gradients", mistake)
     with pytest.raises(Differs, match=r"^gradients: expected \['k_proj.bias', .*'key', "):
-        multi.CROSS.check_gradients(subject, {}, EVERYTHING)
+        multihead.CROSS.check_gradients(subject, {}, EVERYTHING)
 
 
 @pytest.mark.parametrize("name", ["scores", "weights", "output"])
@@ -143,7 +146,7 @@ def test_multihead_check_wants_the_dtype_that_is_due(numpy_subject, dtype):
         return output.astype(dtype), weights
 
     with pytest.raises(Differs, match=rf"^output\b.* float32.* {dtype}"):
-        multi.CROSS.check(broken(numpy_subject, "multihead", mistake), {}, EVERYTHING)
+        multihead.CROSS.check(broken(numpy_subject, "multihead", mistake), {}, EVERYTHING)
 
 
 def test_what_a_subject_does_not_declare_is_not_a_failure(numpy_subject):

@@ -18,7 +18,7 @@ import pytest
 from conformance.__main__ import main
 from conformance.conftest import select
 from conformance.contract import clauses
-from conformance.report import OUTCOMES, read, results
+from conformance.reports.report import OUTCOMES, read, results
 
 ROOT = Path(__file__).parents[1]
 EMPTY = ["run", "--backend", "numpy", "--profile", "empty"]

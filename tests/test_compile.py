@@ -10,11 +10,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import attn_torch
-from conformance.cases import SQUARE, Case
-from conformance.checking import check_gradients, hold
-from conformance.multi import SELF
-from conformance.reference import allowed
-from conformance.specs import causal, padding, sliding_window
+from conformance.cases.attention import SQUARE, Case
+from conformance.cases.compare import check_gradients, hold
+from conformance.cases.multihead import SELF
+from conformance.mask_spec import causal, padding, sliding_window
+from conformance.oracle.reference import allowed
 from conformance.subjects.attn_torch import Adapter
 
 pytestmark = [

@@ -15,8 +15,8 @@ import torch
 
 from attn_torch.fused import has_kernel
 from conformance import test_attention as chapter
-from conformance.subject import NotOffered
 from conformance.subjects.attn_torch import Adapter, _need_compiler
+from conformance.subjects.protocol import NotOffered
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own look at it

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conformance import contract
-from conformance.subject import CAPABILITIES
+from conformance.subjects.protocol import CAPABILITIES
 
 ROOT = Path(__file__).parents[1]
 SUITE = ROOT / "conformance"

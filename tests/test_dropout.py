@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from conformance import subjects
-from conformance.cases import normal
+from conformance.cases.arrays import normal
 
 BACKENDS = ("numpy", "torch", "jax")
 CONFIG = {"embed_dim": 14, "num_heads": 2, "dropout": 0.4}

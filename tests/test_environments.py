@@ -11,9 +11,9 @@ import pytest
 from test_command_line import ROOT, cli, refused
 from test_known import ADAPTER, ENTRY
 
-from conformance import run
 from conformance.__main__ import main
-from conformance.report import read, results
+from conformance.reports.report import read, results
+from conformance.runs import run
 
 ONE = ["--case", "test_zero_gives_exact_zeros[EMPTY-1-float32]"]
 CHECK = ["run", "--subject", "adapter:Subject"]
@@ -94,8 +94,9 @@ def test_optimized_python_tests_as_any_other(folder, level, workers):
     assert result["outcome"] == "differs" and ": expected " in result["message"], result
 
 
-def test_mutants_are_refused_where_their_sentences_are_gone(tmp_path):
-    done = cli("mutants", "--list", cwd=tmp_path, env={"PYTHONOPTIMIZE": "2"})
+def test_mutants_are_refused_where_their_sentences_are_gone():
+    command = [sys.executable, "-OO", "-m", "tools.mutants", "--list"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "a mutant's sentence is its docstring: got Python's option -OO" in done.stderr
 
@@ -186,9 +187,10 @@ def test_what_needs_no_package_is_said_without_any(tmp_path, command):
     assert "ATT-1" in done.stdout or "usage: conformance" in done.stdout
 
 
-@pytest.mark.parametrize(("command", "package"), [("vectors", "jsonschema"), ("atlas", "rich")])
+@pytest.mark.parametrize(("command", "package"), [("summary", "numpy"), ("known", "pytest")])
 def test_command_that_needs_a_package_names_it(tmp_path, command, package):
-    done = cli(command, cwd=tmp_path, first=f"import sys\nsys.modules[{package!r}] = None")
+    first = f"import sys\nsys.modules[{package!r}] = None"
+    done = cli(command, "report.jsonl", cwd=tmp_path, first=first)
     words = f"this command needs {package}: got no such package (python -m pip install {package})"
     refused(done, words)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from conformance import mutants, subjects
-from conformance.budget import Differs
-from conformance.cases import Case, Shape
-from conformance.specs import causal, padding
-from conformance.subject import NotOffered
+from conformance.cases.attention import Case, Shape
+from conformance.mask_spec import causal, padding
+from conformance.oracle.tolerance import Differs
+from conformance.subjects.protocol import NotOffered
 from conformance.test_fuzz import run, snippet
 
 SHAPE = Shape(3, 2, 2, 5, 7, 11, 13)

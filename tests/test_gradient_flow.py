@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from conformance import expected, subjects
-from conformance.budget import compare
-from conformance.cases import normal
+from conformance import subjects
+from conformance.cases.arrays import normal
+from conformance.oracle import expected
+from conformance.oracle.tolerance import compare
 
 DIFFERENTIABLE = ("torch", "jax")
 B, H, T, S, D = 3, 2, 5, 7, 11

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.report import read, results
+from conformance.reports.report import read, results
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax"}
@@ -34,6 +34,32 @@ attn.attention(ones, ones, ones, mask=mask)
 attn.attention_steps(ones, ones, ones)
 mask.tile(3, 3, slice(0, 2), slice(0, 2)), mask.draw(3, 3), mask.explain(0, 0, 1, 2)
 attn.sequence_mask, attn.look_ahead_mask(3, 3), attn.MultiHeadAttention
+"""
+# What a browser has not: the clauses and the vectors need NumPy alone.
+HIDE = """
+import sys
+hidden = ["pytest", "_pytest", "xdist", "hypothesis", "jsonschema", "rich", "ml_dtypes"]
+sys.modules |= dict.fromkeys(hidden)
+"""
+JUDGE = """
+from conformance.contract import clauses
+from conformance.oracle.tolerance import Differs
+from conformance.vectors import load, manifest, put
+from conformance.vectors.judge import judge
+assert clauses()["EMPTY-2"].level == "MUST" and len(manifest()["vectors"]) == len(load())
+judged = refused = 0
+for vector in load().values():
+    numbers = all(part.kind == "close" and part.expected.size for part in vector.expect)
+    if numbers and "float32" in vector.dtypes:
+        assert vector.cast("float32").inputs["query"].dtype == "float32"
+        right = {part.tensor: part.expected for part in vector.expect}
+        judge(vector, right, "float32")
+        judged += 1
+        try:
+            judge(vector, {name: array + 1 for name, array in right.items()}, "float32")
+        except Differs:
+            refused += 1
+assert judged == refused > 20, (judged, refused)
 """
 COMMAND = """
 import runpy
@@ -106,7 +132,8 @@ def test_extra_installs_what_the_backend_imports(backend):
 
 
 @pytest.mark.parametrize(
-    "module", ["conformance", "conformance.contract", "conformance.cases", "conformance.subjects"]
+    "module",
+    ["conformance", "conformance.contract", "conformance.cases.attention", "conformance.subjects"],
 )
 def test_conformance_imports_no_backend(module):
     found = imported(f"import {module}")
@@ -115,8 +142,9 @@ def test_conformance_imports_no_backend(module):
 
 
 def test_no_chapter_of_the_suite_imports_a_backend():
-    folder = ROOT / "conformance"
-    paths = [p.relative_to(ROOT) for p in folder.rglob("*.py") if p.stem != "__main__"]
+    folders = [ROOT / name for name in ("conformance", "tools")]
+    paths = [p.relative_to(ROOT) for folder in folders for p in folder.rglob("*.py")]
+    paths = [p for p in paths if p.stem != "__main__"]
     shared = {"__init__", "base", "conftest", "heads", "widths"}
     adapters = [p for p in paths if p.match("subjects/attn_*.py")]
     adapters += [p for p in paths if p.match("subjects/peers/*.py") and p.stem not in shared]
@@ -124,6 +152,20 @@ def test_no_chapter_of_the_suite_imports_a_backend():
     assert len(names) > 20
     found = imported("\n".join(f"import {name.removesuffix('.__init__')}" for name in names))
     refuse(found, FRAMEWORKS | OURS - {"conformance"}, "the suite")
+
+
+def test_vectors_are_judged_where_numpy_alone_is_installed():
+    imported(HIDE + JUDGE)
+
+
+def test_what_is_hidden_cannot_be_imported():
+    with pytest.raises(AssertionError, match="import of pytest halted"):
+        imported(f"{HIDE}import conformance.conftest")
+
+
+def test_bfloat16_asks_for_its_package_where_that_is_hidden():
+    with pytest.raises(AssertionError, match="import of ml_dtypes halted"):
+        imported(f"{HIDE}from conformance.oracle.tolerance import dtype; dtype('bfloat16')")
 
 
 def test_list_imports_no_backend():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_command_line import cli
 
-from conformance import known
-from conformance.report import read, results
+from conformance.reports import known
+from conformance.reports.report import read, results
 
 CLAUSE = ["--clause", "CLEAN-2", "--clause", "EMPTY-1"]
 ADAPTER = """

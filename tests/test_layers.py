@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import attn_numpy.layers as layers
-from conformance.budget import eps
+from conformance.oracle.tolerance import eps
 
 X = np.random.default_rng(3).normal(size=(3, 5, 7)).astype(np.float32)
 

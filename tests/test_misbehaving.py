@@ -7,7 +7,7 @@ import pytest
 from test_command_line import cli, refused
 from test_known import ADAPTER, CONFORMING
 
-from conformance.report import read, results
+from conformance.reports.report import read, results
 
 ONE = ["--case", "test_zero_gives_exact_zeros[EMPTY-1-float32]"]
 TWO = ["--clause", "EMPTY-1", "--case", "test_zero_gives_exact_zeros[EMPTY-1-float64]"]

@@ -9,10 +9,11 @@ import pytest
 from test_report import result, whole, written
 
 from conformance import subjects
-from conformance.cases import BY_NAME
+from conformance.cases.attention import BY_NAME
 from conformance.contract import clauses
-from conformance.mutants import CHAPTERS, MUTANTS, Mutant, gate, load, named
-from conformance.mutants.judge import Result, judge, results
+from conformance.mutants import CHAPTERS, MUTANTS, Mutant, load, named
+from tools.mutants import gate
+from tools.mutants.judge import Result, judge, results
 
 ROOT = Path(__file__).parents[1]
 MUST = [clause.id for clause in clauses().values() if clause.level == "MUST"]
@@ -124,7 +125,7 @@ def test_judge_reports_a_survivor():
         "wrong survives: Everything is wrong.",
         "  must be caught by: ATT-1, ATT-2",
         "  is caught by: nothing",
-        "  run it alone: python -m conformance mutants wrong",
+        "  run it alone: python -m tools.mutants wrong",
     ]
 
 

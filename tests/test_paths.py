@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from conformance import subjects
-from conformance.cases import normal
-from conformance.specs import Spec, allow, causal, padding, predicate, segments, sliding_window
+from conformance.cases.arrays import normal
+from conformance.mask_spec import Spec, allow, causal, padding, predicate, segments, sliding_window
 
 BACKENDS = ("numpy", "torch", "jax")
 STEPS = {"attention.attention_steps": "steps", "multihead.attention_steps": "steps"}

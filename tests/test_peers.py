@@ -15,14 +15,15 @@ import pytest
 from test_isolation import FRAMEWORKS, OURS, imported, refuse
 
 from conformance import subjects
-from conformance.alternatives import name_of
-from conformance.budget import LEDGER, Differs, compare
-from conformance.calls import Call
-from conformance.cases import GROUPED, PLAIN, SQUARE, Case, Shape, coins
-from conformance.plug import Plugged
-from conformance.specs import allow, causal, padding
-from conformance.subject import NotOffered
+from conformance.cases.arrays import coins
+from conformance.cases.attention import GROUPED, PLAIN, SQUARE, Case, Shape
+from conformance.mask_spec import allow, causal, padding
+from conformance.oracle.tolerance import LEDGER, Differs, compare
+from conformance.reports.diagnosis import name_of
+from conformance.reports.recorded import Call
+from conformance.subjects.adapter import Plugged
 from conformance.subjects.peers import PEERS
+from conformance.subjects.protocol import NotOffered
 
 FOLDER = Path(subjects.__file__).parent / "peers"
 LIBRARIES = {"keras", "equinox", "onnx", "onnxruntime", "transformers", "x_transformers"}
@@ -237,7 +238,7 @@ def test_torch_mha_reads_its_causal_hint_by_its_mode():
 
 
 def test_nnx_cache_takes_one_token_a_call_and_overwrites_beyond_its_capacity():
-    from conformance.streams import STREAMS
+    from conformance.cases.decoding import STREAMS
 
     stream = STREAMS["attention"]
     x, decoding = stream.tokens(), stream.start(peer("nnx-mha"), capacity=2)

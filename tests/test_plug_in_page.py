@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from conformance.subject import CAPABILITIES
+from conformance.subjects.protocol import CAPABILITIES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/plug-in.md").read_text("utf-8")

@@ -12,7 +12,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from conformance import reference, specs
+from conformance import mask_spec
+from conformance.oracle import reference
 
 UNIT = 2.0**-53  # the relative error of one rounding in float64
 B, H, H_KV, T, S, D, D_V = 2, 4, 2, 3, 5, 7, 11
@@ -389,117 +390,117 @@ def test_heads_are_split_so_that_neighbours_stay_neighbours():
 ARRAY = [[[[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]]]
 PAIRS = {(2, 0), (3, 4), (0, 1)}  # of positions
 TABLES = {
-    "causal": (specs.causal(), None, """
+    "causal": (mask_spec.causal(), None, """
         ■ · · · ·
         ■ ■ · · ·
         ■ ■ ■ · ·
     """),
-    "causal_at_2": (specs.causal(), 2, """
+    "causal_at_2": (mask_spec.causal(), 2, """
         ■ ■ ■ · ·
         ■ ■ ■ ■ ·
         ■ ■ ■ ■ ■
     """),
-    "causal_before_the_keys": (specs.causal(), -2, """
+    "causal_before_the_keys": (mask_spec.causal(), -2, """
         · · · · ·
         · · · · ·
         ■ · · · ·
     """),
-    "causal_beyond_the_keys": (specs.causal(), 9, """
+    "causal_beyond_the_keys": (mask_spec.causal(), 9, """
         ■ ■ ■ ■ ■
         ■ ■ ■ ■ ■
         ■ ■ ■ ■ ■
     """),
-    "causal_per_sample": (specs.causal(), [2, -1, 0], """
+    "causal_per_sample": (mask_spec.causal(), [2, -1, 0], """
         ■ ■ ■ · · | · · · · · | ■ · · · ·
         ■ ■ ■ ■ · | ■ · · · · | ■ ■ · · ·
         ■ ■ ■ ■ ■ | ■ ■ · · · | ■ ■ ■ · ·
     """),
-    "window_back": (specs.sliding_window(1), 2, """
+    "window_back": (mask_spec.sliding_window(1), 2, """
         · ■ ■ · ·
         · · ■ ■ ·
         · · · ■ ■
     """),
-    "window_ahead": (specs.sliding_window(0, 2), 0, """
+    "window_ahead": (mask_spec.sliding_window(0, 2), 0, """
         ■ ■ ■ · ·
         · ■ ■ ■ ·
         · · ■ ■ ■
     """),
-    "window_of_itself": (specs.sliding_window(0), -1, """
+    "window_of_itself": (mask_spec.sliding_window(0), -1, """
         · · · · ·
         ■ · · · ·
         · ■ · · ·
     """),
-    "window_per_sample": (specs.sliding_window(1, 1), [0, 3], """
+    "window_per_sample": (mask_spec.sliding_window(1, 1), [0, 3], """
         ■ ■ · · · | · · ■ ■ ■
         ■ ■ ■ · · | · · · ■ ■
         · ■ ■ ■ · | · · · · ■
     """),
-    "prefix": (specs.prefix([4, 0, 2]), 1, """
+    "prefix": (mask_spec.prefix([4, 0, 2]), 1, """
         ■ ■ ■ ■ · | ■ ■ · · · | ■ ■ · · ·
         ■ ■ ■ ■ · | ■ ■ ■ · · | ■ ■ ■ · ·
         ■ ■ ■ ■ · | ■ ■ ■ ■ · | ■ ■ ■ ■ ·
     """),
-    "prefix_before_the_keys": (specs.prefix([2, 0]), -2, """
+    "prefix_before_the_keys": (mask_spec.prefix([2, 0]), -2, """
         ■ ■ · · · | · · · · ·
         ■ ■ · · · | · · · · ·
         ■ ■ · · · | ■ · · · ·
     """),
-    "padding_is_not_shifted": (specs.padding([5, 0, 2]), 3, """
+    "padding_is_not_shifted": (mask_spec.padding([5, 0, 2]), 3, """
         ■ ■ ■ ■ ■ | · · · · · | ■ ■ · · ·
         ■ ■ ■ ■ ■ | · · · · · | ■ ■ · · ·
         ■ ■ ■ ■ ■ | · · · · · | ■ ■ · · ·
     """),
-    "padding_hidden": (specs.padding(hidden=[[0, 1, 0, 0, 1], [1, 1, 1, 1, 0]]), None, """
+    "padding_hidden": (mask_spec.padding(hidden=[[0, 1, 0, 0, 1], [1, 1, 1, 1, 0]]), None, """
         ■ · ■ ■ · | · · · · ■
         ■ · ■ ■ · | · · · · ■
         ■ · ■ ■ · | · · · · ■
     """),
-    "segments": (specs.segments([[4, 4, 9, 9, 4], [7, 7, 7, 8, 8]]), [1, 3], """
+    "segments": (mask_spec.segments([[4, 4, 9, 9, 4], [7, 7, 7, 8, 8]]), [1, 3], """
         ■ ■ · · ■ | · · · ■ ■
         · · ■ ■ · | · · · ■ ■
         · · ■ ■ · | · · · · ·
     """),
-    "segments_before_the_keys": (specs.segments([[4, 9, 9, 9, 4]]), -1, """
+    "segments_before_the_keys": (mask_spec.segments([[4, 9, 9, 9, 4]]), -1, """
         · · · · ·
         ■ · · · ■
         · ■ ■ ■ ·
     """),
-    "segments_pair_is_not_shifted": (specs.segments([[1, 2, 2]], [[2, 1, 1, 3, 2]]), 2, """
+    "segments_pair_is_not_shifted": (mask_spec.segments([[1, 2, 2]], [[2, 1, 1, 3, 2]]), 2, """
         · ■ ■ · ·
         ■ · · · ■
         ■ · · · ■
     """),
-    "allow_is_not_shifted": (specs.allow(ARRAY), 2, """
+    "allow_is_not_shifted": (mask_spec.allow(ARRAY), 2, """
         ■ · · · ■
         · ■ ■ · ·
         · · · · ·
     """),
-    "hide_is_not_shifted": (specs.hide(ARRAY), 2, """
+    "hide_is_not_shifted": (mask_spec.hide(ARRAY), 2, """
         · ■ ■ ■ ·
         ■ · · ■ ■
         ■ ■ ■ ■ ■
     """),
-    "predicate": (specs.predicate(lambda b, h, q, k: (q, k) in PAIRS or b > 0), [2, 0], """
+    "predicate": (mask_spec.predicate(lambda b, h, q, k: (q, k) in PAIRS or b > 0), [2, 0], """
         ■ · · · · | ■ ■ ■ ■ ■
         · · · · ■ | ■ ■ ■ ■ ■
         · · · · · | ■ ■ ■ ■ ■
     """),
-    "and": (specs.causal() & specs.padding([5, 2, 0]), 1, """
+    "and": (mask_spec.causal() & mask_spec.padding([5, 2, 0]), 1, """
         ■ ■ · · · | ■ ■ · · · | · · · · ·
         ■ ■ ■ · · | ■ ■ · · · | · · · · ·
         ■ ■ ■ ■ · | ■ ■ · · · | · · · · ·
     """),
-    "or": (specs.sliding_window(0) | specs.padding([3, 0]), 2, """
+    "or": (mask_spec.sliding_window(0) | mask_spec.padding([3, 0]), 2, """
         ■ ■ ■ · · | · · ■ · ·
         ■ ■ ■ ■ · | · · · ■ ·
         ■ ■ ■ · ■ | · · · · ■
     """),
-    "not": (~specs.causal(), 0, """
+    "not": (~mask_spec.causal(), 0, """
         · ■ ■ ■ ■
         · · ■ ■ ■
         · · · ■ ■
     """),
-    "nested": (~(specs.causal() & ~specs.sliding_window(0)) & specs.padding([4]), 1, """
+    "nested": (~(mask_spec.causal() & ~mask_spec.sliding_window(0)) & mask_spec.padding([4]), 1, """
         · ■ ■ ■ ·
         · · ■ ■ ·
         · · · ■ ·
@@ -529,11 +530,11 @@ def test_masks_are_as_typed_out(name):
 def test_masks_may_differ_by_head_and_repeat_over_samples():
     array = [[[[1, 0, 0]], [[0, 1, 1]]]]  # (1, 2, 1, 3): two heads, one query
     one, two = [[True, False, False]], [[False, True, True]]
-    got = reference.allowed(specs.allow(array), (2, 2, 1, 3))
+    got = reference.allowed(mask_spec.allow(array), (2, 2, 1, 3))
     np.testing.assert_array_equal(got, [[one, two], [one, two]])
-    got = reference.allowed(specs.hide(array), (2, 2, 1, 3))
+    got = reference.allowed(mask_spec.hide(array), (2, 2, 1, 3))
     np.testing.assert_array_equal(got, [[two, one], [two, one]])
-    odd = specs.predicate(lambda b, h, q, k: (b, h, k) == (1, 0, 2))
+    odd = mask_spec.predicate(lambda b, h, q, k: (b, h, k) == (1, 0, 2))
     got = reference.allowed(odd, (2, 2, 1, 3))
     assert np.argwhere(got).tolist() == [[1, 0, 0, 2]]
 
@@ -544,11 +545,11 @@ def test_no_mask_shows_everything():
 
 def test_unknown_mask_is_refused():
     with pytest.raises(ValueError, match="mask of the contract: got diagonal"):
-        reference.allowed(specs.Spec("diagonal"), (1, 1, 1, 1))
+        reference.allowed(mask_spec.Spec("diagonal"), (1, 1, 1, 1))
 
 
 def test_oracle_imports_no_backend():
-    code = "import sys, conformance.reference; print(*sys.modules)"
+    code = "import sys, conformance.oracle.reference; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "numpy" in loaded, "the subprocess says nothing"

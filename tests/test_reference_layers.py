@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 
-from conformance import expected_layers, reference_layers, stacks
-from conformance.budget import allowance
-from conformance.naive_layers import Naive
-from conformance.stacks import Call
+from conformance.cases import models
+from conformance.cases.models import Call
+from conformance.oracle import expected_layers, reference_layers
+from conformance.oracle.naive_layers import Naive
+from conformance.oracle.tolerance import allowance
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
 
@@ -99,7 +100,7 @@ def check_against_torch(call: Call, masks: dict, seen: dict) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("kind", stacks.INPUTS)
+@pytest.mark.parametrize("kind", models.INPUTS)
 def test_oracle_is_torchs_own_model_in_float64(kind, options):
     pytest.importorskip("torch")
     masks, seen = masked(kind)
@@ -199,7 +200,7 @@ def orders(kind: str) -> tuple[dict, dict]:
     return call.expected(inputs, call.parameters("float64"), **seen)
 
 
-@pytest.mark.parametrize("kind", stacks.CONFIGS)
+@pytest.mark.parametrize("kind", models.CONFIGS)
 def test_turning_a_model_there_and_back_changes_nothing(monkeypatch, kind):
     """With the oracle, whose sums know no order, in the place of the naive formula."""
     monkeypatch.setattr(expected_layers, "Naive", lambda folded: reference_layers.EXACT)
@@ -243,7 +244,7 @@ def test_a_float32_transformer_of_six_and_six_layers_fits_the_budget():
 
 def test_oracle_imports_no_backend():
     code = (
-        "import sys, conformance.expected_layers, conformance.stacks; "
+        "import sys, conformance.oracle.expected_layers, conformance.cases.models; "
         "sys.exit(sum(n in sys.modules for n in ('torch', 'jax', 'attn_numpy', 'attn_torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

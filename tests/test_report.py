@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from conformance.__main__ import main
-from conformance.alternatives import NAMES
 from conformance.contract import clauses
-from conformance.report import OUTCOMES, line, read, results
-from conformance.summary import as_data, diff, summary
+from conformance.reports.diagnosis import NAMES
+from conformance.reports.report import OUTCOMES, line, read, results
+from conformance.reports.summary import as_data, diff, summary
 
 HEADER = {
     "type": "header",

@@ -1,4 +1,4 @@
-"""The noxfile, the workflow, `.ci/run` and pyproject.toml say the same."""
+"""The noxfile, the workflow, `.ci/run`, pyproject.toml and what names the version say the same."""
 
 import ast
 import re
@@ -74,6 +74,15 @@ def test_the_pythons_agree():
     assert matrix("python") == classified
     assert PROJECT["requires-python"] == f">={classified[0]}"
     assert len(matrix("system")) == 3
+
+
+def test_one_version_is_named_everywhere():
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    latest = re.findall(r"^## \[(\d.*)\] - (.*)$", changelog, re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    cited = re.findall(r'^(?:version|date-released): "?([^"\n]*)', citation, re.MULTILINE)
+    assert latest[0] == PROJECT["version"], "CHANGELOG.md and pyproject.toml name one version"
+    assert cited == [*latest], "CITATION.cff names the version and date of CHANGELOG.md"
 
 
 def test_every_requirement_of_an_extra_has_a_floor():

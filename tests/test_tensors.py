@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from conformance import tensors
-from conformance.layouts import nested, to_nnx, to_torch
+from conformance.cases.weight_layouts import nested, to_nnx, to_torch
+from conformance.vectors import tensors
 
 ARRAYS = {
     "layers.0.weight": np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32),

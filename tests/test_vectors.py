@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from conformance.contract import clauses
-from conformance.specs import allow
-from conformance.vectors import HERE, exact, freeze, load, telling, verify
-from conformance.vectors.cases import all_cases, make
+from conformance.mask_spec import allow
+from conformance.vectors import HERE, load, verify
+from tools.vectors import exact, freeze, telling
+from tools.vectors.cases import all_cases, make
 
 CASES = {case.id: case for case in all_cases()}
 VECTORS = load()

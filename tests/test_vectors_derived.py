@@ -12,22 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance import reference
-from conformance.specs import allow, padding
-from conformance.vectors import (
-    HERE,
-    Unfit,
-    compare,
-    exact,
-    freeze,
-    load,
-    manifest,
-    progress,
-    sets,
-    verify,
-)
-from conformance.vectors.cases import all_cases, make
-from conformance.vectors.derive import complete
+from conformance.mask_spec import allow, padding
+from conformance.oracle import reference
+from conformance.vectors import HERE, Unfit, load, manifest, verify
+from tools.vectors import compare, exact, freeze, progress, sets
+from tools.vectors.cases import all_cases, make
+from tools.vectors.derive import complete
 
 CASES = {case.id: case for case in all_cases()}
 ONE = CASES["ATT-1.causal"]

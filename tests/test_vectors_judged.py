@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from conformance import subjects
-from conformance.budget import Differs
-from conformance.subject import NotOffered
+from conformance.oracle.tolerance import Differs
+from conformance.subjects.protocol import NotOffered
 from conformance.test_vectors import check
 from conformance.vectors import HERE, load
-from conformance.vectors.cases import make
 from conformance.vectors.judge import Refused, judge
 from conformance.vectors.put import offered, put
 from conformance.vectors.vector import Part, Vector
+from tools.vectors.cases import make
 
 VECTORS = load()
 README = (HERE / "README.md").read_text("utf-8")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator, SchemaError
 
-from conformance import tensors
-from conformance.vectors import HERE, Unfit, freeze, load, verify
-from conformance.vectors.cases import all_cases
+from conformance.vectors import HERE, Unfit, load, tensors, verify
 from conformance.vectors.vector import Part
+from tools.vectors import freeze
+from tools.vectors.cases import all_cases
 
 CASES = {case.id: case for case in all_cases()}
 VECTORS = load()

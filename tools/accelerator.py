@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
 
-from conformance.run import cores  # noqa: E402
+from conformance.runs.run import cores  # noqa: E402
 from tools import accelerator_lines as lines_of  # noqa: E402
 from tools import boxed, devices  # noqa: E402
 from tools.accelerator_page import page  # noqa: E402

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from conformance import expected, naive, reference
-from conformance.budget import compare, same
-from conformance.cases import dtype as numpy_dtype
-from conformance.cases import normal
+from conformance.cases.arrays import normal
 from conformance.contract import clause
-from conformance.specs import allow, causal, hide
-from conformance.subject import require
+from conformance.mask_spec import allow, causal, hide
+from conformance.oracle import expected, naive, reference
+from conformance.oracle.tolerance import compare, same
+from conformance.oracle.tolerance import dtype as numpy_dtype
+from conformance.subjects.protocol import require
 
 EIGHT_HEADS = {"embed_dim": 512, "num_heads": 8, "empty_rows": "nan"}
 SENTENCE = "机器学习真好玩"

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from conformance import expected
-from conformance.budget import Differs, compare, same
-from conformance.cases import normal
+from conformance.cases.arrays import normal
 from conformance.contract import clause
 from conformance.documents.printed import (
     KEY_PADDING,
@@ -16,8 +14,10 @@ from conformance.documents.printed import (
     embedded,
     table,
 )
-from conformance.specs import hide, padding
-from conformance.subject import require
+from conformance.mask_spec import hide, padding
+from conformance.oracle import expected
+from conformance.oracle.tolerance import Differs, compare, same
+from conformance.subjects.protocol import require
 
 N, E, S, T = 5, 16, 10, 20
 CONFIG = {"embed_dim": E, "num_heads": 2, "empty_rows": "nan"}

@@ -5,16 +5,16 @@ from functools import cache
 import numpy as np
 import pytest
 
-from conformance import reference_layers
-from conformance.budget import compare, same
-from conformance.cases import normal
+from conformance.cases.arrays import normal
+from conformance.cases.decoding import part
+from conformance.cases.models import Call, draw, shapes
 from conformance.contract import clause
 from conformance.documents.printed import KEY_PADDING, SOURCE, embedded, table
 from conformance.documents.test_breakdown import SENTENCE
-from conformance.specs import causal
-from conformance.stacks import Call, draw, shapes
-from conformance.streams import part
-from conformance.subject import require
+from conformance.mask_spec import causal
+from conformance.oracle import reference_layers
+from conformance.oracle.tolerance import compare, same
+from conformance.subjects.protocol import require
 
 N, E, S, T = 5, 16, 10, 20
 GUIDE = {"d_model": E, "nhead": 2, "dim_feedforward": 64, "empty_rows": "nan"}

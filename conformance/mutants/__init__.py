@@ -10,8 +10,8 @@ is wrong, and which clauses of the contract must catch it.
 from importlib import import_module
 
 from .. import subjects
-from ..choice import must_be_one_of
-from ..subject import Subject
+from ..reports.suggest import must_be_one_of
+from ..subjects.protocol import Subject
 from .mutant import MUTANTS, Mutant, broken
 
 # The chapters, in the order of reading; importing one enters its mistakes in MUTANTS.

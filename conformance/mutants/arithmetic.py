@@ -9,9 +9,9 @@ from functools import wraps
 
 import numpy as np
 
-from .. import reference
-from ..naive import wide
-from ..specs import Spec, allow
+from ..mask_spec import Spec, allow
+from ..oracle import reference
+from ..oracle.naive import wide
 
 
 def seen_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:

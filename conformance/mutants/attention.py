@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..naive import wide
+from ..oracle.naive import wide
 from .arithmetic import attended, over_heads, recomputes, softmax
 from .mutant import breaks
 

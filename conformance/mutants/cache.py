@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .. import reference
-from ..specs import allow, predicate
-from ..streams import STREAMS, B, S
+from ..cases.decoding import STREAMS, B, S
+from ..mask_spec import allow, predicate
+from ..oracle import reference
 from .mutant import breaks
 
 # By which name a model that decodes takes the mask of its own tokens

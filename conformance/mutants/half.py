@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..cases import dtype as numpy_dtype
+from ..oracle.tolerance import dtype as numpy_dtype
 from .arithmetic import attended, over_heads, recomputes
 from .mutant import breaks
 

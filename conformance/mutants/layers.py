@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .. import reference, reference_layers
-from ..naive_layers import Naive
-from ..specs import Spec, allow, causal
+from ..mask_spec import Spec, allow, causal
+from ..oracle import reference, reference_layers
+from ..oracle.naive_layers import Naive
 from .mutant import breaks
 
 # Norms, residuals, activations

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 
-from ..specs import Spec, allow, hide, padding, predicate, prefix, segments, sliding_window
+from ..mask_spec import Spec, allow, hide, padding, predicate, prefix, segments, sliding_window
 from .arithmetic import attended, recomputes, seen_by, softmax, with_seen
 from .mutant import breaks
 

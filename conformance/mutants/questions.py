@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .. import reference
-from ..specs import allow, hide, padding
+from ..mask_spec import allow, hide, padding
+from ..oracle import reference
 from .masks import leaves
 from .mutant import breaks
 

@@ -5,9 +5,9 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
-from ..plug import Plugged
-from ..subject import Subject
+from .adapter import Plugged
 from .peers import PEERS
+from .protocol import Subject
 
 BACKENDS = {  # and what each cannot be imported without
     "numpy": ("numpy", "jaxtyping"),

@@ -10,7 +10,7 @@ from flax import nnx
 
 import attn_jax
 
-from ..subject import TILE
+from .protocol import TILE
 from .rosetta import Rosetta
 
 WEIGHTS = ("kernel", "scale", "embedding")  # what flax calls a weight, by the module

@@ -9,7 +9,7 @@ import torch
 
 import attn_torch
 
-from ..subject import TILE, NotOffered
+from .protocol import TILE, NotOffered
 from .rosetta import Rosetta
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..subject import NotOffered
+from .protocol import NotOffered
 
 CLASSES = {
     "attention": "MultiHeadAttention",

@@ -7,9 +7,9 @@ from importlib.metadata import version
 
 import numpy as np
 
-from ..specs import Spec
-from ..subject import CAPABILITIES, TILE
+from ..mask_spec import Spec
 from .models import Models
+from .protocol import CAPABILITIES, TILE
 
 
 class Rosetta(Models):

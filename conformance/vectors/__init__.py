@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from .. import tensors
+from . import tensors
 from .exchange import vector_from_json
 from .vector import Vector
 from .verify import MANIFEST, TENSORS, faults

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import clauses
-from ..specs import Spec
+from ..mask_spec import Spec
 from .vector import Part, Vector
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..budget import LEDGER, Differs
+from ..oracle.tolerance import LEDGER, Differs
 from .vector import Part, Vector
 
 RULES = {"nan": "NaN", "finite": "a finite number", "zero": "exactly 0"}

@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from ..budget import Differs
-from ..subject import NotOffered, Subject, require
+from ..oracle.tolerance import Differs
+from ..subjects.protocol import NotOffered, Subject, require
 from .judge import Refused
 from .vector import Vector
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..cases import dtype
-from ..specs import Spec
+from ..mask_spec import Spec
+from ..oracle.tolerance import dtype
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from .. import tensors
 from ..contract import clauses
+from . import tensors
 
 MANIFEST, TENSORS, SCHEMA = "manifest.json", "vectors.safetensors", "schema.json"
 LARGEST = 2 * 1024 * 1024  # bytes of manifest and tensors together

@@ -10,7 +10,7 @@ from typing import Any
 import equinox
 import jax
 
-from ...subject import NotOffered
+from ..protocol import NotOffered
 from .base import Module
 from .jax import Jax
 

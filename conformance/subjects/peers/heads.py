@@ -7,7 +7,7 @@ that comes out of one head comes out of all heads of its token.
 
 import numpy as np
 
-from ...subject import NotOffered
+from ..protocol import NotOffered
 from .widths import Fitted
 
 

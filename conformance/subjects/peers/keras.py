@@ -6,7 +6,7 @@ Keras has one backend a process, named by KERAS_BACKEND before Keras is imported
 
 import os
 
-from ...subject import NotOffered
+from ..protocol import NotOffered
 from .base import Function, Module, Peer
 
 

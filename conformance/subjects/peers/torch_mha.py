@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from ...subject import NotOffered
+from ..protocol import NotOffered
 from . import heads
 from .base import Module
 from .torch import Torch, seeded

@@ -7,7 +7,7 @@ stays under test. Zeros add nothing to a product, and what they give is cut off 
 
 import numpy as np
 
-from ...subject import NotOffered
+from ..protocol import NotOffered
 
 
 class Fitted:

@@ -1,0 +1,1 @@
+"""What the suite asks: named calls, arrays to make them of, wrong calls, and comparisons."""

@@ -1,0 +1,77 @@
+"""The two comparisons that most tests make: a subject's answer to a call, against the oracle."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..oracle import expected
+from ..oracle.tolerance import Differs, check_dtype, compare
+from ..subjects.protocol import NotOffered, Subject, require
+from .attention import Case
+
+
+def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
+    """Hold an output against the oracle's for these very inputs."""
+    if seen is None:
+        seen = np.ones((*query.shape[:3], key.shape[2]), bool)
+    exact, rough = expected.attention(query, key, value, seen=seen, **numbers)
+    compare(got, exact["output"], rough["output"], what)
+
+
+def steps_of(subject: Subject) -> list[str]:
+    """Return the names of the steps that a subject offers, in the order of the formula."""
+    scores = ["scores", "masked_scores"] if "steps" in subject.capabilities else []
+    offered = subject.capabilities & {"weights", "steps"}
+    return [*scores, *(["weights"] if offered else []), "output"]
+
+
+def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarray]:
+    """Run a case by every path, hold each output and each step against the oracle; return these."""
+    require(subject, "attention")
+    got = subject.steps(*case.inputs(dtype), **case.options(dtype))
+    output = subject.attention(*case.inputs(dtype), **case.options(dtype))
+    exact, rough = case.expected(dtype)
+    for name in steps_of(subject):
+        if name != "weights" or "steps" in subject.capabilities:  # else of whatever dtype they are
+            check_dtype(got[name], rough[name].dtype, name)
+        compare(got[name], exact[name], rough[name], name)
+    check_dtype(output, rough["output"].dtype, "output without steps")
+    compare(output, exact["output"], rough["output"], "output without steps")
+    return got
+
+
+def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """Run a case backwards and hold every gradient against the oracle's; return them."""
+    require(subject, "gradients")
+    got = subject.gradients(*case.inputs(dtype), case.grad(dtype), **case.options(dtype))
+    exact, rough = case.expected_gradients(dtype)
+    if set(got) != set(exact):
+        raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
+    for name in exact:
+        check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
+        compare(got[name], exact[name], rough[name], f"gradient of {name}")
+    return got
+
+
+def refused(
+    subject: Subject, call: Callable, error: type[Exception], *texts: str, beside: Callable
+) -> None:
+    """See that a call is refused; by this error with these texts, where the contract's are offered.
+
+    An implementation of one's own has its own words; that it does not refuse everything is seen
+    by the call `beside`, which is right.
+    """
+    beside()
+    own = "errors" in subject.capabilities
+    wanted = f"{error.__name__} with {list(texts)}" if own else "an error"
+    try:
+        call()
+    except (NotOffered, Differs):
+        raise
+    except Exception as refusal:
+        lacking = [text for text in texts if text not in str(refusal)]
+        if own and (type(refusal) is not error or lacking):
+            got = f"{type(refusal).__name__}: {refusal}"
+            raise Differs(f"expected {wanted}, got {got}") from refusal
+    else:
+        raise Differs(f"expected {wanted}, got no error")

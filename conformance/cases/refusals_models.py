@@ -1,0 +1,233 @@
+"""The rows of ERR-1 for caches, layers, tokens and weights; `refusals.py` says how to read them."""
+
+from .refusals import READINGS, SHARE, Wrong
+
+ENCODER, DECODER = "TransformerEncoderLayer", "TransformerDecoderLayer"
+FIT = "must fit (T, S) ="
+
+
+def layer(m, a, *shapes, name=ENCODER, sizes=(12, 3, 8), settings=None, **options):
+    model = a.new(name, *sizes, **settings or {})
+    return model(*(a(*shape) for shape in shapes or [(2, 5, 12)]), **options)
+
+
+def decoder(m, a, tgt=(2, 5, 12), memory=(2, 7, 12), **options):
+    return layer(m, a, tgt, memory, name=DECODER, **options)
+
+
+def cache(m, heads=3):
+    """Return a cache of two samples and seven slots."""
+    return m.KVCache.empty(2, heads, 7, 4)
+
+
+def append(m, a, key=(2, 3, 5, 4), value=(2, 3, 5, 4), counts=None, times=1):
+    written = cache(m)
+    for _ in range(times):
+        written = written.append(a(*key), a(*value), counts)
+    return written
+
+
+def decode(m, a, *shape, sizes=(12, 3), settings=None, given=None, times=1, **options):
+    attn = a.new("MultiHeadAttention", *sizes, **settings or {})
+    written = attn.new_cache(2, 7) if given is None else given
+    for _ in range(times):
+        _, written = attn.decode(a(*shape or (2, 5, 12)), written, **options)
+
+
+def stack(m, a, layers=2, other=None, x=(2, 5, 12), **options):
+    encoders = [a.new("TransformerEncoder", n, 12, 3, 8) for n in (layers, other or layers)]
+    return encoders[0].decode(a(*x), encoders[1].start(2, 7), **options)
+
+
+SMALL = {"d_model": 12, "nhead": 3, "num_encoder_layers": 1, "num_decoder_layers": 1,
+         "dim_feedforward": 8}  # fmt: skip
+
+
+def tokens(m, a, src=(2, 5), tgt=(2, 4), dtype="int32", vocabularies=(11, 13), **settings):
+    model = a.new("Seq2SeqTransformer", *vocabularies, **SMALL | settings)
+    return model(abs(a(*src, dtype=dtype)), abs(a(*tgt, dtype="int32")))
+
+
+def greedy(m, a, prompt=None, **options):
+    model = a.new("Seq2SeqTransformer", 11, 13, **SMALL)
+    ones = 1 + 0 * a(2, 4, dtype="int32")
+    options = {"eos_idx": 2, "max_new_tokens": 4} | options
+    return m.greedy_decode(model, ones, ones if prompt is None else prompt, **options)
+
+
+def attention(a, **settings):
+    return a.new("MultiHeadAttention", 12, 3, **settings)
+
+
+FULL = "capacity must hold every token: got"
+WRITTEN = "must be at most what is written: got"
+LAYERS = [
+    Wrong("activation", ValueError, "activation must be 'relu' or 'gelu': got 'tanh'",
+          lambda m, a: layer(m, a, settings={"activation": "tanh"})),
+    Wrong("activation_function", ValueError, "activation must be 'relu' or 'gelu': got 3",
+          lambda m, a: layer(m, a, settings={"activation": 3})),
+    Wrong("feedforward", ValueError, "dim_feedforward must be at least 1: got 0",
+          lambda m, a: layer(m, a, sizes=(12, 3, 0))),
+    Wrong("feedforward_float", TypeError, "dim_feedforward must be an integer: got float",
+          lambda m, a: layer(m, a, sizes=(12, 3, 8.0))),
+    Wrong("norm_eps", TypeError, "layer_norm_eps must be a number: got str",
+          lambda m, a: layer(m, a, settings={"layer_norm_eps": "small"})),
+    Wrong("layer_heads", ValueError, "embed_dim must be a multiple of num_heads: got 12 and 5",
+          lambda m, a: layer(m, a, sizes=(12, 5, 8))),
+    Wrong("layer_dropout", ValueError, "dropout must lie in 0..1: got 1.5",
+          lambda m, a: layer(m, a, settings={"dropout": 1.5})),
+    Wrong("layer_policy", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got 'mean'",
+          lambda m, a: layer(m, a, settings={"empty_rows": "mean"})),
+    Wrong("no_layers", ValueError, "num_layers must be at least 1: got 0",
+          lambda m, a: a.new("TransformerEncoder", 0, 12, 3, 8)),
+    Wrong("layer_features", ValueError, "query must have 12 features: got 11",
+          lambda m, a: layer(m, a, (2, 5, 11)), True),
+    Wrong("layer_rank", ValueError, "query must be (B, T, E): got (5, 12)",
+          lambda m, a: layer(m, a, (5, 12)), True),
+    Wrong("layer_rank_sequence_first", ValueError, "query must be (T, B, E): got (5, 12)",
+          lambda m, a: layer(m, a, (5, 12), settings={"batch_first": False}), True),
+    Wrong("layer_dtype", TypeError, "query must have the dtype of the weights, float32: got float16",
+          lambda m, a: a.new(ENCODER, 12, 3, 8)(a(2, 5, 12, dtype="float16")), True),
+    Wrong("pre_norm_features", ValueError, "query must have 12 features: got 11",
+          lambda m, a: layer(m, a, (2, 5, 11), settings={"norm_first": True}), True),
+    Wrong("pre_norm_dtype", TypeError, "query must have the dtype of the weights, float32: got float16",
+          lambda m, a: a.new(ENCODER, 12, 3, 8, norm_first=True)(a(2, 5, 12, dtype="float16")), True),
+    Wrong("pre_norm_rank", ValueError, "query must be (B, T, E): got (5, 12)",
+          lambda m, a: layer(m, a, (5, 12), settings={"norm_first": True}), True),
+    Wrong("src_mask", ValueError, f"attn_mask {FIT} (5, 5): got (5, 7)",
+          lambda m, a: layer(m, a, src_mask=a(5, 7)), True),
+    Wrong("src_mask_ints", TypeError, "attn_mask must be bool or float32: got int32",
+          lambda m, a: layer(m, a, src_mask=a(5, 5, dtype="int32")), True),
+    Wrong("src_padding", ValueError, "key_padding_mask must be (B, S) = (2, 5): got (5, 2)",
+          lambda m, a: layer(m, a, src_key_padding_mask=a(5, 2, dtype="bool")), True),
+    Wrong("src_padding_float", TypeError, "key_padding_mask must be bool, True hides: got float32",
+          lambda m, a: layer(m, a, src_key_padding_mask=a(2, 5)), True),
+    Wrong("memory_batch", ValueError, f"{SHARE} a batch size: got 2, 3 and 3",
+          lambda m, a: decoder(m, a, memory=(3, 7, 12)), True),
+    Wrong("memory_features", ValueError, "key must have 12 features: got 11",
+          lambda m, a: decoder(m, a, memory=(2, 7, 11)), True),
+    Wrong("memory_mask", ValueError, f"attn_mask {FIT} (5, 7): got (7, 5)",
+          lambda m, a: decoder(m, a, memory_mask=a(7, 5)), True),
+    Wrong("memory_padding", ValueError, "key_padding_mask must be (B, S) = (2, 7): got (2, 5)",
+          lambda m, a: decoder(m, a, memory_key_padding_mask=a(2, 5, dtype="bool")), True),
+]  # fmt: skip
+
+CACHES = [
+    Wrong("cache_capacity", ValueError, "capacity must be at least 1: got 0",
+          lambda m, a: m.KVCache.empty(2, 3, 0, 4)),
+    Wrong("cache_batch", TypeError, "batch_size must be an integer: got float",
+          lambda m, a: m.KVCache.empty(2.0, 3, 7, 4)),
+    Wrong("append_rank", ValueError, "key must be (B, H_kv, T, D): got (2, 5, 4)",
+          lambda m, a: append(m, a, key=(2, 5, 4)), True),
+    Wrong("append_heads", ValueError, "key must be (B, H_kv, T, D) = (2, 3, 5, 4): got (2, 1, 5, 4)",
+          lambda m, a: append(m, a, key=(2, 1, 5, 4)), True),
+    Wrong("append_lengths", ValueError, "value must be (B, H_kv, T, D) = (2, 3, 5, 4): got (2, 3, 6, 4)",
+          lambda m, a: append(m, a, value=(2, 3, 6, 4)), True),
+    Wrong("append_dtype", TypeError, "key must have the dtype of the cache, float32: got float16",
+          lambda m, a: cache(m).append(a(2, 3, 5, 4, dtype="float16"), a(2, 3, 5, 4)), True),
+    Wrong("append_beyond", ValueError, f"{FULL} 10 tokens for 7 slots",
+          lambda m, a: append(m, a, times=2)),
+    Wrong("append_longer_than_capacity", ValueError, f"{FULL} 8 tokens for 7 slots",
+          lambda m, a: append(m, a, key=(2, 3, 8, 4), value=(2, 3, 8, 4))),
+    Wrong("counts_float", TypeError, "counts must be integers (B,): got float32 array",
+          lambda m, a: append(m, a, counts=a(2)), True),
+    Wrong("counts_shape", ValueError, "counts must be (B,) = (2,): got (3,)",
+          lambda m, a: append(m, a, counts=a(3, dtype="int32")), True),
+    Wrong("counts_beyond", ValueError, "counts must lie in 0..5: got 6",
+          lambda m, a: append(m, a, counts=6 + 0 * a(2, dtype="int32"))),
+    Wrong("index_float", TypeError, "index must be integers (B,): got float32 array",
+          lambda m, a: cache(m).reorder(a(2)), True),
+    Wrong("index_beyond", ValueError, "index must lie in 0..1: got 2",
+          lambda m, a: cache(m).reorder(2 + 0 * a(2, dtype="int32"))),
+    Wrong("truncate_beyond", ValueError, f"lengths {WRITTEN} 6 of 5",
+          lambda m, a: append(m, a).truncate(6)),
+    Wrong("truncate_negative", ValueError, "lengths must be at least 0: got -1",
+          lambda m, a: append(m, a).truncate(-1)),
+    Wrong("truncate_shape", ValueError, "lengths must be (B,) = (2,): got (3,)",
+          lambda m, a: append(m, a).truncate(0 * a(3, dtype="int32")), True),
+    Wrong("decode_no_cache", TypeError, "cache must be a KVCache: got NoneType",
+          lambda m, a: attention(a).decode(a(2, 5, 12), None)),
+    Wrong("decode_features", ValueError, "x must have 12 features: got 11",
+          lambda m, a: decode(m, a, 2, 5, 11), True),
+    Wrong("decode_rank", ValueError, "x must be (B, T, E): got (5, 12)",
+          lambda m, a: decode(m, a, 5, 12), True),
+    Wrong("decode_dtype", TypeError, "x must have the dtype of the weights, float32: got float16",
+          lambda m, a: attention(a).decode(a(2, 5, 12, dtype="float16"), attention(a).new_cache(2, 7)), True),
+    Wrong("decode_batch", ValueError, "cache must be (B, H_kv, C, D) = (3, 3, 7, 4): got (2, 3, 7, 4)",
+          lambda m, a: decode(m, a, 3, 5, 12), True),
+    Wrong("decode_heads", ValueError, "cache must be (B, H_kv, C, D) = (2, 3, 7, 4): got (2, 1, 7, 4)",
+          lambda m, a: decode(m, a, given=cache(m, heads=1)), True),
+    Wrong("decode_cache_dtype", TypeError, "cache must have the dtype of the weights, float32: got float16",
+          lambda m, a: decode(m, a, given=a.new("MultiHeadAttention", 12, 3, dtype="float16").new_cache(2, 7)), True),
+    Wrong("decode_beyond", ValueError, f"{FULL} 10 tokens for 7 slots",
+          lambda m, a: decode(m, a, times=2)),
+    Wrong("decode_widths", ValueError, "kdim and vdim must be embed_dim to decode: got 6 and 12 beside 12",
+          lambda m, a: decode(m, a, settings={"kdim": 6}), True),
+    Wrong("hidden_shape", ValueError, "hidden must be (B, T) = (2, 5): got (5, 2)",
+          lambda m, a: decode(m, a, hidden=a(5, 2, dtype="bool")), True),
+    Wrong("hidden_float", TypeError, "hidden must be bool, True hides: got float32",
+          lambda m, a: decode(m, a, hidden=a(2, 5)), True),
+    Wrong("decode_bare_mask", TypeError,
+          "attn_mask must be a Mask, write allow(array) or hide(array): got bool array",
+          lambda m, a: decode(m, a, attn_mask=a(5, 7, dtype="bool")), True),
+    Wrong("decode_mask_shape", ValueError, "allow's array must fit (B, H, T, S) = (2, 3, 5, 7): got (2, 3, 5, 5)",
+          lambda m, a: decode(m, a, attn_mask=m.allow(a(2, 3, 5, 5, dtype="bool"))), True),
+    Wrong("hidden_and_table", ValueError, "attn_mask must go by positions where tokens are hidden: got allow",
+          lambda m, a: decode(m, a, hidden=a(2, 5, dtype="bool"), attn_mask=m.allow(a(2, 3, 5, 7, dtype="bool")))),
+    Wrong("cache_and_value", TypeError, "value must be None where key is a cache: got float32 array",
+          lambda m, a: attention(a)(a(2, 5, 12), attention(a).new_cache(2, 7), a(2, 7, 12)), True),
+    Wrong("cache_as_key_without_offset", ValueError, READINGS,
+          lambda m, a: attention(a)(a(2, 5, 12), attention(a).new_cache(2, 7), attn_mask=m.causal()), True),
+    Wrong("stack_of_another_depth", ValueError, "cache must have 2 layers: got 3",
+          lambda m, a: stack(m, a, 2, 3), True),
+    Wrong("stack_given_a_layers_cache", TypeError, "cache must be a StackCache: got KVCache",
+          lambda m, a: a.new("TransformerEncoder", 2, 12, 3, 8).decode(a(2, 5, 12), cache(m))),
+    Wrong("stack_beyond", ValueError, f"{FULL} 8 tokens for 7 slots",
+          lambda m, a: stack(m, a, x=(2, 8, 12))),
+    Wrong("stack_rank", ValueError, "x must be (B, T, E): got (5, 12)",
+          lambda m, a: stack(m, a, x=(5, 12)), True),
+    Wrong("stack_features", ValueError, "x must have 12 features: got 11",
+          lambda m, a: stack(m, a, x=(2, 5, 11)), True),
+]  # fmt: skip
+
+TOKENS = [
+    Wrong("vocabulary", ValueError, "src_vocab must be at least 1: got 0",
+          lambda m, a: tokens(m, a, vocabularies=(0, 13))),
+    Wrong("padding_idx", ValueError, "padding_idx must be in both vocabularies, 0..10: got 11",
+          lambda m, a: tokens(m, a, padding_idx=11)),
+    Wrong("positions", ValueError, "positions must be 'sinusoidal' or 'none': got 'rotary'",
+          lambda m, a: tokens(m, a, positions="rotary")),
+    Wrong("tokens_sequence_first", ValueError, "tokens are (B, T), so batch_first must be True: got False",
+          lambda m, a: tokens(m, a, batch_first=False)),
+    Wrong("token_floats", TypeError, "src must be integers: got float32",
+          lambda m, a: tokens(m, a, dtype="float32"), True),
+    Wrong("token_rank", ValueError, "src must be (B, S): got (2, 5, 1)",
+          lambda m, a: tokens(m, a, src=(2, 5, 1)), True),
+    Wrong("token_batch", ValueError, "src and tgt must share a batch size: got 2 and 3",
+          lambda m, a: tokens(m, a, tgt=(3, 4)), True),
+    Wrong("eos", TypeError, "eos_idx must be an integer: got str",
+          lambda m, a: greedy(m, a, eos_idx="end")),
+    Wrong("no_new_tokens", ValueError, "max_new_tokens must be at least 1: got 0",
+          lambda m, a: greedy(m, a, max_new_tokens=0)),
+    Wrong("empty_prompt", ValueError, "every prompt must have a token: got none in sample 0",
+          lambda m, a: greedy(m, a, 0 * a(2, 4, dtype="int32"))),
+    Wrong("greedy_capacity", ValueError, f"{FULL} 7 tokens for 6 slots",
+          lambda m, a: greedy(m, a, capacity=6)),
+]  # fmt: skip
+
+WEIGHTS = [
+    Wrong("layout", ValueError, "layout must be 'rosetta', 'torch' or 'nnx': got 'keras'",
+          lambda m, a: m.export_weights(attention(a), "keras")),
+    Wrong("layout_of_layers", ValueError, "layout 'nnx' is that of one MultiHeadAttention: got another model",
+          lambda m, a: m.export_weights(a.new(ENCODER, 12, 3, 8), "nnx")),
+    Wrong("layout_of_groups", ValueError, "layout 'torch' has as many key heads as query heads: got 1 for 3",
+          lambda m, a: m.export_weights(attention(a, num_kv_heads=1), "torch")),
+    Wrong("weights_list", TypeError, "weights must be a mapping or a path: got list",
+          lambda m, a: m.import_weights(attention(a), [1.0])),
+    Wrong("weights_missing", ValueError,
+          "weights must be those of the model: got no k_proj.weight; no v_proj.weight; no out_proj.weight; "
+          "q_proj.weight (12, 11) for (12, 12)",
+          lambda m, a: m.import_weights(attention(a, bias=False), {"q_proj.weight": a(12, 11)})),
+]  # fmt: skip
+
+MODELS = [*LAYERS, *CACHES, *TOKENS, *WEIGHTS]

@@ -1,0 +1,86 @@
+"""What a call should give: the oracle's answer, and the naive formula's for the budget.
+
+One order of evaluation may happen to round well, and a budget made from it would be luck. So the
+naive formula runs in sixteen (queries, keys and samples or features there or back, factors folded
+or not), and every tensor keeps the answer that lies furthest from the oracle's.
+"""
+
+from itertools import product
+
+import numpy as np
+
+from . import naive, reference
+from .memo import remembered
+
+# Which axis of which array runs along the queries, the keys, and a third sum.
+ATTENTION = {
+    "queries": {"query": 2, "grad": 2, "seen": 2, "bias": -2, "scores": 2, "masked_scores": 2,
+                "weights": 2, "output": 2},
+    "keys": {"key": 2, "value": 2, "seen": 3, "bias": -1, "scores": 3, "masked_scores": 3,
+             "weights": 3},
+    "features": {"query": 3, "key": 3},
+}  # fmt: skip
+MULTIHEAD = {
+    "queries": {"query": 1, "grad": 1, "seen": 2, "bias": -2, "weights": 2, "output": 1},
+    "keys": {"key": 1, "value": 1, "seen": 3, "bias": -1, "weights": 3},
+    "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "seen": 0, "bias": -4, "weights": 0,
+                "output": 0},
+}  # fmt: skip
+
+
+def attention(query, key, value, **options) -> tuple[dict, dict]:
+    """Return the steps of attention, exact and naive."""
+    return _expect("attention", ATTENTION, query=query, key=key, value=value, **options)
+
+
+def gradients(query, key, value, grad, **options) -> tuple[dict, dict]:
+    """Return the gradients of sum(grad * output), exact and naive."""
+    inputs = {"query": query, "key": key, "value": value, "grad": grad}
+    return _expect("gradients", ATTENTION, **inputs, **options)
+
+
+def multihead(parameters, heads, kv_heads, query, key, value, **options) -> tuple[dict, dict]:
+    """Return output and weights of multi-head attention, exact and naive."""
+    fixed = {"parameters": parameters, "heads": heads, "kv_heads": kv_heads}
+    inputs = {"query": query, "key": key, "value": value}
+    return _expect("multihead", MULTIHEAD, **fixed, **inputs, **options)
+
+
+def multihead_gradients(
+    parameters, heads, kv_heads, query, key, value, grad, **options
+) -> tuple[dict, dict]:
+    """Return the gradients by parameter and input of multi-head attention, exact and naive."""
+    fixed = {"parameters": parameters, "heads": heads, "kv_heads": kv_heads}
+    inputs = {"query": query, "key": key, "value": value, "grad": grad}
+    return _expect("multihead_gradients", MULTIHEAD, **fixed, **inputs, **options)
+
+
+@remembered
+def _expect(name: str, axes: dict, **call) -> tuple[dict, dict]:
+    call["seen"] = np.asarray(call["seen"], bool)
+    exact = getattr(reference, name)(**call)
+    candidates = []
+    for folded, *there_or_back in product((False, True), repeat=4):
+        turned = [along for along, back in zip(axes.values(), there_or_back, strict=True) if back]
+        found = getattr(naive, name)(**_flip(call, turned), folded=folded)
+        candidates.append(_flip(found, turned))
+    return exact, {name: _furthest([c[name] for c in candidates], exact[name]) for name in exact}
+
+
+def _flip(arrays: dict, turned: list[dict]) -> dict:
+    arrays = dict(arrays)
+    for axes in turned:
+        for name in axes.keys() & arrays.keys():
+            array, axis = arrays[name], axes[name]
+            if array is not None and array.ndim >= -axis:  # a (T, S) bias knows no samples
+                arrays[name] = np.flip(array, axis)
+    return arrays
+
+
+def _furthest(candidates: list[np.ndarray], exact: np.ndarray) -> np.ndarray:
+    def error(rough: np.ndarray) -> float:
+        wide = rough.astype(np.float64)
+        finite = np.isfinite(wide) & np.isfinite(exact)
+        return abs(wide[finite] - exact[finite]).max(initial=0.0)
+
+    return max(candidates, key=error)

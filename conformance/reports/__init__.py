@@ -1,0 +1,1 @@
+"""What a run has found: report, tables, known differences, names of wrong answers."""

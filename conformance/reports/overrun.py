@@ -1,0 +1,24 @@
+"""What is said of a process that its time limit has ended: where it was."""
+
+import re
+from pathlib import Path
+
+FRAME = re.compile(r'File "(.*)", line (\d+) in (\S+)')
+
+
+def stack(notes: str | Path, worker: str) -> Path:
+    """Return the file in which a worker, or the one process, tells where it was."""
+    return Path(notes, f"{worker or 'alone'}.stack")
+
+
+def overrun(notes: str | Path, seconds: float, worker: str = "") -> str:
+    """Return what is to be said of a process that its limit has ended, "" where none was."""
+    path = stack(notes, worker)
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    if not text:
+        return ""
+    path.unlink()
+    main = text.rpartition("most recent call first")[2]  # the first thread stands last
+    frame = FRAME.search(main)
+    where = f", at {frame[1]}, line {frame[2]}, in {frame[3]}" if frame else ""
+    return f"no answer within {seconds:g} s (--timeout){where}"

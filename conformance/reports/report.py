@@ -1,0 +1,180 @@
+"""A report: JSON Lines of one header, cases and their results, and one footer.
+
+`report.schema.json` is the schema of its lines. A report that lacks any of them is refused.
+"""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..contract import clauses
+
+OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
+ENDS = ["header", "footer"]
+WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
+WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
+CRASHED = {"outcome": "error", "took": None, "used": None, "what": None, "seconds": 0.0}
+
+
+def line(**fields) -> str:
+    """Return one line of a report; what JSON has no number for becomes a text.
+
+    >>> line(got=float("nan"))
+    '{"got": "NaN"}'
+    """
+    plain = {name: _plain(value) for name, value in fields.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else str(value)
+    return value
+
+
+@cache
+def _schema() -> Any:
+    """Return what checks a line, None without jsonschema: lines are then taken as they are."""
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError:
+        return None
+    text = Path(__file__).with_name("report.schema.json").read_text("utf-8")
+    return Draft202012Validator(json.loads(text))
+
+
+def entered(found: dict, cases: set[str]) -> Iterator[str]:
+    """Yield the lines by which a result enters a report: before it its case, if that is new."""
+    found = dict(found)
+    clause, dtype = clauses()[found["clause"]], found.pop("dtype")
+    if found["case"] not in cases:
+        cases.add(found["case"])
+        about = {"clause": clause.id, "level": clause.level, "profile": clause.profile}
+        yield line(type="case", case=found["case"], **about, dtype=dtype)
+    yield line(type="result", **found)
+
+
+def enter(path: Path, about: dict, message: str) -> None:
+    """Enter a case that ended its process in a report without a footer, as an error."""
+    cases = {line["case"] for line in begun(path) if line["type"] == "case"}
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        for text in entered(about | CRASHED | {"message": message}, cases):
+            print(text, file=file)
+
+
+def trim(path: Path) -> None:
+    """Take off a last line that is not whole: its process ended while it was written."""
+    text = path.read_text("utf-8", "replace")
+    path.write_text(text[: text.rfind("\n") + 1], "utf-8")
+
+
+def fails(lines: list[dict]) -> bool:
+    """Whether a MUST clause is not kept, known differences apart."""
+    wrong = (r["clause"] for r in results(lines) if r["outcome"] in ("differs", "error"))
+    return any(clauses()[id].level == "MUST" for id in wrong)
+
+
+def begun(path: Path) -> list[dict]:
+    """Return the lines of a report that is still being written, as they stand."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+def versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def read(path: str | Path) -> list[dict]:
+    """Read a report. Raises ValueError where lines are missing, doubled or not of the schema."""
+    try:
+        lines = begun(Path(path))
+        kinds = [line["type"] for line in lines]
+    except (ValueError, KeyError, TypeError, RecursionError):  # no UTF-8, JSON, object, type
+        kinds = []
+    if kinds[:1] + kinds[-1:] != ENDS or [kind for kind in kinds if kind in ENDS] != ENDS:
+        rule = "a report begins with a header and ends with a footer, one of each, in JSON Lines"
+        raise ValueError(f"{rule}: got {path}")
+    for number, line in enumerate(lines, 1):
+        if _schema() and not _schema().is_valid(line):
+            raise ValueError(f"a report has lines of report.schema.json: got {path}, line {number}")
+        if (id := line.get("clause")) and id not in clauses():
+            rule = "a report has clauses of CONTRACT.md"
+            raise ValueError(f"{rule}: got {id} in {path}, line {number}")
+    _hold(lines, path)
+    return lines
+
+
+def has_footer(path: str | Path) -> bool:
+    """Whether a report ends with a footer; where it does not, its run was cut off."""
+    return Path(path).read_text("utf-8").rpartition("\n{")[2].startswith('"type": "footer"')
+
+
+def _hold(lines: list[dict], path: str | Path) -> None:
+    """Hold a report's results against the cases that it names and the counts of its footer."""
+    named = [line["case"] for line in lines if line["type"] == "case"]
+    tests = Counter((r["subject"], r["device"], r["test"]) for r in results(lines))
+    if twice := [test for test, count in tests.items() if count > 1]:
+        raise ValueError(f"a report has one result a test: got {twice[0]} twice in {path}")
+    if sorted(named) != sorted({result["case"] for result in results(lines)}):
+        raise ValueError(f"a report names each case of its results once: got {path}")
+    counts, found = lines[-1]["counts"], Counter(result["outcome"] for result in results(lines))
+    if Counter(counts) != found:
+        rule = "a footer counts the results of its report"
+        raise ValueError(f"{rule}: got {counts} for {dict(found)} in {path}")
+
+
+def case_of(test: str, subject) -> str:
+    """Return the name of a test's case, which all subjects share."""
+    return test.replace(own_part(subject), "[", 1)
+
+
+def own_part(subject) -> str:
+    r"""Return what in a test's name is of its subject; pytest escapes what is not ASCII.
+
+    >>> from types import SimpleNamespace
+    >>> print(own_part(SimpleNamespace(name="注意", device="cpu")))
+    [\u6ce8\u610f-cpu-
+    """
+    return f"[{subject.name}-{subject.device}-".encode("unicode_escape").decode("ascii")
+
+
+def results(lines: list[dict]) -> list[dict]:
+    """Return the results of a report, without its cases."""
+    return [line for line in lines if line["type"] == "result"]
+
+
+def by_clause(results: list[dict]) -> dict[str, str]:
+    """Return one outcome for each clause: the worst of its tests, "not offered" only if all are.
+
+    >>> by_clause([{"clause": "ATT-1", "outcome": "conforms"},
+    ...            {"clause": "ATT-1", "outcome": "not offered"}])
+    {'ATT-1': 'conforms'}
+    """
+    outcomes = defaultdict(set)
+    for result in results:
+        outcomes[result["clause"]].add(result["outcome"])
+    return {id: next(w for w in WORST_FIRST if w in found) for id, found in outcomes.items()}
+
+
+def in_short(result: dict, where: str = "") -> str:
+    """Return in a few words what is wrong with an answer that has no name.
+
+    >>> in_short({"clause": "ATT-1", "outcome": "differs",
+    ...           "message": "ATT-1: output at (0, 1): expected 1, got nan, error inf"})
+    'output: NaN or inf'
+    """
+    text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
+    if result["outcome"] == "error":
+        return text.split(":")[0]
+    text = re.sub(r"^vector \S+: ", "", text)
+    number = WRONG_NUMBER.match(text)
+    if number is None:
+        return text.partition(", got")[0].partition(": ")[0][:60]
+    what, wanted, got = number.groups()
+    if not re.fullmatch(r"(exactly )?(-?\d\S*|True|False)", wanted):
+        return f"{what}{where}: not {wanted}"
+    return f"{what}{where}: {'NaN or inf' if re.match('nan|-?inf', got) else 'beyond the budget'}"

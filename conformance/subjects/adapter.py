@@ -1,0 +1,236 @@
+"""A subject made of an adapter: of the little that an implementation of your own has to say.
+
+    class Subject:
+        masks = "attend"  # what True says: "attend" or "hide"; "add" is a float mask of 0 and -inf
+        capabilities = {"attention", "bias"}
+
+        def attention(self, query, key, value, *, mask=None, bias=None): ...
+
+NumPy arrays go in and come out, shaped as the contract has them, a mask always (B, H, T, S). An
+option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..mask_spec import Spec, conjuncts, positional
+from ..oracle import reference
+from .boundary import Decoding, ask, by_name, one, pair
+from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
+
+MASKS = ("attend", "hide", "add")
+OPTIONS = ("bias", "scale", "softcap", "dropout")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+# What an adapter cannot offer, since the suite asks the house's own backends for it by their names.
+OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting"}
+METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
+METHODS |= {"parameters": "parameters", "cache": "decoding"}
+SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
+
+
+def pointed(seen: np.ndarray, masks: str, dtype) -> np.ndarray:
+    """Return what may be seen as a mask that points the way it is asked for.
+
+    >>> pointed(np.array([True, False]), "add", np.float32)
+    array([  0., -inf], dtype=float32)
+    """
+    if masks == "add":
+        return np.where(seen, 0.0, -np.inf).astype(dtype)
+    return np.array(seen if masks == "attend" else ~seen)
+
+
+class Steps(dict):
+    """The steps that a subject returns; looking for another finds that it is not offered."""
+
+    def __missing__(self, name: str):
+        raise NotOffered(f"the subject does not offer {name.replace('_', ' ')}")
+
+
+class Plugged:
+    """Drives an adapter; what it does not declare is not offered."""
+
+    def __init__(self, adapter: Any, name: str, device: str = "cpu", path: str = ""):
+        self.adapter, self.device = adapter, device
+        self.asked_as = f"--subject {path or name}"
+        self.name = getattr(adapter, "name", name)
+        allowed = CAPABILITIES.keys() - OURS
+        self.capabilities = check_capabilities(
+            getattr(adapter, "capabilities", ["attention"]), allowed
+        )
+        of_attention = set() if "attention" in self.capabilities else {"weights", "gradients"}
+        declared = [name for name in METHODS if name in self.capabilities - of_attention]
+        lacking = [METHODS[name] for name in declared]
+        lacking = [method for method in lacking if not callable(getattr(adapter, method, None))]
+        if lacking:
+            raise ValueError(f"what is declared is a method: got none of {', '.join(lacking)}")
+        self.dtypes = tuple(getattr(adapter, "dtypes", ["float32"]))
+        if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
+            raise ValueError(f"dtypes are names among {', '.join(DTYPES)}: got {adapter.dtypes!r}")
+        masks = getattr(adapter, "masks", None)
+        if masks not in MASKS:
+            rule = "`masks` must say what True means, 'attend' or 'hide', or 'add' for 0 and -inf"
+            raise ValueError(f"{rule}: got {masks!r}")
+        self.masks: str = masks
+        words = [self.name, *self.versions(), *self.versions().values()]
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"name and versions must be texts: got {words}")
+
+    def __getattr__(self, name: str):
+        if name not in vars(Subject):  # whatever else looks at an object finds nothing, as usual
+            raise AttributeError(name)
+        raise NotOffered(f"{self.name} does not offer {CAPABILITIES.get(name, name)}")
+
+    def versions(self) -> dict[str, str]:
+        return dict(self.adapter.versions()) if hasattr(self.adapter, "versions") else {}
+
+    def attention(self, query, key, value, **options) -> np.ndarray:
+        require(self, "attention")
+        options = self._options(query, key, options)
+        return ask(one, self.adapter.attention, query, key, value, **options)
+
+    def steps(self, query, key, value, **options) -> Steps:
+        if not self.capabilities & {"weights", "steps"}:
+            return Steps(output=self.attention(query, key, value, **options))
+        require(self, "attention")
+        options = self._options(query, key, options)
+        if "steps" in self.capabilities:
+            found = ask(by_name, self.adapter.steps, query, key, value, **options)
+            if missing := [name for name in STEPS if name not in found]:
+                raise KeyError(f"`steps` returns {', '.join(STEPS)}: got none of {missing}")
+        else:
+            output, weights = ask(pair, self.adapter.weights, query, key, value, **options)
+            found = {"output": output, "weights": weights}
+        return Steps(found)
+
+    def gradients(self, query, key, value, grad, *, through="attention", **options):
+        require(self, "gradients", *([through] if through != "attention" else []))
+        options = self._options(query, key, options)
+        return ask(by_name, self.adapter.gradients, query, key, value, grad, **options)
+
+    def parameters(self, config: dict) -> dict[str, np.ndarray]:
+        require(self, "parameters")
+        return ask(by_name, self.adapter.parameters, self._config(config))
+
+    def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
+        options = self._module_options(config, inputs, options)
+        options |= {"training": training} | ({} if seed is None else {"seed": seed})
+        inputs, parameters = self._all_inputs(inputs), dict(parameters)
+        call = self.adapter.multihead
+        return ask(pair, call, self._config(config), parameters, *inputs, **options)
+
+    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+        if not hasattr(self.adapter, "multihead_gradients"):
+            raise NotOffered(f"{self.name} does not offer gradients of multi-head attention")
+        options = self._module_options(config, (query, key, value), options)
+        for name in ("need_weights", "average_weights"):
+            options.pop(name)
+        call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
+        return ask(by_name, call, self._config(config), dict(parameters), *inputs, **options)
+
+    def decoding(self, kind, config, parameters, *, capacity, **given):
+        """Return the adapter's own decoding: it has `feed`, and what else it declares."""
+        require(self, "cache")
+        if kind != "attention" or set(given) != {"batch_size"}:
+            raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
+        inputs = self._config(config), dict(parameters), given["batch_size"], capacity
+        return ask(partial(Decoding, self.name), self.adapter.decoding, *inputs)
+
+    def _options(self, query, key, options: dict) -> dict:
+        for array in (query, key):
+            if array.dtype.name not in self.dtypes:
+                raise NotOffered(f"{self.name} does not offer {array.dtype.name}")
+        if query.shape[1] != key.shape[1]:
+            require(self, "grouped")
+        given = {name: value for name, value in options.items() if value is not None}
+        found = {name: given[name] for name in OPTIONS if name in given}
+        require(self, *found)
+        if given.get("empty_rows", "zero") != "zero":
+            require(self, "empty_rows")
+            found["empty_rows"] = given["empty_rows"]
+        if "seed" in given and "dropout" in found:
+            found["seed"] = given["seed"]
+        sizes = (*query.shape[:3], key.shape[2])
+        offset = given.get("query_offset")
+        return found | self._mask(given.get("mask"), offset, sizes, query.dtype)
+
+    def _mask(self, spec: Spec | None, offset, sizes, dtype) -> dict:
+        """Return the mask as an array; a causal part as a flag, where the adapter has one."""
+        if spec is None:
+            return {}
+        parts, found = conjuncts(spec), {}  # type: list[Spec], dict[str, Any]
+        if offset is None and "causal" in self.capabilities:
+            if any(part.kind == "causal" for part in parts):
+                found["causal"] = True
+            parts = [part for part in parts if part.kind != "causal"]
+        if offset is None and sizes[2] != sizes[3] and any(map(positional, parts)):
+            raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
+        if parts:
+            seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
+            found["mask"] = pointed(seen, self.masks, dtype)
+        return found
+
+    def _config(self, config: dict) -> dict:
+        """Return the settings of a module, all of them declared."""
+        for name, capability in SETTINGS.items():
+            if name in config:
+                require(self, capability)
+        if not config.get("batch_first", True):
+            require(self, "sequence_first")
+        for name, usual in (("dropout", 0.0), ("empty_rows", "zero")):
+            if config.get(name, usual) != usual:
+                require(self, name)
+        found = {name: value for name, value in config.items() if name != "empty_rows"}
+        if "empty_rows" in self.capabilities:
+            found["empty_rows"] = config.get("empty_rows", "zero")
+        return found
+
+    def _all_inputs(self, inputs: tuple) -> tuple:
+        """Fill in what is left out, as the contract has it: key is the query, value the key."""
+        query, key, value = (*inputs, None, None)[:3]
+        key = query if key is None else key
+        return query, key, key if value is None else value
+
+    def _module_options(self, config: dict, inputs: tuple, options: dict) -> dict:
+        require(self, "multihead")
+        query, key, _ = self._all_inputs(inputs)
+        axes = (0, 1) if config.get("batch_first", True) else (1, 0)
+        (B, T), S = (query.shape[axis] for axis in axes), key.shape[axes[1]]
+        sizes = (B, config["num_heads"], T, S)
+        wanted = "weights" in self.capabilities and options.get("need_weights", True)
+        found = {"need_weights": wanted, "average_weights": options.get("average_weights", True)}
+        padding, mask = options.get("key_padding_mask"), options.get("attn_mask")
+        offset = options.get("query_offset")
+        if "attn_mask" in self.capabilities:
+            return found | self._as_torch(padding, mask, offset, sizes)
+        return found | self._merged(padding, mask, offset, sizes, query.dtype)
+
+    def _as_torch(self, padding, attn_mask, offset, sizes: tuple) -> dict:
+        """Return the two masks as they are; a Mask as (B, H, T, S), True where hidden."""
+        if isinstance(attn_mask, Spec):
+            attn_mask = ~self._seen(attn_mask, offset, sizes)
+        found = {"key_padding_mask": padding, "attn_mask": attn_mask}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
+    def _merged(self, padding, attn_mask, offset, sizes: tuple, dtype) -> dict:
+        """Return the two masks as one, and what is added to the scores as a bias."""
+        seen, found = np.ones(sizes, bool), {}  # type: np.ndarray, dict[str, Any]
+        if padding is not None:
+            seen = seen & ~padding[:, None, None]
+        if isinstance(attn_mask, Spec):
+            seen = seen & self._seen(attn_mask, offset, sizes)
+        elif attn_mask is not None:
+            if attn_mask.ndim == 3:
+                require(self, "attn_mask")
+            if attn_mask.dtype == bool:
+                seen = seen & ~attn_mask
+            else:
+                require(self, "bias")
+                found["bias"] = np.array(np.broadcast_to(attn_mask, sizes))
+        return found if seen.all() else found | {"mask": pointed(seen, self.masks, dtype)}
+
+    def _seen(self, spec: Spec, offset, sizes) -> np.ndarray:
+        if offset is None and sizes[2] != sizes[3] and positional(spec):
+            raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
+        return reference.allowed(spec, sizes, offset)

@@ -1,0 +1,5 @@
+"""Where pytest keeps the subjects of a run."""
+
+import pytest
+
+SUBJECTS = pytest.StashKey[list]()

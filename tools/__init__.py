@@ -1,0 +1,1 @@
+"""What only maintainers run. No wheel holds it."""

@@ -1,0 +1,1 @@
+"""Seeing that the suite catches every wrong implementation: `python -m tools.mutants --help`."""

@@ -1,0 +1,1 @@
+"""Freezing the vectors: `python -m tools.vectors --help`."""

@@ -1,0 +1,99 @@
+"""How far the loop oracle may lie from exact arithmetic: its roundings, counted to first order.
+
+One rounding errs by u = 2**-53 of its result. Inputs have eight binary digits, so the products of
+two are exact; a sum (`math.fsum`) is rounded once; exp and tanh err by 2 u (one ulp). For a row in
+which A bounds the sums of |scale * q * k|, the |bias| and so the logits:
+
+    score    the sum 1, scale 3 (root, quotient, product), softcap 4 more          8 u A
+    logit    plus the bias                                                         9 u A
+    exponent two logits and their difference                                      20 u A
+    weight   two exponentials, their total, a quotient; relatively         (40 A + 6) u = W
+    output   a product and a sum, V the largest value                       (W + 2 u) V
+
+In multi-head attention q, k and v are rounded sums themselves: 3 more in a score (so 26 u A in an
+exponent, W = (52 A + 6) u), 1 more in an output, and the last map adds 2, times the largest sum of
+a row of its matrix. A row that sees one key has weight 1 exactly, whatever its A.
+
+These are worst cases. On the frozen vectors the oracle uses a tenth of them at most, and lies
+within 3 ulp of each tensor's largest number (217 in ATT-7.constant, whose logits are in the
+hundreds).
+
+Backwards, with P the largest sum of |grad * value|, by the same count: a logit's gradient errs by
+its weight times P (3 W + 8 u), its score's by |scale| P (3 W + 58 u), and gradients add up the rows
+or cells that share an entry.
+"""
+
+import numpy as np
+
+from conformance.vectors.vector import Vector
+
+from . import oracle
+
+UNIT = 2.0**-53
+
+
+def bounds(vector: Vector) -> dict[str, np.ndarray | float]:
+    """Return the largest error of each tensor of the oracle's answer; masks have none."""
+    if vector.call not in ("attention", "multihead"):
+        return {}
+    wide = vector.widened().settled()
+    if vector.call == "multihead":
+        return _multihead(wide)
+    query, key, value = oracle.call_of(wide)
+    group = query.shape[1] // key.shape[1]
+    weights = _weights(wide, query, key.repeat(group, 1), 40)
+    top = np.abs(value).max(initial=0.0)
+    found: dict = {"weights": weights, "output": (weights + 2 * UNIT) * top}
+    if "grad" in wide.inputs:
+        found |= _gradients(wide, float(weights.max()), group)
+    return found
+
+
+def _weights(vector: Vector, query, key, count: int) -> np.ndarray:
+    """Return what each row's weights err by at most, (B, H, T, 1)."""
+    seen = oracle.visible(vector)
+    size = np.einsum("bhtd,bhsd->bhts", np.abs(query), np.abs(key)) * _scale(vector, query)
+    bias = np.broadcast_to(np.abs(oracle.options(vector).get("bias", 0.0)), seen.shape)
+    largest = np.where(seen, np.maximum(size, bias), 0).max(-1, keepdims=True, initial=0.0)
+    several = seen.sum(-1, keepdims=True) > 1
+    return (count * np.where(several, largest, 0) + 6) * UNIT
+
+
+def _scale(vector: Vector, query: np.ndarray) -> float:
+    return query.shape[3] ** -0.5 if vector.scale is None else abs(vector.scale)
+
+
+def _multihead(vector: Vector) -> dict[str, np.ndarray | float]:
+    p, settings = vector.parameters, vector.settings
+    _, heads, _, *inputs = oracle.call_of(vector)
+    split = []
+    for x, name in zip(inputs, ("q_proj", "k_proj", "v_proj"), strict=True):
+        y = x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0.0)
+        split.append(y.reshape(*y.shape[:2], heads, -1).swapaxes(1, 2))
+    query, key, value = split
+    weights = _weights(vector, query, key, 52)
+    rows = np.abs(p["out_proj.weight"]).sum(1).max()
+    output = (weights.max() + 5 * UNIT) * np.abs(value).max() * rows
+    output += 2 * UNIT * np.abs(p.get("out_proj.bias", np.zeros(1))).max()
+    return {
+        "weights": weights,
+        "mean_weights": weights.mean(1) + settings["num_heads"] * UNIT,
+        "output": float(output),
+    }
+
+
+def _gradients(vector: Vector, weight: float, group: int) -> dict[str, float]:
+    query, key, value = oracle.call_of(vector)
+    grad, T = vector.inputs["grad"], query.shape[2]
+    pull = float(np.abs(grad).sum(-1).max() * np.abs(value).max())
+    slope = _scale(vector, query) * pull * (3 * weight + 62 * UNIT)
+    rows = group * T
+    found = {
+        "grad_query": slope * np.abs(key).max(),
+        "grad_key": slope * np.abs(query).max() * rows,
+        "grad_value": (weight + 2 * UNIT) * np.abs(grad).max() * rows,
+    }
+    if "bias" in vector.inputs:
+        cells = np.prod(oracle.visible(vector).shape) / vector.inputs["bias"].size
+        found["grad_bias"] = pull * (3 * weight + 9 * UNIT) * cells
+    return {name: float(limit) for name, limit in found.items()}

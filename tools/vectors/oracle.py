@@ -1,0 +1,153 @@
+"""The first derivation: what the loop oracle says, and how large an error rounding excuses."""
+
+from decimal import ROUND_CEILING, Context
+
+import numpy as np
+
+from conformance.oracle import expected, reference
+from conformance.oracle.tolerance import allowance, dtype
+from conformance.vectors.vector import Vector
+
+Answers = dict[str, np.ndarray]
+
+
+def derive(vector: Vector) -> Answers:
+    """Return every tensor of the answer that can be had, float64 or bool."""
+    wide = vector.widened()
+    match vector.call:
+        case "sequence_mask":
+            tokens, padding = vector.inputs["tokens"], vector.settings["padding_idx"]
+            return {"mask": np.array([[token == padding for token in row] for row in tokens])}
+        case "look_ahead_mask":
+            T, S = vector.settings["tgt_len"], vector.settings["src_len"]
+            rows = [[0.0 if s <= t else -np.inf for s in range(S)] for t in range(T)]
+            return {"mask": np.reshape(np.array(rows, float), (T, S))}
+        case "allowed":
+            seen = look(vector)
+            additive = np.where(seen, 0.0, -np.inf)
+            return {"allowed": seen, "hidden": ~seen, "additive": additive}
+        case "multihead":
+            return _multihead(wide, reference.multihead)
+    return _attention(wide)
+
+
+def look(vector: Vector) -> np.ndarray:
+    """Return what may be seen, bool (B, H, T, S), from the structure and the mask arguments."""
+    seen = reference.allowed(vector.mask, vector.cells, vector.query_offset)
+    hidden = vector.inputs.get("key_padding_mask")
+    if hidden is not None:
+        seen = seen & ~hidden[:, None, None]
+    given = vector.inputs.get("attn_mask")
+    if given is not None and given.dtype == bool:
+        seen = seen & ~spread(given, vector.cells)
+    return seen
+
+
+def visible(vector: Vector) -> np.ndarray:
+    """Return what may be seen, with what a bias of -inf hides taken away, bool (..., T, S)."""
+    if vector.call in ("sequence_mask", "look_ahead_mask"):
+        mask = derive(vector)["mask"]
+        return ~mask if mask.dtype == bool else mask == 0
+    bias = options(vector.widened()).get("bias")
+    return look(vector) if bias is None else look(vector) & ~np.isneginf(bias)
+
+
+def spread(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Spread an attn_mask of rank 2, 3 (B*H, T, S) or 4 over (B, H, T, S)."""
+    return np.broadcast_to(mask.reshape(sizes) if mask.ndim == 3 else mask, sizes)
+
+
+def options(vector: Vector) -> dict:
+    """Return the options of the oracle's call, the mask apart."""
+    found: dict = {"empty_rows": vector.empty_rows, "bias": vector.inputs.get("bias")}
+    given = vector.inputs.get("attn_mask")
+    if given is not None and given.dtype != bool:
+        found["bias"] = spread(given, vector.cells)
+    if vector.call == "attention":
+        found |= {"scale": vector.scale, "softcap": vector.softcap}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def call_of(vector: Vector) -> tuple:
+    """Return the arguments of a call: query, key, value, and what multi-head attention needs."""
+    inputs = [vector.inputs[name] for name in ("query", "key", "value")]
+    if vector.call == "attention":
+        return tuple(inputs)
+    if not vector.settings["batch_first"]:
+        inputs = [x.swapaxes(0, 1) for x in inputs]
+    heads = vector.settings["num_heads"]
+    return (vector.parameters, heads, heads, *inputs)
+
+
+def _attention(vector: Vector) -> Answers:
+    clean, seen, sees = vector.settled(), look(vector), visible(vector)
+    found = reference.attention(*call_of(clean), seen=seen, **options(clean))
+    found = {name: found[name] for name in ("weights", "output")}
+    group = seen.shape[1] // vector.inputs["key"].shape[1]
+    query, key, value = (~np.isfinite(x).all(-1) for x in call_of(vector))
+    key, value = (sees & x.repeat(group, 1)[:, :, None] for x in (key, value))
+    lost = key.any(-1) | (sees.any(-1) & query)  # the rows of which NaN is made
+    found["weights"][lost[..., None] & sees] = np.nan
+    found["output"][lost | value.any(-1)] = np.nan
+    if "grad" in vector.inputs:
+        arguments = (*call_of(clean), vector.inputs["grad"])
+        by_name = reference.gradients(*arguments, seen=seen, **options(clean))
+        found |= {f"grad_{name}": array for name, array in by_name.items()}
+    return found
+
+
+def _multihead(vector: Vector, call, **given) -> Answers:
+    found = call(*call_of(vector), **{"seen": look(vector)} | options(vector) | given)
+    return laid_out(vector, found)
+
+
+def laid_out(vector: Vector, found: Answers) -> Answers:
+    """Return the answers of multi-head attention in the call's own layout."""
+    output, weights = found["output"], found["weights"]
+    if not vector.settings["batch_first"]:
+        output = output.swapaxes(0, 1)
+    return {"output": output, "weights": weights, "mean_weights": weights.mean(1)}
+
+
+def allowances(vector: Vector, exact: Answers) -> dict[str, dict[str, float]]:
+    """Return the allowed error of what is `close`, in every dtype, by the suite's rule."""
+    found: dict[str, dict[str, float]] = {name: {} for name in exact}
+    for name in vector.dtypes:
+        for tensor, rough in naive(vector.settled().cast(name)).items():
+            covered = _covered(vector, tensor, rough.shape)
+            rough = rough.astype(dtype(name))[covered]
+            found[tensor][name] = up(allowance(exact[tensor][covered], rough, dtype(name)))
+    return found
+
+
+def _covered(vector: Vector, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return where some part says that a tensor is close to a number."""
+    covered = np.zeros(shape, bool)
+    for part in vector.expect:
+        kinds = {part.kind, *(other.kind for other in part.alternatives.values())}
+        if part.tensor == tensor and "close" in kinds:
+            covered |= part.everywhere(shape)
+    return covered
+
+
+def naive(vector: Vector) -> Answers:
+    """Return the naive formula's answers in the dtype that the vector has been cast to."""
+    given = {"seen": look(vector)} | options(vector)
+    if vector.call == "multihead":
+        return laid_out(vector, expected.multihead(*call_of(vector), **given)[1])
+    rough = expected.attention(*call_of(vector), **given)[1]
+    found = {name: rough[name] for name in ("weights", "output")}
+    if "grad" in vector.inputs:
+        arguments = (*call_of(vector), vector.inputs["grad"])
+        by_name = expected.gradients(*arguments, **given)[1]
+        found |= {f"grad_{name}": array for name, array in by_name.items()}
+    return found
+
+
+def up(number: float) -> float:
+    """Round up to three digits.
+
+    >>> up(1.23401e-06)
+    1.24e-06
+    """
+    return float(Context(prec=3, rounding=ROUND_CEILING).create_decimal(number))
