@@ -49,7 +49,7 @@ def attention_blocked(
     >>> from attn_jax import causal
     >>> from attn_jax.call import check_call
     >>> output = attention_blocked(query, key, value, check_call(query, key, value, causal()))
-    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
     if call.bias is not None:

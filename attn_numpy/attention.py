@@ -38,11 +38,11 @@ def attention(
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Float[np.ndarray, "B H T D_v"]:
-    """Attend: every query takes the mean of the values it may see, weighted by softmax.
+    """Attend: every query takes the mean of the values it is allowed, weighted by softmax.
 
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
-    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
-    may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
+    masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
     Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
@@ -51,7 +51,7 @@ def attention(
     >>> query, key, value = rng.normal(size=(3, 1, 2, 5, 4))
     >>> from attn_numpy import causal
     >>> output = attention(query, key, value, mask=causal())
-    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
     call = check_call(

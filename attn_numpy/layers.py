@@ -14,9 +14,8 @@ from numpy.typing import DTypeLike
 from . import checks
 from .numerics import upcast
 
-SomeModule = TypeVar(
-    "SomeModule", bound="Module"
-)  # not Self, which shape checkers refuse in a method
+# Not Self, which shape checkers refuse in a method.
+SomeModule = TypeVar("SomeModule", bound="Module")
 
 
 class Module:

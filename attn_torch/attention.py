@@ -40,11 +40,11 @@ def attention(
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B H T D_v"]:
-    """Attend: every query takes the mean of the values it may see, weighted by softmax.
+    """Attend: every query takes the mean of the values it is allowed, weighted by softmax.
 
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
-    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
-    may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
+    masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
     Without dropout no (T, S) matrix is held, and the result is differentiable once; the steps
     are any number of times. Raises ValueError for shapes and ranges, TypeError for kinds and
     dtypes.
@@ -54,7 +54,7 @@ def attention(
     >>> query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     >>> from attn_torch import causal
     >>> output = attention(query, key, value, mask=causal())
-    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
     call = check_call(
