@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from .arrays import is_concrete
 from .cache import StackCache, zero_hidden
 from .layers import new_linear
 from .masks import causal, sequence_mask
-from .transformer import Transformer
+from .transformer import Transformer, TransformerWeights
 
 
 class Seq2SeqTransformer(nnx.Module):
@@ -87,17 +87,44 @@ class Seq2SeqTransformer(nnx.Module):
         for embedding in (self.src_embedding.embedding, self.tgt_embedding.embedding):
             embedding[...] = embedding[...].at[padding_idx].set(0)
 
+    @overload
+    def __call__(
+        self,
+        src: Integer[Array, "B S"],
+        tgt: Integer[Array, "B T"],
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Float[Array, "B T V"]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Integer[Array, "B S"],
+        tgt: Integer[Array, "B T"],
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Float[Array, "B T V"], TransformerWeights]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Integer[Array, "B S"],
+        tgt: Integer[Array, "B T"],
+        *,
+        need_weights: bool = ...,
+    ) -> Float[Array, "B T V"] | tuple[Float[Array, "B T V"], TransformerWeights]: ...
+
     def __call__(
         self,
         src: Integer[Array, "B S"],
         tgt: Integer[Array, "B T"],
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Float[Array, "B T V"] | tuple[Float[Array, "B T V"], TransformerWeights]:
         """Return logits (B, T, tgt_vocab); with `need_weights` `TransformerWeights` too."""
         checks.check_token_pair(src, tgt, self.src_vocab, self.tgt_vocab)
         src_hidden, tgt_hidden = self._hidden(src), self._hidden(tgt)
-        result = self.transformer(
+        result: Any = self.transformer(
             self._embed(self.src_embedding, src, src_hidden, 0, src.shape[1]),
             self._embed(self.tgt_embedding, tgt, tgt_hidden, 0, tgt.shape[1]),
             tgt_mask=causal(),
@@ -106,9 +133,10 @@ class Seq2SeqTransformer(nnx.Module):
             memory_key_padding_mask=src_hidden,
             need_weights=need_weights,
         )
-        output, weights = result if need_weights else (result, None)
-        logits = self.projection(output)
-        return (logits, weights) if need_weights else logits
+        if not need_weights:
+            return self.projection(result)
+        output, weights = result
+        return self.projection(output), weights
 
     def start(self, src: Integer[Array, "B S"], capacity: int) -> StackCache:
         """Encode the source and return caches for `capacity` target tokens a sample."""

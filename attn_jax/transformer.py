@@ -7,7 +7,7 @@ Every attention's weights can be had with `need_weights`, and every layer and st
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
 Tokens = Float[Array, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
+Weights = Float[Array, "B H T S"]
 Padding = Mask | Bool[Array, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Array, "..."] | None
 
@@ -104,7 +105,7 @@ class _Layer(nnx.Module):
 
     def _self_attention(
         self, x: Array, mask: AnyMask, padding: Padding, need_weights: bool
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Any]:
         return self.self_attn(
             x,
             key_padding_mask=padding,
@@ -133,6 +134,36 @@ class TransformerEncoderLayer(_Layer):
     ((5, 10, 16), (5, 2, 10, 10))
     """
 
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        src_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        src_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, Weights]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        src_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, Weights]: ...
+
     def __call__(
         self,
         src: Tokens,
@@ -140,7 +171,7 @@ class TransformerEncoderLayer(_Layer):
         src_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, Weights]:
         """Return the output, shaped like `src`; with `need_weights` (B, H, S, S) weights too."""
         self._check(src)
         x, masks = src, (src_mask, src_key_padding_mask)
@@ -198,6 +229,45 @@ class TransformerDecoderLayer(_Layer):
 
     has_memory = True
 
+    @overload
+    def __call__(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def __call__(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, tuple[Weights, Weights]]: ...
+
+    @overload
+    def __call__(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, tuple[Weights, Weights]]: ...
+
     def __call__(
         self,
         tgt: Tokens,
@@ -208,7 +278,7 @@ class TransformerDecoderLayer(_Layer):
         memory_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, tuple[Weights, Weights]]:
         """Return the output, shaped like `tgt`; with `need_weights` a pair of weights too.
 
         They are those of the self-attention (B, H, T, T) and of the memory's (B, H, T, S).
@@ -295,7 +365,7 @@ class TransformerDecoderLayer(_Layer):
 
     def _cross_attention(
         self, x: Array, memory: Array, mask: AnyMask, padding: Padding, need_weights: bool
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Any]:
         return self.multihead_attn(
             x,
             memory,
@@ -398,6 +468,36 @@ class TransformerEncoder(_Stack):
 
     layer_class = TransformerEncoderLayer
 
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, tuple[Weights, ...]]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, tuple[Weights, ...]]: ...
+
     def __call__(
         self,
         src: Tokens,
@@ -405,7 +505,7 @@ class TransformerEncoder(_Stack):
         src_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, tuple[Weights, ...]]:
         """Return the output, shaped like `src`; with `need_weights` each layer's weights too."""
         return self._run(src, (mask, src_key_padding_mask), need_weights)
 
@@ -451,6 +551,45 @@ class TransformerDecoder(_Stack):
 
     layer_class = TransformerDecoderLayer
 
+    @overload
+    def __call__(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def __call__(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, tuple[tuple[Weights, Weights], ...]]: ...
+
+    @overload
+    def __call__(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, tuple[tuple[Weights, Weights], ...]]: ...
+
     def __call__(
         self,
         tgt: Tokens,
@@ -461,7 +600,7 @@ class TransformerDecoder(_Stack):
         memory_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, tuple[tuple[Weights, Weights], ...]]:
         """Return the output, shaped like `tgt`; with `need_weights` each layer's pair too."""
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         return self._run(tgt, (memory, *masks), need_weights)
@@ -561,6 +700,51 @@ class Transformer(nnx.Module):
         self.encoder: TransformerEncoder = new_stack(TransformerEncoder, num_encoder_layers)
         self.decoder: TransformerDecoder = new_stack(TransformerDecoder, num_decoder_layers)
 
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        tgt: Tokens,
+        src_mask: AnyMask = ...,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        tgt: Tokens,
+        src_mask: AnyMask = ...,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, TransformerWeights]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Tokens,
+        tgt: Tokens,
+        src_mask: AnyMask = ...,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, TransformerWeights]: ...
+
     def __call__(
         self,
         src: Tokens,
@@ -573,7 +757,7 @@ class Transformer(nnx.Module):
         memory_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, TransformerWeights]:
         """Return the output, shaped like `tgt`; with `need_weights` `TransformerWeights` too."""
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         if not need_weights:

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -12,7 +12,7 @@ from . import checks
 from .cache import StackCache, zero_hidden
 from .layers import Dropout, Embedding, Linear, Module
 from .masks import causal, sequence_mask
-from .transformer import Transformer
+from .transformer import Transformer, TransformerWeights
 
 
 class Seq2SeqTransformer(Module):
@@ -83,17 +83,44 @@ class Seq2SeqTransformer(Module):
             for embedding in (self.src_embedding, self.tgt_embedding):
                 embedding.weight /= math.sqrt(d_model)
 
+    @overload
+    def __call__(
+        self,
+        src: Integer[np.ndarray, "B S"],
+        tgt: Integer[np.ndarray, "B T"],
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Float[np.ndarray, "B T V"]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Integer[np.ndarray, "B S"],
+        tgt: Integer[np.ndarray, "B T"],
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Float[np.ndarray, "B T V"], TransformerWeights]: ...
+
+    @overload
+    def __call__(
+        self,
+        src: Integer[np.ndarray, "B S"],
+        tgt: Integer[np.ndarray, "B T"],
+        *,
+        need_weights: bool = ...,
+    ) -> Float[np.ndarray, "B T V"] | tuple[Float[np.ndarray, "B T V"], TransformerWeights]: ...
+
     def __call__(
         self,
         src: Integer[np.ndarray, "B S"],
         tgt: Integer[np.ndarray, "B T"],
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Float[np.ndarray, "B T V"] | tuple[Float[np.ndarray, "B T V"], TransformerWeights]:
         """Return logits (B, T, tgt_vocab); with `need_weights` `TransformerWeights` too."""
         checks.check_token_pair(src, tgt, self.src_vocab, self.tgt_vocab)
         src_hidden, tgt_hidden = self._hidden(src), self._hidden(tgt)
-        result = self.transformer(
+        result: Any = self.transformer(
             self._embed(self.src_embedding, src, src_hidden, 0),
             self._embed(self.tgt_embedding, tgt, tgt_hidden, 0),
             tgt_mask=causal(),
@@ -102,9 +129,10 @@ class Seq2SeqTransformer(Module):
             memory_key_padding_mask=src_hidden,
             need_weights=need_weights,
         )
-        output, weights = result if need_weights else (result, None)
-        logits = self.projection(output)
-        return (logits, weights) if need_weights else logits
+        if not need_weights:
+            return self.projection(result)
+        output, weights = result
+        return self.projection(output), weights
 
     def start(self, src: Integer[np.ndarray, "B S"], capacity: int) -> StackCache:
         """Encode the source and return caches for `capacity` target tokens a sample."""

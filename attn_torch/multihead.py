@@ -210,7 +210,7 @@ class MultiHeadAttention(nn.Module):
 
     def _batch_first(self, x: Tensor) -> Tensor:
         """Put the batch first, or back to where the caller has it."""
-        return x if self.batch_first else x.transpose(0, 1)
+        return x if self.batch_first else x.swapaxes(0, 1)
 
     def _new_call(
         self,
@@ -275,11 +275,12 @@ class MultiHeadAttention(nn.Module):
 
     def _split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
-        return x.unflatten(2, (num_heads, self.head_dim)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
 
     def _join_heads(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
-        return self._batch_first(self.out_proj(x.transpose(1, 2).flatten(2)))
+        x = x.swapaxes(1, 2)
+        return self._batch_first(self.out_proj(x.reshape(*x.shape[:2], self.embed_dim)))
 
 
 def _zero_hidden_keys(

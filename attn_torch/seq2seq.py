@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Integer
@@ -12,7 +12,7 @@ from . import checks
 from .cache import StackCache, zero_hidden
 from .layers import new_linear
 from .masks import causal, sequence_mask
-from .transformer import Transformer
+from .transformer import Transformer, TransformerWeights
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -83,17 +83,44 @@ class Seq2SeqTransformer(nn.Module):
             for embedding in (self.src_embedding, self.tgt_embedding):
                 embedding.weight.data /= math.sqrt(d_model)
 
+    @overload
+    def forward(
+        self,
+        src: Integer[Tensor, "B S"],
+        tgt: Integer[Tensor, "B T"],
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Float[Tensor, "B T V"]: ...
+
+    @overload
+    def forward(
+        self,
+        src: Integer[Tensor, "B S"],
+        tgt: Integer[Tensor, "B T"],
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Float[Tensor, "B T V"], TransformerWeights]: ...
+
+    @overload
+    def forward(
+        self,
+        src: Integer[Tensor, "B S"],
+        tgt: Integer[Tensor, "B T"],
+        *,
+        need_weights: bool = ...,
+    ) -> Float[Tensor, "B T V"] | tuple[Float[Tensor, "B T V"], TransformerWeights]: ...
+
     def forward(
         self,
         src: Integer[Tensor, "B S"],
         tgt: Integer[Tensor, "B T"],
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Float[Tensor, "B T V"] | tuple[Float[Tensor, "B T V"], TransformerWeights]:
         """Return logits (B, T, tgt_vocab); with `need_weights` `TransformerWeights` too."""
         checks.check_token_pair(src, tgt, self.src_vocab, self.tgt_vocab)
         src_hidden, tgt_hidden = self._hidden(src), self._hidden(tgt)
-        result = self.transformer(
+        result: Any = self.transformer(
             self._embed(self.src_embedding, src, src_hidden, 0),
             self._embed(self.tgt_embedding, tgt, tgt_hidden, 0),
             tgt_mask=causal(),
@@ -102,9 +129,10 @@ class Seq2SeqTransformer(nn.Module):
             memory_key_padding_mask=src_hidden,
             need_weights=need_weights,
         )
-        output, weights = result if need_weights else (result, None)
-        logits = self.projection(output)
-        return (logits, weights) if need_weights else logits
+        if not need_weights:
+            return self.projection(result)
+        output, weights = result
+        return self.projection(output), weights
 
     @torch.no_grad()
     def start(self, src: Integer[Tensor, "B S"], capacity: int) -> StackCache:

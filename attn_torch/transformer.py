@@ -6,7 +6,7 @@ Every attention's weights can be had with `need_weights`, and every layer and st
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -22,6 +22,7 @@ from .multihead import MultiHeadAttention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
 Tokens = Float[Tensor, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
+Weights = Float[Tensor, "B H T S"]
 Padding = Mask | Bool[Tensor, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Tensor, "..."] | None
 
@@ -98,7 +99,7 @@ class _Layer(nn.Module):
 
     def _self_attention(
         self, x: Tensor, mask: AnyMask, padding: Padding, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Any]:
         return self.self_attn(
             x,
             key_padding_mask=padding,
@@ -127,6 +128,36 @@ class TransformerEncoderLayer(_Layer):
     (torch.Size([5, 10, 16]), torch.Size([5, 2, 10, 10]))
     """
 
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        src_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        src_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, Weights]: ...
+
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        src_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, Weights]: ...
+
     def forward(
         self,
         src: Tokens,
@@ -134,7 +165,7 @@ class TransformerEncoderLayer(_Layer):
         src_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, Weights]:
         """Return the output, shaped like `src`; with `need_weights` (B, H, S, S) weights too."""
         self._check(src)
         x, masks = src, (src_mask, src_key_padding_mask)
@@ -194,6 +225,45 @@ class TransformerDecoderLayer(_Layer):
 
     has_memory = True
 
+    @overload
+    def forward(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def forward(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, tuple[Weights, Weights]]: ...
+
+    @overload
+    def forward(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, tuple[Weights, Weights]]: ...
+
     def forward(
         self,
         tgt: Tokens,
@@ -204,7 +274,7 @@ class TransformerDecoderLayer(_Layer):
         memory_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, tuple[Weights, Weights]]:
         """Return the output, shaped like `tgt`; with `need_weights` a pair of weights too.
 
         They are those of the self-attention (B, H, T, T) and of the memory's (B, H, T, S).
@@ -293,7 +363,7 @@ class TransformerDecoderLayer(_Layer):
 
     def _cross_attention(
         self, x: Tensor, memory: Tensor, mask: AnyMask, padding: Padding, need_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Any]:
         return self.multihead_attn(
             x,
             memory,
@@ -397,6 +467,36 @@ class TransformerEncoder(_Stack):
 
     layer_class = TransformerEncoderLayer
 
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, tuple[Weights, ...]]: ...
+
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, tuple[Weights, ...]]: ...
+
     def forward(
         self,
         src: Tokens,
@@ -404,7 +504,7 @@ class TransformerEncoder(_Stack):
         src_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, tuple[Weights, ...]]:
         """Return the output, shaped like `src`; with `need_weights` each layer's weights too."""
         return self._run(src, (mask, src_key_padding_mask), need_weights)
 
@@ -453,6 +553,45 @@ class TransformerDecoder(_Stack):
 
     layer_class = TransformerDecoderLayer
 
+    @overload
+    def forward(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def forward(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, tuple[tuple[Weights, Weights], ...]]: ...
+
+    @overload
+    def forward(
+        self,
+        tgt: Tokens,
+        memory: Tokens,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, tuple[tuple[Weights, Weights], ...]]: ...
+
     def forward(
         self,
         tgt: Tokens,
@@ -463,7 +602,7 @@ class TransformerDecoder(_Stack):
         memory_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, tuple[tuple[Weights, Weights], ...]]:
         """Return the output, shaped like `tgt`; with `need_weights` each layer's pair too."""
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         return self._run(tgt, (memory, *masks), need_weights)
@@ -573,6 +712,51 @@ class Transformer(nn.Module):
         self.encoder: TransformerEncoder = new_stack(TransformerEncoder, num_encoder_layers)
         self.decoder: TransformerDecoder = new_stack(TransformerDecoder, num_decoder_layers)
 
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        tgt: Tokens,
+        src_mask: AnyMask = ...,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[False] = ...,
+    ) -> Tokens: ...
+
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        tgt: Tokens,
+        src_mask: AnyMask = ...,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: Literal[True],
+    ) -> tuple[Tokens, TransformerWeights]: ...
+
+    @overload
+    def forward(
+        self,
+        src: Tokens,
+        tgt: Tokens,
+        src_mask: AnyMask = ...,
+        tgt_mask: AnyMask = ...,
+        memory_mask: AnyMask = ...,
+        src_key_padding_mask: Padding = ...,
+        tgt_key_padding_mask: Padding = ...,
+        memory_key_padding_mask: Padding = ...,
+        *,
+        need_weights: bool = ...,
+    ) -> Tokens | tuple[Tokens, TransformerWeights]: ...
+
     def forward(
         self,
         src: Tokens,
@@ -585,7 +769,7 @@ class Transformer(nn.Module):
         memory_key_padding_mask: Padding = None,
         *,
         need_weights: bool = False,
-    ) -> Any:
+    ) -> Tokens | tuple[Tokens, TransformerWeights]:
         """Return the output, shaped like `tgt`; with `need_weights` `TransformerWeights` too."""
         masks = (tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         if not need_weights:
