@@ -162,6 +162,12 @@ def lint(session: nox.Session) -> None:
         run(session, "-m", "check_jsonschema", *options, *paths)
 
 
+@nox.session(venv_backend="none")
+def copies(session: nox.Session) -> None:
+    """Check that the files which all backends share are equal; `-- --fix` spreads an edit."""
+    session.run("python", "tools/copies.py", *session.posargs)
+
+
 def versions(session: nox.Session) -> None:
     """Run the suite, and the tests that compile, in versions other than the pinned ones."""
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")

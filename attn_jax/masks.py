@@ -6,6 +6,7 @@ One rule holds for every mask here: no boolean without a name. `sequence_mask` a
 """
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
-from .arrays import is_array, is_concrete
+from .arrays import dtype_name, is_array, is_concrete
 from .draw import draw_cells
 from .tiles import Cells, Tiles
 
@@ -271,8 +272,9 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
 def _show(value: Any) -> str:
     if not is_array(value):
         return getattr(value, "__name__", repr(value))
-    shown = value.size <= 8 and is_concrete(value)
-    return str(value.tolist()) if shown else f"{value.dtype} {value.shape}"
+    if math.prod(value.shape) <= 8 and is_concrete(value):
+        return str(value.tolist())
+    return f"{dtype_name(value)} {tuple(value.shape)}"
 
 
 def _means(sentence: str) -> Callable:

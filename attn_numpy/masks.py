@@ -6,6 +6,7 @@ One rule holds for every mask here: no boolean without a name. `sequence_mask` a
 """
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from numpy.typing import DTypeLike
 
 from . import checks
+from .arrays import dtype_name, is_array, is_concrete
 from .draw import draw_cells
 from .tiles import Cells, Tiles, Verdict
 
@@ -143,7 +145,7 @@ class Mask:
         self, T: int, S: int, *, query_offset: Offset = None, batch: int = 1, heads: int = 1
     ) -> Bool[np.ndarray, "B H T S"]:
         """Return True where a key is hidden: the complement of `allowed`."""
-        return ~self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
+        return (~self).allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
 
     def additive(
         self,
@@ -253,9 +255,11 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
 
 
 def _show(value: Any) -> str:
-    if not isinstance(value, np.ndarray):
+    if not is_array(value):
         return getattr(value, "__name__", repr(value))
-    return str(value.tolist()) if value.size <= 8 else f"{value.dtype} {value.shape}"
+    if math.prod(value.shape) <= 8 and is_concrete(value):
+        return str(value.tolist())
+    return f"{dtype_name(value)} {tuple(value.shape)}"
 
 
 def _means(sentence: str) -> Callable:

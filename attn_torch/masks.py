@@ -6,6 +6,7 @@ One rule holds for every mask here: no boolean without a name. `sequence_mask` a
 """
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Mask:
         self, T: int, S: int, *, query_offset: Offset = None, batch: int = 1, heads: int = 1
     ) -> Bool[Tensor, "B H T S"]:
         """Return True where a key is hidden: the complement of `allowed`."""
-        return ~self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
+        return (~self).allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
 
     def additive(
         self,
@@ -217,7 +218,7 @@ class Mask:
         at = Cells(sizes, query_offset, row, column, self.device)
 
         def word(mask: Mask) -> str:
-            allowed = mask.evaluate(at).broadcast_to((*sizes[:2], 1, 1))[batch, head]
+            allowed = torch.broadcast_to(mask.evaluate(at), (*sizes[:2], 1, 1))[batch, head]
             return "allowed" if allowed.all() else "hidden"
 
         lines = [f"{word(self)}: sample {batch}, head {head}, query {query}, key {key}"]
@@ -236,7 +237,7 @@ class Mask:
         samples = max(batch + 1, checks.count_samples(query_offset))
         batches, heads, _, _ = self.sizes(samples, head + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
-        return draw_cells(allowed.broadcast_to((batches, heads, T, S))[batch, head])
+        return draw_cells(torch.broadcast_to(allowed, (batches, heads, T, S))[batch, head])
 
     def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
         """Return (B, H, T, S), with B and H as large as the tables say where they say more."""
@@ -271,7 +272,7 @@ def _complement(cells: Any) -> Any:
 def _show(value: Any) -> str:
     if not is_array(value):
         return getattr(value, "__name__", repr(value))
-    if value.numel() <= 8 and is_concrete(value):
+    if math.prod(value.shape) <= 8 and is_concrete(value):
         return str(value.tolist())
     return f"{dtype_name(value)} {tuple(value.shape)}"
 
