@@ -108,7 +108,7 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def tests(session: nox.Session) -> None:
-    """Run everything: the suite, the house's own tests, doctests."""
+    """Run everything: the suite, the project's own tests, doctests."""
     cores = [] if session.posargs else parallel()
     run(session, "-m", "pytest", "--doctest-modules", *cores, *session.posargs)
 

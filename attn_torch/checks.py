@@ -549,27 +549,18 @@ def check_layer(dim_feedforward: Any, activation: Any, layer_norm_eps: Any) -> N
         raise ValueError(f"layer_norm_eps must be at least 0 and finite: got {layer_norm_eps}")
 
 
-def check_stack_decode(
-    x: Any, cache: Any, hidden: Any, layers: int, memories: int, batch_first: bool
-) -> None:
-    """Refuse what a later layer would refuse after the first has written."""
+def check_depth(cache: Any, layers: int, memories: int) -> None:
     if len(cache.layers) != layers:
         raise ValueError(f"cache must have {layers} layers: got {len(cache.layers)}")
     if len(cache.memory) != memories:
         raise ValueError(f"cache must have {memories} memories: got {len(cache.memory)}")
-    for layer in cache.layers:
-        check_cache(layer)
-    check_rank_and_float("x", x, _steps(batch_first))
-    if hidden is not None:
-        check_hidden_tokens(x, hidden, batch_first)
-    check_room(cache, x.shape[1 if batch_first else 0] if hidden is None else (~hidden).sum(1))
 
 
 # Tokens
 
 
 def check_seq2seq(
-    src_vocab: Any, tgt_vocab: Any, padding_idx: Any, positions: Any, options: dict[str, Any]
+    src_vocab: Any, tgt_vocab: Any, padding_idx: Any, positions: Any, batch_first: bool
 ) -> None:
     check_counts(src_vocab=src_vocab, tgt_vocab=tgt_vocab)
     check_integer("padding_idx", padding_idx)
@@ -578,7 +569,7 @@ def check_seq2seq(
         raise ValueError(f"{rule}: got {padding_idx}")
     if not isinstance(positions, str) or positions not in ("sinusoidal", "none"):
         raise ValueError(f"positions must be 'sinusoidal' or 'none': got {positions!r}")
-    if not options.get("batch_first", True):
+    if not batch_first:
         raise ValueError("tokens are (B, T), so batch_first must be True: got False")
 
 

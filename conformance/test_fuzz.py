@@ -112,9 +112,9 @@ def snippet(subject, case: Case, check: str, *arguments: str) -> str:
     fields += [f"query_offset={'np.array' if isinstance(offset, list) else ''}({offset})"]
     return (
         "import numpy as np\n"
-        "from conformance.cases import Case, Shape\n"
-        f"from conformance.checking import {check}\n"
-        "from conformance.specs import *\n"
+        "from conformance.cases.attention import Case, Shape\n"
+        f"from conformance.cases.compare import {check}\n"
+        "from conformance.mask_spec import *\n"
         "from conformance import mutants, subjects\n\n"
         f"case = Case('fuzz', {', '.join(fields)})\n"
         f"{check}({loading(subject)}, case, "

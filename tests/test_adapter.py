@@ -381,7 +381,7 @@ def test_adapter_that_does_not_say_what_it_is_is_refused(name):
 
 
 def test_adapter_is_found_by_path_and_by_entry_point(monkeypatch):
-    found = subjects.find("test_plug:Recording")
+    found = subjects.find("test_adapter:Recording")
     assert found.__name__ == "Recording"
     point = SimpleNamespace(name="mine", load=lambda: Recording)
     monkeypatch.setattr(subjects, "entry_points", lambda group: [point])
@@ -390,8 +390,8 @@ def test_adapter_is_found_by_path_and_by_entry_point(monkeypatch):
         ValueError, match=r"entry point of attn_rosetta\.subjects \(mine\).*: got yours"
     ):
         subjects.find("yours")
-    with pytest.raises(ValueError, match="must name a class of test_plug: got Nobody"):
-        subjects.find("test_plug:Nobody")
+    with pytest.raises(ValueError, match="must name a class of test_adapter: got Nobody"):
+        subjects.find("test_adapter:Nobody")
 
 
 def test_text_for_devices_is_refused(monkeypatch):
