@@ -172,7 +172,7 @@ class Corner(Cells):
         return jnp.expand_dims(cut(jnp.asarray(table), corner, shape), missing)
 
 
-def cut(array: Array, corner: Sequence[int | Array], shape: Sequence[int]) -> Array:
+def cut(array: Array, corner: Sequence[int | Array], shape: Sequence[int]) -> jax.Array:
     """Take a part of an array; where it has a dim of 1, that one, whatever the corner says."""
     sizes = [min(whole, part) for whole, part in zip(array.shape, shape, strict=True)]
     return lax.dynamic_slice(array, corner, sizes)

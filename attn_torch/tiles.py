@@ -79,8 +79,8 @@ class Cells:
         self,
         sizes: tuple[int, int, int, int],
         query_offset: int | Tensor = 0,
-        rows: slice | None = None,
-        columns: slice | None = None,
+        rows: slice | Tensor | None = None,
+        columns: slice | Tensor | None = None,
         device: torch.device | str | None = None,
     ):
         batch, heads, queries, keys = sizes

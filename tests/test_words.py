@@ -48,18 +48,11 @@ TEXT = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", t
 
 # Files that still have retired words.
 UNFINISHED = {
-    "attention.py",
     "blocked.py",
-    "cache.py",
     "decoding.py",
     "fused.py",
-    "layers.py",
-    "multihead.py",
     "numerics.py",
     "plan.py",
-    "seq2seq.py",
-    "transformer.py",
-    "walk.py",
 }
 
 
