@@ -35,7 +35,7 @@ def is_representable(integers: Array) -> bool:
     return held.min <= lowest and highest <= held.max
 
 
-def dtype_name(array: Array) -> str:
+def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
     return array.dtype.name
 

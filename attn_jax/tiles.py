@@ -6,24 +6,25 @@ in the mask's tables. `Cells` hands it one number a cell, and the rule answers y
 say whether all cells of the tile are allowed, and whether any cell is.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
 
 from . import checks
-from .arrays import is_concrete
+from .arrays import Array, is_concrete
 
 
 class Verdict(NamedTuple):
     """What a rule says of each tile: `all` cells surely allowed, `any` cell perhaps."""
 
-    all: Array | np.ndarray
-    any: Array | np.ndarray
+    all: Array
+    any: Array
 
     def __and__(self, other: "Verdict") -> "Verdict":
         return Verdict(self.all & other.all, self.any & other.any)
@@ -38,7 +39,7 @@ class Verdict(NamedTuple):
 class Interval:
     """The smallest and the largest value inside each tile."""
 
-    def __init__(self, low, high):
+    def __init__(self, low: Array, high: Array):
         self.low, self.high = low, high
 
     def __add__(self, step: int) -> "Interval":
@@ -47,27 +48,27 @@ class Interval:
     def __sub__(self, step: int) -> "Interval":
         return self + -step
 
-    def __le__(self, other) -> Verdict:
+    def __le__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high <= low, self.low <= high)
 
-    def __lt__(self, other) -> Verdict:
+    def __lt__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high < low, self.low < high)
 
-    def __ge__(self, other) -> Verdict:
+    def __ge__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.low >= high, self.high >= low)
 
-    def __gt__(self, other) -> Verdict:
+    def __gt__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.low > high, self.high > low)
 
-    def __eq__(self, other) -> Verdict:  # type: ignore[override]
+    def __eq__(self, other: "Interval | int") -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
 
 
-def _ends(value):
+def _ends(value: Interval | int) -> tuple[Any, Any]:
     return (value.low, value.high) if isinstance(value, Interval) else (value, value)
 
 
@@ -80,7 +81,14 @@ class Cells:
     traced; with `xp=jnp` everything is traced, and no (T, S) array becomes a constant.
     """
 
-    def __init__(self, sizes, query_offset=0, rows=None, columns=None, xp=np):
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        query_offset: int | Array = 0,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        xp: ModuleType = np,
+    ):
         batch, heads, queries, keys = sizes
         rows = slice(None) if rows is None else rows
         columns = slice(None) if columns is None else columns
@@ -91,16 +99,16 @@ class Cells:
         self.query = offsets + xp.arange(queries)[None, None, rows, None]
         self.key = xp.arange(keys)[None, None, None, columns]
 
-    def samples(self, table):
+    def samples(self, table: Array) -> Array:
         return _to_concrete(table, self.xp)[:, None, None, None]
 
-    def rows(self, table):
+    def rows(self, table: Array) -> Array:
         return _to_concrete(table, self.xp)[:, None, self._rows, None]
 
-    def columns(self, table):
+    def columns(self, table: Array) -> Array:
         return _to_concrete(table, self.xp)[:, None, None, self._columns]
 
-    def positions(self, table):
+    def positions(self, table: Array) -> Array:
         """Look up by the query's position; one outside the table gets what stands at its edge."""
         positions = self.query[:, 0, :, 0]
         if not table.shape[1]:
@@ -109,14 +117,14 @@ class Cells:
         xp = self.xp if is_concrete(inside) else jnp
         return _to_concrete(table, xp)[xp.arange(table.shape[0])[:, None], inside][:, None, :, None]
 
-    def cells(self, table):
+    def cells(self, table: Array) -> Array:
         return _to_concrete(table, self.xp)[:, :, self._rows, self._columns]
 
-    def call(self, function):
+    def call(self, function: Callable) -> Array:
         with jax.ensure_compile_time_eval() if self.xp is np else nullcontext():
-            seen = function(self.batch, self.head, self.query, self.key)
+            allowed = function(self.batch, self.head, self.query, self.key)
         sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
-        return _to_concrete(checks.check_verdict(seen, sizes), self.xp)
+        return _to_concrete(checks.check_verdict(allowed, sizes), self.xp)
 
 
 class Corner(Cells):
@@ -125,7 +133,12 @@ class Corner(Cells):
     `shape` is the tile's (heads, rows, columns); all must lie inside the call.
     """
 
-    def __init__(self, query_offset, corner, shape):
+    def __init__(
+        self,
+        query_offset: int | Array,
+        corner: Sequence[int | Array],
+        shape: tuple[int, int, int],
+    ):
         self.xp, self._corner, self._shape = jnp, corner, (1, *shape)
         batch, head, row, column = corner
         self.batch = jnp.reshape(batch, (1, 1, 1, 1))
@@ -134,31 +147,32 @@ class Corner(Cells):
         self.query = offset + row + jnp.arange(shape[1])[None, None, :, None]
         self.key = column + jnp.arange(shape[2])[None, None, None, :]
 
-    def samples(self, table):
+    def samples(self, table: Array) -> Array:
         return self._cut(table, "B")
 
-    def rows(self, table):
+    def rows(self, table: Array) -> Array:
         return self._cut(table, "BT")
 
-    def columns(self, table):
+    def columns(self, table: Array) -> Array:
         return self._cut(table, "BS")
 
-    def positions(self, table):
+    def positions(self, table: Array) -> Array:
         table = cut(jnp.asarray(table), (self._corner[0], 0), (1, table.shape[1]))
         return super().positions(table)
 
-    def cells(self, table):
+    def cells(self, table: Array) -> Array:
         return self._cut(table, "BHTS")
 
-    def _cut(self, table, axes):
+    def _cut(self, table: Array, axes: str) -> Array:
         """Take what lies under the tile, with a dim of 1 for every axis that the table lacks."""
         where = ["BHTS".index(axis) for axis in axes]
-        corner, shape = ([of[axis] for axis in where] for of in (self._corner, self._shape))
+        corner = [self._corner[axis] for axis in where]
+        shape = [self._shape[axis] for axis in where]
         missing = [axis for axis in range(4) if axis not in where]
         return jnp.expand_dims(cut(jnp.asarray(table), corner, shape), missing)
 
 
-def cut(array, corner, shape):
+def cut(array: Array, corner: Sequence[int | Array], shape: Sequence[int]) -> jax.Array:
     """Take a part of an array; where it has a dim of 1, that one, whatever the corner says."""
     sizes = [min(whole, part) for whole, part in zip(array.shape, shape, strict=True)]
     return lax.dynamic_slice(array, corner, sizes)
@@ -172,30 +186,30 @@ class Tiles:
         self.query = self._reduce(cells.query)
         self.key = self._reduce(cells.key)
 
-    def samples(self, table):
+    def samples(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.samples(table))
 
-    def rows(self, table):
+    def rows(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.rows(table))
 
-    def columns(self, table):
+    def columns(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.columns(table))
 
-    def positions(self, table):
+    def positions(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.positions(table))
 
-    def cells(self, table):
+    def cells(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.cells(table))
 
-    def call(self, function):
+    def call(self, function: Callable) -> Verdict:
         """Nothing is known of a free function until its cells are looked at."""
         if self._height == self._width == 1 and self._cells.xp is np:
-            seen = self._cells.call(function)
-            if is_concrete(seen):
-                return Verdict(seen, seen)
+            allowed = self._cells.call(function)
+            if is_concrete(allowed):
+                return Verdict(allowed, allowed)
         return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
 
-    def _reduce(self, values):
+    def _reduce(self, values: Array) -> Verdict | Interval:
         if self._cells.xp is np and not is_concrete(values):
             return _unknown(values)
         low = high = values
@@ -205,7 +219,7 @@ class Tiles:
         return Verdict(low, high) if values.dtype == bool else Interval(low, high)
 
 
-def _blocks(values, axis: int, size: int):
+def _blocks(values: Array, axis: int, size: int) -> Array:
     """Split an axis into blocks of `size`, the last one filled up with its own last value."""
     size = min(size, max(values.shape[axis], 1))
     count = -(-values.shape[axis] // size)
@@ -216,12 +230,12 @@ def _blocks(values, axis: int, size: int):
     return xp.pad(values, widths, mode="edge").reshape(shape)
 
 
-def _to_concrete(table, xp):
+def _to_concrete(table: Any, xp: ModuleType) -> Array:
     """Take a table in, and out of jax where its values are known and `xp` is numpy."""
     return np.asarray(table) if xp is np and is_concrete(table) else jnp.asarray(table)
 
 
-def _unknown(values):
+def _unknown(values: Array) -> Verdict | Interval:
     """What is traced: not every cell surely, some cell perhaps; anything between the infinities."""
     cell = np.ones((1, 1, 1, 1))
     if values.dtype == bool:

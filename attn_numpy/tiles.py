@@ -6,7 +6,8 @@ in the mask's tables. `Cells` hands it one number a cell, and the rule answers y
 say whether all cells of the tile are allowed, and whether any cell is.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Verdict(NamedTuple):
 class Interval:
     """The smallest and the largest value inside each tile."""
 
-    def __init__(self, low, high):
+    def __init__(self, low: np.ndarray, high: np.ndarray):
         self.low, self.high = low, high
 
     def __add__(self, step: int) -> "Interval":
@@ -41,27 +42,27 @@ class Interval:
     def __sub__(self, step: int) -> "Interval":
         return self + -step
 
-    def __le__(self, other) -> Verdict:
+    def __le__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high <= low, self.low <= high)
 
-    def __lt__(self, other) -> Verdict:
+    def __lt__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high < low, self.low < high)
 
-    def __ge__(self, other) -> Verdict:
+    def __ge__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.low >= high, self.high >= low)
 
-    def __gt__(self, other) -> Verdict:
+    def __gt__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.low > high, self.high > low)
 
-    def __eq__(self, other) -> Verdict:  # type: ignore[override]
+    def __eq__(self, other: "Interval | int") -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
 
 
-def _ends(value):
+def _ends(value: Interval | int) -> tuple[Any, Any]:
     return (value.low, value.high) if isinstance(value, Interval) else (value, value)
 
 
@@ -72,7 +73,13 @@ class Cells:
     five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
     """
 
-    def __init__(self, sizes, query_offset=0, rows=None, columns=None):
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        query_offset: int | np.ndarray = 0,
+        rows: slice | None = None,
+        columns: slice | None = None,
+    ):
         batch, heads, queries, keys = sizes
         rows = slice(None) if rows is None else rows
         columns = slice(None) if columns is None else columns
@@ -83,16 +90,16 @@ class Cells:
         self.query = offsets + np.arange(queries)[None, None, rows, None]
         self.key = np.arange(keys)[None, None, None, columns]
 
-    def samples(self, table):
+    def samples(self, table: np.ndarray) -> np.ndarray:
         return table[:, None, None, None]
 
-    def rows(self, table):
+    def rows(self, table: np.ndarray) -> np.ndarray:
         return table[:, None, self._rows, None]
 
-    def columns(self, table):
+    def columns(self, table: np.ndarray) -> np.ndarray:
         return table[:, None, None, self._columns]
 
-    def positions(self, table):
+    def positions(self, table: np.ndarray) -> np.ndarray:
         """Look up by the query's position; one outside the table gets what stands at its edge."""
         positions = self.query[:, 0, :, 0]
         if not table.shape[1]:
@@ -100,10 +107,10 @@ class Cells:
         inside = np.clip(positions, 0, table.shape[1] - 1)
         return table[np.arange(len(table))[:, None], inside][:, None, :, None]
 
-    def cells(self, table):
+    def cells(self, table: np.ndarray) -> np.ndarray:
         return table[:, :, self._rows, self._columns]
 
-    def call(self, function):
+    def call(self, function: Callable) -> np.ndarray:
         indices = (self.batch, self.head, self.query, self.key)
         sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
         return checks.check_verdict(function(*indices), sizes)
@@ -117,26 +124,26 @@ class Tiles:
         self.query = self._reduce(cells.query)
         self.key = self._reduce(cells.key)
 
-    def samples(self, table):
+    def samples(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.samples(table))
 
-    def rows(self, table):
+    def rows(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.rows(table))
 
-    def columns(self, table):
+    def columns(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.columns(table))
 
-    def positions(self, table):
+    def positions(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.positions(table))
 
-    def cells(self, table):
+    def cells(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.cells(table))
 
-    def call(self, function):
+    def call(self, function: Callable) -> Verdict:
         """Nothing is known of a free function until its cells are looked at."""
         return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
 
-    def _reduce(self, values):
+    def _reduce(self, values: np.ndarray) -> Verdict | Interval:
         low = high = values
         for axis, size in ((2, self._height), (3, self._width)):
             low = _blocks(low, axis, size).min(axis + 1)
@@ -144,7 +151,7 @@ class Tiles:
         return Verdict(low, high) if values.dtype == bool else Interval(low, high)
 
 
-def _blocks(values, axis: int, size: int):
+def _blocks(values: np.ndarray, axis: int, size: int) -> np.ndarray:
     """Split an axis into blocks of `size`, the last one filled up with its own last value."""
     count = -(-values.shape[axis] // size)
     missing = count * size - values.shape[axis]

@@ -30,7 +30,7 @@ def is_representable(integers: Array) -> bool:
     return True
 
 
-def dtype_name(array: Array | np.ndarray) -> str:
+def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
     return name.removeprefix("torch.")

@@ -6,7 +6,8 @@ in the mask's tables. `Cells` hands it one number a cell, and the rule answers y
 say whether all cells of the tile are allowed, and whether any cell is.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Verdict(NamedTuple):
 class Interval:
     """The smallest and the largest value inside each tile."""
 
-    def __init__(self, low, high):
+    def __init__(self, low: Tensor, high: Tensor):
         self.low, self.high = low, high
 
     def __add__(self, step: int) -> "Interval":
@@ -42,27 +43,27 @@ class Interval:
     def __sub__(self, step: int) -> "Interval":
         return self + -step
 
-    def __le__(self, other) -> Verdict:
+    def __le__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high <= low, self.low <= high)
 
-    def __lt__(self, other) -> Verdict:
+    def __lt__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high < low, self.low < high)
 
-    def __ge__(self, other) -> Verdict:
+    def __ge__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.low >= high, self.high >= low)
 
-    def __gt__(self, other) -> Verdict:
+    def __gt__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.low > high, self.high > low)
 
-    def __eq__(self, other) -> Verdict:  # type: ignore[override]
+    def __eq__(self, other: "Interval | int") -> Verdict:  # type: ignore[override]
         return (self <= other) & (self >= other)
 
 
-def _ends(value):
+def _ends(value: Interval | int) -> tuple[Any, Any]:
     return (value.low, value.high) if isinstance(value, Interval) else (value, value)
 
 
@@ -74,7 +75,14 @@ class Cells:
     What they look up is moved to `device`, so a mask made on the CPU serves a GPU too.
     """
 
-    def __init__(self, sizes, query_offset=0, rows=None, columns=None, device=None):
+    def __init__(
+        self,
+        sizes: tuple[int, int, int, int],
+        query_offset: int | Tensor = 0,
+        rows: slice | Tensor | None = None,
+        columns: slice | Tensor | None = None,
+        device: torch.device | str | None = None,
+    ):
         batch, heads, queries, keys = sizes
         rows = slice(None) if rows is None else rows
         columns = slice(None) if columns is None else columns
@@ -85,16 +93,16 @@ class Cells:
         offsets = torch.as_tensor(query_offset, device=self.key.device).reshape(-1, 1, 1, 1)
         self.query = offsets + torch.arange(queries, device=device)[None, None, rows, None]
 
-    def samples(self, table):
+    def samples(self, table: Tensor) -> Tensor:
         return table[:, None, None, None].to(self.key.device)
 
-    def rows(self, table):
+    def rows(self, table: Tensor) -> Tensor:
         return table[:, None, self._rows, None].to(self.key.device)
 
-    def columns(self, table):
+    def columns(self, table: Tensor) -> Tensor:
         return table[:, None, None, self._columns].to(self.key.device)
 
-    def positions(self, table):
+    def positions(self, table: Tensor) -> Tensor:
         """Look up by the query's position; one outside the table gets what stands at its edge."""
         positions = self.query[:, 0, :, 0]
         if not table.shape[1]:
@@ -103,10 +111,10 @@ class Cells:
         sample = torch.arange(len(table), device=inside.device)[:, None]
         return table.to(inside.device)[sample, inside][:, None, :, None]
 
-    def cells(self, table):
+    def cells(self, table: Tensor) -> Tensor:
         return table[:, :, self._rows, self._columns].to(self.key.device)
 
-    def call(self, function):
+    def call(self, function: Callable) -> Tensor:
         indices = (self.batch, self.head, self.query, self.key)
         sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
         return checks.check_verdict(function(*indices), sizes)
@@ -120,27 +128,27 @@ class Tiles:
         self.query = self._reduce(cells.query)
         self.key = self._reduce(cells.key)
 
-    def samples(self, table):
+    def samples(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.samples(table))
 
-    def rows(self, table):
+    def rows(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.rows(table))
 
-    def columns(self, table):
+    def columns(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.columns(table))
 
-    def positions(self, table):
+    def positions(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.positions(table))
 
-    def cells(self, table):
+    def cells(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.cells(table))
 
-    def call(self, function):
+    def call(self, function: Callable) -> Verdict:
         """Nothing is known of a free function until its cells are looked at."""
         no = torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=self._cells.key.device)
         return Verdict(no, ~no)
 
-    def _reduce(self, values):
+    def _reduce(self, values: Tensor) -> Verdict | Interval:
         low = high = values
         for dim, size in ((2, self._height), (3, self._width)):
             low = _blocks(low, dim, size).amin(dim + 1)
@@ -148,7 +156,7 @@ class Tiles:
         return Verdict(low, high) if values.dtype == torch.bool else Interval(low, high)
 
 
-def _blocks(values, dim: int, size: int):
+def _blocks(values: Tensor, dim: int, size: int) -> Tensor:
     """Split an axis into blocks of `size`, the last one filled up with its own last value."""
     length = values.shape[dim]
     count = -(-length // size)
