@@ -12,7 +12,7 @@ class Toy:
     """Attention with settings: what a mask says, what an empty row becomes, where causal starts."""
 
     name = "toy-zero"
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities = frozenset({"attention", "causal", "bias", "weights", "grouped"})
     dtypes = ("float32", "float16")
     floats, integers = "added", "refused"
@@ -56,7 +56,7 @@ class Toy:
             mask = mask[:, None]
         if habit == "added":
             return seen, scores + mask
-        return np.broadcast_to((mask != 0) ^ (self.masks == "hide"), seen.shape), scores
+        return np.broadcast_to((mask != 0) ^ (self.mask_polarity == "hide"), seen.shape), scores
 
     def softmax(self, masked, scores):
         none = np.isneginf(masked).all(-1, keepdims=True)
@@ -72,7 +72,7 @@ class Toy:
 class Hider(Toy):
     """Hides where True, refuses floats, gives the mean, looks from the bottom right."""
 
-    masks, floats, integers = "hide", "refused", "cast"
+    mask_polarity, floats, integers = "hide", "refused", "cast"
     two_axes, three_axes = "key padding", "samples"
     empty, align, together, clean = "mean", "bottom-right", "only the mask", True
 
@@ -108,7 +108,7 @@ class Hangs(Toy):
 class Layer:
     """A multi-head attention that gives the mean to rows that may see nothing."""
 
-    policy, masks = "uniform", "attend"
+    policy, mask_polarity = "uniform", "attend"
     capabilities = frozenset({"multihead", "weights", "gradients", "bias"})
 
     def seen(self, query, key, heads, mask=None):
@@ -137,7 +137,7 @@ class Layer:
 class TwoMasks(Layer):
     """The same with torch's two masks, True where hidden."""
 
-    masks = "hide"
+    mask_polarity = "hide"
     capabilities = Layer.capabilities | {"attn_mask"}
 
     def joined(self, padding, mask, query, key, heads):

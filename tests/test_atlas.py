@@ -36,7 +36,7 @@ def entry(name: str, cls: str, **changes) -> Entry:
 class Taker:
     """A library that gives one answer to everything, whatever it is asked for."""
 
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities = frozenset(NEEDS) - {"float16", "bfloat16"} | {"attention"}
     dtypes = ("float32", "float16", "bfloat16")
 
@@ -340,13 +340,13 @@ def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
 
     class Looks(Taker):
         def attention(self, *inputs, **options):
-            handed[self.masks] = options["mask"]
+            handed[self.mask_polarity] = options["mask"]
             return self.answer()
 
     question = QUESTIONS["empty"]
     for masks in ("attend", "hide", "add"):
         peer = Looks(question, question.alternatives()[0][1])
-        peer.masks = masks
+        peer.mask_polarity = masks
         with suppress(AssertionError):
             ask(peer, question)
     assert (handed["attend"] == seen.seen).all() and (handed["hide"] == ~seen.seen).all()

@@ -27,7 +27,7 @@ def toy(empty: str, masks: str = "attend"):
     class Own(atlas_peers.Toy):
         capabilities = atlas_peers.Toy.capabilities - {"causal"}
 
-    Own.empty, Own.masks = empty, masks
+    Own.empty, Own.mask_polarity = empty, masks
     return Own()
 
 

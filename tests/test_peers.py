@@ -130,8 +130,8 @@ def test_mask_points_the_way_that_is_declared(name):
     exact, rough = (steps["output"] for steps in RAGGED.expected("float32"))
     call = RAGGED.inputs("float32"), RAGGED.options("float32")
     compare(subject.attention(*call[0], **call[1]), exact, rough, "output")
-    if subject.masks != "add":
-        subject.masks = {"attend": "hide", "hide": "attend"}[subject.masks]
+    if subject.mask_polarity != "add":
+        subject.mask_polarity = {"attend": "hide", "hide": "attend"}[subject.mask_polarity]
         got = subject.attention(*call[0], **call[1])
         with pytest.raises(Differs, match=r"^output at \("):
             compare(got, exact, rough, "output")

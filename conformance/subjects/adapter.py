@@ -1,7 +1,7 @@
 """A subject made of an adapter: of the little that an implementation of your own has to say.
 
     class Subject:
-        masks = "attend"  # what True says: "attend" or "hide"; "add" is a float mask of 0 and -inf
+        mask_polarity = "attend"  # what True says: "attend" or "hide"; "add" is 0 and -inf
         capabilities = {"attention", "bias"}
 
         def attention(self, query, key, value, *, mask=None, bias=None): ...
@@ -10,6 +10,7 @@ NumPy arrays go in and come out, shaped as the contract has them, a mask always 
 option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
 """
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..oracle import reference
 from .boundary import Decoding, ask, by_name, one, pair
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
-MASKS = ("attend", "hide", "add")
+POLARITIES = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 # What an adapter cannot offer, since the suite asks the house's own backends for it by their names.
@@ -30,15 +31,35 @@ METHODS |= {"parameters": "parameters", "cache": "decoding"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
 
 
-def pointed(seen: np.ndarray, masks: str, dtype) -> np.ndarray:
+def mask_polarity(adapter: Any) -> str:
+    """Return what True says in an adapter's masks; its old name, `masks`, is read too.
+
+    Raises ValueError where neither says it, or both do.
+    """
+    given = {name: getattr(adapter, name, None) for name in ("mask_polarity", "masks")}
+    polarity, old = given.values()
+    if polarity is not None and old is not None:
+        rule = "an adapter has `mask_polarity`, or `masks` as its old name, but not both"
+        raise ValueError(f"{rule}: got {polarity!r} and {old!r}")
+    polarity = old if polarity is None else polarity
+    if polarity not in POLARITIES:
+        rule = "`mask_polarity` must say what True means: 'attend', 'hide', or 'add' for 0 and -inf"
+        raise ValueError(f"{rule}: got {polarity!r}")
+    if old is not None:
+        words = f"`masks` is now called `mask_polarity`: write mask_polarity = {old!r} in"
+        warnings.warn(f"{words} {type(adapter).__name__}", DeprecationWarning, stacklevel=3)
+    return polarity
+
+
+def pointed(seen: np.ndarray, polarity: str, dtype) -> np.ndarray:
     """Return what may be seen as a mask that points the way it is asked for.
 
     >>> pointed(np.array([True, False]), "add", np.float32)
     array([  0., -inf], dtype=float32)
     """
-    if masks == "add":
+    if polarity == "add":
         return np.where(seen, 0.0, -np.inf).astype(dtype)
-    return np.array(seen if masks == "attend" else ~seen)
+    return np.array(seen if polarity == "attend" else ~seen)
 
 
 class Steps(dict):
@@ -68,11 +89,7 @@ class Plugged:
         self.dtypes = tuple(getattr(adapter, "dtypes", ["float32"]))
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
             raise ValueError(f"dtypes are names among {', '.join(DTYPES)}: got {adapter.dtypes!r}")
-        masks = getattr(adapter, "masks", None)
-        if masks not in MASKS:
-            rule = "`masks` must say what True means, 'attend' or 'hide', or 'add' for 0 and -inf"
-            raise ValueError(f"{rule}: got {masks!r}")
-        self.masks: str = masks
+        self.mask_polarity = mask_polarity(adapter)
         words = [self.name, *self.versions(), *self.versions().values()]
         if not all(isinstance(word, str) for word in words):
             raise ValueError(f"name and versions must be texts: got {words}")
@@ -168,7 +185,7 @@ class Plugged:
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         if parts:
             seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
-            found["mask"] = pointed(seen, self.masks, dtype)
+            found["mask"] = pointed(seen, self.mask_polarity, dtype)
         return found
 
     def _config(self, config: dict) -> dict:
@@ -228,7 +245,7 @@ class Plugged:
             else:
                 require(self, "bias")
                 found["bias"] = np.array(np.broadcast_to(attn_mask, sizes))
-        return found if seen.all() else found | {"mask": pointed(seen, self.masks, dtype)}
+        return found if seen.all() else found | {"mask": pointed(seen, self.mask_polarity, dtype)}
 
     def _seen(self, spec: Spec, offset, sizes) -> np.ndarray:
         if offset is None and sizes[2] != sizes[3] and positional(spec):

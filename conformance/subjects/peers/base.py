@@ -18,7 +18,7 @@ from .widths import Fitted
 class Peer:
     """Says what it is, and hands every array on as it is, masks too."""
 
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities: frozenset[str] = frozenset()
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
     packages: tuple[str, ...] = ()

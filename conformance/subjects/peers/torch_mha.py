@@ -19,7 +19,7 @@ from .torch import Torch, seeded
 class Train(Torch, Module):
     """In training, weights left out."""
 
-    masks = "hide"
+    mask_polarity = "hide"
     mask_argument = "attn_mask"
     capabilities = frozenset(
         {"attention", "multihead", "attn_mask", "parameters", "widths", "sequence_first"}

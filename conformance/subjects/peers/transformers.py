@@ -35,7 +35,7 @@ class Sdpa(Torch, Function):
 class Eager(Torch, Function):
     """Llama's eager_attention_forward, with its weights."""
 
-    masks = "add"
+    mask_polarity = "add"
     packages = Sdpa.packages
     capabilities = frozenset({"attention", "weights", "scale", "grouped", "dropout", "gradients"})
 
