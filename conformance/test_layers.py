@@ -5,7 +5,7 @@ import pytest
 
 from .cases import models
 from .cases.arrays import coins, normal
-from .cases.models import B, Call, H, S, T
+from .cases.models import B, H, ModelCase, S, T
 from .contract import clause
 from .mask_spec import causal, padding, sliding_window
 from .oracle import reference
@@ -21,9 +21,9 @@ OPTIONS = {
     "eps": {"layer_norm_eps": 0.3},
     "no_bias": {"bias": False},
 }
-SHALLOW = Call("transformer", {"num_encoder_layers": 1, "num_decoder_layers": 1})
-LAYER, DEEP = Call("encoder_layer"), Call("encoder", {"num_layers": 3})
-DECODER, WHOLE = Call("decoder"), Call("transformer")
+SHALLOW = ModelCase("transformer", {"num_encoder_layers": 1, "num_decoder_layers": 1})
+LAYER, DEEP = ModelCase("encoder_layer"), ModelCase("encoder", {"num_layers": 3})
+DECODER, WHOLE = ModelCase("decoder"), ModelCase("transformer")
 
 SOURCE_LENGTHS, TARGET_LENGTHS = [7, 0, 4], [3, 5, 2]
 SOURCE_HIDDEN = np.arange(S) >= np.array(SOURCE_LENGTHS)[:, None]
@@ -38,20 +38,20 @@ LOOK_AHEAD = np.tri(T, dtype=bool)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder_layer"])
 def test_layer_is_the_papers(subject, kind, options):
-    Call(kind, OPTIONS[options]).check(subject)
+    ModelCase(kind, OPTIONS[options]).check(subject)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no_norm"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_stack_is_its_layers_and_a_last_norm(subject, kind, norm):
-    Call(kind, PRE_GELU | {"norm": norm, "layer_norm_eps": 0.1}).check(subject)
+    ModelCase(kind, PRE_GELU | {"norm": norm, "layer_norm_eps": 0.1}).check(subject)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("options", [{}, PRE_GELU], ids=["plain", "pre_norm_gelu"])
 def test_transformer_is_both_stacks_with_their_norms(subject, options):
-    Call("transformer", options).check(subject)
+    ModelCase("transformer", options).check(subject)
 
 
 def tokens(config: dict, hidden=SOURCE_HIDDEN) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def tokens(config: dict, hidden=SOURCE_HIDDEN) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("positions", ["sinusoidal", "none"])
 def test_tokens_become_logits(subject, positions):
     require(subject, "layers")
-    call = Call("seq2seq", {"positions": positions})
+    call = ModelCase("seq2seq", {"positions": positions})
     inputs, parameters = tokens(call.config), call.parameters()
     got = subject.layer("seq2seq", call.config, parameters, inputs, need_weights=True)
     exact, rough = call.expected(inputs, parameters)
@@ -81,14 +81,14 @@ def test_tokens_become_logits(subject, positions):
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder", "transformer"])
 def test_other_dtypes(subject, kind, dtype):
-    Call(kind).check(subject, dtype_name=dtype)
+    ModelCase(kind).check(subject, dtype_name=dtype)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder", "transformer"])
 def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
     require(subject, "layers")
-    call = Call(kind)
+    call = ModelCase(kind)
     inputs, options = call.inputs(), {"need_weights": True}
     seen = {"src": (SOURCE, None), "memory": (SOURCE, None)}
     if "src" in inputs:
@@ -169,7 +169,7 @@ def test_a_decoder_takes_the_same_masks(subject, kind):
     options |= {"tgt_key_padding_mask": TARGET_HIDDEN, "memory_key_padding_mask": SOURCE_HIDDEN}
     window = reference.allowed(sliding_window(1, 2), (B, H, T, S), 0)
     seen = {"tgt": (LOOK_AHEAD & TARGET, None), "memory": (window & SOURCE, None)}
-    Call(kind).check(subject, options, **seen)
+    ModelCase(kind).check(subject, options, **seen)
 
 
 @clause("LAYER-2")
@@ -187,7 +187,7 @@ def test_left_padding_under_a_causal_mask_stays_finite(subject, look_ahead):
 @pytest.mark.parametrize("policy", ["zero", "nan", "uniform"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "encoder"])
 def test_an_empty_sample_goes_by_the_policy(subject, kind, policy):
-    call = Call(kind, {"empty_rows": policy})
+    call = ModelCase(kind, {"empty_rows": policy})
     got = call.check(subject, {"src_key_padding_mask": SOURCE_HIDDEN}, src=(SOURCE, None))
     same(np.isnan(got["output"]).all((1, 2)), [False, policy == "nan", False], "NaN by sample")
 
@@ -242,7 +242,7 @@ def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
 @pytest.mark.parametrize("positions", ["sinusoidal", "none"])
 def test_padded_tokens_equal_trimmed_ones_on_either_side(subject, positions):
     require(subject, "layers")
-    call = Call("seq2seq", {"positions": positions})
+    call = ModelCase("seq2seq", {"positions": positions})
     given, parameters = tokens(call.config, LEFT_HIDDEN), call.parameters()
     got = subject.layer("seq2seq", call.config, parameters, given)["output"]
     for b in range(B):
@@ -256,7 +256,7 @@ def test_padded_tokens_equal_trimmed_ones_on_either_side(subject, positions):
 @pytest.mark.parametrize("kind", models.INPUTS)
 def test_every_attentions_weights_can_be_had(subject, kind):
     require(subject, "layers")
-    call = Call(kind)
+    call = ModelCase(kind)
     inputs, seen, options = call.inputs(), {}, {}
     if "src" in inputs:
         seen["src"], options["src_key_padding_mask"] = (LEFT, None), LEFT_HIDDEN
@@ -271,7 +271,7 @@ def test_every_attentions_weights_can_be_had(subject, kind):
 @clause("LAYER-4")
 @pytest.mark.parametrize("kind", models.INPUTS)
 def test_asking_for_weights_does_not_change_the_output(subject, kind):
-    call = Call(kind)
+    call = ModelCase(kind)
     inputs = call.inputs()
     plain, asked = (call.run(subject, inputs, need_weights=n)["output"] for n in (False, True))
     exact, rough = call.expected(inputs)
@@ -313,7 +313,7 @@ def test_training_without_dropout_is_evaluation(subject, masks):
 @clause("LAYER-5")
 @pytest.mark.parametrize("kind", ["decoder", "transformer"])
 def test_a_decoder_in_training_without_dropout_is_evaluation(subject, kind):
-    call, masks = Call(kind), {"tgt_mask": causal(), "memory_key_padding_mask": SOURCE_HIDDEN}
+    call, masks = ModelCase(kind), {"tgt_mask": causal(), "memory_key_padding_mask": SOURCE_HIDDEN}
     evaluated, trained = (
         call.run(subject, call.inputs(), training=training, **masks)["output"]
         for training in (False, True)
@@ -325,7 +325,7 @@ def test_a_decoder_in_training_without_dropout_is_evaluation(subject, kind):
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder_layer"])
 def test_a_dropout_of_one_leaves_the_residuals_alone(subject, kind, norm_first):
-    call = Call(kind, {"dropout": 1.0, "norm_first": norm_first})
+    call = ModelCase(kind, {"dropout": 1.0, "norm_first": norm_first})
     inputs, silent = call.inputs(), call.parameters()
     for name in silent:
         if "out_proj" in name or "linear2" in name:
@@ -352,7 +352,7 @@ def test_evaluation_drops_nothing_and_training_does(subject):
 @clause("LAYER-5")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_output_keeps_its_dtype_in_training(subject, dtype):
-    call = Call("decoder_layer", {"dropout": 0.4})
+    call = ModelCase("decoder_layer", {"dropout": 0.4})
     inputs = call.inputs(dtype)
     got = call.run(subject, inputs, training=True, seed=3)["output"]
     check_dtype(got, inputs["tgt"].dtype, "output in training")

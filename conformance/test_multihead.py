@@ -26,7 +26,7 @@ ALL = np.ones((3, 2, 5, 7), bool)
 def test_width_is_kept(subject):
     require(subject, "multihead")
     config = {"embed_dim": 512, "num_heads": 8}
-    parameters = multihead.Call(config, kdim=512, vdim=512).parameters("float32")
+    parameters = multihead.MultiHeadCase(config, kdim=512, vdim=512).parameters("float32")
     x = normal(0, 2, 7, 512, dtype_name="float32")
     output, weights = subject.multihead(config, parameters, x)
     check_shape(output, (2, 7, 512), "output")

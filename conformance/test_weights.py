@@ -12,7 +12,7 @@ import pytest
 from .cases import models, multihead
 from .cases.arrays import normal
 from .cases.compare import refused
-from .cases.models import Call
+from .cases.models import ModelCase
 from .cases.multihead import CROSS, GROUPED, NO_BIAS, WIDTHS
 from .cases.weight_layouts import nested, to_nnx, to_torch
 from .contract import clause
@@ -28,12 +28,12 @@ MODELS = {
     "grouped": GROUPED,
     "widths": WIDTHS,
     "no_bias": NO_BIAS,
-    "encoder_layer": Call("encoder_layer"),
-    "decoder_layer": Call("decoder_layer", FANCY),
-    "encoder": Call("encoder", FANCY | {"norm": True}),
-    "decoder": Call("decoder", {"norm": True}),
-    "transformer": Call("transformer"),
-    "seq2seq": Call("seq2seq", {"positions": "none", "padding_idx": 3}),
+    "encoder_layer": ModelCase("encoder_layer"),
+    "decoder_layer": ModelCase("decoder_layer", FANCY),
+    "encoder": ModelCase("encoder", FANCY | {"norm": True}),
+    "decoder": ModelCase("decoder", {"norm": True}),
+    "transformer": ModelCase("transformer"),
+    "seq2seq": ModelCase("seq2seq", {"positions": "none", "padding_idx": 3}),
 }
 
 
@@ -89,7 +89,7 @@ def test_a_saved_model_comes_back_in_every_backend(request, subject, tmp_path, n
         same_parameters(got, parameters, f"loaded by {other.name}")
 
 
-def token_inputs(call: Call) -> dict[str, np.ndarray]:
+def token_inputs(call: ModelCase) -> dict[str, np.ndarray]:
     rng, config = np.random.default_rng(91), call.config
     sizes = {"src": models.S, "tgt": models.T}
     return {n: rng.integers(0, config[f"{n}_vocab"], (models.B, k)) for n, k in sizes.items()}
@@ -109,7 +109,7 @@ def test_a_loaded_model_is_configured_as_it_was(subject, tmp_path, name):
 @clause("WGT-1")
 def test_layout_and_policy_are_saved_too(subject, tmp_path):
     require(subject, "checkpoints")
-    call = Call("encoder_layer", {"batch_first": False, "empty_rows": "uniform"})
+    call = ModelCase("encoder_layer", {"batch_first": False, "empty_rows": "uniform"})
     path = tmp_path / "saved.safetensors"
     subject.save(call.kind, call.config, call.parameters(), path)
     _, run = subject.load(path)

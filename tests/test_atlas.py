@@ -18,7 +18,7 @@ from tools.atlas.ask import ask, refusal
 from tools.atlas.collect import Entry, collect
 from tools.atlas.glance import GLANCE, STANDS_OUT
 from tools.atlas.page import page
-from tools.atlas.question import Own, Question
+from tools.atlas.question import OwnMask, Question
 from tools.atlas.questions import QUESTIONS
 from tools.atlas.section import answer_of, shortened
 
@@ -335,7 +335,7 @@ def test_a_run_that_ends_early_says_why(tmp_path):
 
 def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
     seen = QUESTIONS["empty"].given["mask"]
-    assert isinstance(seen, Own)
+    assert isinstance(seen, OwnMask)
     handed = {}
 
     class Looks(Taker):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conformance.cases import models
-from conformance.cases.models import Call
+from conformance.cases.models import ModelCase
 from conformance.oracle import expected_layers, reference_layers
 from conformance.oracle.naive_layers import Naive
 from conformance.oracle.tolerance import allowance
@@ -62,7 +62,7 @@ def torch_model(kind: str, config: dict, dtype):
     return model.train()
 
 
-def torch_output(call: Call, inputs: dict, masks: dict) -> np.ndarray:
+def torch_output(call: ModelCase, inputs: dict, masks: dict) -> np.ndarray:
     import torch
 
     dtype = getattr(torch, inputs[next(iter(inputs))].dtype.name)
@@ -87,7 +87,7 @@ def masked(kind: str) -> tuple[dict, dict]:
     return masks, seen
 
 
-def check_against_torch(call: Call, masks: dict, seen: dict) -> None:
+def check_against_torch(call: ModelCase, masks: dict, seen: dict) -> None:
     """Hold the oracle's output against torch.nn's, within a thousand roundings of float64."""
     inputs = call.inputs("float64")
     parameters = call.parameters("float64")
@@ -104,23 +104,23 @@ def check_against_torch(call: Call, masks: dict, seen: dict) -> None:
 def test_oracle_is_torchs_own_model_in_float64(kind, options):
     pytest.importorskip("torch")
     masks, seen = masked(kind)
-    check_against_torch(Call(kind, OPTIONS[options]), masks, seen)
+    check_against_torch(ModelCase(kind, OPTIONS[options]), masks, seen)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_last_norm_of_a_stack_is_torchs(kind):
     pytest.importorskip("torch")
-    check_against_torch(Call(kind, {"norm": True, "layer_norm_eps": 0.1}), {}, {})
+    check_against_torch(ModelCase(kind, {"norm": True, "layer_norm_eps": 0.1}), {}, {})
 
 
 def test_float_masks_are_added_as_torch_adds_them():
     pytest.importorskip("torch")
     bias = np.random.default_rng(3).normal(size=(7, 7))
-    check_against_torch(Call("encoder"), {"mask": bias}, {"src": (True, bias)})
+    check_against_torch(ModelCase("encoder"), {"mask": bias}, {"src": (True, bias)})
 
 
 def test_weights_have_the_attentions_names():
-    call = Call("transformer")
+    call = ModelCase("transformer")
     found = reference_layers.run(
         call.kind, call.parameters(), call.config, call.inputs(), call.masks(call.inputs())
     )
@@ -170,7 +170,7 @@ def tokens(config: dict) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "none"])
 def test_tokens_are_embedded_then_transformed_then_projected(positions):
-    call = Call("seq2seq", {"positions": positions})
+    call = ModelCase("seq2seq", {"positions": positions})
     p, given = call.parameters("float64"), tokens(call.config)
     found = reference_layers.run("seq2seq", p, call.config, given, {})
     x = {side: p[f"{side}_embedding.weight"][given[side]] for side in given}
@@ -189,7 +189,7 @@ def test_tokens_are_embedded_then_transformed_then_projected(positions):
 
 
 def orders(kind: str) -> tuple[dict, dict]:
-    call = Call(kind, {"activation": "gelu"})
+    call = ModelCase(kind, {"activation": "gelu"})
     inputs = tokens(call.config) if kind == "seq2seq" else call.inputs("float64")
     seen = {}
     if kind != "seq2seq":
@@ -224,7 +224,7 @@ def test_every_order_is_another_calculation(monkeypatch):
     monkeypatch.setattr(expected_layers, "Naive", started)
     forgetful = expected_layers.layers.__wrapped__  # nothing remembered
     monkeypatch.setattr(expected_layers, "layers", forgetful)
-    call = Call("encoder_layer")
+    call = ModelCase("encoder_layer")
     call.expected(call.inputs())
     assert len({tuple(sums) for sums in asked}) == len(asked) == 16
 
@@ -233,7 +233,7 @@ def test_a_float32_transformer_of_six_and_six_layers_fits_the_budget():
     """torch.nn's own, as a stranger to both formulas: it needs some of the budget, not all."""
     pytest.importorskip("torch")
     depths = {"num_encoder_layers": 6, "num_decoder_layers": 6, "dim_feedforward": 67}
-    call = Call("transformer", depths)
+    call = ModelCase("transformer", depths)
     masks, seen = masked("transformer")
     inputs = call.inputs()
     exact, rough = call.expected(inputs, **seen)

@@ -171,7 +171,7 @@ def one_key_too_near(spec, query, offset, size, own=sets.visible):
     return own(spec, query, offset - 1, size)
 
 
-def row_of_another_sign(self, by_weight, own=exact.Row.pulls):
+def row_of_another_sign(self, by_weight, own=exact.ExactRow.pulls):
     return {s: -pull for s, pull in own(self, by_weight).items()}
 
 
@@ -180,7 +180,13 @@ WRONG = {
     "exact": (exact, "exp", exp_a_little_off, ONE, "ATT-1.causal, output at"),
     "oracle_mask": (reference, "sees", one_key_too_far, ONE, r"ATT-1.causal, seen at (0, 0, 0, 3)"),
     "exact_mask": (sets, "visible", one_key_too_near, ONE, r"ATT-1.causal, seen at (0, 0, 0, 2)"),
-    "exact_gradient": (exact.Row, "pulls", row_of_another_sign, GRADIENT, "GRAD-1.softcap, grad_"),
+    "exact_gradient": (
+        exact.ExactRow,
+        "pulls",
+        row_of_another_sign,
+        GRADIENT,
+        "GRAD-1.softcap, grad_",
+    ),
 }
 
 

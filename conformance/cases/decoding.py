@@ -12,7 +12,7 @@ from ..oracle.tolerance import check_shape, compare
 from ..subjects.protocol import Decoding, Subject, require
 from . import models, multihead
 from .arrays import normal
-from .models import Call
+from .models import ModelCase
 
 B, N, S = 3, 7, 5  # samples, tokens, sources
 SOURCE_LENGTHS = [5, 2, 3]
@@ -53,7 +53,7 @@ class Stream:
     def parameters(self, dtype_name: str = "float32") -> dict[str, np.ndarray]:
         if self.kind == "attention":
             return ATTENTIONS[self.name].parameters(dtype_name)
-        return Call(self.kind, self.changes).parameters(dtype_name)
+        return ModelCase(self.kind, self.changes).parameters(dtype_name)
 
     def tokens(self, dtype_name: str = "float32", length: int = N) -> np.ndarray:
         """Return what is decoded: (B, N, E), or tokens (B, N) for a model of tokens."""
@@ -126,7 +126,7 @@ class Stream:
             both = reference.allowed(memory_mask, (len(x), self.heads, x.shape[1], S)) & source
             names = {"src": (source if self.side == "tgt" else seen, None)}
             names |= {"tgt": (seen, None), "memory": (both, None)}
-            masks = Call(self.kind, self.changes).masks(inputs, **names)
+            masks = ModelCase(self.kind, self.changes).masks(inputs, **names)
         return layers(self.kind, parameters, self.config, inputs, masks)
 
     @cache  # noqa: B019 - streams are constants

@@ -87,7 +87,7 @@ def draw(shapes: dict, seed: int, dtype_name: str) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class ModelCase:
     """One model of a kind; B=3 samples, T=5 targets, S=7 sources, E=14 features, 2 heads of 7."""
 
     kind: str

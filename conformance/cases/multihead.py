@@ -12,7 +12,7 @@ from .arrays import normal
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class MultiHeadCase:
     """One multi-head attention: B=3 samples, T=5 queries, S keys, E=14 features, 2 heads of 7."""
 
     config: dict = field(default_factory=lambda: {"embed_dim": 14, "num_heads": 2})
@@ -114,8 +114,8 @@ class Call:
         return got
 
 
-SELF = Call()
-CROSS = Call(S=7)
-GROUPED = Call({"embed_dim": 12, "num_heads": 4, "num_kv_heads": 2}, S=7, kdim=12, vdim=12)
-WIDTHS = Call({"embed_dim": 14, "num_heads": 2, "kdim": 5, "vdim": 3}, S=7, kdim=5, vdim=3)
-NO_BIAS = Call({"embed_dim": 14, "num_heads": 2, "bias": False}, S=7)
+SELF = MultiHeadCase()
+CROSS = MultiHeadCase(S=7)
+GROUPED = MultiHeadCase({"embed_dim": 12, "num_heads": 4, "num_kv_heads": 2}, S=7, kdim=12, vdim=12)
+WIDTHS = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "kdim": 5, "vdim": 3}, S=7, kdim=5, vdim=3)
+NO_BIAS = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "bias": False}, S=7)

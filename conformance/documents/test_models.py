@@ -7,7 +7,7 @@ import pytest
 
 from conformance.cases.arrays import normal
 from conformance.cases.decoding import part
-from conformance.cases.models import Call, draw, shapes
+from conformance.cases.models import ModelCase, draw, shapes
 from conformance.contract import clause
 from conformance.documents.printed import KEY_PADDING, SOURCE, embedded, table
 from conformance.documents.test_breakdown import SENTENCE
@@ -18,9 +18,9 @@ from conformance.subjects.protocol import require
 
 N, E, S, T = 5, 16, 10, 20
 GUIDE = {"d_model": E, "nhead": 2, "dim_feedforward": 64, "empty_rows": "nan"}
-ENCODER, DECODER = Call("encoder_layer", GUIDE), Call("decoder_layer", GUIDE)
+ENCODER, DECODER = ModelCase("encoder_layer", GUIDE), ModelCase("decoder_layer", GUIDE)
 DEPTHS = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-WHOLE = Call("transformer", GUIDE | DEPTHS)
+WHOLE = ModelCase("transformer", GUIDE | DEPTHS)
 SEQUENCE_FIRST = {"batch_first": False}
 
 LENGTHS = np.array([12, 8, 10, 7, 17])
@@ -35,7 +35,7 @@ SEEN = {
 }
 
 
-def run(subject, call: Call, inputs: dict, **options) -> dict[str, np.ndarray]:
+def run(subject, call: ModelCase, inputs: dict, **options) -> dict[str, np.ndarray]:
     """The document's call: sequence first, evaluation, here with its outputs batch-first again."""
     require(subject, "layers")
     turned = {name: x.swapaxes(0, 1) for name, x in inputs.items()}
@@ -68,7 +68,7 @@ def test_an_encoder_layer_with_its_padding_mask_has_no_nan(subject):
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_a_layers_mask_of_float_ones_is_one_of_zeros(subject, training):
     require(subject, "layers")
-    call = Call("encoder_layer", GUIDE | {"dropout": 0.0})
+    call = ModelCase("encoder_layer", GUIDE | {"dropout": 0.0})
     exact, rough = call.expected({"src": SRC}, src=SEEN["src"])
     for mask, name in ((ZEROS, "zeros"), (ONES, "ones")):
         options = {"src_mask": mask, "src_key_padding_mask": SOURCE_HIDDEN, "training": training}
@@ -108,7 +108,7 @@ def test_the_tables_masks_in_a_whole_model(subject):
 def test_a_sample_of_padding_alone_is_nan_in_every_layer(subject):
     hidden = np.array(SOURCE_HIDDEN)
     hidden[2] = True
-    call = Call("encoder", GUIDE | {"num_layers": 2})
+    call = ModelCase("encoder", GUIDE | {"num_layers": 2})
     found = run(subject, call, {"src": SRC}, src_key_padding_mask=hidden)["output"]
     nan = np.isnan(found)
     same(nan, np.broadcast_to(np.arange(N)[:, None, None] == 2, nan.shape), "where NaN is")
@@ -167,7 +167,7 @@ def test_a_model_is_trained_on_a_target_shifted_by_one(subject):
 
 # The experiment of document B: Embedding(10, 8), Transformer(d_model=8) with its defaults
 
-DEFAULT = Call(
+DEFAULT = ModelCase(
     "transformer",
     {"d_model": 8, "nhead": 8, "num_encoder_layers": 6, "num_decoder_layers": 6,
      "dim_feedforward": 2048, "empty_rows": "nan"},
@@ -250,7 +250,7 @@ def test_a_sentence_is_generated_until_its_end(subject, cached):
 @clause("DOC-B12")
 @pytest.mark.parametrize("row", [1, 4, 6])
 def test_later_rows_cannot_influence_earlier_ones_through_layers(subject, row):
-    call = Call("encoder", {"num_layers": 2, "empty_rows": "nan"})
+    call = ModelCase("encoder", {"num_layers": 2, "empty_rows": "nan"})
     x = call.inputs()["src"]
     changed = np.array(x)
     changed[:, row:] += 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..mask_spec import Spec, conjuncts, positional
 from ..oracle import reference
-from .boundary import Decoding, ask, by_name, one, pair
+from .boundary import PluggedDecoding, ask, by_name, one, pair
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
 POLARITIES = ("attend", "hide", "add")
@@ -152,7 +152,7 @@ class Plugged:
         if kind != "attention" or set(given) != {"batch_size"}:
             raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
         inputs = self._config(config), dict(parameters), given["batch_size"], capacity
-        return ask(partial(Decoding, self.name), self.adapter.decoding, *inputs)
+        return ask(partial(PluggedDecoding, self.name), self.adapter.decoding, *inputs)
 
     def _options(self, query, key, options: dict) -> dict:
         for array in (query, key):

@@ -20,7 +20,7 @@ from conformance import subjects
 from conformance.subjects.adapter import mask_polarity, pointed
 from conformance.subjects.protocol import CAPABILITIES, NotOffered, check_capabilities
 
-from .question import Own, Question
+from .question import OwnMask, Question
 from .questions import QUESTIONS
 
 HINTS = {"causal"}  # such as torch.nn.MultiheadAttention's, which wants a mask beside it
@@ -87,7 +87,7 @@ def given(adapter: Any, question: Question) -> dict:
     dtype = question.inputs[0].dtype
     found = {
         name: pointed(value.seen, mask_polarity(adapter), dtype)
-        if isinstance(value, Own)
+        if isinstance(value, OwnMask)
         else value
         for name, value in question.given.items()
     }

@@ -54,7 +54,7 @@ Answers = list[tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class OwnMask:
     """What may be seen, to be handed over as the library's own kind of mask."""
 
     seen: np.ndarray
@@ -85,7 +85,10 @@ class Question:
     measure: Callable[[np.ndarray], np.ndarray] = field(default=np.asarray)
 
     def __post_init__(self) -> None:
-        arrays = [*self.inputs, *(x.seen if isinstance(x, Own) else x for x in self.given.values())]
+        arrays = [
+            *self.inputs,
+            *(x.seen if isinstance(x, OwnMask) else x for x in self.given.values()),
+        ]
         if any(isinstance(x, np.ndarray) and not x.flags.c_contiguous for x in arrays):
             rule = "a question's arrays must be contiguous, for some kernels go by strides"
             raise ValueError(f"{rule}: got {self.name}")

@@ -51,7 +51,7 @@ def root(number: int) -> Fraction:
         return Fraction(Decimal(number).sqrt())
 
 
-class Row:
+class ExactRow:
     """One query over the keys it sees: exponentials by key, their total, the scores' slopes."""
 
     def __init__(self, query, keys: dict, biases: dict, scale: Fraction, softcap: Fraction | None):
@@ -73,7 +73,7 @@ class Row:
         self.total = sum(self.exps.values())
 
     @classmethod
-    def empty(cls, policy: str, size: int) -> "Row":
+    def empty(cls, policy: str, size: int) -> "ExactRow":
         """Return a row that sees nothing: no key, or every key alike, or none that is a number."""
         row = cls((), {}, {}, Fraction(1), None)
         if policy == "uniform" and size:
@@ -101,7 +101,7 @@ class Row:
         }
 
 
-def rows(query, key, bias, seen, scale, softcap, empty_rows: str) -> dict[tuple, Row]:
+def rows(query, key, bias, seen, scale, softcap, empty_rows: str) -> dict[tuple, ExactRow]:
     """Return every row of the softmax by (sample, head, query)."""
     found, group = {}, seen.shape[1] // max(key.shape[1], 1)
     scale = 1 / root(query.shape[3]) if scale is None else Fraction(scale)
@@ -110,12 +110,12 @@ def rows(query, key, bias, seen, scale, softcap, empty_rows: str) -> dict[tuple,
     for b, h, t in product(*map(range, seen.shape[:3])):
         sees = [s for s in np.flatnonzero(seen[b, h, t]).tolist() if bias[b, h, t, s] != -np.inf]
         keys, biases = ({s: x[s] for s in sees} for x in (key[b, h // group], bias[b, h, t]))
-        row = Row(query[b, h, t], keys, biases, scale, softcap)
-        found[b, h, t] = row if sees else Row.empty(empty_rows, seen.shape[3])
+        row = ExactRow(query[b, h, t], keys, biases, scale, softcap)
+        found[b, h, t] = row if sees else ExactRow.empty(empty_rows, seen.shape[3])
     return found
 
 
-def forward(found: dict[tuple, Row], value: np.ndarray, sizes: tuple) -> dict[str, np.ndarray]:
+def forward(found: dict[tuple, ExactRow], value: np.ndarray, sizes: tuple) -> dict[str, np.ndarray]:
     """Return weights and output, as Fractions."""
     group = sizes[1] // max(value.shape[1], 1)
     weights = np.full(sizes, Fraction(0), object)

@@ -12,11 +12,11 @@ from torch.func import functional_call
 
 from ..protocol import NotOffered
 from . import heads
-from .base import Module
+from .base import ModulePeer
 from .torch import Torch, seeded
 
 
-class Train(Torch, Module):
+class Train(Torch, ModulePeer):
     """In training, weights left out."""
 
     mask_polarity = "hide"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..numbers import inputs, lower, square
-from ..question import Own, Question, policies, reading
+from ..question import OwnMask, Question, policies, reading
 
 ALIGNED = "Causal, where queries and keys differ in number"
 TOGETHER = "Two at once"
@@ -66,7 +66,7 @@ def with_mask(name: str, title: str, seen: np.ndarray, sentence: str) -> Questio
         clause="MASK-5",
         sentence=sentence,
         inputs=given,
-        given={"mask": Own(seen), "causal": True},
+        given={"mask": OwnMask(seen), "causal": True},
         contract="both",
         answers=lambda: [
             ("both", reading(given, seen & future)),
@@ -91,7 +91,7 @@ def with_bias() -> Question:
         sentence="The bias adds ln 3 to the third key's score, so that the weights are as "
         "1 : 2 : 12; the mask hides another key from each query.",
         inputs=given,
-        given={"mask": Own(seen), "bias": bias},
+        given={"mask": OwnMask(seen), "bias": bias},
         contract="both",
         answers=lambda: [
             ("both", reading(given, seen, bias=bias)),
