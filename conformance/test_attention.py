@@ -22,7 +22,7 @@ from .cases.attention import (
 from .cases.compare import check_steps, hold, refused
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, sliding_window
-from .oracle import naive
+from .oracle.naive import attention as naive_attention
 from .oracle.tolerance import allowance, check_each, close, compare, same
 from .oracle.tolerance import dtype as numpy_dtype
 from .subjects.protocol import STEPS, TILE, require
@@ -60,9 +60,9 @@ MIXED = [
 @pytest.mark.parametrize("case", FORMULA, ids=names(FORMULA))
 def test_output_is_the_formula(subject, case):
     require(subject, "attention")
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.attention(*case.inputs("float32"), **case.options("float32"))
-    compare(got, exact["output"], rough["output"], "output")
+    compare(got, exact["output"], naive["output"], "output")
 
 
 @clause("ATT-1")
@@ -86,8 +86,8 @@ def test_weights_are_a_distribution_over_what_is_seen(subject, name):
     seen = case.seen()
     check_each(weights >= 0, weights, "weights", "no negative number")
     same(weights[~seen], np.zeros((~seen).sum()), "hidden weights")
-    rough = case.expected("float32")[1]["weights"].sum(-1)
-    compare(weights.sum(-1), seen.any(-1), rough, "sums of rows")
+    naive = case.expected("float32")[1]["weights"].sum(-1)
+    compare(weights.sum(-1), seen.any(-1), naive, "sums of rows")
 
 
 @clause("ATT-3")
@@ -129,8 +129,8 @@ def test_a_constant_bias_along_a_row_changes_nothing(subject, constant):
     bias = np.full((5, 7), constant, np.float32)
     seen = np.ones(MAIN.call, bool)
     exact = PLAIN.expected("float32")[0]["output"]
-    rough = naive.attention(*inputs, seen=seen, bias=bias)["output"]  # the sum's own rounding
-    compare(subject.attention(*inputs, bias=bias), exact, rough, "output of the same without bias")
+    naive = naive_attention(*inputs, seen=seen, bias=bias)["output"]  # the sum's own rounding
+    compare(subject.attention(*inputs, bias=bias), exact, naive, "output of the same without bias")
 
 
 @clause("ATT-5")
@@ -214,12 +214,12 @@ def _twice(subject, case, change, dtype="float32"):
     """Return the outputs of a case and of the changed call, and the case's (naive, exact)."""
     require(subject, "attention")
     inputs, options = case.inputs(dtype), case.options(dtype)
-    exact, rough = case.expected(dtype)
+    exact, naive = case.expected(dtype)
     options["mask"] = allow(case.seen())
     before = subject.attention(*inputs, **options)
     changed, mask = change(*inputs, case.seen())
     after = subject.attention(*changed, **options | {"mask": allow(mask)})
-    return before, after, (rough["output"], exact["output"])
+    return before, after, (naive["output"], exact["output"])
 
 
 @clause("ATT-8")
@@ -278,8 +278,8 @@ def test_output_lies_within_the_visible_values(subject):
     value, seen = case.inputs("float32")[2][:, :, None], case.seen()[..., None]
     low = np.where(seen, value, np.inf).min(3)
     high = np.where(seen, value, -np.inf).max(3)
-    exact, rough = (steps["output"] for steps in case.expected("float32"))
-    empty, slack = ~case.seen().any(-1, keepdims=True), allowance(exact, rough, "float32")
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    empty, slack = ~case.seen().any(-1, keepdims=True), allowance(exact, naive, "float32")
     inside = (output >= low - slack) & (output <= high + slack)
     check_each(inside | empty, output, "output", "a number within the values that its query sees")
 
@@ -317,8 +317,8 @@ def test_asking_for_steps_does_not_change_the_output(subject, case):
     require(subject, "weights")
     steps = check_steps(subject, case, "float32")
     output = subject.attention(*case.inputs("float32"), **case.options("float32"))
-    exact, rough = case.expected("float32")
-    close(output, steps["output"], rough["output"], exact["output"], "output with and without")
+    exact, naive = case.expected("float32")
+    close(output, steps["output"], naive["output"], exact["output"], "output with and without")
 
 
 PATHS = [PLAIN, *MASKED, *MIXED, *SHAPES, *SCALES[:2]]
@@ -328,21 +328,21 @@ PATHS = [PLAIN, *MASKED, *MIXED, *SHAPES, *SCALES[:2]]
 @pytest.mark.parametrize("case", PATHS, ids=names(PATHS))
 def test_walking_tiles_gives_the_textbooks_output(subject, case):
     require(subject, "blocked")
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.blocked(*case.inputs("float32"), tile=TILE, **case.options("float32"))
     textbook = subject.steps(*case.inputs("float32"), **case.options("float32"))["output"]
-    compare(got, exact["output"], rough["output"], "output by tiles")
-    close(got, textbook, rough["output"], exact["output"], "output by tiles and by the textbook")
+    compare(got, exact["output"], naive["output"], "output by tiles")
+    close(got, textbook, naive["output"], exact["output"], "output by tiles and by the textbook")
 
 
 @clause("ATT-9")
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 def test_walking_tiles_keeps_every_dtype(subject, dtype):
     require(subject, "blocked")
-    exact, rough = RAGGED.expected(dtype)
+    exact, naive = RAGGED.expected(dtype)
     got = subject.blocked(*RAGGED.inputs(dtype), tile=TILE, **RAGGED.options(dtype))
     assert got.dtype == numpy_dtype(dtype), f"ATT-9: expected {dtype}, got {got.dtype}"
-    compare(got, exact["output"], rough["output"], "output by tiles")
+    compare(got, exact["output"], naive["output"], "output by tiles")
 
 
 @clause("ATT-10")
@@ -402,9 +402,9 @@ EVERYTHING = Case(
 @pytest.mark.parametrize("case", [*KERNEL, *WALKED], ids=names([*KERNEL, *WALKED]))
 def test_compiled_equals_eager(subject, case):
     require(subject, "compiled")
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.compiled(*case.inputs("float32"), **case.options("float32"))
-    compare(got["output"], exact["output"], rough["output"], "compiled output")
+    compare(got["output"], exact["output"], naive["output"], "compiled output")
 
 
 @pytest.mark.untyped
@@ -412,10 +412,10 @@ def test_compiled_equals_eager(subject, case):
 def test_compiled_steps_equal_eager_ones(subject):
     require(subject, "compiled", "steps")
     case = EVERYTHING
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.compiled(*case.inputs("float32"), through="steps", **case.options("float32"))
     for name in STEPS:
-        compare(got[name], exact[name], rough[name], f"compiled {name}")
+        compare(got[name], exact[name], naive[name], f"compiled {name}")
 
 
 @pytest.mark.untyped
@@ -425,9 +425,9 @@ def test_compiled_gradients_equal_eager_ones(subject):
     case = KERNEL[0]
     inputs, options = case.inputs("float32"), case.options("float32")
     got = subject.gradients(*inputs, case.grad("float32"), through="compiled", **options)
-    exact, rough = case.expected_gradients("float32")
+    exact, naive = case.expected_gradients("float32")
     for name in exact:
-        compare(got[name], exact[name], rough[name], f"compiled gradient of {name}")
+        compare(got[name], exact[name], naive[name], f"compiled gradient of {name}")
 
 
 def _weights_after_dropout(subject, dropout: float, seed: int):
@@ -454,10 +454,10 @@ def test_dropout_of_zero_is_the_identity_and_of_one_gives_zero(subject):
 @clause("ATT-12")
 def test_kept_weights_are_scaled_by_what_is_left(subject):
     require(subject, "attention")
-    exact, rough = (steps["weights"] for steps in SQUARE_CASE.expected("float32"))
+    exact, naive = (steps["weights"] for steps in SQUARE_CASE.expected("float32"))
     got = _weights_after_dropout(subject, 0.25, seed=3)
     kept = got != 0
-    compare(got, np.where(kept, exact / 0.75, 0), np.where(kept, rough / 0.75, 0), "weights")
+    compare(got, np.where(kept, exact / 0.75, 0), np.where(kept, naive / 0.75, 0), "weights")
     share = 1 - kept[exact > 0].mean()
     sigma = np.sqrt(0.25 * 0.75 / (exact > 0).sum())
     assert abs(share - 0.25) < 4 * sigma, f"ATT-12: a quarter is dropped: got {share:.3f}"
@@ -482,9 +482,9 @@ def test_a_module_drops_in_training_only(subject, need_weights):
     dropped, _ = subject.multihead(config, parameters, x, training=True, **options)
     bias = np.broadcast_to(parameters["out_proj.bias"], dropped.shape)
     same(dropped, bias, "training with a dropout of 1")
-    exact, rough = multihead.SELF.expected(np.ones((3, 2, 5, 5), bool))
+    exact, naive = multihead.SELF.expected(np.ones((3, 2, 5, 5), bool))
     plain, _ = subject.multihead(config, parameters, x, **options)
-    compare(plain, exact["output"], rough["output"], "evaluation")
+    compare(plain, exact["output"], naive["output"], "evaluation")
     config["dropout"] = 0.5
     first, other = (
         subject.multihead(config, parameters, x, training=True, need_weights=need_weights, seed=s)
@@ -517,8 +517,8 @@ def test_weights_are_taken_before_dropout(subject):
     require(subject, "weights")
     options = SQUARE_CASE.options("float32") | {"dropout": 0.5, "seed": 1}
     steps = subject.steps(*SQUARE_CASE.inputs("float32"), **options)
-    exact, rough = SQUARE_CASE.expected("float32")
-    compare(steps["weights"], exact["weights"], rough["weights"], "weights")
+    exact, naive = SQUARE_CASE.expected("float32")
+    compare(steps["weights"], exact["weights"], naive["weights"], "weights")
 
 
 @clause("ATT-13")

@@ -205,10 +205,10 @@ def test_parameter_gradients_are_those_of_leaving_the_sample_out(subject):
     seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
     got = multihead.CROSS.check_gradients(subject, {"key_padding_mask": hidden}, seen)
     keep = [0, 2]
-    exact, rough = multihead.CROSS.expected_gradients(seen, keep=keep)
+    exact, naive = multihead.CROSS.expected_gradients(seen, keep=keep)
     for name in exact:
         if name not in ("query", "key", "value", "out_proj.bias"):  # the bias is all that is left
-            compare(got[name], exact[name], rough[name], f"gradient of {name}")
+            compare(got[name], exact[name], naive[name], f"gradient of {name}")
 
 
 def check_empty_gradients(subject, dtype: str) -> None:

@@ -74,9 +74,9 @@ def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
     options = {"grad": CLEAN.grad("float32")} | WAYS[way]
     got = subject.gradients(*dirty(role, fill), through=through, **options)
     options.pop("mask", None)
-    exact, rough = expected.gradients(*CLEAN.inputs("float32"), seen=SEEN, **options)
+    exact, naive = expected.gradients(*CLEAN.inputs("float32"), seen=SEEN, **options)
     for name in exact:
-        compare(got[name], exact[name], rough[name], f"gradient of {name}")
+        compare(got[name], exact[name], naive[name], f"gradient of {name}")
 
 
 @clause("CLEAN-3")
@@ -183,8 +183,8 @@ def test_queries_do_not_notice_what_only_they_may_not_see(subject, role, fill):
             x[:, :, 5] = fill
     got = subject.attention(*inputs, mask=causal(), query_offset=2)[:, :, :3]
     case = Case("causal", mask=causal(), query_offset=2)
-    exact, rough = (steps["output"][:, :, :3] for steps in case.expected("float32"))
-    compare(got, exact, rough, "rows before the one that sees key 5")
+    exact, naive = (steps["output"][:, :, :3] for steps in case.expected("float32"))
+    compare(got, exact, naive, "rows before the one that sees key 5")
 
 
 @clause("CLEAN-6")

@@ -70,11 +70,11 @@ def test_tokens_become_logits(subject, positions):
     call = ModelCase("seq2seq", {"positions": positions})
     inputs, parameters = tokens(call.config), call.parameters()
     got = subject.layer("seq2seq", call.config, parameters, inputs, need_weights=True)
-    exact, rough = call.expected(inputs, parameters)
+    exact, naive = call.expected(inputs, parameters)
     kept = inputs["tgt"] != 0  # a padding token has no position
-    compare(got["output"][kept], exact["output"][kept], rough["output"][kept], "logits")
+    compare(got["output"][kept], exact["output"][kept], naive["output"][kept], "logits")
     name = "transformer.decoder.layers.0.multihead_attn"
-    compare(got[name][0], exact[name][0], rough[name][0], name)
+    compare(got[name][0], exact[name][0], naive[name][0], name)
 
 
 @clause("LAYER-1")
@@ -98,10 +98,10 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
     turned = {name: x.swapaxes(0, 1) for name, x in inputs.items()}
     config = call.config | {"batch_first": False}
     got = subject.layer(kind, config, call.parameters(), turned, **options)
-    exact, rough = call.expected(inputs, **seen)
+    exact, naive = call.expected(inputs, **seen)
     got["output"] = got["output"].swapaxes(0, 1)
     for name in exact:
-        compare(got[name], exact[name], rough[name], f"{name}, sequence first")
+        compare(got[name], exact[name], naive[name], f"{name}, sequence first")
 
 
 # What each mask may look like: the argument, what is seen, and what is added
@@ -234,8 +234,8 @@ def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
     got = call.run(subject, {"src": x}, src_key_padding_mask=hidden)["output"]
     for b in np.flatnonzero(~hidden.all(1)):
         kept = ~hidden[b]
-        exact, rough = call.expected({"src": x[b : b + 1, kept]})
-        compare(got[b, kept], exact["output"][0], rough["output"][0], f"sample {b} as if alone")
+        exact, naive = call.expected({"src": x[b : b + 1, kept]})
+        compare(got[b, kept], exact["output"][0], naive["output"][0], f"sample {b} as if alone")
 
 
 @clause("LAYER-3")
@@ -247,9 +247,9 @@ def test_padded_tokens_equal_trimmed_ones_on_either_side(subject, positions):
     got = subject.layer("seq2seq", call.config, parameters, given)["output"]
     for b in range(B):
         alone = {side: row[b : b + 1, row[b] != 0] for side, row in given.items()}
-        exact, rough = call.expected(alone, parameters)
+        exact, naive = call.expected(alone, parameters)
         kept = given["tgt"][b] != 0
-        compare(got[b, kept], exact["output"][0], rough["output"][0], f"sample {b} as if alone")
+        compare(got[b, kept], exact["output"][0], naive["output"][0], f"sample {b} as if alone")
 
 
 @clause("LAYER-4")
@@ -274,9 +274,9 @@ def test_asking_for_weights_does_not_change_the_output(subject, kind):
     call = ModelCase(kind)
     inputs = call.inputs()
     plain, asked = (call.run(subject, inputs, need_weights=n)["output"] for n in (False, True))
-    exact, rough = call.expected(inputs)
-    compare(plain, exact["output"], rough["output"], "output without weights")
-    close(asked, plain, rough["output"], exact["output"], "output with weights, and without")
+    exact, naive = call.expected(inputs)
+    compare(plain, exact["output"], naive["output"], "output without weights")
+    close(asked, plain, naive["output"], exact["output"], "output with weights, and without")
 
 
 @clause("LAYER-4")
@@ -331,8 +331,8 @@ def test_a_dropout_of_one_leaves_the_residuals_alone(subject, kind, norm_first):
         if "out_proj" in name or "linear2" in name:
             silent[name] = np.zeros_like(silent[name])
     got = call.run(subject, inputs, training=True)["output"]
-    exact, rough = call.expected(inputs, silent)
-    compare(got, exact["output"], rough["output"], "output with every sublayer dropped")
+    exact, naive = call.expected(inputs, silent)
+    compare(got, exact["output"], naive["output"], "output with every sublayer dropped")
 
 
 @clause("LAYER-5")

@@ -47,8 +47,8 @@ def test_neighbours_stay_neighbours_in_a_head(subject):
     output, _ = subject.multihead(config, parameters, x, attn_mask=hidden)
     mean, tail = x.astype(float).mean(1), x[:, 1:].astype(float).mean(1)
     exact = np.concatenate([tail[:, :16], mean[:, 16:]], -1)
-    rough = np.concatenate([x[:, 1:].mean(1)[:, :16], x.mean(1)[:, 16:]], -1)
-    spread = [np.broadcast_to(y[:, None], output.shape) for y in (exact, rough)]
+    naive = np.concatenate([x[:, 1:].mean(1)[:, :16], x.mean(1)[:, 16:]], -1)
+    spread = [np.broadcast_to(y[:, None], output.shape) for y in (exact, naive)]
     compare(output, *spread, "head 0 is the first 16 features")
 
 
@@ -311,12 +311,12 @@ def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
         options["attn_mask"] = ~triangle
     ours = subject.multihead(CROSS.config, parameters, *inputs, **options)
     seen = np.broadcast_to(~hidden[:, None, None], ALL.shape) & (triangle if look_ahead else True)
-    exact, rough = CROSS.expected(seen)
+    exact, naive = CROSS.expected(seen)
     for got, own, name in zip(ours, theirs, ("output", "weights"), strict=False):
         if got is None:  # weights that the subject does not offer
             continue
-        exactly, roughly = exact[name], rough[name]
+        in_exact, in_naive = exact[name], naive[name]
         if name == "weights":
-            exactly, roughly = exactly.mean(1), roughly.mean(1)
-        compare(own, exactly, roughly, f"the peer's own {name}")
-        close(got, own, roughly, exactly, f"{name} against {peer}")
+            in_exact, in_naive = in_exact.mean(1), in_naive.mean(1)
+        compare(own, in_exact, in_naive, f"the peer's own {name}")
+        close(got, own, in_naive, in_exact, f"{name} against {peer}")

@@ -117,11 +117,11 @@ def check(structure: Structure, numbers: int, backward: bool) -> bool:
     rng = np.random.default_rng(numbers)
     mine = (query, *dirtied(rng, shape, seen, options, key, value))
     if not backward:
-        exact, rough = expected.attention(query, key, value, seen=seen, **options)
+        exact, naive = expected.attention(query, key, value, seen=seen, **options)
         got = subject.blocked(*mine, tile=tile, **options, **given)
-        compare(got, exact["output"], rough["output"], "output")
+        compare(got, exact["output"], naive["output"], "output")
         return True
-    exact, rough = expected.gradients(query, key, value, grad, seen=seen, **options)
+    exact, naive = expected.gradients(query, key, value, grad, seen=seen, **options)
     found = subject.gradients(*mine, grad, through="blocked", **options, **given)
     for name in exact:
         if name in ("query", "key", "bias") and not exact[name].any():
@@ -133,7 +133,7 @@ def check(structure: Structure, numbers: int, backward: bool) -> bool:
             if not abs(np.float64(found[name])).max() <= limit:
                 raise Differs(f"gradient of {name}: expected 0, got {found[name]}")
             continue
-        compare(found[name], exact[name], rough[name], f"gradient of {name}")
+        compare(found[name], exact[name], naive[name], f"gradient of {name}")
     return True
 
 

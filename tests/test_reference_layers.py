@@ -204,9 +204,9 @@ def orders(kind: str) -> tuple[dict, dict]:
 def test_turning_a_model_there_and_back_changes_nothing(monkeypatch, kind):
     """With the oracle, whose sums know no order, in the place of the naive formula."""
     monkeypatch.setattr(expected_layers, "Naive", lambda folded: reference_layers.EXACT)
-    exact, rough = orders(kind)
+    exact, naive = orders(kind)
     for name in exact:
-        np.testing.assert_array_equal(rough[name], exact[name], name)
+        np.testing.assert_array_equal(naive[name], exact[name], name)
 
 
 def test_every_order_is_another_calculation(monkeypatch):
@@ -236,9 +236,9 @@ def test_a_float32_transformer_of_six_and_six_layers_fits_the_budget():
     call = ModelCase("transformer", depths)
     masks, seen = masked("transformer")
     inputs = call.inputs()
-    exact, rough = call.expected(inputs, **seen)
+    exact, naive = call.expected(inputs, **seen)
     error = abs(torch_output(call, inputs, masks) - exact["output"]).max()
-    share = error / allowance(exact["output"], rough["output"], np.float32)
+    share = error / allowance(exact["output"], naive["output"], np.float32)
     assert 0.05 < share < 0.8, f"{share:.2f} of the budget"
 
 

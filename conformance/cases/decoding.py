@@ -134,16 +134,16 @@ class Stream:
         """Return the outputs of all the tokens in one causal pass."""
         return self.one_pass(self.tokens(dtype_name))
 
-    def check_feeds(self, decoding: Decoding, x, cuts, exact, rough, **options) -> None:
+    def check_feeds(self, decoding: Decoding, x, cuts, exact, naive, **options) -> None:
         """Feed x in pieces that end at the cuts, and hold each piece's output."""
         first = 0
         for last in cuts:
             got = self.feed(decoding, x[:, first:last], **options)
-            part(got, exact, rough, first, f"outputs of tokens {first}..{last - 1}")
+            part(got, exact, naive, first, f"outputs of tokens {first}..{last - 1}")
             first = last
 
 
-def part(got: np.ndarray, exact: np.ndarray, rough: np.ndarray, first: int, what: str) -> None:
+def part(got: np.ndarray, exact: np.ndarray, naive: np.ndarray, first: int, what: str) -> None:
     """Hold the outputs of tokens from `first` on, within the budget of the whole pass.
 
     A budget made of one token's few numbers would be luck.
@@ -151,7 +151,7 @@ def part(got: np.ndarray, exact: np.ndarray, rough: np.ndarray, first: int, what
     check_shape(got, (len(exact), *got.shape[1:2], *exact.shape[2:]), what)
     whole = exact.astype(got.dtype)
     whole[:, first : first + got.shape[1]] = got
-    compare(whole, exact, rough, what)
+    compare(whole, exact, naive, what)
 
 
 CHANGES: dict[str, dict] = {

@@ -142,10 +142,10 @@ class ModelCase:
         """Run the model, hold its output and every attention's weights against the oracle."""
         inputs = self.inputs(dtype_name)
         got = self.run(subject, inputs, need_weights=True, **options or {})
-        exact, rough = self.expected(inputs, **masks)
+        exact, naive = self.expected(inputs, **masks)
         if set(got) != set(exact):
             raise Differs(f"weights: expected {sorted(exact)}, got {sorted(got)}")
-        check_dtype(got["output"], rough["output"].dtype, "output")
+        check_dtype(got["output"], naive["output"].dtype, "output")
         for name in exact:
-            compare(got[name], exact[name], rough[name], name)
+            compare(got[name], exact[name], naive[name], name)
         return got

@@ -78,18 +78,18 @@ class MultiHeadCase:
         got, weights = subject.multihead(
             config, self.parameters(dtype_name), *inputs, **options, **call
         )
-        exact, rough = self.expected(seen, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias)
-        check_dtype(got, rough["output"].dtype, "output")
-        compare(got, exact["output"], rough["output"], "output")
+        exact, naive = self.expected(seen, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias)
+        check_dtype(got, naive["output"].dtype, "output")
+        compare(got, exact["output"], naive["output"], "output")
         if not call.get("need_weights", True):
             if weights is not None:
                 raise Differs(f"weights were not asked for: got {weights.shape}")
         elif weights is None and "weights" not in subject.capabilities:
             pass
         elif call.get("average_weights", True):
-            compare(weights, exact["weights"].mean(1), rough["weights"].mean(1), "weights")
+            compare(weights, exact["weights"].mean(1), naive["weights"].mean(1), "weights")
         else:
-            compare(weights, exact["weights"], rough["weights"], "weights")
+            compare(weights, exact["weights"], naive["weights"], "weights")
         return got, weights
 
     def expected_gradients(self, seen, keep=slice(None)) -> tuple[dict, dict]:
@@ -105,12 +105,12 @@ class MultiHeadCase:
         got = subject.multihead_gradients(
             self.config, parameters, query, key, value, self.grad(), **options
         )
-        exact, rough = self.expected_gradients(seen)
+        exact, naive = self.expected_gradients(seen)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
         for name in exact:
-            check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
-            compare(got[name], exact[name], rough[name], f"gradient of {name}")
+            check_dtype(got[name], naive[name].dtype, f"gradient of {name}")
+            compare(got[name], exact[name], naive[name], f"gradient of {name}")
         return got
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..mask_spec import Spec, allow
 from ..oracle import reference
-from ..oracle.naive import wide
+from ..oracle.naive import upcast
 
 
 def seen_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:
@@ -41,7 +41,7 @@ def recomputes(mistake: Callable) -> Callable:
 
 def over_heads(array, query) -> np.ndarray:
     """Repeat key/value heads for the query heads that read them, no narrower than float32."""
-    return wide(array).repeat(query.shape[1] // array.shape[1], axis=1)
+    return upcast(array).repeat(query.shape[1] // array.shape[1], axis=1)
 
 
 def softmax(logits, axis: int = -1) -> np.ndarray:

@@ -78,8 +78,8 @@ def _flip(arrays: dict, turned: list[dict]) -> dict:
 
 
 def _furthest(candidates: list[np.ndarray], exact: np.ndarray) -> np.ndarray:
-    def error(rough: np.ndarray) -> float:
-        wide = rough.astype(np.float64)
+    def error(candidate: np.ndarray) -> float:
+        wide = candidate.astype(np.float64)
         finite = np.isfinite(wide) & np.isfinite(exact)
         return abs(wide[finite] - exact[finite]).max(initial=0.0)
 

@@ -113,10 +113,10 @@ def allowances(vector: Vector, exact: Answers) -> dict[str, dict[str, float]]:
     """Return the allowed error of what is `close`, in every dtype, by the suite's rule."""
     found: dict[str, dict[str, float]] = {name: {} for name in exact}
     for name in vector.dtypes:
-        for tensor, rough in naive(vector.settled().cast(name)).items():
-            covered = _covered(vector, tensor, rough.shape)
-            rough = rough.astype(dtype(name))[covered]
-            found[tensor][name] = up(allowance(exact[tensor][covered], rough, dtype(name)))
+        for tensor, naive in naive_answers(vector.settled().cast(name)).items():
+            covered = _covered(vector, tensor, naive.shape)
+            naive = naive.astype(dtype(name))[covered]
+            found[tensor][name] = up(allowance(exact[tensor][covered], naive, dtype(name)))
     return found
 
 
@@ -130,13 +130,13 @@ def _covered(vector: Vector, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     return covered
 
 
-def naive(vector: Vector) -> Answers:
+def naive_answers(vector: Vector) -> Answers:
     """Return the naive formula's answers in the dtype that the vector has been cast to."""
     given = {"seen": look(vector)} | options(vector)
     if vector.call == "multihead":
         return laid_out(vector, expected.multihead(*call_of(vector), **given)[1])
-    rough = expected.attention(*call_of(vector), **given)[1]
-    found = {name: rough[name] for name in ("weights", "output")}
+    naive = expected.attention(*call_of(vector), **given)[1]
+    found = {name: naive[name] for name in ("weights", "output")}
     if "grad" in vector.inputs:
         arguments = (*call_of(vector), vector.inputs["grad"])
         by_name = expected.gradients(*arguments, **given)[1]
