@@ -62,9 +62,9 @@ def test_gradients_agree_pair_by_pair(request, subject, case):
 @pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS"])
 def test_modules_agree_pair_by_pair(request, subject, name):
     call = getattr(multihead, name)
-    seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
-    hidden = ~seen[:, 0, 0]
-    exact, naive = call.expected(seen)
+    allowed = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
+    hidden = ~allowed[:, 0, 0]
+    exact, naive = call.expected(allowed)
     arguments = (call.config, call.parameters("float32"), *call.inputs())
     ours, _ = subject.multihead(*arguments, key_padding_mask=hidden)
     for other in others(request, subject, "multihead"):

@@ -113,10 +113,10 @@ def test_a_positional_mask_goes_by_the_tokens_positions(subject, name, mask):
 
 @clause("CACHE-2")
 def test_a_mask_of_arrays_is_over_all_slots(subject):
-    seen = coins(75, B, 2, N, N + 2)
+    allowed = coins(75, B, 2, N, N + 2)
     x = ATTENTION.tokens()
-    exact, naive = ATTENTION.one_pass(x, mask=allow(seen[..., :N]))
-    got = ATTENTION.start(subject, N + 2).feed(x, attn_mask=allow(seen))
+    exact, naive = ATTENTION.one_pass(x, mask=allow(allowed[..., :N]))
+    got = ATTENTION.start(subject, N + 2).feed(x, attn_mask=allow(allowed))
     compare(got, exact, naive, "output")
 
 
@@ -429,8 +429,8 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
 
 
 def reference_of(stream: Stream, query, key):
-    seen = np.ones((1, stream.heads, query.shape[1], key.shape[1]), bool)
-    return multihead(stream.parameters(), 2, 2, query, key, key, seen=seen)
+    allowed = np.ones((1, stream.heads, query.shape[1], key.shape[1]), bool)
+    return multihead(stream.parameters(), 2, 2, query, key, key, allowed=allowed)
 
 
 # Why decoding needs a mask

@@ -41,9 +41,9 @@ def test_gradients_are_the_oracles_in_other_dtypes(subject, dtype):
 @pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS", "NO_BIAS"])
 def test_parameter_gradients_are_the_oracles(subject, name):
     call = getattr(multihead, name)
-    seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
+    allowed = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
     hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
-    call.check_gradients(subject, {"key_padding_mask": hidden}, seen)
+    call.check_gradients(subject, {"key_padding_mask": hidden}, allowed)
 
 
 @clause("GRAD-3")

@@ -42,12 +42,12 @@ def check_output(subject, role: str, fill: float, way: str) -> None:
     inputs = dirty(role, fill)
     for policy in ("zero", "nan") if "empty_rows" in subject.capabilities else ("zero",):
         got = subject.attention(*inputs, empty_rows=policy, **WAYS[way])
-        hold(got, *CLEAN.inputs("float32"), "output", seen=SEEN, empty_rows=policy)
+        hold(got, *CLEAN.inputs("float32"), "output", allowed=SEEN, empty_rows=policy)
     steps = subject.steps(*inputs, **WAYS[way])
-    hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", seen=SEEN)
+    hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", allowed=SEEN)
     if "blocked" in subject.capabilities:
         walked = subject.blocked(*inputs, tile=TILE, **WAYS[way])
-        hold(walked, *CLEAN.inputs("float32"), "output by tiles", seen=SEEN)
+        hold(walked, *CLEAN.inputs("float32"), "output by tiles", allowed=SEEN)
 
 
 @clause("CLEAN-1")
@@ -74,7 +74,7 @@ def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
     options = {"grad": CLEAN.grad("float32")} | WAYS[way]
     got = subject.gradients(*dirty(role, fill), through=through, **options)
     options.pop("mask", None)
-    exact, naive = expected.gradients(*CLEAN.inputs("float32"), seen=SEEN, **options)
+    exact, naive = expected.gradients(*CLEAN.inputs("float32"), allowed=SEEN, **options)
     for name in exact:
         compare(got[name], exact[name], naive[name], f"gradient of {name}")
 

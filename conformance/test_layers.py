@@ -90,7 +90,7 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
     require(subject, "layers")
     call = ModelCase(kind)
     inputs, options = call.inputs(), {"need_weights": True}
-    seen = {"src": (SOURCE, None), "memory": (SOURCE, None)}
+    allowed = {"src": (SOURCE, None), "memory": (SOURCE, None)}
     if "src" in inputs:
         options["src_key_padding_mask"] = SOURCE_HIDDEN
     if kind != "encoder_layer":
@@ -98,7 +98,7 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
     turned = {name: x.swapaxes(0, 1) for name, x in inputs.items()}
     config = call.config | {"batch_first": False}
     got = subject.layer(kind, config, call.parameters(), turned, **options)
-    exact, naive = call.expected(inputs, **seen)
+    exact, naive = call.expected(inputs, **allowed)
     got["output"] = got["output"].swapaxes(0, 1)
     for name in exact:
         compare(got[name], exact[name], naive[name], f"{name}, sequence first")
@@ -138,28 +138,30 @@ KEYS = {
 @pytest.mark.parametrize("argument", FORMS)
 def test_attention_mask_reaches_its_own_attention(subject, argument, form):
     name, known = FORMS[argument]
-    given, seen, bias = known[form]
-    SHALLOW.check(subject, {argument: given}, **{name: (seen, bias)})
+    given, allowed, bias = known[form]
+    SHALLOW.check(subject, {argument: given}, **{name: (allowed, bias)})
 
 
 @clause("LAYER-2")
 @pytest.mark.parametrize("form", ["array", "mask"])
 @pytest.mark.parametrize("argument", KEYS)
 def test_padding_mask_reaches_its_own_attention(subject, argument, form):
-    name, array, mask, seen = KEYS[argument]
-    SHALLOW.check(subject, {argument: array if form == "array" else mask}, **{name: (seen, None)})
+    name, array, mask, allowed = KEYS[argument]
+    SHALLOW.check(
+        subject, {argument: array if form == "array" else mask}, **{name: (allowed, None)}
+    )
 
 
 @clause("LAYER-2")
 @pytest.mark.parametrize("form", ["bool", "float", "mask"])
 def test_six_masks_together(subject, form):
-    options, seen = {}, {}
+    options, allowed = {}, {}
     for argument, (name, known) in FORMS.items():
         options[argument], visible, bias = known[form]
         padded, array, _, keys = KEYS[f"{name}_key_padding_mask"]
         options[f"{padded}_key_padding_mask"] = array
-        seen[name] = (np.logical_and(visible, keys), bias)
-    SHALLOW.check(subject, options, **seen)
+        allowed[name] = (np.logical_and(visible, keys), bias)
+    SHALLOW.check(subject, options, **allowed)
 
 
 @clause("LAYER-2")
@@ -168,8 +170,8 @@ def test_a_decoder_takes_the_same_masks(subject, kind):
     options = {"tgt_mask": causal(), "memory_mask": sliding_window(1, 2)}
     options |= {"tgt_key_padding_mask": TARGET_HIDDEN, "memory_key_padding_mask": SOURCE_HIDDEN}
     window = reference.allowed(sliding_window(1, 2), (B, H, T, S), 0)
-    seen = {"tgt": (LOOK_AHEAD & TARGET, None), "memory": (window & SOURCE, None)}
-    ModelCase(kind).check(subject, options, **seen)
+    allowed = {"tgt": (LOOK_AHEAD & TARGET, None), "memory": (window & SOURCE, None)}
+    ModelCase(kind).check(subject, options, **allowed)
 
 
 @clause("LAYER-2")
@@ -257,12 +259,12 @@ def test_padded_tokens_equal_trimmed_ones_on_either_side(subject, positions):
 def test_every_attentions_weights_can_be_had(subject, kind):
     require(subject, "layers")
     call = ModelCase(kind)
-    inputs, seen, options = call.inputs(), {}, {}
+    inputs, allowed, options = call.inputs(), {}, {}
     if "src" in inputs:
-        seen["src"], options["src_key_padding_mask"] = (LEFT, None), LEFT_HIDDEN
+        allowed["src"], options["src_key_padding_mask"] = (LEFT, None), LEFT_HIDDEN
     if "tgt" in inputs:
-        seen["tgt"], options["tgt_mask"] = (LOOK_AHEAD, None), causal()
-    got = call.check(subject, options, **seen)
+        allowed["tgt"], options["tgt_mask"] = (LOOK_AHEAD, None), causal()
+    got = call.check(subject, options, **allowed)
     attentions = {name.rpartition(".q_proj")[0] for name in call.parameters() if "q_proj" in name}
     if set(got) != attentions | {"output"}:
         raise Differs(f"weights: expected those of {sorted(attentions)}, got {sorted(got)}")

@@ -220,8 +220,8 @@ def check_outputs(subject, call, ours: dict, peer) -> None:
         with torch.no_grad():
             theirs = peer(*map(torch.from_numpy, inputs))[0].numpy()
         got, _ = subject.multihead(call.config, ours, *inputs)
-        seen = np.ones((3, 2, 5, 7), bool)
-        exact, naive = multihead.expected.multihead(ours, 2, 2, *inputs, seen=seen)
+        allowed = np.ones((3, 2, 5, 7), bool)
+        exact, naive = multihead.expected.multihead(ours, 2, 2, *inputs, allowed=allowed)
     else:
         inputs = call.inputs()
         with torch.no_grad():
@@ -284,7 +284,7 @@ def test_flaxs_own_module_gives_the_same_and_takes_it_back(subject):
         theirs = np.asarray(peer(*map(jnp.asarray, inputs)))
     got, _ = subject.multihead(CROSS.config, ours, *inputs)
     exact, naive = multihead.expected.multihead(
-        ours, 2, 2, *inputs, seen=np.ones((3, 2, 5, 7), bool)
+        ours, 2, 2, *inputs, allowed=np.ones((3, 2, 5, 7), bool)
     )
     compare(theirs, exact["output"], naive["output"], "flax's own output")
     close(got, theirs, naive["output"], exact["output"], "output against flax.nnx")

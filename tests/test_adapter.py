@@ -59,9 +59,9 @@ RAGGED = BY_NAME["causal_and_padding"]
 @pytest.mark.parametrize("polarity", adapter.POLARITIES)
 def test_mask_points_the_way_it_is_asked_for(polarity):
     mask = given(RAGGED, mask_polarity=polarity)["mask"]
-    seen = RAGGED.seen()
+    allowed = RAGGED.allowed()
     assert mask.shape == MAIN.call
-    expected = {"attend": seen, "hide": ~seen, "add": np.where(seen, 0, -np.inf)}[polarity]
+    expected = {"attend": allowed, "hide": ~allowed, "add": np.where(allowed, 0, -np.inf)}[polarity]
     np.testing.assert_array_equal(mask, expected)
     assert mask.dtype == (np.float32 if polarity == "add" else bool)
 
@@ -110,8 +110,8 @@ def test_causal_flag_is_used_where_nobody_said_an_offset():
     assert list(shifted) == ["mask"]
     both = given(Case("both", SQUARE, causal() & padding([7, 0, 4])), capabilities=offered)
     assert both["causal"] is True
-    seen = reference.allowed(padding([7, 0, 4]), SQUARE.call)
-    np.testing.assert_array_equal(both["mask"], seen)
+    allowed = reference.allowed(padding([7, 0, 4]), SQUARE.call)
+    np.testing.assert_array_equal(both["mask"], allowed)
 
 
 @pytest.mark.parametrize("mask", [causal(), sliding_window(1), ~causal() | padding([7, 0, 4])])

@@ -349,8 +349,8 @@ def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
         peer.mask_polarity = masks
         with suppress(AssertionError):
             ask(peer, question)
-    assert (handed["attend"] == seen.seen).all() and (handed["hide"] == ~seen.seen).all()
-    assert (np.isneginf(handed["add"]) == ~seen.seen).all()
+    assert (handed["attend"] == seen.allowed).all() and (handed["hide"] == ~seen.allowed).all()
+    assert (np.isneginf(handed["add"]) == ~seen.allowed).all()
 
 
 def test_a_long_refusal_keeps_its_end():

@@ -157,7 +157,7 @@ def verdict(subject: Plugged, case: Case, role: str | None = None) -> str:
     """Return the name of what a peer does, by the suite's own judge; "conforms" within budget."""
     inputs = dict(zip(("query", "key", "value"), case.inputs("float32"), strict=True))
     if role:
-        hidden = ~case.seen().any((1, 2))
+        hidden = ~case.allowed().any((1, 2))
         inputs[role].swapaxes(1, 2)[hidden] = np.nan
     options = case.options("float32")
     got = subject.attention(*inputs.values(), **options)

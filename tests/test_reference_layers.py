@@ -81,18 +81,18 @@ def masked(kind: str) -> tuple[dict, dict]:
     if kind in ("encoder_layer", "encoder"):
         return {"src_key_padding_mask": PADDED}, {"src": (source, None)}
     masks = {"tgt_mask": ~LOOK_AHEAD, "memory_key_padding_mask": PADDED}
-    seen = {"tgt": (LOOK_AHEAD, None), "memory": (source, None)}
+    allowed = {"tgt": (LOOK_AHEAD, None), "memory": (source, None)}
     if kind == "transformer":
-        return masks | {"src_key_padding_mask": PADDED}, seen | {"src": (source, None)}
-    return masks, seen
+        return masks | {"src_key_padding_mask": PADDED}, allowed | {"src": (source, None)}
+    return masks, allowed
 
 
-def check_against_torch(call: ModelCase, masks: dict, seen: dict) -> None:
+def check_against_torch(call: ModelCase, masks: dict, allowed: dict) -> None:
     """Hold the oracle's output against torch.nn's, within a thousand roundings of float64."""
     inputs = call.inputs("float64")
     parameters = call.parameters("float64")
     exact = reference_layers.run(
-        call.kind, parameters, call.config, inputs, call.masks(inputs, **seen)
+        call.kind, parameters, call.config, inputs, call.masks(inputs, **allowed)
     )
     theirs = torch_output(call, inputs, masks)
     error = abs(exact["output"] - theirs).max()
@@ -103,8 +103,8 @@ def check_against_torch(call: ModelCase, masks: dict, seen: dict) -> None:
 @pytest.mark.parametrize("kind", models.INPUTS)
 def test_oracle_is_torchs_own_model_in_float64(kind, options):
     pytest.importorskip("torch")
-    masks, seen = masked(kind)
-    check_against_torch(ModelCase(kind, OPTIONS[options]), masks, seen)
+    masks, allowed = masked(kind)
+    check_against_torch(ModelCase(kind, OPTIONS[options]), masks, allowed)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
@@ -157,9 +157,9 @@ def test_positions_count_what_is_kept():
 def test_token_masks_hide_padding_and_the_future():
     src, tgt = np.array([[0, 4, 3]]), np.array([[6, 0, 5]])
     masks = reference_layers.token_masks({"nhead": 1}, src, tgt)
-    seen = {name: own["seen"][0, 0].astype(int).tolist() for name, own in masks.items()}
-    assert seen["src"] == seen["memory"] == [[0, 1, 1]] * 3
-    assert seen["tgt"] == [[1, 0, 0], [1, 0, 0], [1, 0, 1]]
+    allowed = {name: own["allowed"][0, 0].astype(int).tolist() for name, own in masks.items()}
+    assert allowed["src"] == allowed["memory"] == [[0, 1, 1]] * 3
+    assert allowed["tgt"] == [[1, 0, 0], [1, 0, 0], [1, 0, 1]]
 
 
 def tokens(config: dict) -> dict[str, np.ndarray]:
@@ -191,13 +191,13 @@ def test_tokens_are_embedded_then_transformed_then_projected(positions):
 def orders(kind: str) -> tuple[dict, dict]:
     call = ModelCase(kind, {"activation": "gelu"})
     inputs = tokens(call.config) if kind == "seq2seq" else call.inputs("float64")
-    seen = {}
+    allowed = {}
     if kind != "seq2seq":
-        _, seen = masked(kind)
+        _, allowed = masked(kind)
         name = "src" if "src" in inputs else "memory"
         bias = np.random.default_rng(4).normal(size=(inputs.get("tgt", inputs[name]).shape[1], 7))
-        seen |= {name: (seen[name][0], bias if kind != "transformer" else None)}
-    return call.expected(inputs, call.parameters("float64"), **seen)
+        allowed |= {name: (allowed[name][0], bias if kind != "transformer" else None)}
+    return call.expected(inputs, call.parameters("float64"), **allowed)
 
 
 @pytest.mark.parametrize("kind", models.CONFIGS)
@@ -234,9 +234,9 @@ def test_a_float32_transformer_of_six_and_six_layers_fits_the_budget():
     pytest.importorskip("torch")
     depths = {"num_encoder_layers": 6, "num_decoder_layers": 6, "dim_feedforward": 67}
     call = ModelCase("transformer", depths)
-    masks, seen = masked("transformer")
+    masks, allowed = masked("transformer")
     inputs = call.inputs()
-    exact, naive = call.expected(inputs, **seen)
+    exact, naive = call.expected(inputs, **allowed)
     error = abs(torch_output(call, inputs, masks) - exact["output"]).max()
     share = error / allowance(exact["output"], naive["output"], np.float32)
     assert 0.05 < share < 0.8, f"{share:.2f} of the budget"

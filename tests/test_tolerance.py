@@ -242,7 +242,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 def attention_call() -> dict:
     shapes = {"query": (2, 4, 3, 5), "key": (2, 2, 7, 5), "value": (2, 2, 7, 11)}
     arrays = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
-    return arrays | {"seen": normal(3, 2, 4, 3, 7) < 0.5, "scale": 0.7, "softcap": 1.3}
+    return arrays | {"allowed": normal(3, 2, 4, 3, 7) < 0.5, "scale": 0.7, "softcap": 1.3}
 
 
 def multihead_call() -> dict:
@@ -251,8 +251,8 @@ def multihead_call() -> dict:
     parameters |= {f"{name}.bias": normal(9 + i, 6) for i, name in enumerate(shapes)}
     sizes = {"query": (3, 2, 6), "key": (3, 5, 5), "value": (3, 5, 7)}
     arrays = {name: normal(20 + i, *size) for i, (name, size) in enumerate(sizes.items())}
-    seen = normal(30, 3, 2, 2, 5) < 0.5
-    return {"parameters": parameters, "heads": 2, "kv_heads": 2, **arrays, "seen": seen}
+    allowed = normal(30, 3, 2, 2, 5) < 0.5
+    return {"parameters": parameters, "heads": 2, "kv_heads": 2, **arrays, "allowed": allowed}
 
 
 CALLS = {
@@ -289,11 +289,11 @@ def test_every_axis_is_turned_in_every_combination(monkeypatch):
 
     def recorded(query, key, value, **options):
         asked.append(np.concatenate([x.ravel() for x in (query, key, value)]).tobytes())
-        return reference.attention(query, key, value, seen=options["seen"])
+        return reference.attention(query, key, value, allowed=options["allowed"])
 
     monkeypatch.setattr(naive, "attention", recorded)
     call = attention_call()
-    expected.attention(call["query"], call["key"], call["value"], seen=call["seen"])
+    expected.attention(call["query"], call["key"], call["value"], allowed=call["allowed"])
     assert len(set(asked)) == 8, "queries, keys and features, each there or back"
 
 

@@ -10,11 +10,11 @@ from ..subjects.protocol import NotOffered, Subject, require
 from .attention import Case
 
 
-def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
+def hold(got, query, key, value, what: str, *, allowed=None, **numbers) -> None:
     """Hold an output against the oracle's for these very inputs."""
-    if seen is None:
-        seen = np.ones((*query.shape[:3], key.shape[2]), bool)
-    exact, naive = expected.attention(query, key, value, seen=seen, **numbers)
+    if allowed is None:
+        allowed = np.ones((*query.shape[:3], key.shape[2]), bool)
+    exact, naive = expected.attention(query, key, value, allowed=allowed, **numbers)
     compare(got, exact["output"], naive["output"], what)
 
 

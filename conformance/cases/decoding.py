@@ -99,19 +99,19 @@ class Stream:
         T, dtype_name = x.shape[1], "float32" if x.dtype.kind in "iu" else x.dtype.name
         look_ahead = None if unmasked else mask or causal()
         sizes = (len(x), self.heads, T, T)
-        seen = reference.allowed(look_ahead, sizes)
+        allowed = reference.allowed(look_ahead, sizes)
         parameters = self.parameters(dtype_name)
         if self.kind == "attention":
-            own = {"seen": seen, "empty_rows": self.config.get("empty_rows", "zero")}
+            own = {"allowed": allowed, "empty_rows": self.config.get("empty_rows", "zero")}
             steps = expected.multihead(parameters, *self._head_counts(), x, x, x, **own)
         else:
-            steps = self._layers(parameters, x, seen, memory_mask, rows, dtype_name)
+            steps = self._layers(parameters, x, allowed, memory_mask, rows, dtype_name)
         return steps[0]["output"], steps[1]["output"]
 
     def _head_counts(self) -> tuple[int, int]:
         return self.heads, self.config.get("num_kv_heads", self.heads)
 
-    def _layers(self, parameters, x, seen, memory_mask, rows, dtype_name):
+    def _layers(self, parameters, x, allowed, memory_mask, rows, dtype_name):
         given = self.given(dtype_name)
         inputs = {name: given[name][rows] for name in ("src", "memory") if name in given}
         if self.side == "src":
@@ -124,8 +124,8 @@ class Stream:
         masks = {}
         if self.kind != "seq2seq":
             both = reference.allowed(memory_mask, (len(x), self.heads, x.shape[1], S)) & source
-            names = {"src": (source if self.side == "tgt" else seen, None)}
-            names |= {"tgt": (seen, None), "memory": (both, None)}
+            names = {"src": (source if self.side == "tgt" else allowed, None)}
+            names |= {"tgt": (allowed, None), "memory": (both, None)}
             masks = ModelCase(self.kind, self.changes).masks(inputs, **names)
         return layers(self.kind, parameters, self.config, inputs, masks)
 

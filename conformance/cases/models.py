@@ -117,8 +117,8 @@ class ModelCase:
                 continue
             sizes = (*inputs[rows].shape[:1], self.config["nhead"])
             sizes += (inputs[rows].shape[1], inputs[columns].shape[1])
-            seen, bias = masks.get(name, (True, None))
-            found[name] = {"seen": np.broadcast_to(seen, sizes)}
+            allowed, bias = masks.get(name, (True, None))
+            found[name] = {"allowed": np.broadcast_to(allowed, sizes)}
             if bias is not None:
                 found[name]["bias"] = np.broadcast_to(bias, sizes)
         return found

@@ -50,25 +50,25 @@ class MultiHeadCase:
         return normal(self.seed + 3, 3, 5, self.config["embed_dim"], dtype_name=dtype_name)
 
     @cache  # noqa: B019 - calls are constants
-    def _expected(self, seen: bytes, empty_rows: str, dtype_name: str, bias: bytes | None):
+    def _expected(self, allowed: bytes, empty_rows: str, dtype_name: str, bias: bytes | None):
         query, key, value = self.inputs(dtype_name)
         sizes = (3, self.heads[0], 5, key.shape[1])
-        options = {"seen": np.frombuffer(seen, bool).reshape(sizes), "empty_rows": empty_rows}
+        options = {"allowed": np.frombuffer(allowed, bool).reshape(sizes), "empty_rows": empty_rows}
         if bias is not None:
             options["bias"] = np.frombuffer(bias, np.float32).reshape(sizes)
         arguments = (self.parameters(dtype_name), *self.heads, query, key, value)
         return expected.multihead(*arguments, **options)
 
-    def expected(self, seen, *, empty_rows="zero", dtype_name="float32", bias=None):
+    def expected(self, allowed, *, empty_rows="zero", dtype_name="float32", bias=None):
         """Return output and weights, exact and naive, for what is seen: bool (B, H, T, S)."""
-        seen = np.ascontiguousarray(seen).tobytes()
+        allowed = np.ascontiguousarray(allowed).tobytes()
         if bias is not None:
             sizes = (3, self.heads[0], 5, self.S or 5)
             bias = np.ascontiguousarray(np.broadcast_to(bias, sizes), np.float32).tobytes()
-        return self._expected(seen, empty_rows, dtype_name, bias)
+        return self._expected(allowed, empty_rows, dtype_name, bias)
 
     def check(
-        self, subject: Subject, options: dict, seen, *, empty_rows="zero", bias=None,
+        self, subject: Subject, options: dict, allowed, *, empty_rows="zero", bias=None,
         dtype_name="float32", **call,
     ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
         """Run the call and hold output and averaged weights against the oracle; return both."""
@@ -78,7 +78,9 @@ class MultiHeadCase:
         got, weights = subject.multihead(
             config, self.parameters(dtype_name), *inputs, **options, **call
         )
-        exact, naive = self.expected(seen, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias)
+        exact, naive = self.expected(
+            allowed, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias
+        )
         check_dtype(got, naive["output"].dtype, "output")
         compare(got, exact["output"], naive["output"], "output")
         if not call.get("need_weights", True):
@@ -92,20 +94,20 @@ class MultiHeadCase:
             compare(weights, exact["weights"], naive["weights"], "weights")
         return got, weights
 
-    def expected_gradients(self, seen, keep=slice(None)) -> tuple[dict, dict]:
+    def expected_gradients(self, allowed, keep=slice(None)) -> tuple[dict, dict]:
         """Return the gradients of sum(grad * output), exact and naive, over some samples."""
         inputs = [x[keep] for x in (*self.inputs(), self.grad())]
         arguments = (self.parameters("float32"), *self.heads, *inputs)
-        return expected.multihead_gradients(*arguments, seen=np.asarray(seen)[keep])
+        return expected.multihead_gradients(*arguments, allowed=np.asarray(allowed)[keep])
 
-    def check_gradients(self, subject: Subject, options: dict, seen) -> dict[str, np.ndarray]:
+    def check_gradients(self, subject: Subject, options: dict, allowed) -> dict[str, np.ndarray]:
         """Run the call backwards and hold every gradient against the oracle; return them."""
         require(subject, "gradients")
         parameters, (query, key, value) = self.parameters("float32"), self.inputs()
         got = subject.multihead_gradients(
             self.config, parameters, query, key, value, self.grad(), **options
         )
-        exact, naive = self.expected_gradients(seen)
+        exact, naive = self.expected_gradients(allowed)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
         for name in exact:

@@ -42,7 +42,7 @@ def self_attention(subject, parameters, **options):
 
 def oracle(parameters):
     x = embedded(SOURCE, E)
-    return expected.multihead(parameters, 2, 2, x, x, x, seen=SEEN, empty_rows="nan")
+    return expected.multihead(parameters, 2, 2, x, x, x, allowed=SEEN, empty_rows="nan")
 
 
 @clause("DOC-A1")
@@ -125,10 +125,10 @@ def test_a_mask_of_float_ones_equals_zeros_and_of_bool_ones_hides_all(subject, p
         subject.multihead(SEQUENCE_FIRST, parameters, x, attn_mask=m, key_padding_mask=HIDDEN)[0]
         for m in masks
     )
-    seen = np.broadcast_to(~HIDDEN[:, None, None], (N, 2, S, S))
+    allowed = np.broadcast_to(~HIDDEN[:, None, None], (N, 2, S, S))
     y = embedded(SOURCE, E)
     bias = np.ones((S, S), np.float32)
-    exact, naive = expected.multihead(parameters, 2, 2, y, y, y, seen=seen, bias=bias)
+    exact, naive = expected.multihead(parameters, 2, 2, y, y, y, allowed=allowed, bias=bias)
     for got, name in ((zeros, "zeros"), (ones, "ones")):
         compare(got.swapaxes(0, 1), exact["output"], naive["output"], f"float mask of {name}")
     same(hides, np.full((S, N, E), np.nan), "bool mask of ones")
@@ -145,9 +145,9 @@ def test_each_mask_goes_where_the_table_says(subject, parameters, place):
         "decoder_self": (aim, aim, aim_hidden, subject.look_ahead_mask(T, T)),
         "decoder_cross": (aim, source, HIDDEN, subject.look_ahead_mask(T, S)),
     }[place]
-    seen = np.broadcast_to(~hidden[:, None, None], (N, 2, query.shape[1], key.shape[1]))
-    seen = seen & ~np.isneginf(mask)
-    exact, naive = expected.multihead(parameters, 2, 2, query, key, key, seen=seen)
+    allowed = np.broadcast_to(~hidden[:, None, None], (N, 2, query.shape[1], key.shape[1]))
+    allowed = allowed & ~np.isneginf(mask)
+    exact, naive = expected.multihead(parameters, 2, 2, query, key, key, allowed=allowed)
     options = {"key_padding_mask": hidden, "attn_mask": mask}
     got, _ = subject.multihead(CONFIG, parameters, query, key, key, **options)
     assert np.isfinite(got).all(), "DOC-A11: NaN in a call that the table calls right"

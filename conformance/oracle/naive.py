@@ -18,7 +18,16 @@ def upcast(array) -> np.ndarray:
 
 
 def attention(
-    query, key, value, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero", folded=False
+    query,
+    key,
+    value,
+    *,
+    allowed,
+    bias=None,
+    scale=None,
+    softcap=None,
+    empty_rows="zero",
+    folded=False,
 ) -> dict[str, np.ndarray]:
     """Return scores, masked_scores, weights and output; the output rounded to the input's dtype."""
     dtype = np.asarray(query).dtype
@@ -33,7 +42,7 @@ def attention(
             scores = np.einsum("bhtd,bhsd->bhts", query, key) * scale
         if softcap is not None:
             scores = softcap * np.tanh(scores * (1 / softcap) if folded else scores / softcap)
-        masked = np.where(seen, scores if bias is None else scores + upcast(bias), -np.inf)
+        masked = np.where(allowed, scores if bias is None else scores + upcast(bias), -np.inf)
         top = masked.max(-1, keepdims=True, initial=-np.inf)
         shifted = masked - np.where(np.isneginf(top), 0, top)
         total = np.exp(shifted).sum(-1, keepdims=True)
@@ -45,12 +54,12 @@ def attention(
 
 
 def gradients(
-    query, key, value, grad, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero",
+    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero",
     folded=False,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the gradients of sum(grad * output), each rounded to its input's dtype."""
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
-    steps = attention(query, key, value, seen=seen, **options, folded=folded)
+    steps = attention(query, key, value, allowed=allowed, **options, folded=folded)
     q, k, v, g = upcast(query), upcast(key), upcast(value), upcast(grad)
     group = q.shape[1] // k.shape[1]
     k_all, v_all = k.repeat(group, axis=1), v.repeat(group, axis=1)

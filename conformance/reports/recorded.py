@@ -48,7 +48,7 @@ class Call:
             wide = (np.asarray(x).astype(np.float64) for x in self.inputs)
             if options.get("bias") is not None:
                 options["bias"] = np.asarray(options["bias"]).astype(np.float64)
-            return naive.attention(*wide, seen=seen, **options)["output"]
+            return naive.attention(*wide, allowed=seen, **options)["output"]
 
     @property
     def aligned(self) -> bool:

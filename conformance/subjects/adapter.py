@@ -51,15 +51,15 @@ def mask_polarity(adapter: Any) -> str:
     return polarity
 
 
-def pointed(seen: np.ndarray, polarity: str, dtype) -> np.ndarray:
+def pointed(allowed: np.ndarray, polarity: str, dtype) -> np.ndarray:
     """Return what may be seen as a mask that points the way it is asked for.
 
     >>> pointed(np.array([True, False]), "add", np.float32)
     array([  0., -inf], dtype=float32)
     """
     if polarity == "add":
-        return np.where(seen, 0.0, -np.inf).astype(dtype)
-    return np.array(seen if polarity == "attend" else ~seen)
+        return np.where(allowed, 0.0, -np.inf).astype(dtype)
+    return np.array(allowed if polarity == "attend" else ~allowed)
 
 
 class Steps(dict):
@@ -184,8 +184,8 @@ class Plugged:
         if offset is None and sizes[2] != sizes[3] and any(map(positional, parts)):
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         if parts:
-            seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
-            found["mask"] = pointed(seen, self.mask_polarity, dtype)
+            allowed = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
+            found["mask"] = pointed(allowed, self.mask_polarity, dtype)
         return found
 
     def _config(self, config: dict) -> dict:
@@ -226,28 +226,32 @@ class Plugged:
     def _as_torch(self, padding, attn_mask, offset, sizes: tuple) -> dict:
         """Return the two masks as they are; a Mask as (B, H, T, S), True where hidden."""
         if isinstance(attn_mask, Spec):
-            attn_mask = ~self._seen(attn_mask, offset, sizes)
+            attn_mask = ~self._allowed(attn_mask, offset, sizes)
         found = {"key_padding_mask": padding, "attn_mask": attn_mask}
         return {name: mask for name, mask in found.items() if mask is not None}
 
     def _merged(self, padding, attn_mask, offset, sizes: tuple, dtype) -> dict:
         """Return the two masks as one, and what is added to the scores as a bias."""
-        seen, found = np.ones(sizes, bool), {}  # type: np.ndarray, dict[str, Any]
+        allowed, found = np.ones(sizes, bool), {}  # type: np.ndarray, dict[str, Any]
         if padding is not None:
-            seen = seen & ~padding[:, None, None]
+            allowed = allowed & ~padding[:, None, None]
         if isinstance(attn_mask, Spec):
-            seen = seen & self._seen(attn_mask, offset, sizes)
+            allowed = allowed & self._allowed(attn_mask, offset, sizes)
         elif attn_mask is not None:
             if attn_mask.ndim == 3:
                 require(self, "attn_mask")
             if attn_mask.dtype == bool:
-                seen = seen & ~attn_mask
+                allowed = allowed & ~attn_mask
             else:
                 require(self, "bias")
                 found["bias"] = np.array(np.broadcast_to(attn_mask, sizes))
-        return found if seen.all() else found | {"mask": pointed(seen, self.mask_polarity, dtype)}
+        return (
+            found
+            if allowed.all()
+            else found | {"mask": pointed(allowed, self.mask_polarity, dtype)}
+        )
 
-    def _seen(self, spec: Spec, offset, sizes) -> np.ndarray:
+    def _allowed(self, spec: Spec, offset, sizes) -> np.ndarray:
         if offset is None and sizes[2] != sizes[3] and positional(spec):
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         return reference.allowed(spec, sizes, offset)

@@ -86,7 +86,7 @@ def given(adapter: Any, question: Question) -> dict:
     """Return what is handed over, masks of the library's own kind made to point its way."""
     dtype = question.inputs[0].dtype
     found = {
-        name: pointed(value.seen, mask_polarity(adapter), dtype)
+        name: pointed(value.allowed, mask_polarity(adapter), dtype)
         if isinstance(value, OwnMask)
         else value
         for name, value in question.given.items()

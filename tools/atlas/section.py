@@ -49,7 +49,7 @@ def call(question: Question) -> str:
         if name in ("seed", "grad"):
             continue
         own = isinstance(value, OwnMask)
-        array = value.seen if own else value
+        array = value.allowed if own else value
         if not isinstance(array, np.ndarray):
             blocks.append(f"{name} = {array}")
             continue

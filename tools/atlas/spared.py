@@ -62,12 +62,12 @@ class Spared:
         """Return the options without empty rows, and which rows these were: (B, H, T)."""
         sizes = sizes or (*query.shape[:3], key.shape[2])
         given = {name: options[name] for name in ("mask", "bias") if options.get(name) is not None}
-        seen = np.ones(sizes, bool)
+        allowed = np.ones(sizes, bool)
         for array in given.values():
-            seen = seen & ~hidden_by(array, self.polarity)
+            allowed = allowed & ~hidden_by(array, self.polarity)
         if options.get("causal") and sizes[2] == sizes[3]:
-            seen = seen & np.tri(sizes[2], dtype=bool)
-        empty = ~np.any(seen, -1) if sizes[3] else np.zeros(sizes[:3], bool)
+            allowed = allowed & np.tri(sizes[2], dtype=bool)
+        empty = ~np.any(allowed, -1) if sizes[3] else np.zeros(sizes[:3], bool)
         hiding = {n: x for n, x in given.items() if hidden_by(x, self.polarity).any()}
         if empty.any():
             given |= {n: opened(x, empty, sizes, self.polarity) for n, x in hiding.items()}

@@ -36,8 +36,8 @@ def hidden(name: str, title: str, clause: str, which: int, sentence: str) -> Que
 
 
 def seen_by_one(name: str, title: str, which: int, sentence: str) -> Question:
-    given, seen = spoilt(which), square(lower(3, 3))
-    right = reading(inputs(), seen)
+    given, allowed = spoilt(which), square(lower(3, 3))
+    right = reading(inputs(), allowed)
     right[:, :, 2] = np.nan
     return Question(
         name=name,
@@ -46,7 +46,7 @@ def seen_by_one(name: str, title: str, which: int, sentence: str) -> Question:
         clause="CLEAN-4",
         sentence=sentence,
         inputs=given,
-        given={"mask": OwnMask(seen)},
+        given={"mask": OwnMask(allowed)},
         contract="right",
         answers=lambda: [
             ("right", right),

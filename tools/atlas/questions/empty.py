@@ -55,10 +55,10 @@ def weights() -> Question:
     given = inputs()
     full = np.broadcast_to(SEEN, (1, 2, 3, 3))
 
-    def of_weights(seen, policy="zero"):
+    def of_weights(allowed, policy="zero"):
         """The weights are the output where the values are the unit vectors."""
         units = np.broadcast_to(np.eye(3, dtype="float32"), (1, 2, 3, 3))
-        return reading((*given[:2], units), seen, empty_rows=policy)
+        return reading((*given[:2], units), allowed, empty_rows=policy)
 
     return forward(
         "empty-weights", "What are an empty row's weights?", "EMPTY-1",
