@@ -13,7 +13,7 @@ from conformance.contract import clauses, profiles
 from conformance.oracle.tolerance import LEDGER
 from conformance.reports import known
 from conformance.reports.plugin import REPORTER, Reporter
-from conformance.reports.progress import Progress
+from conformance.reports.progress import ProgressLine
 from conformance.reports.recorded import watch
 from conformance.reports.report import case_of
 from conformance.reports.suggest import must_be_one_of
@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), REPORTER)
     quiet = options.verbose < 0 and not options.collectonly
     if options.notes and quiet and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Progress(config.stash[SUBJECTS]))
+        config.pluginmanager.register(ProgressLine(config.stash[SUBJECTS]))
 
 
 def entries(config: pytest.Config) -> list[known.Known]:

@@ -246,11 +246,22 @@ def test_failure_names_clause_subject_case_and_the_command_that_repeats_it(copy,
 RAISES = """
 class Subject:
     name = {name!r}
-    masks = "attend"
+    mask_polarity = "attend"
 
     def attention(self, query, key, value, *, mask=None):
         raise {error}
 """
+
+
+OLD_NAME = RAISES.replace("mask_polarity", "masks").format(name="mine", error="OSError")
+
+
+def test_a_run_prints_what_is_deprecated(tmp_path):
+    done = run_adapter(tmp_path, OLD_NAME, "--clause", "EMPTY-1")
+    words = (
+        "DeprecationWarning: `masks` is now called `mask_polarity`: write mask_polarity = 'attend'"
+    )
+    assert words in done.stderr, done.stdout + done.stderr
 
 
 EMPTY_ONE = ["--clause", "EMPTY-1"]
@@ -308,7 +319,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 class Subject:
-    masks = "attend"
+    mask_polarity = "attend"
 
     def attention(self, query, key, value, *, mask=None):
         if not Path("died").exists():
@@ -330,7 +341,7 @@ CONSTANT = """
 import numpy as np
 
 class Subject:
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities = {"attention", "any_shape"}
 
     def attention(self, query, key, value, *, mask=None):

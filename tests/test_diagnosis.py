@@ -54,7 +54,7 @@ def formula(call: RecordedCall, **changes) -> np.ndarray:
     own = {
         n: call.options[n] for n in ("bias", "scale", "softcap", "empty_rows") if n in call.options
     }
-    return naive.attention(*inputs, seen=seen, **own | changes)["output"]
+    return naive.attention(*inputs, allowed=seen, **own | changes)["output"]
 
 
 def taken(name: str, call: RecordedCall) -> np.ndarray:

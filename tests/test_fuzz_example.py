@@ -14,7 +14,7 @@ SHAPE = Shape(3, 2, 2, 5, 7, 11, 13)
 CASE = Case("fuzz", SHAPE, causal() & padding([7, 0, 4]), np.array([2, -1, 0]), seed=5)
 WRONG = {
     "a mutant": lambda: mutants.load("top-left"),
-    "an adapter": lambda: subjects.plug("test_plug:Recording")[0],
+    "an adapter": lambda: subjects.plug("test_adapter:Recording")[0],
 }
 
 

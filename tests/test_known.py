@@ -16,7 +16,7 @@ import numpy as np
 
 class Subject:
     name = "mine"
-    masks = "attend"
+    mask_polarity = "attend"
 
     def attention(self, query, key, value, *, mask=None):
         scores = query @ key.swapaxes(2, 3) / np.sqrt(query.shape[3], dtype=query.dtype)

@@ -11,18 +11,18 @@ import pytest
 from test_command_line import EMPTY, ROOT, cli
 
 from conformance.reports import progress
-from conformance.reports.progress import Progress
+from conformance.reports.progress import ProgressLine
 
 SUBJECTS = [SimpleNamespace(name="mine", device="cpu")]
 TESTS = [f"test_it.py::test_it[mine-cpu-{clause}]" for clause in ("ATT-1-a", "ATT-1-b", "ATT-2")]
 
 
-def told(line: Progress, test: str, when: str = "call", failed: bool = False) -> None:
+def told(line: ProgressLine, test: str, when: str = "call", failed: bool = False) -> None:
     line.pytest_runtest_logreport(SimpleNamespace(nodeid=test, when=when, failed=failed))
 
 
 def test_line_tells_clauses_done_and_failed_and_the_time_left():
-    line = Progress(SUBJECTS)
+    line = ProgressLine(SUBJECTS)
     line.plan([*TESTS, "other.py::test_other"])
     assert line.text(0.0) == "0 of 2 clauses done, 0 failed"
     told(line, TESTS[0], "setup")

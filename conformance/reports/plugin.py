@@ -202,7 +202,7 @@ def described(subject) -> dict:
         "versions": subject.versions(),
         "capabilities": sorted(subject.capabilities),
         "dtypes": list(subject.dtypes),
-        "masks": getattr(subject, "masks", "structure"),
+        "masks": getattr(subject, "mask_polarity", "structure"),
     }
 
 

@@ -12,7 +12,7 @@ from .report import clause_of
 PAUSE = 0.1  # seconds between two looks of the line
 
 
-class Progress:
+class ProgressLine:
     """A pytest plugin that shows one line in place of pytest's letter for each test.
 
     The line is written by hand: what rich draws hides the cursor, and an adapter that ends the

@@ -53,7 +53,7 @@ class RecordedCall:
             inputs = (np.asarray(x).astype(np.float64) for x in self.inputs)
             if options.get("bias") is not None:
                 options["bias"] = np.asarray(options["bias"]).astype(np.float64)
-            return naive.attention(*inputs, seen=allowed, **options)["output"]
+            return naive.attention(*inputs, allowed=allowed, **options)["output"]
 
     @property
     def aligned(self) -> bool:

@@ -1,4 +1,4 @@
-"""The process in which the cases run, as the one that waits for it sees it."""
+"""The process in which the cases run: it is started, awaited, and started again if it dies."""
 
 import json
 import os
@@ -74,7 +74,7 @@ class _Running:
 
 @contextmanager
 def _terminated_gently() -> Iterator[_Running]:
-    """Hand a request to end on to the process that runs, and keep what it has written."""
+    """Pass a request to end on to the process that runs, and keep what it has written."""
     running = _Running()
     try:
         before = signal.signal(signal.SIGTERM, running.stop)
@@ -100,7 +100,7 @@ def _child(options: dict[str, Any], words: list[str], running: _Running) -> tupl
         try:
             status = running.process.wait()
             break
-        except KeyboardInterrupt:  # the other process was interrupted too, and tells what it has
+        except KeyboardInterrupt:  # the other process was interrupted too, and reports what it has
             if running.stopped:
                 running.process.kill()
             running.stopped = True

@@ -1,4 +1,4 @@
-"""The process in which the cases run: pytest, and a note of how it ended for the one that waits."""
+"""The inside of that process: pytest, and a note of how it ended for the one that waits."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ENDED = "ended.json"
 
 
 class Settings:
-    """A pytest plugin that hands on the parsed options, and notes what pytest was told besides."""
+    """A pytest plugin that gives pytest the parsed options, and notes what else it was told."""
 
     whole = False  # whether every case was asked for
     collected = False  # whether cases were only collected
