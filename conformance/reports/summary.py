@@ -170,7 +170,8 @@ def _table(rows: list[dict], width: int, wide: bool) -> list[Line]:
     sizes = {name: max(map(len, cells[name])) + 2 for name in names}
     if not wide:
         names.remove("in case")
-        for name in OPTIONAL:
+        lacking = any(map(_lacks_should, rows))
+        for name in sorted(OPTIONAL, key=lambda name: lacking and name == "should"):
             if sum(sizes[n] for n in names) - 2 > width:
                 names.remove(name)
         room = width - sum(sizes[n] for n in names)
