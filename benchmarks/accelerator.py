@@ -32,7 +32,7 @@ ROW_SECONDS = 0.8  # in which rounds begin; five are measured in any case
 
 
 @dataclass(frozen=True)
-class Row:
+class AcceleratorRow:
     """What is measured; of a decoding step `shape` is (B, heads, context, head's width)."""
 
     work: str
@@ -48,7 +48,7 @@ class Row:
         return f"{name}, compiled" if self.compiled else name
 
 
-class Call(NamedTuple):
+class TimedCall(NamedTuple):
     """A call that is ready, how to take its last sample's last head, and its memory in MiB."""
 
     run: Callable
@@ -56,14 +56,19 @@ class Call(NamedTuple):
     memory: Callable[[], float | None] = lambda: None
 
 
-def rows(backend: str, tiny: bool = False) -> list[Row]:
+def rows(backend: str, tiny: bool = False) -> list[AcceleratorRow]:
     """Return the rows of a backend, those that tell most first and those that compile together."""
     both = (False, True)
     eager = {
-        shape: [Row(k, d, shape, backward) for backward in both for d in DTYPES for k in KINDS]
+        shape: [
+            AcceleratorRow(k, d, shape, backward)
+            for backward in both
+            for d in DTYPES
+            for k in KINDS
+        ]
         for shape in (LONG, WIDE)
     }
-    decode = [Row("decode", dtype, (4, 8, CONTEXT, 64)) for dtype in DTYPES]
+    decode = [AcceleratorRow("decode", dtype, (4, 8, CONTEXT, 64)) for dtype in DTYPES]
     found = [*eager[LONG][:5], *decode, *eager[LONG][5:], *eager[WIDE]]
     if backend == "torch":
         compiled = [replace(row, compiled=True) for row in (*eager[LONG], *eager[WIDE])]
@@ -74,13 +79,13 @@ def rows(backend: str, tiny: bool = False) -> list[Row]:
     return [_tiny(row) for row in found if _rehearsed(row)] if tiny else found
 
 
-def _rehearsed(row: Row) -> bool:
+def _rehearsed(row: AcceleratorRow) -> bool:
     """Whether a rehearsal measures such a row: each kind, pass and dtype, nothing compiled."""
     one = row.work == "decode" or row.dtype == DTYPES[row.backward]
     return one and row.shape != WIDE and not row.compiled
 
 
-def _tiny(row: Row) -> Row:
+def _tiny(row: AcceleratorRow) -> AcceleratorRow:
     return replace(row, shape=TINY_DECODE if row.work == "decode" else TINY)
 
 
@@ -103,7 +108,7 @@ def mask(module, work: str, shape: tuple[int, ...]):
     return inputs.mask(module, work, shape[2], shape[0])
 
 
-def expected(row: Row, ours: list[np.ndarray] | None) -> list[tuple] | None:
+def expected(row: AcceleratorRow, ours: list[np.ndarray] | None) -> list[tuple] | None:
     """Return what a row's calls must answer: the textbook's answer, or in decoding ours.
 
     A step rounds to its dtype in four linear maps, keys, values, weights and the mean, at most
@@ -126,7 +131,7 @@ def _textbook(work: str, shape: tuple[int, ...], dtype: str, backward: bool) -> 
     return truth(last, shape, dtype, backward)
 
 
-def attempt(make: Callable[[], Call]) -> tuple[Call | None, list[np.ndarray], dict]:
+def attempt(make: Callable[[], TimedCall]) -> tuple[TimedCall | None, list[np.ndarray], dict]:
     """Call once: return the call, its values, and in words why there are none."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -153,7 +158,9 @@ def reason(error: Exception, told: list[str]) -> str:
     return first if len(first) <= 160 else f"{first[:160]}..."
 
 
-def measure(row: Row, makers: dict[str, Callable[[], Call]], seconds: float) -> dict:
+def measure(
+    row: AcceleratorRow, makers: dict[str, Callable[[], TimedCall]], seconds: float
+) -> dict:
     """Measure one row; `makers` makes our call first, then the rivals'."""
     calls, values, told = {}, {}, {}
     for name, make in makers.items():

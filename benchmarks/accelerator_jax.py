@@ -13,7 +13,7 @@ import numpy as np
 import attn_jax
 
 from . import steps
-from .accelerator import Call, Row, allowed, lengths, mask
+from .accelerator import AcceleratorRow, TimedCall, allowed, lengths, mask
 from .inputs import WINDOW
 from .truth import given
 
@@ -27,7 +27,7 @@ def start(device: str) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
-def makers(row: Row) -> dict[str, Callable[[], Call]]:
+def makers(row: AcceleratorRow) -> dict[str, Callable[[], TimedCall]]:
     """Return what makes our call and its rivals' for one row."""
     if row.work == "decode":
         return {
@@ -45,7 +45,9 @@ def _inputs(shape, dtype: str, swapped: bool) -> list:
     return [jnp.asarray(turn(array), dtype) for array in given(shape)]
 
 
-def _call(attend: Callable, row: Row, swapped: bool = False, dense: tuple = ()) -> Call:
+def _call(
+    attend: Callable, row: AcceleratorRow, swapped: bool = False, dense: tuple = ()
+) -> TimedCall:
     """Compile a call on arrays of its own layout, (B, H, T, D) or swapped (B, T, H, D).
 
     `dense` holds the call's dense mask, if it has one: an argument, for a constant of this size
@@ -67,7 +69,7 @@ def _call(attend: Callable, row: Row, swapped: bool = False, dense: tuple = ()) 
     memory = None
     if analysis is not None:
         memory = (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 2**20
-    return Call(lambda: compiled(*arrays), partial(_head, swapped), lambda: memory)
+    return TimedCall(lambda: compiled(*arrays), partial(_head, swapped), lambda: memory)
 
 
 def _head(swapped: bool, result) -> list[np.ndarray]:
@@ -76,7 +78,7 @@ def _head(swapped: bool, result) -> list[np.ndarray]:
     return [np.asarray(part.astype(jnp.float32)) for part in last]
 
 
-def _rival(row: Row, implementation: str) -> Call:
+def _rival(row: AcceleratorRow, implementation: str) -> TimedCall:
     """Compile jax.nn.dot_product_attention, the mask said in the way that it knows best."""
     options: dict = {}
     if row.work in ("causal", "window"):
@@ -91,9 +93,9 @@ def _rival(row: Row, implementation: str) -> Call:
     return _call(attend, row, swapped=True, dense=dense)
 
 
-def _step(row: Row, make: Callable) -> Call:
+def _step(row: AcceleratorRow, make: Callable) -> TimedCall:
     batch, heads, context, width = row.shape
     own = steps.jax_module(heads * width, heads, row.dtype)
     tokens = jnp.asarray(steps.tokens(batch, context, heads * width), row.dtype)
     run = make(own, tokens)
-    return Call(run, lambda result: [np.asarray(result[:, 0].astype(jnp.float32))])
+    return TimedCall(run, lambda result: [np.asarray(result[:, 0].astype(jnp.float32))])

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import attn_torch
 
 from . import steps
-from .accelerator import Call, Row, allowed, lengths, mask
+from .accelerator import AcceleratorRow, TimedCall, allowed, lengths, mask
 from .inputs import WINDOW, documents
 from .truth import given
 
@@ -30,7 +30,7 @@ def start(device: str) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def makers(row: Row) -> dict[str, Callable[[], Call]]:
+def makers(row: AcceleratorRow) -> dict[str, Callable[[], TimedCall]]:
     """Return what makes our call and its rivals' for one row."""
     if row.work == "decode":
         attn, before, last = _decoding(row)
@@ -44,7 +44,7 @@ def makers(row: Row) -> dict[str, Callable[[], Call]]:
     return {"ours": ours} | fused
 
 
-def _mask(row: Row):
+def _mask(row: AcceleratorRow):
     return mask(attn_torch, row.work, row.shape)
 
 
@@ -54,14 +54,14 @@ def _inputs(shape, dtype: str, device: str) -> list:
     return [torch.from_numpy(array).to(device, own) for array in given(shape)]
 
 
-def _call(attend: Callable, row: Row) -> Call:
+def _call(attend: Callable, row: AcceleratorRow) -> TimedCall:
     *given, grad = _inputs(row.shape, row.dtype, DEVICE[0])
     if row.backward:
         leaves = [array.detach().requires_grad_() for array in given]
         run = lambda: torch.autograd.grad(attend(*leaves), leaves, grad)  # noqa: E731
     else:
         run = torch.no_grad()(lambda: attend(*given))
-    return Call(run, _head, partial(_memory, run))
+    return TimedCall(run, _head, partial(_memory, run))
 
 
 def _head(result) -> list:
@@ -81,7 +81,7 @@ def _memory(run: Callable) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _fused(row: Row, kernel: SDPBackend) -> Call:
+def _fused(row: AcceleratorRow, kernel: SDPBackend) -> TimedCall:
     options: dict = {"is_causal": True} if row.work == "causal" else {}
     if row.work not in ("causal", "none"):
         dense = torch.from_numpy(allowed(row.work, row.shape)).to(DEVICE[0])
@@ -103,7 +103,7 @@ def _compiled():
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _flex(row: Row) -> Callable:
+def _flex(row: AcceleratorRow) -> Callable:
     """Return compiled FlexAttention, its mask of blocks made before."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -126,7 +126,7 @@ def _flex(row: Row) -> Callable:
     return partial(_compiled(), block_mask=blocks)
 
 
-def _decoding(row: Row) -> tuple:
+def _decoding(row: AcceleratorRow) -> tuple:
     batch, heads, context, width = row.shape
     options = {"device": DEVICE[0], "dtype": getattr(torch, row.dtype)}
     torch.manual_seed(0)
@@ -135,6 +135,8 @@ def _decoding(row: Row) -> tuple:
     return attn, tokens[:, :-1], tokens[:, -1:]
 
 
-def _step(make: Callable) -> Call:
+def _step(make: Callable) -> TimedCall:
     run = make()
-    return Call(run, lambda result: [result[:, 0].float().cpu().numpy()], partial(_memory, run))
+    return TimedCall(
+        run, lambda result: [result[:, 0].float().cpu().numpy()], partial(_memory, run)
+    )

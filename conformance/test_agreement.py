@@ -36,25 +36,25 @@ def others(request, subject, capability: str) -> list:
 @pytest.mark.parametrize("case", CASES, ids=names(CASES))
 def test_subjects_agree_pair_by_pair(request, subject, case, dtype):
     inputs, options = case.inputs(dtype), case.options(dtype)
-    exact, rough = case.expected(dtype)
+    exact, naive = case.expected(dtype)
     ours = subject.attention(*inputs, **options)
     for other in others(request, subject, "attention"):
         theirs = other.attention(*inputs, **options)
-        close(ours, theirs, rough["output"], exact["output"], f"against {other.name}")
+        close(ours, theirs, naive["output"], exact["output"], f"against {other.name}")
 
 
 @clause("GRAD-1")
 @pytest.mark.parametrize("case", CASES[1:], ids=names(CASES[1:]))
 def test_gradients_agree_pair_by_pair(request, subject, case):
     arguments = (*case.inputs("float32"), case.grad("float32"))
-    exact, rough = case.expected_gradients("float32")
+    exact, naive = case.expected_gradients("float32")
     for other in others(request, subject, "gradients"):
         ours, theirs = (
             s.gradients(*arguments, **case.options("float32")) for s in (subject, other)
         )
         for name in exact:
             close(
-                ours[name], theirs[name], rough[name], exact[name], f"{name} against {other.name}"
+                ours[name], theirs[name], naive[name], exact[name], f"{name} against {other.name}"
             )
 
 
@@ -62,11 +62,11 @@ def test_gradients_agree_pair_by_pair(request, subject, case):
 @pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS"])
 def test_modules_agree_pair_by_pair(request, subject, name):
     call = getattr(multihead, name)
-    seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
-    hidden = ~seen[:, 0, 0]
-    exact, rough = call.expected(seen)
+    allowed = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
+    hidden = ~allowed[:, 0, 0]
+    exact, naive = call.expected(allowed)
     arguments = (call.config, call.parameters("float32"), *call.inputs())
     ours, _ = subject.multihead(*arguments, key_padding_mask=hidden)
     for other in others(request, subject, "multihead"):
         theirs, _ = other.multihead(*arguments, key_padding_mask=hidden)
-        close(ours, theirs, rough["output"], exact["output"], f"against {other.name}")
+        close(ours, theirs, naive["output"], exact["output"], f"against {other.name}")

@@ -22,7 +22,7 @@ from .cases.attention import (
 from .cases.compare import check_steps, hold, refused
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, sliding_window
-from .oracle import naive
+from .oracle.naive import attention as naive_attention
 from .oracle.tolerance import allowance, check_each, close, compare, same
 from .oracle.tolerance import dtype as numpy_dtype
 from .subjects.protocol import STEPS, TILE, require
@@ -60,9 +60,9 @@ MIXED = [
 @pytest.mark.parametrize("case", FORMULA, ids=names(FORMULA))
 def test_output_is_the_formula(subject, case):
     require(subject, "attention")
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.attention(*case.inputs("float32"), **case.options("float32"))
-    compare(got, exact["output"], rough["output"], "output")
+    compare(got, exact["output"], naive["output"], "output")
 
 
 @clause("ATT-1")
@@ -83,11 +83,11 @@ def test_scale_may_be_any_number(subject, case):
 def test_weights_are_a_distribution_over_what_is_seen(subject, name):
     case = BY_NAME[name]
     weights = check_steps(subject, case, "float32")["weights"]
-    seen = case.seen()
+    allowed = case.allowed()
     check_each(weights >= 0, weights, "weights", "no negative number")
-    same(weights[~seen], np.zeros((~seen).sum()), "hidden weights")
-    rough = case.expected("float32")[1]["weights"].sum(-1)
-    compare(weights.sum(-1), seen.any(-1), rough, "sums of rows")
+    same(weights[~allowed], np.zeros((~allowed).sum()), "hidden weights")
+    naive = case.expected("float32")[1]["weights"].sum(-1)
+    compare(weights.sum(-1), allowed.any(-1), naive, "sums of rows")
 
 
 @clause("ATT-3")
@@ -118,7 +118,7 @@ def test_minus_infinity_in_a_bias_hides_like_a_mask(subject):
     by_bias = subject.attention(*inputs, bias=bias)
     by_mask = subject.attention(*inputs, bias=finite, mask=hide(hidden))
     same(by_bias, by_mask, "a bias of -inf against hide")
-    hold(by_bias, *inputs, "output", seen=~hidden, bias=bias)
+    hold(by_bias, *inputs, "output", allowed=~hidden, bias=bias)
 
 
 @clause("ATT-4")
@@ -127,10 +127,10 @@ def test_a_constant_bias_along_a_row_changes_nothing(subject, constant):
     require(subject, "attention")
     inputs = PLAIN.inputs("float32")
     bias = np.full((5, 7), constant, np.float32)
-    seen = np.ones(MAIN.call, bool)
+    allowed = np.ones(MAIN.call, bool)
     exact = PLAIN.expected("float32")[0]["output"]
-    rough = naive.attention(*inputs, seen=seen, bias=bias)["output"]  # the sum's own rounding
-    compare(subject.attention(*inputs, bias=bias), exact, rough, "output of the same without bias")
+    naive = naive_attention(*inputs, allowed=allowed, bias=bias)["output"]  # the sum's own rounding
+    compare(subject.attention(*inputs, bias=bias), exact, naive, "output of the same without bias")
 
 
 @clause("ATT-5")
@@ -165,8 +165,8 @@ def test_softcap_comes_before_bias_and_mask(subject):
     exact, _ = case.expected("float32")
     bias = case.numbers("float32")["bias"]
     late = case.softcap * np.tanh((PLAIN.expected("float32")[0]["scores"] + bias) / case.softcap)
-    seen = case.seen()
-    assert abs(late - exact["masked_scores"])[seen].max() > 0.1, "ATT-6: the case is blind"
+    allowed = case.allowed()
+    assert abs(late - exact["masked_scores"])[allowed].max() > 0.1, "ATT-6: the case is blind"
 
 
 @clause("ATT-7")
@@ -183,8 +183,8 @@ def test_a_very_negative_visible_logit_beats_hidden_ones(subject):
     require(subject, "attention")
     inputs = PLAIN.inputs("float32")
     bias = np.full((5, 7), -2e9, np.float32)
-    seen = np.broadcast_to(np.arange(7) == 3, MAIN.call)
-    got = subject.attention(*inputs, bias=bias, mask=allow(seen))
+    allowed = np.broadcast_to(np.arange(7) == 3, MAIN.call)
+    got = subject.attention(*inputs, bias=bias, mask=allow(allowed))
     same(got, np.broadcast_to(inputs[2][:, :, 3:4], got.shape), "the one visible value")
 
 
@@ -214,20 +214,20 @@ def _twice(subject, case, change, dtype="float32"):
     """Return the outputs of a case and of the changed call, and the case's (naive, exact)."""
     require(subject, "attention")
     inputs, options = case.inputs(dtype), case.options(dtype)
-    exact, rough = case.expected(dtype)
-    options["mask"] = allow(case.seen())
+    exact, naive = case.expected(dtype)
+    options["mask"] = allow(case.allowed())
     before = subject.attention(*inputs, **options)
-    changed, mask = change(*inputs, case.seen())
+    changed, mask = change(*inputs, case.allowed())
     after = subject.attention(*changed, **options | {"mask": allow(mask)})
-    return before, after, (rough["output"], exact["output"])
+    return before, after, (naive["output"], exact["output"])
 
 
 @clause("ATT-8")
 def test_permuted_keys_change_nothing(subject):
     order = np.array([3, 6, 0, 5, 1, 4, 2])
 
-    def change(query, key, value, seen):
-        return (query, key[:, :, order], value[:, :, order]), seen[..., order]
+    def change(query, key, value, allowed):
+        return (query, key[:, :, order], value[:, :, order]), allowed[..., order]
 
     before, after, budget = _twice(subject, BY_NAME["allow"], change)
     close(after, before, *budget, "output after permuting the keys")
@@ -237,8 +237,8 @@ def test_permuted_keys_change_nothing(subject):
 def test_permuted_queries_permute_the_output(subject):
     order = np.array([4, 2, 0, 1, 3])
 
-    def change(query, key, value, seen):
-        return (query[:, :, order], key, value), seen[:, :, order]
+    def change(query, key, value, allowed):
+        return (query[:, :, order], key, value), allowed[:, :, order]
 
     before, after, budget = _twice(subject, BY_NAME["allow"], change)
     close(after, before[:, :, order], *budget, "output after permuting the queries")
@@ -264,8 +264,8 @@ def test_samples_and_heads_are_independent(subject, axis):
 
 @clause("ATT-8")
 def test_output_is_linear_in_the_values(subject):
-    def change(query, key, value, seen):
-        return (query, key, 2 * value), seen  # a power of two: rounding is the same
+    def change(query, key, value, allowed):
+        return (query, key, 2 * value), allowed  # a power of two: rounding is the same
 
     before, after, _ = _twice(subject, RAGGED, change)
     same(after, 2 * before, "output of twice the values")
@@ -275,11 +275,11 @@ def test_output_is_linear_in_the_values(subject):
 def test_output_lies_within_the_visible_values(subject):
     case = BY_NAME["allow"]
     output = check_steps(subject, case, "float32")["output"]
-    value, seen = case.inputs("float32")[2][:, :, None], case.seen()[..., None]
-    low = np.where(seen, value, np.inf).min(3)
-    high = np.where(seen, value, -np.inf).max(3)
-    exact, rough = (steps["output"] for steps in case.expected("float32"))
-    empty, slack = ~case.seen().any(-1, keepdims=True), allowance(exact, rough, "float32")
+    value, allowed = case.inputs("float32")[2][:, :, None], case.allowed()[..., None]
+    low = np.where(allowed, value, np.inf).min(3)
+    high = np.where(allowed, value, -np.inf).max(3)
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    empty, slack = ~case.allowed().any(-1, keepdims=True), allowance(exact, naive, "float32")
     inside = (output >= low - slack) & (output <= high + slack)
     check_each(inside | empty, output, "output", "a number within the values that its query sees")
 
@@ -288,8 +288,8 @@ def test_output_lies_within_the_visible_values(subject):
 def test_one_visible_key_gives_its_value(subject):
     require(subject, "attention")
     inputs, keys = PLAIN.inputs("float32"), np.array([6, 0, 3, 3, 1])
-    seen = np.broadcast_to(np.arange(7) == keys[:, None], MAIN.call)
-    same(subject.attention(*inputs, mask=allow(seen)), inputs[2][:, :, keys], "output")
+    allowed = np.broadcast_to(np.arange(7) == keys[:, None], MAIN.call)
+    same(subject.attention(*inputs, mask=allow(allowed)), inputs[2][:, :, keys], "output")
 
 
 @clause("ATT-8")
@@ -297,15 +297,15 @@ def test_equal_logits_give_the_mean(subject):
     require(subject, "attention")
     query, key, value = RAGGED.inputs("float32")
     got = subject.attention(np.zeros_like(query), key, value, **RAGGED.options("float32"))
-    hold(got, np.zeros_like(query), key, value, "output", seen=RAGGED.seen())
+    hold(got, np.zeros_like(query), key, value, "output", allowed=RAGGED.allowed())
     mean = value[0, :, :3].astype(np.float64).mean(1)
     compare(got[0, :, 0], mean, value[0, :, :3].mean(1), "mean of the three visible values")
 
 
 @clause("ATT-8")
 def test_duplicated_keys_change_nothing(subject):
-    def change(query, key, value, seen):
-        return (query, *(np.tile(x, (1, 1, 2, 1)) for x in (key, value))), np.tile(seen, 2)
+    def change(query, key, value, allowed):
+        return (query, *(np.tile(x, (1, 1, 2, 1)) for x in (key, value))), np.tile(allowed, 2)
 
     before, after, budget = _twice(subject, BY_NAME["allow"], change)
     close(after, before, *budget, "output after duplicating every key")
@@ -317,8 +317,8 @@ def test_asking_for_steps_does_not_change_the_output(subject, case):
     require(subject, "weights")
     steps = check_steps(subject, case, "float32")
     output = subject.attention(*case.inputs("float32"), **case.options("float32"))
-    exact, rough = case.expected("float32")
-    close(output, steps["output"], rough["output"], exact["output"], "output with and without")
+    exact, naive = case.expected("float32")
+    close(output, steps["output"], naive["output"], exact["output"], "output with and without")
 
 
 PATHS = [PLAIN, *MASKED, *MIXED, *SHAPES, *SCALES[:2]]
@@ -328,21 +328,21 @@ PATHS = [PLAIN, *MASKED, *MIXED, *SHAPES, *SCALES[:2]]
 @pytest.mark.parametrize("case", PATHS, ids=names(PATHS))
 def test_walking_tiles_gives_the_textbooks_output(subject, case):
     require(subject, "blocked")
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.blocked(*case.inputs("float32"), tile=TILE, **case.options("float32"))
     textbook = subject.steps(*case.inputs("float32"), **case.options("float32"))["output"]
-    compare(got, exact["output"], rough["output"], "output by tiles")
-    close(got, textbook, rough["output"], exact["output"], "output by tiles and by the textbook")
+    compare(got, exact["output"], naive["output"], "output by tiles")
+    close(got, textbook, naive["output"], exact["output"], "output by tiles and by the textbook")
 
 
 @clause("ATT-9")
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 def test_walking_tiles_keeps_every_dtype(subject, dtype):
     require(subject, "blocked")
-    exact, rough = RAGGED.expected(dtype)
+    exact, naive = RAGGED.expected(dtype)
     got = subject.blocked(*RAGGED.inputs(dtype), tile=TILE, **RAGGED.options(dtype))
     assert got.dtype == numpy_dtype(dtype), f"ATT-9: expected {dtype}, got {got.dtype}"
-    compare(got, exact["output"], rough["output"], "output by tiles")
+    compare(got, exact["output"], naive["output"], "output by tiles")
 
 
 @clause("ATT-10")
@@ -359,7 +359,7 @@ def test_strides_do_not_matter(subject, layout):
     plain = [np.ascontiguousarray(x) for x in views]
     assert any(v.strides != p.strides for v, p in zip(views, plain, strict=True))
     got = subject.attention(*views, **RAGGED.options("float32"))
-    hold(got, *plain, "output", seen=RAGGED.seen())
+    hold(got, *plain, "output", allowed=RAGGED.allowed())
 
 
 @clause("ATT-10")
@@ -402,9 +402,9 @@ EVERYTHING = Case(
 @pytest.mark.parametrize("case", [*KERNEL, *WALKED], ids=names([*KERNEL, *WALKED]))
 def test_compiled_equals_eager(subject, case):
     require(subject, "compiled")
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.compiled(*case.inputs("float32"), **case.options("float32"))
-    compare(got["output"], exact["output"], rough["output"], "compiled output")
+    compare(got["output"], exact["output"], naive["output"], "compiled output")
 
 
 @pytest.mark.untyped
@@ -412,10 +412,10 @@ def test_compiled_equals_eager(subject, case):
 def test_compiled_steps_equal_eager_ones(subject):
     require(subject, "compiled", "steps")
     case = EVERYTHING
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = subject.compiled(*case.inputs("float32"), through="steps", **case.options("float32"))
     for name in STEPS:
-        compare(got[name], exact[name], rough[name], f"compiled {name}")
+        compare(got[name], exact[name], naive[name], f"compiled {name}")
 
 
 @pytest.mark.untyped
@@ -425,9 +425,9 @@ def test_compiled_gradients_equal_eager_ones(subject):
     case = KERNEL[0]
     inputs, options = case.inputs("float32"), case.options("float32")
     got = subject.gradients(*inputs, case.grad("float32"), through="compiled", **options)
-    exact, rough = case.expected_gradients("float32")
+    exact, naive = case.expected_gradients("float32")
     for name in exact:
-        compare(got[name], exact[name], rough[name], f"compiled gradient of {name}")
+        compare(got[name], exact[name], naive[name], f"compiled gradient of {name}")
 
 
 def _weights_after_dropout(subject, dropout: float, seed: int):
@@ -454,10 +454,10 @@ def test_dropout_of_zero_is_the_identity_and_of_one_gives_zero(subject):
 @clause("ATT-12")
 def test_kept_weights_are_scaled_by_what_is_left(subject):
     require(subject, "attention")
-    exact, rough = (steps["weights"] for steps in SQUARE_CASE.expected("float32"))
+    exact, naive = (steps["weights"] for steps in SQUARE_CASE.expected("float32"))
     got = _weights_after_dropout(subject, 0.25, seed=3)
     kept = got != 0
-    compare(got, np.where(kept, exact / 0.75, 0), np.where(kept, rough / 0.75, 0), "weights")
+    compare(got, np.where(kept, exact / 0.75, 0), np.where(kept, naive / 0.75, 0), "weights")
     share = 1 - kept[exact > 0].mean()
     sigma = np.sqrt(0.25 * 0.75 / (exact > 0).sum())
     assert abs(share - 0.25) < 4 * sigma, f"ATT-12: a quarter is dropped: got {share:.3f}"
@@ -482,9 +482,9 @@ def test_a_module_drops_in_training_only(subject, need_weights):
     dropped, _ = subject.multihead(config, parameters, x, training=True, **options)
     bias = np.broadcast_to(parameters["out_proj.bias"], dropped.shape)
     same(dropped, bias, "training with a dropout of 1")
-    exact, rough = multihead.SELF.expected(np.ones((3, 2, 5, 5), bool))
+    exact, naive = multihead.SELF.expected(np.ones((3, 2, 5, 5), bool))
     plain, _ = subject.multihead(config, parameters, x, **options)
-    compare(plain, exact["output"], rough["output"], "evaluation")
+    compare(plain, exact["output"], naive["output"], "evaluation")
     config["dropout"] = 0.5
     first, other = (
         subject.multihead(config, parameters, x, training=True, need_weights=need_weights, seed=s)
@@ -506,7 +506,7 @@ def test_the_same_seed_drops_the_same(subject):
 def test_each_step_is_what_its_name_says(subject, case):
     require(subject, "steps")
     steps = check_steps(subject, case, "float32")
-    hidden = ~case.seen()
+    hidden = ~case.allowed()
     same(steps["masked_scores"][hidden], np.full(hidden.sum(), -np.inf), "masked where hidden")
     finite = np.isfinite(steps["scores"])
     check_each(finite, steps["scores"], "scores", "a number before the mask")
@@ -517,8 +517,8 @@ def test_weights_are_taken_before_dropout(subject):
     require(subject, "weights")
     options = SQUARE_CASE.options("float32") | {"dropout": 0.5, "seed": 1}
     steps = subject.steps(*SQUARE_CASE.inputs("float32"), **options)
-    exact, rough = SQUARE_CASE.expected("float32")
-    compare(steps["weights"], exact["weights"], rough["weights"], "weights")
+    exact, naive = SQUARE_CASE.expected("float32")
+    compare(steps["weights"], exact["weights"], naive["weights"], "weights")
 
 
 @clause("ATT-13")

@@ -33,11 +33,11 @@ def test_token_by_token_is_one_pass(subject, name):
 @pytest.mark.parametrize("name", ["attention", "decoder"])
 def test_token_by_token_in_other_dtypes(subject, name, dtype):
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(dtype), stream.whole(dtype)
+    x, (exact, naive) = stream.tokens(dtype), stream.whole(dtype)
     decoding = stream.start(subject, dtype_name=dtype)
     check_dtype(stream.feed(decoding, x[:, :1]), x.dtype, "output")
     decoding = stream.start(subject, dtype_name=dtype)
-    stream.check_feeds(decoding, x, (3, *STEPS[3:]), exact, rough)
+    stream.check_feeds(decoding, x, (3, *STEPS[3:]), exact, naive)
 
 
 @clause("CACHE-1")
@@ -46,7 +46,7 @@ def test_sequence_first_is_one_pass(subject, name):
     require(subject, "cache")
     plain = STREAMS[name]
     stream = Stream(name, plain.changes | {"batch_first": False})
-    x, (exact, rough) = plain.tokens().swapaxes(0, 1), plain.whole()
+    x, (exact, naive) = plain.tokens().swapaxes(0, 1), plain.whole()
     given = stream.given()
     if "memory" in given:
         given["memory"] = given["memory"].swapaxes(0, 1)
@@ -54,7 +54,7 @@ def test_sequence_first_is_one_pass(subject, name):
     decoding = subject.decoding(*arguments, capacity=N, **given)
     for first, last in ((0, 4), (4, 5), (5, 7)):
         got = stream.feed(decoding, x[first:last]).swapaxes(0, 1)
-        part(got, exact, rough, first, f"tokens {first}..{last - 1}")
+        part(got, exact, naive, first, f"tokens {first}..{last - 1}")
 
 
 @clause("CACHE-2")
@@ -104,20 +104,20 @@ MASKS = {
 @pytest.mark.parametrize("name", ["attention", "encoder", "decoder"])
 def test_a_positional_mask_goes_by_the_tokens_positions(subject, name, mask):
     stream, spec = STREAMS[name], MASKS[mask]
-    exact, rough = stream.one_pass(stream.tokens(), mask=spec)
+    exact, naive = stream.one_pass(stream.tokens(), mask=spec)
     argument = {"attention": "attn_mask", "encoder": "mask", "decoder": "tgt_mask"}[name]
     decoding = stream.start(subject, N + 2)
     cuts = (4, 5, 7)  # the prefix lies within the first
-    stream.check_feeds(decoding, stream.tokens(), cuts, exact, rough, **{argument: spec})
+    stream.check_feeds(decoding, stream.tokens(), cuts, exact, naive, **{argument: spec})
 
 
 @clause("CACHE-2")
 def test_a_mask_of_arrays_is_over_all_slots(subject):
-    seen = coins(75, B, 2, N, N + 2)
+    allowed = coins(75, B, 2, N, N + 2)
     x = ATTENTION.tokens()
-    exact, rough = ATTENTION.one_pass(x, mask=allow(seen[..., :N]))
-    got = ATTENTION.start(subject, N + 2).feed(x, attn_mask=allow(seen))
-    compare(got, exact, rough, "output")
+    exact, naive = ATTENTION.one_pass(x, mask=allow(allowed[..., :N]))
+    got = ATTENTION.start(subject, N + 2).feed(x, attn_mask=allow(allowed))
+    compare(got, exact, naive, "output")
 
 
 # Ragged batches: which of the fed tokens are padding, sample by sample
@@ -143,8 +143,8 @@ def check_ragged(subject, stream: Stream, pieces, garbage=0.0) -> None:
     got = np.concatenate(outputs, 1)
     for b in range(B):
         kept = ~whole[b]
-        exact, rough = stream.one_pass(x[b : b + 1, kept], rows=slice(b, b + 1))
-        compare(got[b : b + 1, kept], exact, rough, f"sample {b} as if alone")
+        exact, naive = stream.one_pass(x[b : b + 1, kept], rows=slice(b, b + 1))
+        compare(got[b : b + 1, kept], exact, naive, f"sample {b} as if alone")
     same(decoding.lengths, (~whole).sum(1), "lengths")
     if stream.kind == "attention":
         same(got[whole], np.zeros_like(got[whole]), "output of hidden tokens")
@@ -181,8 +181,8 @@ def test_a_positional_mask_leaves_hidden_tokens_uncounted(subject):
     got = np.concatenate([*got, decoding.feed(x[:, 4:], attn_mask=spec)], 1)
     for b in range(B):
         kept = np.append(~hidden[b], [True] * 3)
-        exact, rough = ATTENTION.one_pass(x[b : b + 1, kept], mask=spec)
-        compare(got[b : b + 1, kept], exact, rough, f"sample {b} as if alone")
+        exact, naive = ATTENTION.one_pass(x[b : b + 1, kept], mask=spec)
+        compare(got[b : b + 1, kept], exact, naive, f"sample {b} as if alone")
 
 
 def hidden_levels():
@@ -234,13 +234,13 @@ def check_full(subject, call, text: str) -> None:
 @EVERY
 def test_beyond_capacity_is_refused_and_writes_nothing(subject, name):
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(), stream.whole()
+    x, (exact, naive) = stream.tokens(), stream.whole()
     decoding = stream.start(subject, 5)
-    stream.check_feeds(decoding, x, STEPS[:4], exact, rough)
+    stream.check_feeds(decoding, x, STEPS[:4], exact, naive)
     check_full(subject, lambda: stream.feed(decoding, x[:, 4:]), "7 tokens for 5 slots")
     same(decoding.lengths, [4] * B, "lengths after the refusal")
     got = stream.feed(decoding, x[:, 4:5])
-    part(got, exact, rough, 4, "the token that still fits")
+    part(got, exact, naive, 4, "the token that still fits")
     check_full(subject, lambda: stream.feed(decoding, x[:, 5:6]), "6 tokens for 5 slots")
 
 
@@ -259,12 +259,12 @@ def test_beyond_capacity_is_nan_where_nobody_can_look(subject, name):
     require(subject, "cache")
     require(subject, "traced")
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(), stream.whole()
+    x, (exact, naive) = stream.tokens(), stream.whole()
     decoding = stream.start(subject, 5, compiled=True)
     for t in range(N):
         got = stream.feed(decoding, x[:, t : t + 1])
         if t < 5:
-            part(got, exact, rough, t, f"token {t}")
+            part(got, exact, naive, t, f"token {t}")
         else:
             same(got, np.full(got.shape, np.nan), f"token {t} of five slots")
 
@@ -273,19 +273,19 @@ def test_beyond_capacity_is_nan_where_nobody_can_look(subject, name):
 @pytest.mark.parametrize("name", STACKS)
 def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(), stream.whole()
+    x, (exact, naive) = stream.tokens(), stream.whole()
     decoding = stream.start(subject)
-    stream.check_feeds(decoding, x, (3, 4), exact, rough)
+    stream.check_feeds(decoding, x, (3, 4), exact, naive)
     other = np.concatenate([x[:, :3], x[::-1, 3:4]], 1)
     got = unless_handed_on(lambda: stream.feed(decoding.earlier(), other[:, 3:]))
     if got is not None:
         part(got, *stream.one_pass(other), 3, "another token on the earlier cache")
-    part(stream.feed(decoding, x[:, 4:6]), exact, rough, 4, "the tokens after it")
+    part(stream.feed(decoding, x[:, 4:6]), exact, naive, 4, "the tokens after it")
     shorter = decoding.truncate(2)
     got = unless_handed_on(lambda: stream.feed(decoding, x[:, 6:]))
     if got is not None:
-        part(got, exact, rough, 6, "a token on what was truncated")
-    part(stream.feed(shorter, x[:, 2:4]), exact, rough, 2, "tokens on what was left")
+        part(got, exact, naive, 6, "a token on what was truncated")
+    part(stream.feed(shorter, x[:, 2:4]), exact, naive, 2, "tokens on what was left")
 
 
 def unless_handed_on(call):
@@ -302,13 +302,13 @@ def unless_handed_on(call):
 @pytest.mark.parametrize("name", STACKS)
 def test_copies_go_their_own_ways(subject, name):
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(), stream.whole()
+    x, (exact, naive) = stream.tokens(), stream.whole()
     other = np.concatenate([x[:, :3], x[::-1, 3:]], 1)
     decoding = stream.start(subject)
-    stream.check_feeds(decoding, x, (3,), exact, rough)
+    stream.check_feeds(decoding, x, (3,), exact, naive)
     branch = decoding.copy()
     pieces = {
-        "first": (decoding, x, exact, rough),
+        "first": (decoding, x, exact, naive),
         "copy": (branch, other, *stream.one_pass(other)),
     }
     for t in (3, 5):  # in turns
@@ -323,12 +323,12 @@ def test_copies_go_their_own_ways(subject, name):
 @EVERY
 def test_unwritten_slots_may_hold_anything(subject, name, number):
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(), stream.whole()
+    x, (exact, naive) = stream.tokens(), stream.whole()
     decoding = stream.start(subject, N + 1).poison(number)
-    stream.check_feeds(decoding, x, (3, 4), exact, rough)
+    stream.check_feeds(decoding, x, (3, 4), exact, naive)
     later = decoding.poison(number)
     for t in (4, 5, 6):
-        part(stream.feed(later, x[:, t : t + 1]), exact, rough, t, f"token {t}")
+        part(stream.feed(later, x[:, t : t + 1]), exact, naive, t, f"token {t}")
 
 
 @clause("CACHE-5")
@@ -378,21 +378,21 @@ def test_reordered_samples_go_on_as_those_they_were(subject, name, index):
     options = {"memory_key_padding_mask": SOURCE_HIDDEN[index]} if stream.every_feed else {}
     tail = np.concatenate([x, x[::-1]])[: len(index), 3:]  # other than the samples' own
     told = np.concatenate([x[index, :3], tail], 1)
-    exact, rough = stream.one_pass(told, rows=index)
+    exact, naive = stream.one_pass(told, rows=index)
     for t in (3, 4):
         got = beams.feed(told[:, t : t + 1], **options)
-        part(got, exact, rough, t, f"token {t} of beams {index}")
+        part(got, exact, naive, t, f"token {t} of beams {index}")
     same(beams.lengths, [5] * len(index), "lengths")
 
 
 @clause("CACHE-6")
 def test_a_reordered_cache_stands_on_its_own(subject):
-    x, (exact, rough) = ENCODER.tokens(), ENCODER.whole()
+    x, (exact, naive) = ENCODER.tokens(), ENCODER.whole()
     decoding = ENCODER.start(subject)
-    ENCODER.check_feeds(decoding, x, (3,), exact, rough)
+    ENCODER.check_feeds(decoding, x, (3,), exact, naive)
     beams = decoding.reorder(np.array([0, 1, 2]))
     ENCODER.feed(beams, -x[:, 3:5])
-    part(ENCODER.feed(decoding, x[:, 3:]), exact, rough, 3, "the tokens after it")
+    part(ENCODER.feed(decoding, x[:, 3:]), exact, naive, 3, "the tokens after it")
 
 
 @clause("CACHE-6")
@@ -410,18 +410,18 @@ def test_what_is_truncated_is_forgotten(subject, name, lengths):
     got = stream.feed(shorter, x[:, 5:])
     for b in range(B):
         told = np.concatenate([x[b, : counts[b]], x[b, 5:]])[None]
-        exact, rough = stream.one_pass(told, rows=slice(b, b + 1))
-        part(got[b : b + 1], exact, rough, counts[b], f"sample {b} after {counts[b]}")
+        exact, naive = stream.one_pass(told, rows=slice(b, b + 1))
+        part(got[b : b + 1], exact, naive, counts[b], f"sample {b} after {counts[b]}")
 
 
 @clause("CACHE-7")
 @pytest.mark.parametrize("name", ["decoder_layer", "decoder", "transformer"])
 def test_a_memory_mask_goes_by_the_targets_positions(subject, name):
     stream, spec = STREAMS[name], sliding_window(1, 2)
-    exact, rough = stream.one_pass(stream.tokens(), memory_mask=spec)
+    exact, naive = stream.one_pass(stream.tokens(), memory_mask=spec)
     decoding = stream.start(subject)
     cuts = (3, 4, 5, 7)
-    stream.check_feeds(decoding, stream.tokens(), cuts, exact, rough, memory_mask=spec)
+    stream.check_feeds(decoding, stream.tokens(), cuts, exact, naive, memory_mask=spec)
 
 
 @clause("CACHE-7")
@@ -435,8 +435,8 @@ def test_a_memory_mask_leaves_hidden_tokens_uncounted(subject, name):
     for b in range(B):
         kept = np.append(~hidden[b], [True] * 3)
         own = slice(b, b + 1)
-        exact, rough = stream.one_pass(x[own, kept], memory_mask=spec, rows=own)
-        compare(got[own, kept], exact, rough, f"sample {b} as if alone")
+        exact, naive = stream.one_pass(x[own, kept], memory_mask=spec, rows=own)
+        compare(got[own, kept], exact, naive, f"sample {b} as if alone")
 
 
 @clause("CACHE-7")
@@ -457,18 +457,18 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
     output, weights = decoding.look(x[:, 4:])
     for b in range(B):
         keys = x[b : b + 1, np.flatnonzero(~RAGGED["right"][b])]
-        exact, rough = reference_of(ATTENTION, x[b : b + 1, 4:], keys)
-        compare(output[b : b + 1], exact["output"], rough["output"], f"sample {b}")
+        exact, naive = reference_of(ATTENTION, x[b : b + 1, 4:], keys)
+        compare(output[b : b + 1], exact["output"], naive["output"], f"sample {b}")
         own = weights[b : b + 1, ..., : written[b]]
-        compare(own, exact["weights"], rough["weights"], f"weights of sample {b}")
+        compare(own, exact["weights"], naive["weights"], f"weights of sample {b}")
         rest = weights[b, ..., written[b] :]
         same(rest, np.zeros_like(rest), "weights of slots that are not written")
     same(decoding.lengths, written, "lengths")
 
 
 def reference_of(stream: Stream, query, key):
-    seen = np.ones((1, stream.heads, query.shape[1], key.shape[1]), bool)
-    return multihead(stream.parameters(), 2, 2, query, key, key, seen=seen)
+    allowed = np.ones((1, stream.heads, query.shape[1], key.shape[1]), bool)
+    return multihead(stream.parameters(), 2, 2, query, key, key, allowed=allowed)
 
 
 # Why decoding needs a mask
@@ -480,24 +480,24 @@ def test_without_the_mask_one_pass_is_another(subject, name):
     """The last token of one attention sees all either way; every other output must differ."""
     stream = STREAMS[name]
     x = stream.tokens()
-    exact, rough = stream.one_pass(x, unmasked=True)
+    exact, naive = stream.one_pass(x, unmasked=True)
     decoding = stream.start(subject)
     got = np.concatenate([stream.feed(decoding, x[:, t : t + 1]) for t in range(N)], 1)
     far = abs(got - exact).max(-1)
     earlier = far[:, :-1].min()
     text = f"CACHE-8: a step and an unmasked pass are only {earlier:.3g} apart"
-    assert earlier > 100 * allowance(exact, rough, got.dtype), text
+    assert earlier > 100 * allowance(exact, naive, got.dtype), text
     if name == "attention":
-        part(got[:, -1:], exact, rough, N - 1, "the last token")
+        part(got[:, -1:], exact, naive, N - 1, "the last token")
 
 
 @clause("CACHE-8")
 def test_a_prompt_without_the_mask_leaks_and_its_steps_cannot(subject):
     """`~causal() | causal()` shows a prompt everything: its tokens see what steps never see."""
     x, spec = ENCODER.tokens(), ~causal() | causal()
-    exact, rough = ENCODER.one_pass(x, unmasked=True)
+    exact, naive = ENCODER.one_pass(x, unmasked=True)
     got = ENCODER.feed(ENCODER.start(subject), x, mask=spec)
-    compare(got, exact, rough, "a whole prompt that sees itself")
+    compare(got, exact, naive, "a whole prompt that sees itself")
     decoding = ENCODER.start(subject)
     steps = np.concatenate(
         [ENCODER.feed(decoding, x[:, t : t + 1], mask=spec) for t in range(N)], 1
@@ -532,9 +532,9 @@ def test_nothing_is_projected_twice(subject, name):
 @pytest.mark.parametrize("name", ["transformer", "seq2seq"])
 def test_step_by_step_is_one_pass_for_every_prefix(subject, name, cached):
     stream = STREAMS[name]
-    x, (exact, rough) = stream.tokens(), stream.whole()
+    x, (exact, naive) = stream.tokens(), stream.whole()
     if cached:
-        stream.check_feeds(stream.start(subject), x, STEPS, exact, rough)
+        stream.check_feeds(stream.start(subject), x, STEPS, exact, naive)
         return
     require(subject, "layers")
     options = {} if name == "seq2seq" else {"tgt_mask": causal()}
@@ -544,7 +544,7 @@ def test_step_by_step_is_one_pass_for_every_prefix(subject, name, cached):
         inputs = source | {"tgt": x[:, :n]}
         arguments = (stream.kind, stream.config, stream.parameters(), inputs)
         got = subject.layer(*arguments, **options, **given)["output"]
-        part(got, exact, rough, 0, f"prefix of {n}")
+        part(got, exact, naive, 0, f"prefix of {n}")
 
 
 PROMPTS = {
@@ -564,9 +564,9 @@ def greedy_tokens() -> tuple[np.ndarray, int]:
     for b, prompt in enumerate(PROMPTS["right"]):
         told, own = [int(token) for token in prompt if token], slice(b, b + 1)
         for i in range(NEW):
-            exact, rough = stream.one_pass(np.array([told]), rows=own)
+            exact, naive = stream.one_pass(np.array([told]), rows=own)
             last = np.sort(exact[0, -1])
-            limit = allowance(exact, rough, np.float32)
+            limit = allowance(exact, naive, np.float32)
             assert last[-1] - last[-2] > 2 * limit, f"CACHE-10: {told} has no clear successor"
             found[b, i] = exact[0, -1].argmax()
             told.append(found[b, i])

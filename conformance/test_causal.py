@@ -112,5 +112,5 @@ def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
     padded = subject.attention(*inputs, mask=spec)
     for b, part in enumerate(real):
         alone = [x[b : b + 1, :, part] for x in inputs]
-        seen = reference.allowed(causal(), (1, 2, lengths[b], lengths[b]))
-        hold(padded[b : b + 1, :, part], *alone, f"sample {b} as if alone", seen=seen)
+        allowed = reference.allowed(causal(), (1, 2, lengths[b], lengths[b]))
+        hold(padded[b : b + 1, :, part], *alone, f"sample {b} as if alone", allowed=allowed)

@@ -67,7 +67,7 @@ def test_an_empty_row_is_zero_whatever_its_query_holds(subject, through, fill):
     query = np.where(empty[..., None], np.float32(fill), clean[0])
     got = call(query, *clean[1:], mask=allow(ROWS))
     same(got[empty], np.zeros((empty.sum(), MAIN.D_v)), "rows that see nothing")
-    hold(got, *clean, "all other rows", seen=ROWS)
+    hold(got, *clean, "all other rows", allowed=ROWS)
 
 
 @clause("EMPTY-2")
@@ -117,14 +117,14 @@ def ways(sample: int) -> dict[str, dict]:
 def test_it_does_not_matter_how_a_row_was_emptied(subject, way, policy):
     require(subject, "attention")
     inputs = case_of(policy).inputs("float32")
-    seen = np.broadcast_to((np.arange(3) != 1)[:, None, None, None], MAIN.call)
+    allowed = np.broadcast_to((np.arange(3) != 1)[:, None, None, None], MAIN.call)
     steps = subject.steps(*inputs, empty_rows=policy, **ways(1)[way])
     output = subject.attention(*inputs, empty_rows=policy, **ways(1)[way])
-    hold(output, *inputs, "output", seen=seen, empty_rows=policy)
-    hold(steps["output"], *inputs, "output of the steps", seen=seen, empty_rows=policy)
+    hold(output, *inputs, "output", allowed=allowed, empty_rows=policy)
+    hold(steps["output"], *inputs, "output of the steps", allowed=allowed, empty_rows=policy)
     if "blocked" in subject.capabilities:
         walked = subject.blocked(*inputs, tile=TILE, empty_rows=policy, **ways(1)[way])
-        hold(walked, *inputs, "output by tiles", seen=seen, empty_rows=policy)
+        hold(walked, *inputs, "output by tiles", allowed=allowed, empty_rows=policy)
     if "weights" in steps:
         expected = {"zero": 0.0, "nan": np.nan, "uniform": np.float32(1 / 7)}[policy]
         compare(steps["weights"][1], np.full((2, 5, 7), expected), expected, "weights of the row")
@@ -154,9 +154,9 @@ def test_multihead_empties_rows_alike(subject, way, need_weights, training, poli
         "attn_mask": {"attn_mask": rank4},
         "additive": {"attn_mask": np.where(rank4, -np.inf, 0).astype(np.float32)},
     }[way]
-    seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
+    allowed = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
     multihead.CROSS.check(
-        subject, options, seen, empty_rows=policy, need_weights=need_weights, training=training
+        subject, options, allowed, empty_rows=policy, need_weights=need_weights, training=training
     )
 
 
@@ -165,9 +165,9 @@ def test_multihead_empties_rows_alike(subject, way, need_weights, training, poli
 def test_self_attention_empties_rows_alike(subject, need_weights):
     hidden = np.zeros((3, 5), bool)
     hidden[1] = True
-    seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 5))
+    allowed = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 5))
     options = {"key_padding_mask": hidden}
-    multihead.SELF.check(subject, options, seen, need_weights=need_weights)
+    multihead.SELF.check(subject, options, allowed, need_weights=need_weights)
 
 
 @clause("EMPTY-4")
@@ -202,13 +202,13 @@ def test_an_empty_sample_changes_no_other_gradient(subject):
 @clause("EMPTY-5")
 def test_parameter_gradients_are_those_of_leaving_the_sample_out(subject):
     hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
-    seen = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
-    got = multihead.CROSS.check_gradients(subject, {"key_padding_mask": hidden}, seen)
+    allowed = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
+    got = multihead.CROSS.check_gradients(subject, {"key_padding_mask": hidden}, allowed)
     keep = [0, 2]
-    exact, rough = multihead.CROSS.expected_gradients(seen, keep=keep)
+    exact, naive = multihead.CROSS.expected_gradients(allowed, keep=keep)
     for name in exact:
         if name not in ("query", "key", "value", "out_proj.bias"):  # the bias is all that is left
-            compare(got[name], exact[name], rough[name], f"gradient of {name}")
+            compare(got[name], exact[name], naive[name], f"gradient of {name}")
 
 
 def check_empty_gradients(subject, dtype: str) -> None:

@@ -164,12 +164,12 @@ def test_any_mask_is_asked_alike_by_cells_and_by_tiles(subject, data):
     shape = data.draw(shapes())
     case = Case("fuzz", shape, data.draw(masks(shape)), data.draw(st.integers(-3, shape.S)))
     B, H, T, S = shape.call
-    seen = case.seen()
+    allowed = case.allowed()
     edges = st.integers(0, max(T, S))
     top, left = data.draw(edges), data.draw(edges)
     options = {"query_offset": case.query_offset, "batch": B, "heads": H}
     for rows, columns in product((slice(0, top), slice(top, T)), (slice(0, left), slice(left, S))):
-        block = seen[:, :, rows, columns]
+        block = allowed[:, :, rows, columns]
         expected = "all" if block.all() and block.size else "partial" if block.any() else "none"
         got = subject.ask("tile", case.mask, T, S, rows, columns, **options)
         if got != expected:

@@ -41,9 +41,9 @@ def test_gradients_are_the_oracles_in_other_dtypes(subject, dtype):
 @pytest.mark.parametrize("name", ["CROSS", "GROUPED", "WIDTHS", "NO_BIAS"])
 def test_parameter_gradients_are_the_oracles(subject, name):
     call = getattr(multihead, name)
-    seen = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
+    allowed = reference.allowed(padding(LENGTHS), (3, call.heads[0], 5, 7))
     hidden = np.arange(7) >= np.array(LENGTHS)[:, None]
-    call.check_gradients(subject, {"key_padding_mask": hidden}, seen)
+    call.check_gradients(subject, {"key_padding_mask": hidden}, allowed)
 
 
 @clause("GRAD-3")
@@ -55,6 +55,6 @@ def test_gradients_of_both_paths_agree(subject, case, through):
     arguments = (*case.inputs("float32"), case.grad("float32"))
     fast = subject.gradients(*arguments, through=through, **case.options("float32"))
     textbook = subject.gradients(*arguments, through="steps", **case.options("float32"))
-    exact, rough = case.expected_gradients("float32")
+    exact, naive = case.expected_gradients("float32")
     for role in fast:
-        close(fast[role], textbook[role], rough[role], exact[role], f"gradient of {role}")
+        close(fast[role], textbook[role], naive[role], exact[role], f"gradient of {role}")

@@ -42,12 +42,12 @@ def check_output(subject, role: str, fill: float, way: str) -> None:
     inputs = dirty(role, fill)
     for policy in ("zero", "nan") if "empty_rows" in subject.capabilities else ("zero",):
         got = subject.attention(*inputs, empty_rows=policy, **WAYS[way])
-        hold(got, *CLEAN.inputs("float32"), "output", seen=SEEN, empty_rows=policy)
+        hold(got, *CLEAN.inputs("float32"), "output", allowed=SEEN, empty_rows=policy)
     steps = subject.steps(*inputs, **WAYS[way])
-    hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", seen=SEEN)
+    hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", allowed=SEEN)
     if "blocked" in subject.capabilities:
         walked = subject.blocked(*inputs, tile=TILE, **WAYS[way])
-        hold(walked, *CLEAN.inputs("float32"), "output by tiles", seen=SEEN)
+        hold(walked, *CLEAN.inputs("float32"), "output by tiles", allowed=SEEN)
 
 
 @clause("CLEAN-1")
@@ -74,9 +74,9 @@ def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
     options = {"grad": CLEAN.grad("float32")} | WAYS[way]
     got = subject.gradients(*dirty(role, fill), through=through, **options)
     options.pop("mask", None)
-    exact, rough = expected.gradients(*CLEAN.inputs("float32"), seen=SEEN, **options)
+    exact, naive = expected.gradients(*CLEAN.inputs("float32"), allowed=SEEN, **options)
     for name in exact:
-        compare(got[name], exact[name], rough[name], f"gradient of {name}")
+        compare(got[name], exact[name], naive[name], f"gradient of {name}")
 
 
 @clause("CLEAN-3")
@@ -183,8 +183,8 @@ def test_queries_do_not_notice_what_only_they_may_not_see(subject, role, fill):
             x[:, :, 5] = fill
     got = subject.attention(*inputs, mask=causal(), query_offset=2)[:, :, :3]
     case = Case("causal", mask=causal(), query_offset=2)
-    exact, rough = (steps["output"][:, :, :3] for steps in case.expected("float32"))
-    compare(got, exact, rough, "rows before the one that sees key 5")
+    exact, naive = (steps["output"][:, :, :3] for steps in case.expected("float32"))
+    compare(got, exact, naive, "rows before the one that sees key 5")
 
 
 @clause("CLEAN-6")

@@ -5,7 +5,7 @@ import pytest
 
 from .cases import models
 from .cases.arrays import coins, normal
-from .cases.models import B, Call, H, S, T
+from .cases.models import B, H, ModelCase, S, T
 from .contract import clause
 from .mask_spec import causal, padding, sliding_window
 from .oracle import reference
@@ -21,9 +21,9 @@ OPTIONS = {
     "eps": {"layer_norm_eps": 0.3},
     "no_bias": {"bias": False},
 }
-SHALLOW = Call("transformer", {"num_encoder_layers": 1, "num_decoder_layers": 1})
-LAYER, DEEP = Call("encoder_layer"), Call("encoder", {"num_layers": 3})
-DECODER, WHOLE = Call("decoder"), Call("transformer")
+SHALLOW = ModelCase("transformer", {"num_encoder_layers": 1, "num_decoder_layers": 1})
+LAYER, DEEP = ModelCase("encoder_layer"), ModelCase("encoder", {"num_layers": 3})
+DECODER, WHOLE = ModelCase("decoder"), ModelCase("transformer")
 
 SOURCE_LENGTHS, TARGET_LENGTHS = [7, 0, 4], [3, 5, 2]
 SOURCE_HIDDEN = np.arange(S) >= np.array(SOURCE_LENGTHS)[:, None]
@@ -38,20 +38,20 @@ LOOK_AHEAD = np.tri(T, dtype=bool)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder_layer"])
 def test_layer_is_the_papers(subject, kind, options):
-    Call(kind, OPTIONS[options]).check(subject)
+    ModelCase(kind, OPTIONS[options]).check(subject)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no_norm"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_stack_is_its_layers_and_a_last_norm(subject, kind, norm):
-    Call(kind, PRE_GELU | {"norm": norm, "layer_norm_eps": 0.1}).check(subject)
+    ModelCase(kind, PRE_GELU | {"norm": norm, "layer_norm_eps": 0.1}).check(subject)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("options", [{}, PRE_GELU], ids=["plain", "pre_norm_gelu"])
 def test_transformer_is_both_stacks_with_their_norms(subject, options):
-    Call("transformer", options).check(subject)
+    ModelCase("transformer", options).check(subject)
 
 
 def tokens(config: dict, hidden=SOURCE_HIDDEN) -> dict[str, np.ndarray]:
@@ -67,30 +67,30 @@ def tokens(config: dict, hidden=SOURCE_HIDDEN) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("positions", ["sinusoidal", "none"])
 def test_tokens_become_logits(subject, positions):
     require(subject, "layers")
-    call = Call("seq2seq", {"positions": positions})
+    call = ModelCase("seq2seq", {"positions": positions})
     inputs, parameters = tokens(call.config), call.parameters()
     got = subject.layer("seq2seq", call.config, parameters, inputs, need_weights=True)
-    exact, rough = call.expected(inputs, parameters)
+    exact, naive = call.expected(inputs, parameters)
     kept = inputs["tgt"] != 0  # a padding token has no position
-    compare(got["output"][kept], exact["output"][kept], rough["output"][kept], "logits")
+    compare(got["output"][kept], exact["output"][kept], naive["output"][kept], "logits")
     name = "transformer.decoder.layers.0.multihead_attn"
-    compare(got[name][0], exact[name][0], rough[name][0], name)
+    compare(got[name][0], exact[name][0], naive[name][0], name)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder", "transformer"])
 def test_other_dtypes(subject, kind, dtype):
-    Call(kind).check(subject, dtype_name=dtype)
+    ModelCase(kind).check(subject, dtype_name=dtype)
 
 
 @clause("LAYER-1")
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder", "transformer"])
 def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
     require(subject, "layers")
-    call = Call(kind)
+    call = ModelCase(kind)
     inputs, options = call.inputs(), {"need_weights": True}
-    seen = {"src": (SOURCE, None), "memory": (SOURCE, None)}
+    allowed = {"src": (SOURCE, None), "memory": (SOURCE, None)}
     if "src" in inputs:
         options["src_key_padding_mask"] = SOURCE_HIDDEN
     if kind != "encoder_layer":
@@ -98,10 +98,10 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
     turned = {name: x.swapaxes(0, 1) for name, x in inputs.items()}
     config = call.config | {"batch_first": False}
     got = subject.layer(kind, config, call.parameters(), turned, **options)
-    exact, rough = call.expected(inputs, **seen)
+    exact, naive = call.expected(inputs, **allowed)
     got["output"] = got["output"].swapaxes(0, 1)
     for name in exact:
-        compare(got[name], exact[name], rough[name], f"{name}, sequence first")
+        compare(got[name], exact[name], naive[name], f"{name}, sequence first")
 
 
 # What each mask may look like: the argument, what is seen, and what is added
@@ -138,28 +138,30 @@ KEYS = {
 @pytest.mark.parametrize("argument", FORMS)
 def test_attention_mask_reaches_its_own_attention(subject, argument, form):
     name, known = FORMS[argument]
-    given, seen, bias = known[form]
-    SHALLOW.check(subject, {argument: given}, **{name: (seen, bias)})
+    given, allowed, bias = known[form]
+    SHALLOW.check(subject, {argument: given}, **{name: (allowed, bias)})
 
 
 @clause("LAYER-2")
 @pytest.mark.parametrize("form", ["array", "mask"])
 @pytest.mark.parametrize("argument", KEYS)
 def test_padding_mask_reaches_its_own_attention(subject, argument, form):
-    name, array, mask, seen = KEYS[argument]
-    SHALLOW.check(subject, {argument: array if form == "array" else mask}, **{name: (seen, None)})
+    name, array, mask, allowed = KEYS[argument]
+    SHALLOW.check(
+        subject, {argument: array if form == "array" else mask}, **{name: (allowed, None)}
+    )
 
 
 @clause("LAYER-2")
 @pytest.mark.parametrize("form", ["bool", "float", "mask"])
 def test_six_masks_together(subject, form):
-    options, seen = {}, {}
+    options, allowed = {}, {}
     for argument, (name, known) in FORMS.items():
         options[argument], visible, bias = known[form]
         padded, array, _, keys = KEYS[f"{name}_key_padding_mask"]
         options[f"{padded}_key_padding_mask"] = array
-        seen[name] = (np.logical_and(visible, keys), bias)
-    SHALLOW.check(subject, options, **seen)
+        allowed[name] = (np.logical_and(visible, keys), bias)
+    SHALLOW.check(subject, options, **allowed)
 
 
 @clause("LAYER-2")
@@ -168,8 +170,8 @@ def test_a_decoder_takes_the_same_masks(subject, kind):
     options = {"tgt_mask": causal(), "memory_mask": sliding_window(1, 2)}
     options |= {"tgt_key_padding_mask": TARGET_HIDDEN, "memory_key_padding_mask": SOURCE_HIDDEN}
     window = reference.allowed(sliding_window(1, 2), (B, H, T, S), 0)
-    seen = {"tgt": (LOOK_AHEAD & TARGET, None), "memory": (window & SOURCE, None)}
-    Call(kind).check(subject, options, **seen)
+    allowed = {"tgt": (LOOK_AHEAD & TARGET, None), "memory": (window & SOURCE, None)}
+    ModelCase(kind).check(subject, options, **allowed)
 
 
 @clause("LAYER-2")
@@ -187,7 +189,7 @@ def test_left_padding_under_a_causal_mask_stays_finite(subject, look_ahead):
 @pytest.mark.parametrize("policy", ["zero", "nan", "uniform"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "encoder"])
 def test_an_empty_sample_goes_by_the_policy(subject, kind, policy):
-    call = Call(kind, {"empty_rows": policy})
+    call = ModelCase(kind, {"empty_rows": policy})
     got = call.check(subject, {"src_key_padding_mask": SOURCE_HIDDEN}, src=(SOURCE, None))
     same(np.isnan(got["output"]).all((1, 2)), [False, policy == "nan", False], "NaN by sample")
 
@@ -234,35 +236,35 @@ def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
     got = call.run(subject, {"src": x}, src_key_padding_mask=hidden)["output"]
     for b in np.flatnonzero(~hidden.all(1)):
         kept = ~hidden[b]
-        exact, rough = call.expected({"src": x[b : b + 1, kept]})
-        compare(got[b, kept], exact["output"][0], rough["output"][0], f"sample {b} as if alone")
+        exact, naive = call.expected({"src": x[b : b + 1, kept]})
+        compare(got[b, kept], exact["output"][0], naive["output"][0], f"sample {b} as if alone")
 
 
 @clause("LAYER-3")
 @pytest.mark.parametrize("positions", ["sinusoidal", "none"])
 def test_padded_tokens_equal_trimmed_ones_on_either_side(subject, positions):
     require(subject, "layers")
-    call = Call("seq2seq", {"positions": positions})
+    call = ModelCase("seq2seq", {"positions": positions})
     given, parameters = tokens(call.config, LEFT_HIDDEN), call.parameters()
     got = subject.layer("seq2seq", call.config, parameters, given)["output"]
     for b in range(B):
         alone = {side: row[b : b + 1, row[b] != 0] for side, row in given.items()}
-        exact, rough = call.expected(alone, parameters)
+        exact, naive = call.expected(alone, parameters)
         kept = given["tgt"][b] != 0
-        compare(got[b, kept], exact["output"][0], rough["output"][0], f"sample {b} as if alone")
+        compare(got[b, kept], exact["output"][0], naive["output"][0], f"sample {b} as if alone")
 
 
 @clause("LAYER-4")
 @pytest.mark.parametrize("kind", models.INPUTS)
 def test_every_attentions_weights_can_be_had(subject, kind):
     require(subject, "layers")
-    call = Call(kind)
-    inputs, seen, options = call.inputs(), {}, {}
+    call = ModelCase(kind)
+    inputs, allowed, options = call.inputs(), {}, {}
     if "src" in inputs:
-        seen["src"], options["src_key_padding_mask"] = (LEFT, None), LEFT_HIDDEN
+        allowed["src"], options["src_key_padding_mask"] = (LEFT, None), LEFT_HIDDEN
     if "tgt" in inputs:
-        seen["tgt"], options["tgt_mask"] = (LOOK_AHEAD, None), causal()
-    got = call.check(subject, options, **seen)
+        allowed["tgt"], options["tgt_mask"] = (LOOK_AHEAD, None), causal()
+    got = call.check(subject, options, **allowed)
     attentions = {name.rpartition(".q_proj")[0] for name in call.parameters() if "q_proj" in name}
     if set(got) != attentions | {"output"}:
         raise Differs(f"weights: expected those of {sorted(attentions)}, got {sorted(got)}")
@@ -271,12 +273,12 @@ def test_every_attentions_weights_can_be_had(subject, kind):
 @clause("LAYER-4")
 @pytest.mark.parametrize("kind", models.INPUTS)
 def test_asking_for_weights_does_not_change_the_output(subject, kind):
-    call = Call(kind)
+    call = ModelCase(kind)
     inputs = call.inputs()
     plain, asked = (call.run(subject, inputs, need_weights=n)["output"] for n in (False, True))
-    exact, rough = call.expected(inputs)
-    compare(plain, exact["output"], rough["output"], "output without weights")
-    close(asked, plain, rough["output"], exact["output"], "output with weights, and without")
+    exact, naive = call.expected(inputs)
+    compare(plain, exact["output"], naive["output"], "output without weights")
+    close(asked, plain, naive["output"], exact["output"], "output with weights, and without")
 
 
 @clause("LAYER-4")
@@ -313,7 +315,7 @@ def test_training_without_dropout_is_evaluation(subject, masks):
 @clause("LAYER-5")
 @pytest.mark.parametrize("kind", ["decoder", "transformer"])
 def test_a_decoder_in_training_without_dropout_is_evaluation(subject, kind):
-    call, masks = Call(kind), {"tgt_mask": causal(), "memory_key_padding_mask": SOURCE_HIDDEN}
+    call, masks = ModelCase(kind), {"tgt_mask": causal(), "memory_key_padding_mask": SOURCE_HIDDEN}
     evaluated, trained = (
         call.run(subject, call.inputs(), training=training, **masks)["output"]
         for training in (False, True)
@@ -325,14 +327,14 @@ def test_a_decoder_in_training_without_dropout_is_evaluation(subject, kind):
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder_layer"])
 def test_a_dropout_of_one_leaves_the_residuals_alone(subject, kind, norm_first):
-    call = Call(kind, {"dropout": 1.0, "norm_first": norm_first})
+    call = ModelCase(kind, {"dropout": 1.0, "norm_first": norm_first})
     inputs, silent = call.inputs(), call.parameters()
     for name in silent:
         if "out_proj" in name or "linear2" in name:
             silent[name] = np.zeros_like(silent[name])
     got = call.run(subject, inputs, training=True)["output"]
-    exact, rough = call.expected(inputs, silent)
-    compare(got, exact["output"], rough["output"], "output with every sublayer dropped")
+    exact, naive = call.expected(inputs, silent)
+    compare(got, exact["output"], naive["output"], "output with every sublayer dropped")
 
 
 @clause("LAYER-5")
@@ -352,7 +354,7 @@ def test_evaluation_drops_nothing_and_training_does(subject):
 @clause("LAYER-5")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_output_keeps_its_dtype_in_training(subject, dtype):
-    call = Call("decoder_layer", {"dropout": 0.4})
+    call = ModelCase("decoder_layer", {"dropout": 0.4})
     inputs = call.inputs(dtype)
     got = call.run(subject, inputs, training=True, seed=3)["output"]
     check_dtype(got, inputs["tgt"].dtype, "output in training")

@@ -26,7 +26,7 @@ ALL = np.ones((3, 2, 5, 7), bool)
 def test_width_is_kept(subject):
     require(subject, "multihead")
     config = {"embed_dim": 512, "num_heads": 8}
-    parameters = multihead.Call(config, kdim=512, vdim=512).parameters("float32")
+    parameters = multihead.MultiHeadCase(config, kdim=512, vdim=512).parameters("float32")
     x = normal(0, 2, 7, 512, dtype_name="float32")
     output, weights = subject.multihead(config, parameters, x)
     check_shape(output, (2, 7, 512), "output")
@@ -47,8 +47,8 @@ def test_neighbours_stay_neighbours_in_a_head(subject):
     output, _ = subject.multihead(config, parameters, x, attn_mask=hidden)
     mean, tail = x.astype(float).mean(1), x[:, 1:].astype(float).mean(1)
     exact = np.concatenate([tail[:, :16], mean[:, 16:]], -1)
-    rough = np.concatenate([x[:, 1:].mean(1)[:, :16], x.mean(1)[:, 16:]], -1)
-    spread = [np.broadcast_to(y[:, None], output.shape) for y in (exact, rough)]
+    naive = np.concatenate([x[:, 1:].mean(1)[:, :16], x.mean(1)[:, 16:]], -1)
+    spread = [np.broadcast_to(y[:, None], output.shape) for y in (exact, naive)]
     compare(output, *spread, "head 0 is the first 16 features")
 
 
@@ -82,7 +82,7 @@ def test_one_head_differs_from_attention_by_the_last_map(subject):
     parameters = {f"{name}.weight": eye for name in names}
     config = {"embed_dim": 14, "num_heads": 1, "bias": False}
     x = SELF.inputs()[0]
-    plain = expected.attention(*[x[:, None]] * 3, seen=np.ones((3, 1, 5, 5), bool))
+    plain = expected.attention(*[x[:, None]] * 3, allowed=np.ones((3, 1, 5, 5), bool))
     plain = [steps["output"][:, 0] for steps in plain]
     output, _ = subject.multihead(config, parameters, x)
     compare(output, *plain, "with W^o = I")
@@ -129,8 +129,8 @@ def masks() -> dict[str, tuple[dict, np.ndarray, np.ndarray | None]]:
 @clause("MHA-4")
 @pytest.mark.parametrize("name", masks())
 def test_every_kind_of_mask(subject, name):
-    options, seen, bias = masks()[name]
-    CROSS.check(subject, options, seen, bias=bias, average_weights=False)
+    options, allowed, bias = masks()[name]
+    CROSS.check(subject, options, allowed, bias=bias, average_weights=False)
 
 
 @clause("MHA-5")
@@ -162,9 +162,9 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, average):
 @pytest.mark.parametrize("name", ["GROUPED", "WIDTHS", "NO_BIAS"])
 def test_other_sizes(subject, name):
     call = getattr(multihead, name)
-    seen = np.broadcast_to(~HIDDEN[:, None, None], (3, call.heads[0], 5, 7))
+    allowed = np.broadcast_to(~HIDDEN[:, None, None], (3, call.heads[0], 5, 7))
     options = {"key_padding_mask": HIDDEN}
-    call.check(subject, options, seen, average_weights=False)
+    call.check(subject, options, allowed, average_weights=False)
     if "parameters" in subject.capabilities:
         shapes = {n: x.shape for n, x in subject.parameters(call.config).items()}
         own = {n: x.shape for n, x in call.parameters("float32").items()}
@@ -286,9 +286,9 @@ def _flax_module(parameters):
     peer.out.bias[...] = jnp.asarray(parameters["out_proj.bias"])
 
     def call(inputs, hidden, look_ahead):
-        seen = jnp.asarray(~hidden)[:, None, None]
-        seen = seen if look_ahead is None else seen & look_ahead
-        return [np.asarray(peer(*map(jnp.asarray, inputs), mask=seen))]
+        allowed = jnp.asarray(~hidden)[:, None, None]
+        allowed = allowed if look_ahead is None else allowed & look_ahead
+        return [np.asarray(peer(*map(jnp.asarray, inputs), mask=allowed))]
 
     return call
 
@@ -310,13 +310,15 @@ def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
     if look_ahead:
         options["attn_mask"] = ~triangle
     ours = subject.multihead(CROSS.config, parameters, *inputs, **options)
-    seen = np.broadcast_to(~hidden[:, None, None], ALL.shape) & (triangle if look_ahead else True)
-    exact, rough = CROSS.expected(seen)
+    allowed = np.broadcast_to(~hidden[:, None, None], ALL.shape) & (
+        triangle if look_ahead else True
+    )
+    exact, naive = CROSS.expected(allowed)
     for got, own, name in zip(ours, theirs, ("output", "weights"), strict=False):
         if got is None:  # weights that the subject does not offer
             continue
-        exactly, roughly = exact[name], rough[name]
+        in_exact, in_naive = exact[name], naive[name]
         if name == "weights":
-            exactly, roughly = exactly.mean(1), roughly.mean(1)
-        compare(own, exactly, roughly, f"the peer's own {name}")
-        close(got, own, roughly, exactly, f"{name} against {peer}")
+            in_exact, in_naive = in_exact.mean(1), in_naive.mean(1)
+        compare(own, in_exact, in_naive, f"the peer's own {name}")
+        close(got, own, in_naive, in_exact, f"{name} against {peer}")

@@ -12,7 +12,7 @@ import pytest
 from .cases import models, multihead
 from .cases.arrays import normal
 from .cases.compare import refused
-from .cases.models import Call
+from .cases.models import ModelCase
 from .cases.multihead import CROSS, GROUPED, NO_BIAS, WIDTHS
 from .cases.weight_layouts import nested, to_nnx, to_torch
 from .contract import clause
@@ -28,12 +28,12 @@ MODELS = {
     "grouped": GROUPED,
     "widths": WIDTHS,
     "no_bias": NO_BIAS,
-    "encoder_layer": Call("encoder_layer"),
-    "decoder_layer": Call("decoder_layer", FANCY),
-    "encoder": Call("encoder", FANCY | {"norm": True}),
-    "decoder": Call("decoder", {"norm": True}),
-    "transformer": Call("transformer"),
-    "seq2seq": Call("seq2seq", {"positions": "none", "padding_idx": 3}),
+    "encoder_layer": ModelCase("encoder_layer"),
+    "decoder_layer": ModelCase("decoder_layer", FANCY),
+    "encoder": ModelCase("encoder", FANCY | {"norm": True}),
+    "decoder": ModelCase("decoder", {"norm": True}),
+    "transformer": ModelCase("transformer"),
+    "seq2seq": ModelCase("seq2seq", {"positions": "none", "padding_idx": 3}),
 }
 
 
@@ -89,7 +89,7 @@ def test_a_saved_model_comes_back_in_every_backend(request, subject, tmp_path, n
         same_parameters(got, parameters, f"loaded by {other.name}")
 
 
-def token_inputs(call: Call) -> dict[str, np.ndarray]:
+def token_inputs(call: ModelCase) -> dict[str, np.ndarray]:
     rng, config = np.random.default_rng(91), call.config
     sizes = {"src": models.S, "tgt": models.T}
     return {n: rng.integers(0, config[f"{n}_vocab"], (models.B, k)) for n, k in sizes.items()}
@@ -101,23 +101,23 @@ def test_a_loaded_model_is_configured_as_it_was(subject, tmp_path, name):
     call, parameters = save(subject, name, "float32", tmp_path / "saved.safetensors")
     inputs = token_inputs(call) if name == "seq2seq" else call.inputs()
     _, run = subject.load(tmp_path / "saved.safetensors")
-    exact, rough = call.expected(inputs, parameters)
+    exact, naive = call.expected(inputs, parameters)
     kept = inputs["tgt"] != 3 if name == "seq2seq" else slice(None)
-    compare(run(inputs)["output"][kept], *(y["output"][kept] for y in (exact, rough)), "output")
+    compare(run(inputs)["output"][kept], *(y["output"][kept] for y in (exact, naive)), "output")
 
 
 @clause("WGT-1")
 def test_layout_and_policy_are_saved_too(subject, tmp_path):
     require(subject, "checkpoints")
-    call = Call("encoder_layer", {"batch_first": False, "empty_rows": "uniform"})
+    call = ModelCase("encoder_layer", {"batch_first": False, "empty_rows": "uniform"})
     path = tmp_path / "saved.safetensors"
     subject.save(call.kind, call.config, call.parameters(), path)
     _, run = subject.load(path)
     hidden = np.arange(models.S) >= np.array([7, 0, 4])[:, None]
     x = call.inputs()
     got = run({"src": x["src"].swapaxes(0, 1)}, src_key_padding_mask=hidden)["output"]
-    exact, rough = call.expected(x, src=(~hidden[:, None, None], None))
-    compare(got.swapaxes(0, 1), exact["output"], rough["output"], "output")
+    exact, naive = call.expected(x, src=(~hidden[:, None, None], None))
+    compare(got.swapaxes(0, 1), exact["output"], naive["output"], "output")
 
 
 TORCH = [name for name in MODELS if name not in ("grouped", "seq2seq")]
@@ -220,16 +220,16 @@ def check_outputs(subject, call, ours: dict, peer) -> None:
         with torch.no_grad():
             theirs = peer(*map(torch.from_numpy, inputs))[0].numpy()
         got, _ = subject.multihead(call.config, ours, *inputs)
-        seen = np.ones((3, 2, 5, 7), bool)
-        exact, rough = multihead.expected.multihead(ours, 2, 2, *inputs, seen=seen)
+        allowed = np.ones((3, 2, 5, 7), bool)
+        exact, naive = multihead.expected.multihead(ours, 2, 2, *inputs, allowed=allowed)
     else:
         inputs = call.inputs()
         with torch.no_grad():
             theirs = peer(*map(torch.from_numpy, inputs.values())).numpy()
         got = subject.layer(call.kind, call.config, ours, inputs)["output"]
-        exact, rough = call.expected(inputs, ours)
-    compare(theirs, exact["output"], rough["output"], "torch's own output")
-    compare(got, exact["output"], rough["output"], "output by torch.nn's weights")
+        exact, naive = call.expected(inputs, ours)
+    compare(theirs, exact["output"], naive["output"], "torch's own output")
+    compare(got, exact["output"], naive["output"], "output by torch.nn's weights")
 
 
 @clause("WGT-2")
@@ -283,11 +283,11 @@ def test_flaxs_own_module_gives_the_same_and_takes_it_back(subject):
     with jax.default_matmul_precision("highest"):
         theirs = np.asarray(peer(*map(jnp.asarray, inputs)))
     got, _ = subject.multihead(CROSS.config, ours, *inputs)
-    exact, rough = multihead.expected.multihead(
-        ours, 2, 2, *inputs, seen=np.ones((3, 2, 5, 7), bool)
+    exact, naive = multihead.expected.multihead(
+        ours, 2, 2, *inputs, allowed=np.ones((3, 2, 5, 7), bool)
     )
-    compare(theirs, exact["output"], rough["output"], "flax's own output")
-    close(got, theirs, rough["output"], exact["output"], "output against flax.nnx")
+    compare(theirs, exact["output"], naive["output"], "flax's own output")
+    close(got, theirs, naive["output"], exact["output"], "output against flax.nnx")
     back = subject.export_weights("attention", CROSS.config, ours, "nnx")
     moved = nnx.MultiHeadAttention(2, 14, decode=False, rngs=nnx.Rngs(1))
     nnx.update(moved, nested({n: jnp.asarray(x) for n, x in back.items()}))

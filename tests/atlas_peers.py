@@ -12,7 +12,7 @@ class Toy:
     """Attention with settings: what a mask says, what an empty row becomes, where causal starts."""
 
     name = "toy-zero"
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities = frozenset({"attention", "causal", "bias", "weights", "grouped"})
     dtypes = ("float32", "float16")
     floats, integers = "added", "refused"
@@ -32,20 +32,20 @@ class Toy:
         key, value = key.repeat(group, 1), value.repeat(group, 1)
         scores = query @ key.swapaxes(2, 3) / np.float32(np.sqrt(D))
         scores = scores + (0 if bias is None else bias.astype(np.float32))
-        seen = np.ones((B, H, T, S), bool)
+        allowed = np.ones((B, H, T, S), bool)
         if mask is not None:
-            seen, scores = self.read(mask, seen, scores)
+            allowed, scores = self.read(mask, allowed, scores)
         if causal and not (mask is not None and self.together == "only the mask"):
             start = 0 if self.align == "top-left" else S - T
             flag = np.arange(S) <= np.arange(T)[:, None] + start
-            seen = flag & (True if self.together == "only the flag" else seen)
-        weights = self.softmax(np.where(seen, scores, -np.inf), scores)
+            allowed = flag & (True if self.together == "only the flag" else allowed)
+        weights = self.softmax(np.where(allowed, scores, -np.inf), scores)
         if self.clean:
-            key_seen = weights.swapaxes(2, 3).any(-1, keepdims=True)
-            value = np.where(key_seen, value, 0)
+            has_weight = weights.swapaxes(2, 3).any(-1, keepdims=True)
+            value = np.where(has_weight, value, 0)
         return (weights @ value).astype(dtype), weights.astype(dtype)
 
-    def read(self, mask, seen, scores):
+    def read(self, mask, allowed, scores):
         """Return what a mask lets be seen, and the scores with what it adds."""
         habit = {"b": "cast", "f": self.floats, "i": self.integers}[mask.dtype.kind]
         if habit == "refused":
@@ -55,8 +55,8 @@ class Toy:
         if mask.ndim == 3 and self.three_axes == "samples":
             mask = mask[:, None]
         if habit == "added":
-            return seen, scores + mask
-        return np.broadcast_to((mask != 0) ^ (self.masks == "hide"), seen.shape), scores
+            return allowed, scores + mask
+        return np.broadcast_to((mask != 0) ^ (self.mask_polarity == "hide"), allowed.shape), scores
 
     def softmax(self, masked, scores):
         none = np.isneginf(masked).all(-1, keepdims=True)
@@ -72,7 +72,7 @@ class Toy:
 class Hider(Toy):
     """Hides where True, refuses floats, gives the mean, looks from the bottom right."""
 
-    masks, floats, integers = "hide", "refused", "cast"
+    mask_polarity, floats, integers = "hide", "refused", "cast"
     two_axes, three_axes = "key padding", "samples"
     empty, align, together, clean = "mean", "bottom-right", "only the mask", True
 
@@ -92,10 +92,10 @@ class Mean(Toy):
 class Dies(Toy):
     """Ends its process at the first mask of integers."""
 
-    def read(self, mask, seen, scores):
+    def read(self, mask, allowed, scores):
         if mask.dtype.kind == "i":
             os._exit(7)
-        return super().read(mask, seen, scores)
+        return super().read(mask, allowed, scores)
 
 
 class Hangs(Toy):
@@ -108,16 +108,16 @@ class Hangs(Toy):
 class Layer:
     """A multi-head attention that gives the mean to rows that may see nothing."""
 
-    policy, masks = "uniform", "attend"
+    policy, mask_polarity = "uniform", "attend"
     capabilities = frozenset({"multihead", "weights", "gradients", "bias"})
 
-    def seen(self, query, key, heads, mask=None):
+    def allowed(self, query, key, heads, mask=None):
         sizes = (len(query), heads, query.shape[1], key.shape[1])
         return np.broadcast_to(True if mask is None else mask, sizes)
 
     def multihead(self, config, parameters, query, key, value, *, mask=None, bias=None, **options):
         heads = config["num_heads"]
-        given = {"seen": self.seen(query, key, heads, mask), "bias": bias}
+        given = {"allowed": self.allowed(query, key, heads, mask), "bias": bias}
         call = (parameters, heads, heads, query, key, value)
         found = naive.multihead(*call, **given, empty_rows=self.policy)
         return found["output"], found["weights"].mean(1)
@@ -125,36 +125,36 @@ class Layer:
     def multihead_gradients(self, config, parameters, query, key, value, grad, *, mask=None):
         heads = config["num_heads"]
         call = (parameters, heads, heads, query, key, value, grad)
-        seen = self.seen(query, key, heads, mask)
-        return naive.multihead_gradients(*call, seen=seen, empty_rows=self.policy)
+        allowed = self.allowed(query, key, heads, mask)
+        return naive.multihead_gradients(*call, allowed=allowed, empty_rows=self.policy)
 
     def gradients(self, query, key, value, grad, *, mask, bias=None):
         return naive.gradients(
-            query, key, value, grad, seen=mask, bias=bias, empty_rows=self.policy
+            query, key, value, grad, allowed=mask, bias=bias, empty_rows=self.policy
         )
 
 
 class TwoMasks(Layer):
     """The same with torch's two masks, True where hidden."""
 
-    masks = "hide"
+    mask_polarity = "hide"
     capabilities = Layer.capabilities | {"attn_mask"}
 
     def joined(self, padding, mask, query, key, heads):
-        seen = np.array(self.seen(query, key, heads))
+        allowed = np.array(self.allowed(query, key, heads))
         if padding is not None:
-            seen &= ~padding[:, None, None]
+            allowed &= ~padding[:, None, None]
         if mask is not None and mask.dtype == bool:
-            return seen & ~mask.reshape(mask.shape if mask.ndim != 3 else seen.shape), None
-        return seen, mask
+            return allowed & ~mask.reshape(mask.shape if mask.ndim != 3 else allowed.shape), None
+        return allowed, mask
 
     def multihead(self, config, parameters, *inputs, key_padding_mask=None, attn_mask=None, **_):
         heads = config["num_heads"]
-        seen, bias = self.joined(key_padding_mask, attn_mask, *inputs[:2], heads)
-        return super().multihead(config, parameters, *inputs, mask=seen, bias=bias)
+        allowed, bias = self.joined(key_padding_mask, attn_mask, *inputs[:2], heads)
+        return super().multihead(config, parameters, *inputs, mask=allowed, bias=bias)
 
     def multihead_gradients(
         self, config, parameters, *inputs, key_padding_mask=None, attn_mask=None
     ):
-        seen, _ = self.joined(key_padding_mask, attn_mask, *inputs[:2], config["num_heads"])
-        return super().multihead_gradients(config, parameters, *inputs, mask=seen)
+        allowed, _ = self.joined(key_padding_mask, attn_mask, *inputs[:2], config["num_heads"])
+        return super().multihead_gradients(config, parameters, *inputs, mask=allowed)

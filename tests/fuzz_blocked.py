@@ -76,9 +76,9 @@ class Structure:
         B, H, H_kv, T, S, D, D_v = shape
         sizes = (B, H, T, D), (B, H_kv, S, D), (B, H_kv, S, D_v), (B, H, T, D_v)
         arrays = [rng.normal(size=size).astype(dtype(kind)) for size in sizes]
-        seen = np.broadcast_to(reference.allowed(mask, shape.call, offset), shape.call)
+        allowed = np.broadcast_to(reference.allowed(mask, shape.call, offset), shape.call)
         given = {"query_offset": offset} | ({} if mask is None else {"mask": mask})
-        return shape, tile, arrays, seen, options, given
+        return shape, tile, arrays, allowed, options, given
 
     def _mask(self, fixed, rng, shape, leaves: int):
         if not leaves:
@@ -97,12 +97,12 @@ class Structure:
         return np.where(hidden, -np.inf, rng.normal(size=sizes))
 
 
-def dirtied(rng, shape: Shape, seen, options, key, value):
+def dirtied(rng, shape: Shape, allowed, options, key, value):
     """Put NaN, inf and huge numbers where no query of a key's group looks."""
     if options["empty_rows"] == "uniform":
         return key, value  # there every row without a key looks at all of them
-    seen = seen & (np.broadcast_to(options.get("bias", 0.0), shape.call) != -np.inf)
-    groups = seen.reshape(shape.B, shape.H_kv, -1, shape.T, shape.S)
+    allowed = allowed & (np.broadcast_to(options.get("bias", 0.0), shape.call) != -np.inf)
+    groups = allowed.reshape(shape.B, shape.H_kv, -1, shape.T, shape.S)
     unseen = ~groups.any((2, 3))[..., None]
     junk = rng.choice([np.nan, np.inf, -np.inf, 3e4], unseen.shape)
     return (np.where(unseen, junk, x).astype(x.dtype) for x in (key, value))
@@ -111,17 +111,17 @@ def dirtied(rng, shape: Shape, seen, options, key, value):
 def check(structure: Structure, numbers: int, backward: bool) -> bool:
     """Hold one call; say whether there was anything to hold."""
     subject = load("jax", "cpu")
-    shape, tile, (query, key, value, grad), seen, options, given = structure.draw(numbers)
+    shape, tile, (query, key, value, grad), allowed, options, given = structure.draw(numbers)
     if backward and options["empty_rows"] == "nan":
         return False
     rng = np.random.default_rng(numbers)
-    mine = (query, *dirtied(rng, shape, seen, options, key, value))
+    mine = (query, *dirtied(rng, shape, allowed, options, key, value))
     if not backward:
-        exact, rough = expected.attention(query, key, value, seen=seen, **options)
+        exact, naive = expected.attention(query, key, value, allowed=allowed, **options)
         got = subject.blocked(*mine, tile=tile, **options, **given)
-        compare(got, exact["output"], rough["output"], "output")
+        compare(got, exact["output"], naive["output"], "output")
         return True
-    exact, rough = expected.gradients(query, key, value, grad, seen=seen, **options)
+    exact, naive = expected.gradients(query, key, value, grad, allowed=allowed, **options)
     found = subject.gradients(*mine, grad, through="blocked", **options, **given)
     for name in exact:
         if name in ("query", "key", "bias") and not exact[name].any():
@@ -133,7 +133,7 @@ def check(structure: Structure, numbers: int, backward: bool) -> bool:
             if not abs(np.float64(found[name])).max() <= limit:
                 raise Differs(f"gradient of {name}: expected 0, got {found[name]}")
             continue
-        compare(found[name], exact[name], rough[name], f"gradient of {name}")
+        compare(found[name], exact[name], naive[name], f"gradient of {name}")
     return True
 
 

@@ -21,7 +21,7 @@ from conformance.subjects.protocol import CAPABILITIES, NotOffered
 class Recording:
     """An adapter that answers with zeros and remembers what it was given."""
 
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities = frozenset({"attention"})
     dtypes = ("float32", "float64")
 
@@ -56,14 +56,21 @@ def given(case: Case = PLAIN, dtype: str = "float32", **settings) -> dict:
 RAGGED = BY_NAME["causal_and_padding"]
 
 
-@pytest.mark.parametrize("masks", adapter.MASKS)
-def test_mask_points_the_way_it_is_asked_for(masks):
-    mask = given(RAGGED, masks=masks)["mask"]
-    seen = RAGGED.seen()
+@pytest.mark.parametrize("polarity", adapter.POLARITIES)
+def test_mask_points_the_way_it_is_asked_for(polarity):
+    mask = given(RAGGED, mask_polarity=polarity)["mask"]
+    allowed = RAGGED.allowed()
     assert mask.shape == MAIN.call
-    expected = {"attend": seen, "hide": ~seen, "add": np.where(seen, 0, -np.inf)}[masks]
+    expected = {"attend": allowed, "hide": ~allowed, "add": np.where(allowed, 0, -np.inf)}[polarity]
     np.testing.assert_array_equal(mask, expected)
-    assert mask.dtype == (np.float32 if masks == "add" else bool)
+    assert mask.dtype == (np.float32 if polarity == "add" else bool)
+
+
+@pytest.mark.parametrize("polarity", adapter.POLARITIES)
+def test_the_old_name_of_mask_polarity_is_read_and_the_new_one_is_named(polarity):
+    with pytest.warns(DeprecationWarning, match=f"write mask_polarity = '{polarity}'"):
+        subject = plugged(mask_polarity=None, masks=polarity)
+    assert subject.mask_polarity == polarity
 
 
 def test_what_is_left_out_is_not_passed():
@@ -103,8 +110,8 @@ def test_causal_flag_is_used_where_nobody_said_an_offset():
     assert list(shifted) == ["mask"]
     both = given(Case("both", SQUARE, causal() & padding([7, 0, 4])), capabilities=offered)
     assert both["causal"] is True
-    seen = reference.allowed(padding([7, 0, 4]), SQUARE.call)
-    np.testing.assert_array_equal(both["mask"], seen)
+    allowed = reference.allowed(padding([7, 0, 4]), SQUARE.call)
+    np.testing.assert_array_equal(both["mask"], allowed)
 
 
 @pytest.mark.parametrize("mask", [causal(), sliding_window(1), ~causal() | padding([7, 0, 4])])
@@ -360,7 +367,8 @@ def test_what_an_adapter_cannot_have_is_not_offered(name):
 
 
 REFUSED = {
-    "masks": ({"masks": None}, "`masks` must say what True means.*got None"),
+    "polarity": ({"mask_polarity": None}, "`mask_polarity` must say what True means.*got None"),
+    "both_names": ({"masks": "hide"}, "but not both: got 'attend' and 'hide'"),
     "versions": ({"versions": lambda: {"mine": 1.0}}, "must be texts"),
     "capability_of_ours": ({"capabilities": {"attention", "blocked"}}, "among.*got blocked"),
     "text_for_capabilities": ({"capabilities": "attention"}, "a set of names: got 'attention'"),
@@ -368,7 +376,7 @@ REFUSED = {
     "dtype": ({"dtypes": ("fp32",)}, "dtypes are names among.*got \\('fp32',\\)"),
     "text_for_dtypes": ({"dtypes": "float32"}, "got 'float32'"),
     "no_dtype": ({"dtypes": ()}, "got \\(\\)"),
-    "other_masks": ({"masks": "keep"}, "got 'keep'"),
+    "other_polarity": ({"mask_polarity": "keep"}, "got 'keep'"),
     "capability": ({"capabilities": {"attention", "speed"}}, "must be among.*got speed"),
 }  # fmt: skip
 

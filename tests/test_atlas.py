@@ -18,7 +18,7 @@ from tools.atlas.ask import ask, refusal
 from tools.atlas.collect import Entry, collect
 from tools.atlas.glance import GLANCE, STANDS_OUT
 from tools.atlas.page import page
-from tools.atlas.question import Own, Question
+from tools.atlas.question import OwnMask, Question
 from tools.atlas.questions import QUESTIONS
 from tools.atlas.section import answer_of, shortened
 
@@ -36,7 +36,7 @@ def entry(name: str, cls: str, **changes) -> Entry:
 class Taker:
     """A library that gives one answer to everything, whatever it is asked for."""
 
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities = frozenset(NEEDS) - {"float16", "bfloat16"} | {"attention"}
     dtypes = ("float32", "float16", "bfloat16")
 
@@ -280,7 +280,7 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
         ),
         (
             {"message": "ATT-2: weights at (0,): expected exactly 0.0, got 0.5 (1 of 9 differ)"},
-            "weights: beyond the budget",
+            "weights: beyond the tolerance",
         ),
         (
             {
@@ -303,7 +303,7 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
         ),
         (
             {"message": "ATT-1: output at (1, 0): expected 1, got 1.1", "dtype": "float64"},
-            "output in float64: beyond the budget",
+            "output in float64: beyond the tolerance",
         ),
     ],
 )
@@ -335,22 +335,22 @@ def test_a_run_that_ends_early_says_why(tmp_path):
 
 def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
     seen = QUESTIONS["empty"].given["mask"]
-    assert isinstance(seen, Own)
+    assert isinstance(seen, OwnMask)
     handed = {}
 
     class Looks(Taker):
         def attention(self, *inputs, **options):
-            handed[self.masks] = options["mask"]
+            handed[self.mask_polarity] = options["mask"]
             return self.answer()
 
     question = QUESTIONS["empty"]
     for masks in ("attend", "hide", "add"):
         peer = Looks(question, question.alternatives()[0][1])
-        peer.masks = masks
+        peer.mask_polarity = masks
         with suppress(AssertionError):
             ask(peer, question)
-    assert (handed["attend"] == seen.seen).all() and (handed["hide"] == ~seen.seen).all()
-    assert (np.isneginf(handed["add"]) == ~seen.seen).all()
+    assert (handed["attend"] == seen.allowed).all() and (handed["hide"] == ~seen.allowed).all()
+    assert (np.isneginf(handed["add"]) == ~seen.allowed).all()
 
 
 def test_a_long_refusal_keeps_its_end():

@@ -27,7 +27,7 @@ def toy(empty: str, masks: str = "attend"):
     class Own(atlas_peers.Toy):
         capabilities = atlas_peers.Toy.capabilities - {"causal"}
 
-    Own.empty, Own.masks = empty, masks
+    Own.empty, Own.mask_polarity = empty, masks
     return Own()
 
 
@@ -36,7 +36,7 @@ def toy(empty: str, masks: str = "attend"):
 @pytest.mark.parametrize("name", EMPTIED)
 def test_what_is_made_of_empty_rows_is_no_matter(name, empty, masks):
     case = BY_NAME[name]
-    assert not case.seen().any(-1).all(), "the case has no empty row"
+    assert not case.allowed().any(-1).all(), "the case has no empty row"
     own, fair = both(toy(empty, masks))
     with pytest.raises(Differs):
         check_steps(own, case, "float32")
@@ -48,8 +48,8 @@ def test_a_row_that_a_bias_empties_is_spared_too():
     inputs = Case("plain").inputs("float32")
     bias = np.where(SEEN, 0, -np.inf).astype(np.float32)
     with pytest.raises(Differs):
-        hold(own.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
-    hold(fair.attention(*inputs, bias=bias), *inputs, "output", seen=SEEN)
+        hold(own.attention(*inputs, bias=bias), *inputs, "output", allowed=SEEN)
+    hold(fair.attention(*inputs, bias=bias), *inputs, "output", allowed=SEEN)
 
 
 def test_a_causal_flag_and_padding_on_the_left():
@@ -58,12 +58,12 @@ def test_a_causal_flag_and_padding_on_the_left():
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(1, 2, 3, 5)).astype(np.float32) for _ in range(3)]
     hidden = np.array([[True, False, False]])
-    seen = np.tri(3, dtype=bool) & ~hidden[:, None, None]
+    allowed = np.tri(3, dtype=bool) & ~hidden[:, None, None]
     options = {"mask": causal() & padding(hidden=hidden)}
-    seen = np.broadcast_to(seen, (1, 2, 3, 3))
+    allowed = np.broadcast_to(allowed, (1, 2, 3, 3))
     with pytest.raises(Differs):
-        hold(both(own)[0].attention(*inputs, **options), *inputs, "output", seen=seen)
-    hold(both(own)[1].attention(*inputs, **options), *inputs, "output", seen=seen)
+        hold(both(own)[0].attention(*inputs, **options), *inputs, "output", allowed=allowed)
+    hold(both(own)[1].attention(*inputs, **options), *inputs, "output", allowed=allowed)
 
 
 @pytest.mark.parametrize("policy", ["uniform", "nan"])
@@ -98,13 +98,13 @@ def test_torchs_two_masks_become_one(rank):
     rng = np.random.default_rng(1)
     mask = rng.random((3, 2, 5, 7)[-rank:] if rank != 3 else (6, 5, 7)) < 0.3
     mask[..., -1] = True
-    seen = SEEN & ~(mask.reshape(3, 2, 5, 7) if rank == 3 else mask)
-    rows = seen.any(-1)
+    allowed = SEEN & ~(mask.reshape(3, 2, 5, 7) if rank == 3 else mask)
+    rows = allowed.any(-1)
     assert (rows.any(1) == rows.all(1)).all(), "a row that is empty in some heads is not spared"
     options = {"key_padding_mask": HIDDEN, "attn_mask": mask}
     with pytest.raises(Differs):
-        multihead.CROSS.check(own, options, seen)
-    multihead.CROSS.check(fair, options, seen)
+        multihead.CROSS.check(own, options, allowed)
+    multihead.CROSS.check(fair, options, allowed)
 
 
 def test_an_additive_mask_of_torchs_stays_additive():
@@ -126,10 +126,10 @@ def test_what_differs_elsewhere_still_differs():
 
 
 def test_a_mask_hides_by_its_own_sense():
-    seen = reference.allowed(padding(LENGTHS), MAIN.call)
-    assert (hidden_by(seen, "attend") == ~seen).all()
-    assert (hidden_by(~seen, "hide") == ~seen).all()
-    assert (hidden_by(np.where(seen, 0, -np.inf), "add") == ~seen).all()
+    allowed = reference.allowed(padding(LENGTHS), MAIN.call)
+    assert (hidden_by(allowed, "attend") == ~allowed).all()
+    assert (hidden_by(~allowed, "hide") == ~allowed).all()
+    assert (hidden_by(np.where(allowed, 0, -np.inf), "add") == ~allowed).all()
     assert not hidden_by(np.full((2, 2), -1e9), "add").any()
 
 

@@ -266,7 +266,7 @@ def test_rows_cover_every_kind_dtype_shape_and_pass_once(backend):
     assert sum(row.compiled for row in found) == (len(eager) if backend == "torch" else 0)
 
 
-ROW = accelerator.Row("padded", "float32", (2, 1, 24, 8))
+ROW = accelerator.AcceleratorRow("padded", "float32", (2, 1, 24, 8))
 
 
 def textbook(row=ROW, dtype=np.float32) -> np.ndarray:
@@ -286,7 +286,7 @@ def call(values, delay: float = 0.0):
         time.sleep(delay)
         return values
 
-    return lambda: accelerator.Call(run, lambda result: [result])
+    return lambda: accelerator.TimedCall(run, lambda result: [result])
 
 
 def test_row_has_times_and_ratios_where_values_are_right():
@@ -338,7 +338,7 @@ def test_reason_of_a_kernel_is_the_warning_that_tells_it():
 @pytest.mark.parametrize("work", accelerator.KINDS)
 def test_gradients_of_the_textbook_are_those_of_torch(work):
     shape = (2, 1, 24, 8)
-    row = accelerator.Row(work, "float32", shape, backward=True)
+    row = accelerator.AcceleratorRow(work, "float32", shape, backward=True)
     leaves = [torch.from_numpy(a[-1, -1]).double().requires_grad_() for a in given(shape)[:3]]
     query, key, value = leaves
     allowed = torch.from_numpy(accelerator.allowed(work, shape)[-1, 0])

@@ -80,15 +80,15 @@ def test_multihead_with_weights_is_one_graph(name):
 
 @pytest.mark.parametrize("name", ["none", "causal"])
 def test_multihead_by_the_kernel_is_one_graph(name):
-    subject, (options, seen) = Compiled(whole=True), options_and_seen(name)
-    SELF.check(subject, options, seen, need_weights=False)
+    subject, (options, allowed) = Compiled(whole=True), options_and_seen(name)
+    SELF.check(subject, options, allowed, need_weights=False)
     assert subject.backend.frame_count == 1
 
 
 @pytest.mark.parametrize("name", list(MASKS)[2:])
 def test_multihead_in_blocks_is_right_across_graphs(name):
-    subject, (options, seen) = Compiled(whole=False), options_and_seen(name)
-    SELF.check(subject, options, seen, need_weights=False)
+    subject, (options, allowed) = Compiled(whole=False), options_and_seen(name)
+    SELF.check(subject, options, allowed, need_weights=False)
     assert subject.backend.frame_count > 1
 
 
@@ -102,8 +102,8 @@ def test_multihead_in_blocks_is_right_across_graphs(name):
     ],
 )
 def test_compiled_gradients_are_the_oracles(name, whole, need_weights):
-    subject, (options, seen) = Compiled(whole), options_and_seen(name)
-    SELF.check_gradients(subject, options | {"need_weights": need_weights}, seen)
+    subject, (options, allowed) = Compiled(whole), options_and_seen(name)
+    SELF.check_gradients(subject, options | {"need_weights": need_weights}, allowed)
     assert subject.backend.frame_count
 
 
@@ -132,7 +132,7 @@ CASES = [
 def test_attention_by_the_kernel_is_one_graph(case):
     subject, inputs = Compiled(whole=True), case.inputs("float32")
     got = subject.attention(*inputs, **case.options("float32"))
-    hold(got, *inputs, "compiled output", seen=case.seen(), **case.numbers("float32"))
+    hold(got, *inputs, "compiled output", allowed=case.allowed(), **case.numbers("float32"))
     check_gradients(subject, case)
     assert subject.backend.frame_count == 2  # with and without gradients
 

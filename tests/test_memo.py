@@ -21,7 +21,7 @@ def asked():
 
 def test_equal_content_is_worked_out_once(asked):
     double, calls = asked
-    first, second = (double(np.arange(3), seen=None, bias=np.ones(2)) for _ in range(2))
+    first, second = (double(np.arange(3), allowed=None, bias=np.ones(2)) for _ in range(2))
     assert len(calls) == 1
     assert (first[0]["output"] == [0, 2, 4]).all() and first[1]["output"] is second[1]["output"]
 

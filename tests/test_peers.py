@@ -20,7 +20,7 @@ from conformance.cases.attention import GROUPED, PLAIN, SQUARE, Case, Shape
 from conformance.mask_spec import allow, causal, padding
 from conformance.oracle.tolerance import LEDGER, Differs, compare
 from conformance.reports.diagnosis import name_of
-from conformance.reports.recorded import Call
+from conformance.reports.recorded import RecordedCall
 from conformance.subjects.adapter import Plugged
 from conformance.subjects.peers import PEERS
 from conformance.subjects.protocol import NotOffered
@@ -116,9 +116,9 @@ def test_peer_has_what_it_declares(name):
 @pytest.mark.parametrize("case", [PLAIN, Case("square", SQUARE)], ids=["plain", "square"])
 @pytest.mark.parametrize("name", HERE)
 def test_plain_attention_is_the_formula(name, case):
-    exact, rough = case.expected("float32")
+    exact, naive = case.expected("float32")
     got = peer(name).attention(*case.inputs("float32"))
-    compare(got, exact["output"], rough["output"], "output")
+    compare(got, exact["output"], naive["output"], "output")
 
 
 RAGGED = Case("ragged", mask=padding([7, 3, 4]))  # no row of nothing: there they differ
@@ -127,15 +127,15 @@ RAGGED = Case("ragged", mask=padding([7, 3, 4]))  # no row of nothing: there the
 @pytest.mark.parametrize("name", HERE)
 def test_mask_points_the_way_that_is_declared(name):
     subject = peer(name)
-    exact, rough = (steps["output"] for steps in RAGGED.expected("float32"))
+    exact, naive = (steps["output"] for steps in RAGGED.expected("float32"))
     call = RAGGED.inputs("float32"), RAGGED.options("float32")
-    compare(subject.attention(*call[0], **call[1]), exact, rough, "output")
-    if subject.masks != "add":
-        subject.masks = {"attend": "hide", "hide": "attend"}[subject.masks]
+    compare(subject.attention(*call[0], **call[1]), exact, naive, "output")
+    if subject.mask_polarity != "add":
+        subject.mask_polarity = {"attend": "hide", "hide": "attend"}[subject.mask_polarity]
         got = subject.attention(*call[0], **call[1])
         with pytest.raises(Differs, match=r"^output at \("):
-            compare(got, exact, rough, "output")
-        assert name_of(Call(*call, got)) == "inverted"
+            compare(got, exact, naive, "output")
+        assert name_of(RecordedCall(*call, got)) == "inverted"
 
 
 # What is known
@@ -157,14 +157,14 @@ def verdict(subject: Plugged, case: Case, role: str | None = None) -> str:
     """Return the name of what a peer does, by the suite's own judge; "conforms" within budget."""
     inputs = dict(zip(("query", "key", "value"), case.inputs("float32"), strict=True))
     if role:
-        hidden = ~case.seen().any((1, 2))
+        hidden = ~case.allowed().any((1, 2))
         inputs[role].swapaxes(1, 2)[hidden] = np.nan
     options = case.options("float32")
     got = subject.attention(*inputs.values(), **options)
-    took = name_of(Call(tuple(inputs.values()), options, got))
+    took = name_of(RecordedCall(tuple(inputs.values()), options, got))
     if took is None:
-        exact, rough = (steps["output"] for steps in case.expected("float32"))
-        compare(got, exact, rough, "output")
+        exact, naive = (steps["output"] for steps in case.expected("float32"))
+        compare(got, exact, naive, "output")
     return took or "conforms"
 
 
@@ -232,7 +232,7 @@ def test_torch_mha_reads_its_causal_hint_by_its_mode():
     case = Case("causal", SQUARE, causal())
     inputs = case.inputs("float32")
     got = peer("torch-mha-eval").adapter.attention(*inputs, causal=True)
-    assert name_of(Call(inputs, {"mask": causal()}, got)) == "unmasked"
+    assert name_of(RecordedCall(inputs, {"mask": causal()}, got)) == "unmasked"
     with pytest.raises(RuntimeError, match=r"^Need attn_mask if specifying the is_causal hint"):
         peer("torch-mha-train").adapter.attention(*inputs, causal=True)
 

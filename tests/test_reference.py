@@ -65,16 +65,16 @@ def rational_row(logits: dict[int, Fraction], empty_rows: str) -> list:
     return [exps[s] / total if s in exps else Fraction(0) for s in range(S)]
 
 
-def rational_attention(query, key, value, seen, scale, bias=0.0, empty_rows="zero") -> dict:
+def rational_attention(query, key, value, allowed, scale, bias=0.0, empty_rows="zero") -> dict:
     """Return every step of attention in Fractions."""
     query, key, value = rational(query), rational(key), rational(value)
-    bias = rational(np.broadcast_to(bias, seen.shape))
-    scores, masked, weights = (np.empty(seen.shape, object) for _ in range(3))
-    output = np.empty((*seen.shape[:3], value.shape[3]), object)
-    for b, h, t in np.ndindex(seen.shape[:3]):
+    bias = rational(np.broadcast_to(bias, allowed.shape))
+    scores, masked, weights = (np.empty(allowed.shape, object) for _ in range(3))
+    output = np.empty((*allowed.shape[:3], value.shape[3]), object)
+    for b, h, t in np.ndindex(allowed.shape[:3]):
         group = KV_HEAD[h]
         scores[b, h, t] = [scale * (query[b, h, t] @ row) for row in key[b, group]]
-        visible = [s for s in range(S) if seen[b, h, t, s]]
+        visible = [s for s in range(S) if allowed[b, h, t, s]]
         logits = {s: scores[b, h, t, s] + bias[b, h, t, s] for s in visible}
         masked[b, h, t] = [logits.get(s, -math.inf) for s in range(S)]
         weights[b, h, t] = rational_row(logits, empty_rows)
@@ -116,10 +116,10 @@ def call(head_dim: int = D) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def ragged() -> np.ndarray:
     """Return a random table of what is seen, with one row of nothing and one of a single key."""
-    seen = np.random.default_rng(5).random((B, H, T, S)) < 0.6
-    seen[1, 2, 0] = False
-    seen[0, 3, 1] = np.arange(S) == 4
-    return seen
+    allowed = np.random.default_rng(5).random((B, H, T, S)) < 0.6
+    allowed[1, 2, 0] = False
+    allowed[0, 3, 1] = np.arange(S) == 4
+    return allowed
 
 
 def test_exp_is_right_to_thirty_digits():
@@ -142,23 +142,23 @@ BIASES = {
 @pytest.mark.parametrize("scale", [Fraction(3, 8), Fraction(-5, 4), Fraction(0)], ids=str)
 def test_forward_is_the_rational_formula(scale, bias):
     query, key, value = call()
-    seen, bias = ragged(), BIASES[bias]
-    exact = rational_attention(query, key, value, seen, scale, 0.0 if bias is None else bias)
-    got = reference.attention(query, key, value, seen=seen, scale=float(scale), bias=bias)
+    allowed, bias = ragged(), BIASES[bias]
+    exact = rational_attention(query, key, value, allowed, scale, 0.0 if bias is None else bias)
+    got = reference.attention(query, key, value, allowed=allowed, scale=float(scale), bias=bias)
     hold(got, exact, tolerance(exact, value, 0.0 if bias is None else bias))
 
 
 def test_default_scale_comes_from_the_keys_width():
     query, key, value = call(head_dim=4)  # 1/sqrt(4) is rational; the values are 11 wide
     exact = rational_attention(query, key, value, ragged(), Fraction(1, 2))
-    hold(reference.attention(query, key, value, seen=ragged()), exact, tolerance(exact, value))
+    hold(reference.attention(query, key, value, allowed=ragged()), exact, tolerance(exact, value))
 
 
 @pytest.mark.parametrize("policy", ["zero", "nan", "uniform"])
 def test_empty_row_goes_by_the_policy(policy):
     query, key, value = call(head_dim=4)
     exact = rational_attention(query, key, value, ragged(), Fraction(1, 2), empty_rows=policy)
-    got = reference.attention(query, key, value, seen=ragged(), empty_rows=policy)
+    got = reference.attention(query, key, value, allowed=ragged(), empty_rows=policy)
     hold(got, exact, tolerance(exact, value))
     row = {"zero": 0.0, "nan": math.nan, "uniform": value[1, 1].mean(0)}[policy]
     np.testing.assert_allclose(got["output"][1, 2, 0], np.broadcast_to(row, D_V), rtol=1e-14)
@@ -168,7 +168,7 @@ def test_empty_row_goes_by_the_policy(policy):
 def test_no_key_at_all_is_an_empty_row(policy):
     fill = 0.0 if policy == "zero" else math.nan  # the mean over no key is 0/0
     arrays = normal(1, B, H, T, D), np.zeros((B, H_KV, 0, D)), np.zeros((B, H_KV, 0, D_V))
-    got = reference.attention(*arrays, seen=np.ones((B, H, T, 0), bool), empty_rows=policy)
+    got = reference.attention(*arrays, allowed=np.ones((B, H, T, 0), bool), empty_rows=policy)
     np.testing.assert_array_equal(got["output"], np.full((B, H, T, D_V), fill))
     assert got["weights"].shape == (B, H, T, 0)
 
@@ -177,8 +177,8 @@ def test_minus_infinity_in_a_bias_hides_like_the_mask():
     query, key, value = call()
     bias = np.where(ragged(), 0.0, -np.inf)
     options = {"query": query, "key": key, "value": value}
-    by_bias = reference.attention(**options, seen=np.ones((B, H, T, S), bool), bias=bias)
-    by_mask = reference.attention(**options, seen=ragged())
+    by_bias = reference.attention(**options, allowed=np.ones((B, H, T, S), bool), bias=bias)
+    by_mask = reference.attention(**options, allowed=ragged())
     for name in by_mask:
         np.testing.assert_array_equal(by_bias[name], by_mask[name], name)
 
@@ -186,7 +186,7 @@ def test_minus_infinity_in_a_bias_hides_like_the_mask():
 def test_softcap_bends_the_scores_before_the_bias():
     query, key, value = (np.array(x)[None, None] for x in ([[2.0]], [[3.0], [-1.0]], [[1.0], [0]]))
     options = {"scale": 0.5, "softcap": 2.0, "bias": np.array([[10.0, 0.0]])}
-    got = reference.attention(query, key, value, seen=np.ones((1, 1, 1, 2), bool), **options)
+    got = reference.attention(query, key, value, allowed=np.ones((1, 1, 1, 2), bool), **options)
     # the scores 3 and -1 are capped to 2 tanh(1.5) = 1.81029... and 2 tanh(-0.5) = -0.92423...
     np.testing.assert_allclose(got["scores"][0, 0, 0], [1.810296507, -0.924234315], rtol=1e-9)
     np.testing.assert_allclose(got["masked_scores"][0, 0, 0], [11.810296507, -0.924234315])
@@ -195,7 +195,7 @@ def test_softcap_bends_the_scores_before_the_bias():
 def test_sums_are_exact():
     lost = np.array([1e16, 1.0, -1e16])  # added from left to right this is 0
     query, key = lost[None, None, None], np.ones((1, 1, 1, 3))
-    got = reference.attention(query, key, key, seen=np.ones((1, 1, 1, 1), bool), scale=1.0)
+    got = reference.attention(query, key, key, allowed=np.ones((1, 1, 1, 1), bool), scale=1.0)
     assert got["scores"][0, 0, 0, 0] == 1
     assert reference.linear(lost[None, None], np.ones((1, 3)), None)[0, 0, 0] == 1
 
@@ -203,7 +203,7 @@ def test_sums_are_exact():
 def test_sums_of_bias_gradients_are_exact():
     query, key = np.zeros((1, 1, 3, 1)), np.zeros((1, 1, 2, 1))
     value, grad = np.array([1.0, -1.0])[None, None, :, None], np.array([1e16, 1.0, -1e16])
-    options = {"seen": np.ones((1, 1, 3, 2), bool), "bias": np.zeros((1, 1, 1, 2))}
+    options = {"allowed": np.ones((1, 1, 3, 2), bool), "bias": np.zeros((1, 1, 1, 2))}
     got = reference.gradients(query, key, value, grad[None, None, :, None], **options)
     np.testing.assert_array_equal(got["bias"][0, 0, 0], [0.5, -0.5])  # grad / 2, summed over rows
 
@@ -268,9 +268,9 @@ def test_gradients_are_the_slopes_of_the_forward(name):
     grad = normal(20, 2, 4, 2, 3)
 
     def objective(arrays):
-        return (grad * reference.attention(**arrays, seen=PART, **options)["output"]).sum()
+        return (grad * reference.attention(**arrays, allowed=PART, **options)["output"]).sum()
 
-    found = reference.gradients(**arrays, grad=grad, seen=PART, **options)
+    found = reference.gradients(**arrays, grad=grad, allowed=PART, **options)
     check_slopes(objective, arrays, found, abs(grad).sum() * largest(arrays["value"]))
     if options.get("empty_rows") != "uniform":
         assert not found["query"][1, 2, 0].any(), "the query of an empty row"
@@ -280,8 +280,8 @@ def test_gradients_of_a_hiding_bias_are_those_of_the_mask():
     arrays = normal(1, 2, 4, 2, 2), normal(2, 2, 2, 3, 2), normal(3, 2, 2, 3, 3)
     arrays = (*arrays, normal(4, 2, 4, 2, 3))
     bias = np.where(PART, 0.0, -np.inf)
-    by_bias = reference.gradients(*arrays, seen=np.ones(SMALL, bool), bias=bias)
-    by_mask = reference.gradients(*arrays, seen=PART, bias=np.zeros(SMALL))
+    by_bias = reference.gradients(*arrays, allowed=np.ones(SMALL, bool), bias=bias)
+    by_mask = reference.gradients(*arrays, allowed=PART, bias=np.zeros(SMALL))
     for name in by_mask:
         np.testing.assert_array_equal(by_bias[name], by_mask[name], name)
     assert not by_bias["bias"][~PART].any()
@@ -320,8 +320,8 @@ SEEN = np.array([[[1, 1, 0], [0, 1, 1]], [[0, 0, 1], [1, 1, 1]]], bool)  # (B, T
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_multihead_is_the_rational_formula(kv_heads, bias):
     parameters, inputs = multihead_parameters(kv_heads, bias), multihead_inputs()
-    seen = np.repeat(SEEN[:, None], 2, 1)
-    got = reference.multihead(parameters, 2, kv_heads, **inputs, seen=seen, scale=0.5)
+    allowed = np.repeat(SEEN[:, None], 2, 1)
+    got = reference.multihead(parameters, 2, kv_heads, **inputs, allowed=allowed, scale=0.5)
     names = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
     q, k, v = (rational_linear(rational(inputs[x]), parameters, n) for n, x in names.items())
     # These are exact in float64 too, being sums of quarters. A logit is the mean of two products,
@@ -354,16 +354,16 @@ def test_multihead_is_the_rational_formula(kv_heads, bias):
 )
 def test_multihead_gradients_are_the_slopes_of_the_forward(kv_heads, bias, options):
     parameters, inputs = multihead_parameters(kv_heads, bias), multihead_inputs()
-    seen, grad = np.repeat(SEEN[:, None], 2, 1), normal(60, 2, 2, 4)
-    seen[1, 0, 0] = False
+    allowed, grad = np.repeat(SEEN[:, None], 2, 1), normal(60, 2, 2, 4)
+    allowed[1, 0, 0] = False
 
     def output(arrays):
         own = {name: arrays[name] for name in parameters}
         given = {name: arrays[name] for name in inputs}
-        return reference.multihead(own, 2, kv_heads, **given, seen=seen, **options)["output"]
+        return reference.multihead(own, 2, kv_heads, **given, allowed=allowed, **options)["output"]
 
     found = reference.multihead_gradients(
-        parameters, 2, kv_heads, **inputs, grad=grad, seen=seen, **options
+        parameters, 2, kv_heads, **inputs, grad=grad, allowed=allowed, **options
     )
     arrays = parameters | inputs
     size = abs(grad).sum() * max(1, largest(output(arrays)))
@@ -524,7 +524,11 @@ def test_masks_are_as_typed_out(name):
     np.testing.assert_array_equal(got[:, 0], panels)
     offsets = np.broadcast_to(0 if offset is None else offset, len(panels)).tolist()
     for b, t, s in np.ndindex(panels.shape):
-        assert bool(reference.sees(spec, b, 0, t, s, offsets[b])) == panels[b, t, s], (b, t, s)
+        assert bool(reference.is_allowed(spec, b, 0, t, s, offsets[b])) == panels[b, t, s], (
+            b,
+            t,
+            s,
+        )
 
 
 def test_masks_may_differ_by_head_and_repeat_over_samples():

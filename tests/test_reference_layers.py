@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conformance.cases import models
-from conformance.cases.models import Call
+from conformance.cases.models import ModelCase
 from conformance.oracle import expected_layers, reference_layers
 from conformance.oracle.naive_layers import Naive
 from conformance.oracle.tolerance import allowance
@@ -62,7 +62,7 @@ def torch_model(kind: str, config: dict, dtype):
     return model.train()
 
 
-def torch_output(call: Call, inputs: dict, masks: dict) -> np.ndarray:
+def torch_output(call: ModelCase, inputs: dict, masks: dict) -> np.ndarray:
     import torch
 
     dtype = getattr(torch, inputs[next(iter(inputs))].dtype.name)
@@ -81,18 +81,18 @@ def masked(kind: str) -> tuple[dict, dict]:
     if kind in ("encoder_layer", "encoder"):
         return {"src_key_padding_mask": PADDED}, {"src": (source, None)}
     masks = {"tgt_mask": ~LOOK_AHEAD, "memory_key_padding_mask": PADDED}
-    seen = {"tgt": (LOOK_AHEAD, None), "memory": (source, None)}
+    allowed = {"tgt": (LOOK_AHEAD, None), "memory": (source, None)}
     if kind == "transformer":
-        return masks | {"src_key_padding_mask": PADDED}, seen | {"src": (source, None)}
-    return masks, seen
+        return masks | {"src_key_padding_mask": PADDED}, allowed | {"src": (source, None)}
+    return masks, allowed
 
 
-def check_against_torch(call: Call, masks: dict, seen: dict) -> None:
+def check_against_torch(call: ModelCase, masks: dict, allowed: dict) -> None:
     """Hold the oracle's output against torch.nn's, within a thousand roundings of float64."""
     inputs = call.inputs("float64")
     parameters = call.parameters("float64")
     exact = reference_layers.run(
-        call.kind, parameters, call.config, inputs, call.masks(inputs, **seen)
+        call.kind, parameters, call.config, inputs, call.masks(inputs, **allowed)
     )
     theirs = torch_output(call, inputs, masks)
     error = abs(exact["output"] - theirs).max()
@@ -103,24 +103,24 @@ def check_against_torch(call: Call, masks: dict, seen: dict) -> None:
 @pytest.mark.parametrize("kind", models.INPUTS)
 def test_oracle_is_torchs_own_model_in_float64(kind, options):
     pytest.importorskip("torch")
-    masks, seen = masked(kind)
-    check_against_torch(Call(kind, OPTIONS[options]), masks, seen)
+    masks, allowed = masked(kind)
+    check_against_torch(ModelCase(kind, OPTIONS[options]), masks, allowed)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_last_norm_of_a_stack_is_torchs(kind):
     pytest.importorskip("torch")
-    check_against_torch(Call(kind, {"norm": True, "layer_norm_eps": 0.1}), {}, {})
+    check_against_torch(ModelCase(kind, {"norm": True, "layer_norm_eps": 0.1}), {}, {})
 
 
 def test_float_masks_are_added_as_torch_adds_them():
     pytest.importorskip("torch")
     bias = np.random.default_rng(3).normal(size=(7, 7))
-    check_against_torch(Call("encoder"), {"mask": bias}, {"src": (True, bias)})
+    check_against_torch(ModelCase("encoder"), {"mask": bias}, {"src": (True, bias)})
 
 
 def test_weights_have_the_attentions_names():
-    call = Call("transformer")
+    call = ModelCase("transformer")
     found = reference_layers.run(
         call.kind, call.parameters(), call.config, call.inputs(), call.masks(call.inputs())
     )
@@ -157,9 +157,9 @@ def test_positions_count_what_is_kept():
 def test_token_masks_hide_padding_and_the_future():
     src, tgt = np.array([[0, 4, 3]]), np.array([[6, 0, 5]])
     masks = reference_layers.token_masks({"nhead": 1}, src, tgt)
-    seen = {name: own["seen"][0, 0].astype(int).tolist() for name, own in masks.items()}
-    assert seen["src"] == seen["memory"] == [[0, 1, 1]] * 3
-    assert seen["tgt"] == [[1, 0, 0], [1, 0, 0], [1, 0, 1]]
+    allowed = {name: own["allowed"][0, 0].astype(int).tolist() for name, own in masks.items()}
+    assert allowed["src"] == allowed["memory"] == [[0, 1, 1]] * 3
+    assert allowed["tgt"] == [[1, 0, 0], [1, 0, 0], [1, 0, 1]]
 
 
 def tokens(config: dict) -> dict[str, np.ndarray]:
@@ -170,7 +170,7 @@ def tokens(config: dict) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "none"])
 def test_tokens_are_embedded_then_transformed_then_projected(positions):
-    call = Call("seq2seq", {"positions": positions})
+    call = ModelCase("seq2seq", {"positions": positions})
     p, given = call.parameters("float64"), tokens(call.config)
     found = reference_layers.run("seq2seq", p, call.config, given, {})
     x = {side: p[f"{side}_embedding.weight"][given[side]] for side in given}
@@ -189,24 +189,24 @@ def test_tokens_are_embedded_then_transformed_then_projected(positions):
 
 
 def orders(kind: str) -> tuple[dict, dict]:
-    call = Call(kind, {"activation": "gelu"})
+    call = ModelCase(kind, {"activation": "gelu"})
     inputs = tokens(call.config) if kind == "seq2seq" else call.inputs("float64")
-    seen = {}
+    allowed = {}
     if kind != "seq2seq":
-        _, seen = masked(kind)
+        _, allowed = masked(kind)
         name = "src" if "src" in inputs else "memory"
         bias = np.random.default_rng(4).normal(size=(inputs.get("tgt", inputs[name]).shape[1], 7))
-        seen |= {name: (seen[name][0], bias if kind != "transformer" else None)}
-    return call.expected(inputs, call.parameters("float64"), **seen)
+        allowed |= {name: (allowed[name][0], bias if kind != "transformer" else None)}
+    return call.expected(inputs, call.parameters("float64"), **allowed)
 
 
 @pytest.mark.parametrize("kind", models.CONFIGS)
 def test_turning_a_model_there_and_back_changes_nothing(monkeypatch, kind):
     """With the oracle, whose sums know no order, in the place of the naive formula."""
     monkeypatch.setattr(expected_layers, "Naive", lambda folded: reference_layers.EXACT)
-    exact, rough = orders(kind)
+    exact, naive = orders(kind)
     for name in exact:
-        np.testing.assert_array_equal(rough[name], exact[name], name)
+        np.testing.assert_array_equal(naive[name], exact[name], name)
 
 
 def test_every_order_is_another_calculation(monkeypatch):
@@ -224,7 +224,7 @@ def test_every_order_is_another_calculation(monkeypatch):
     monkeypatch.setattr(expected_layers, "Naive", started)
     forgetful = expected_layers.layers.__wrapped__  # nothing remembered
     monkeypatch.setattr(expected_layers, "layers", forgetful)
-    call = Call("encoder_layer")
+    call = ModelCase("encoder_layer")
     call.expected(call.inputs())
     assert len({tuple(sums) for sums in asked}) == len(asked) == 16
 
@@ -233,12 +233,12 @@ def test_a_float32_transformer_of_six_and_six_layers_fits_the_budget():
     """torch.nn's own, as a stranger to both formulas: it needs some of the budget, not all."""
     pytest.importorskip("torch")
     depths = {"num_encoder_layers": 6, "num_decoder_layers": 6, "dim_feedforward": 67}
-    call = Call("transformer", depths)
-    masks, seen = masked("transformer")
+    call = ModelCase("transformer", depths)
+    masks, allowed = masked("transformer")
     inputs = call.inputs()
-    exact, rough = call.expected(inputs, **seen)
+    exact, naive = call.expected(inputs, **allowed)
     error = abs(torch_output(call, inputs, masks) - exact["output"]).max()
-    share = error / allowance(exact["output"], rough["output"], np.float32)
+    share = error / allowance(exact["output"], naive["output"], np.float32)
     assert 0.05 < share < 0.8, f"{share:.2f} of the budget"
 
 

@@ -56,9 +56,9 @@ def test_allowance_is_twice_the_naive_error_and_two_spacings_of_the_largest():
 
 
 def test_allowance_counts_finite_entries_only():
-    exact, rough = np.array([2.0, np.inf, np.nan, 5.0]), np.array([2.0, 0.0, 7.0, np.nan])
-    assert allowance(exact, rough, np.float64) == 4 * 2.0**-52
-    assert allowance(exact[1:], rough[1:], np.float64) == 0
+    exact, naive_answer = np.array([2.0, np.inf, np.nan, 5.0]), np.array([2.0, 0.0, 7.0, np.nan])
+    assert allowance(exact, naive_answer, np.float64) == 4 * 2.0**-52
+    assert allowance(exact[1:], naive_answer[1:], np.float64) == 0
     assert allowance(np.zeros((0, 3)), np.zeros((0, 3)), np.float32) == 0
 
 
@@ -242,7 +242,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 def attention_call() -> dict:
     shapes = {"query": (2, 4, 3, 5), "key": (2, 2, 7, 5), "value": (2, 2, 7, 11)}
     arrays = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
-    return arrays | {"seen": normal(3, 2, 4, 3, 7) < 0.5, "scale": 0.7, "softcap": 1.3}
+    return arrays | {"allowed": normal(3, 2, 4, 3, 7) < 0.5, "scale": 0.7, "softcap": 1.3}
 
 
 def multihead_call() -> dict:
@@ -251,8 +251,8 @@ def multihead_call() -> dict:
     parameters |= {f"{name}.bias": normal(9 + i, 6) for i, name in enumerate(shapes)}
     sizes = {"query": (3, 2, 6), "key": (3, 5, 5), "value": (3, 5, 7)}
     arrays = {name: normal(20 + i, *size) for i, (name, size) in enumerate(sizes.items())}
-    seen = normal(30, 3, 2, 2, 5) < 0.5
-    return {"parameters": parameters, "heads": 2, "kv_heads": 2, **arrays, "seen": seen}
+    allowed = normal(30, 3, 2, 2, 5) < 0.5
+    return {"parameters": parameters, "heads": 2, "kv_heads": 2, **arrays, "allowed": allowed}
 
 
 CALLS = {
@@ -278,10 +278,10 @@ def test_turning_a_call_there_and_back_changes_nothing(monkeypatch, name, bias):
     if bias is not None:
         call["bias"] = normal(41, *bias)
     monkeypatch.setattr(naive, name, oracle)
-    exact, rough = getattr(expected, name)(**call)
-    assert set(exact) == set(rough)
+    exact, naive_answer = getattr(expected, name)(**call)
+    assert set(exact) == set(naive_answer)
     for key in exact:
-        np.testing.assert_array_equal(rough[key], exact[key], key)
+        np.testing.assert_array_equal(naive_answer[key], exact[key], key)
 
 
 def test_every_axis_is_turned_in_every_combination(monkeypatch):
@@ -289,11 +289,11 @@ def test_every_axis_is_turned_in_every_combination(monkeypatch):
 
     def recorded(query, key, value, **options):
         asked.append(np.concatenate([x.ravel() for x in (query, key, value)]).tobytes())
-        return reference.attention(query, key, value, seen=options["seen"])
+        return reference.attention(query, key, value, allowed=options["allowed"])
 
     monkeypatch.setattr(naive, "attention", recorded)
     call = attention_call()
-    expected.attention(call["query"], call["key"], call["value"], seen=call["seen"])
+    expected.attention(call["query"], call["key"], call["value"], allowed=call["allowed"])
     assert len(set(asked)) == 8, "queries, keys and features, each there or back"
 
 
@@ -303,12 +303,12 @@ def test_the_furthest_of_all_orders_is_taken_for_each_tensor(monkeypatch):
     errors = iter(1e-3 * np.random.default_rng(5).permutation(32))
     drawn = []
 
-    def rough(folded=False, **options):
+    def naive_answer(folded=False, **options):
         drawn.append({name: next(errors) if name == "weights" else 0.0 for name in exact})
         answer = reference.attention(**options)
         return {name: answer[name] - drawn[-1][name] for name in answer}
 
-    monkeypatch.setattr(naive, "attention", rough)
+    monkeypatch.setattr(naive, "attention", naive_answer)
     monkeypatch.setattr(expected, "_expect", expected._expect.__wrapped__)  # nothing remembered
     _, furthest = expected.attention(**call)
     worst = max(error["weights"] for error in drawn)
@@ -319,9 +319,9 @@ def test_the_furthest_of_all_orders_is_taken_for_each_tensor(monkeypatch):
 def test_naive_formula_lies_near_the_oracle_but_not_on_it():
     call = {n: x.astype(np.float32) if n in ("query", "key", "value") else x
             for n, x in attention_call().items()}  # fmt: skip
-    exact, rough = expected.attention(**call)
+    exact, naive_answer = expected.attention(**call)
     for name in ("scores", "weights", "output"):
-        error = abs(rough[name] - exact[name]).max()
+        error = abs(naive_answer[name] - exact[name]).max()
         assert 0 < error < 1e-5, f"{name}: {error:.3g}"
 
 

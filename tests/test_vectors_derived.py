@@ -162,25 +162,43 @@ def exp_a_little_off(x, own=exact.exp):
     return own(x) * (1 + Fraction(1, 10**11)) if x < 0 else own(x)
 
 
-def one_key_too_far(spec, *query, own=reference.sees):
+def one_key_too_far(spec, *query, own=reference.is_allowed):
     batch, head, row, column, offset = query
     return own(spec, batch, head, row, column, offset + 1)
 
 
-def one_key_too_near(spec, query, offset, size, own=sets.visible):
+def one_key_too_near(spec, query, offset, size, own=sets.allowed_keys):
     return own(spec, query, offset - 1, size)
 
 
-def row_of_another_sign(self, by_weight, own=exact.Row.pulls):
+def row_of_another_sign(self, by_weight, own=exact.ExactRow.pulls):
     return {s: -pull for s, pull in own(self, by_weight).items()}
 
 
 WRONG = {
     "oracle": (reference, "softmax", softmax_of_base_two, ONE, "ATT-1.causal, output at"),
     "exact": (exact, "exp", exp_a_little_off, ONE, "ATT-1.causal, output at"),
-    "oracle_mask": (reference, "sees", one_key_too_far, ONE, r"ATT-1.causal, seen at (0, 0, 0, 3)"),
-    "exact_mask": (sets, "visible", one_key_too_near, ONE, r"ATT-1.causal, seen at (0, 0, 0, 2)"),
-    "exact_gradient": (exact.Row, "pulls", row_of_another_sign, GRADIENT, "GRAD-1.softcap, grad_"),
+    "oracle_mask": (
+        reference,
+        "is_allowed",
+        one_key_too_far,
+        ONE,
+        r"ATT-1.causal, seen at (0, 0, 0, 3)",
+    ),
+    "exact_mask": (
+        sets,
+        "allowed_keys",
+        one_key_too_near,
+        ONE,
+        r"ATT-1.causal, seen at (0, 0, 0, 2)",
+    ),
+    "exact_gradient": (
+        exact.ExactRow,
+        "pulls",
+        row_of_another_sign,
+        GRADIENT,
+        "GRAD-1.softcap, grad_",
+    ),
 }
 
 

@@ -46,7 +46,7 @@ EVERY = 5.0  # seconds between two writings
 
 
 @dataclass
-class Part:
+class Job:
     """One child process: the suite or the benchmarks, of one backend on one device."""
 
     what: str
@@ -94,13 +94,13 @@ def boxes(shares: list[int], seconds: float) -> list[float]:
     return [seconds * share / sum(shares) for share in shares]
 
 
-def parts_of(chosen: list[devices.Accelerator], wanted: set[str]) -> list[Part]:
+def parts_of(chosen: list[devices.Accelerator], wanted: set[str]) -> list[Job]:
     """Return the parts of a run in their order: every suite before any benchmark."""
     found = []
     for (what, backend), share in SHARES.items():
         for device in chosen:
             if share and what in wanted and backend in device.backends:
-                found.append(Part(what, backend, device, share))
+                found.append(Job(what, backend, device, share))
     return sorted(found, key=lambda part: part.what == "bench")
 
 
@@ -139,7 +139,7 @@ class Run:
                 self.write(whole)
         return self.status()
 
-    def run(self, part: Part, box: float, progress: Progress) -> None:
+    def run(self, part: Job, box: float, progress: Progress) -> None:
         """Run one part in its box."""
         env = devices.environment(self.base_environment(), part.device, self.chosen)
         env[TOTAL] = str(part.path("total"))
@@ -168,7 +168,7 @@ class Run:
         }
         return kept | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
-    def command(self, part: Part, box: float) -> list[str]:
+    def command(self, part: Job, box: float) -> list[str]:
         """Return the child's command; it runs in one process unless told otherwise."""
         where = [f"--backend={part.backend}", f"--device={part.device.kind}"]
         where += [f"--report={part.path('jsonl')}"]

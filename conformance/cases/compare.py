@@ -10,12 +10,12 @@ from ..subjects.protocol import NotOffered, Subject, require
 from .attention import Case
 
 
-def hold(got, query, key, value, what: str, *, seen=None, **numbers) -> None:
+def hold(got, query, key, value, what: str, *, allowed=None, **numbers) -> None:
     """Hold an output against the oracle's for these very inputs."""
-    if seen is None:
-        seen = np.ones((*query.shape[:3], key.shape[2]), bool)
-    exact, rough = expected.attention(query, key, value, seen=seen, **numbers)
-    compare(got, exact["output"], rough["output"], what)
+    if allowed is None:
+        allowed = np.ones((*query.shape[:3], key.shape[2]), bool)
+    exact, naive = expected.attention(query, key, value, allowed=allowed, **numbers)
+    compare(got, exact["output"], naive["output"], what)
 
 
 def steps_of(subject: Subject) -> list[str]:
@@ -30,13 +30,13 @@ def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarra
     require(subject, "attention")
     got = subject.steps(*case.inputs(dtype), **case.options(dtype))
     output = subject.attention(*case.inputs(dtype), **case.options(dtype))
-    exact, rough = case.expected(dtype)
+    exact, naive = case.expected(dtype)
     for name in steps_of(subject):
         if name != "weights" or "steps" in subject.capabilities:  # else of whatever dtype they are
-            check_dtype(got[name], rough[name].dtype, name)
-        compare(got[name], exact[name], rough[name], name)
-    check_dtype(output, rough["output"].dtype, "output without steps")
-    compare(output, exact["output"], rough["output"], "output without steps")
+            check_dtype(got[name], naive[name].dtype, name)
+        compare(got[name], exact[name], naive[name], name)
+    check_dtype(output, naive["output"].dtype, "output without steps")
+    compare(output, exact["output"], naive["output"], "output without steps")
     return got
 
 
@@ -44,12 +44,12 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
     """Run a case backwards and hold every gradient against the oracle's; return them."""
     require(subject, "gradients")
     got = subject.gradients(*case.inputs(dtype), case.grad(dtype), **case.options(dtype))
-    exact, rough = case.expected_gradients(dtype)
+    exact, naive = case.expected_gradients(dtype)
     if set(got) != set(exact):
         raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
     for name in exact:
-        check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
-        compare(got[name], exact[name], rough[name], f"gradient of {name}")
+        check_dtype(got[name], naive[name].dtype, f"gradient of {name}")
+        compare(got[name], exact[name], naive[name], f"gradient of {name}")
     return got
 
 

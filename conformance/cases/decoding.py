@@ -12,7 +12,7 @@ from ..oracle.tolerance import check_shape, compare
 from ..subjects.protocol import Decoding, Subject, require
 from . import models, multihead
 from .arrays import normal
-from .models import Call
+from .models import ModelCase
 
 B, N, S = 3, 7, 5  # samples, tokens, sources
 SOURCE_LENGTHS = [5, 2, 3]
@@ -53,7 +53,7 @@ class Stream:
     def parameters(self, dtype_name: str = "float32") -> dict[str, np.ndarray]:
         if self.kind == "attention":
             return ATTENTIONS[self.name].parameters(dtype_name)
-        return Call(self.kind, self.changes).parameters(dtype_name)
+        return ModelCase(self.kind, self.changes).parameters(dtype_name)
 
     def tokens(self, dtype_name: str = "float32", length: int = N) -> np.ndarray:
         """Return what is decoded: (B, N, E), or tokens (B, N) for a model of tokens."""
@@ -99,19 +99,19 @@ class Stream:
         T, dtype_name = x.shape[1], "float32" if x.dtype.kind in "iu" else x.dtype.name
         look_ahead = None if unmasked else mask or causal()
         sizes = (len(x), self.heads, T, T)
-        seen = reference.allowed(look_ahead, sizes)
+        allowed = reference.allowed(look_ahead, sizes)
         parameters = self.parameters(dtype_name)
         if self.kind == "attention":
-            own = {"seen": seen, "empty_rows": self.config.get("empty_rows", "zero")}
+            own = {"allowed": allowed, "empty_rows": self.config.get("empty_rows", "zero")}
             steps = expected.multihead(parameters, *self._head_counts(), x, x, x, **own)
         else:
-            steps = self._layers(parameters, x, seen, memory_mask, rows, dtype_name)
+            steps = self._layers(parameters, x, allowed, memory_mask, rows, dtype_name)
         return steps[0]["output"], steps[1]["output"]
 
     def _head_counts(self) -> tuple[int, int]:
         return self.heads, self.config.get("num_kv_heads", self.heads)
 
-    def _layers(self, parameters, x, seen, memory_mask, rows, dtype_name):
+    def _layers(self, parameters, x, allowed, memory_mask, rows, dtype_name):
         given = self.given(dtype_name)
         inputs = {name: given[name][rows] for name in ("src", "memory") if name in given}
         if self.side == "src":
@@ -124,9 +124,9 @@ class Stream:
         masks = {}
         if self.kind != "seq2seq":
             both = reference.allowed(memory_mask, (len(x), self.heads, x.shape[1], S)) & source
-            names = {"src": (source if self.side == "tgt" else seen, None)}
-            names |= {"tgt": (seen, None), "memory": (both, None)}
-            masks = Call(self.kind, self.changes).masks(inputs, **names)
+            names = {"src": (source if self.side == "tgt" else allowed, None)}
+            names |= {"tgt": (allowed, None), "memory": (both, None)}
+            masks = ModelCase(self.kind, self.changes).masks(inputs, **names)
         return layers(self.kind, parameters, self.config, inputs, masks)
 
     @cache  # noqa: B019 - streams are constants
@@ -134,16 +134,16 @@ class Stream:
         """Return the outputs of all the tokens in one causal pass."""
         return self.one_pass(self.tokens(dtype_name))
 
-    def check_feeds(self, decoding: Decoding, x, cuts, exact, rough, **options) -> None:
+    def check_feeds(self, decoding: Decoding, x, cuts, exact, naive, **options) -> None:
         """Feed x in pieces that end at the cuts, and hold each piece's output."""
         first = 0
         for last in cuts:
             got = self.feed(decoding, x[:, first:last], **options)
-            part(got, exact, rough, first, f"outputs of tokens {first}..{last - 1}")
+            part(got, exact, naive, first, f"outputs of tokens {first}..{last - 1}")
             first = last
 
 
-def part(got: np.ndarray, exact: np.ndarray, rough: np.ndarray, first: int, what: str) -> None:
+def part(got: np.ndarray, exact: np.ndarray, naive: np.ndarray, first: int, what: str) -> None:
     """Hold the outputs of tokens from `first` on, within the budget of the whole pass.
 
     A budget made of one token's few numbers would be luck.
@@ -151,7 +151,7 @@ def part(got: np.ndarray, exact: np.ndarray, rough: np.ndarray, first: int, what
     check_shape(got, (len(exact), *got.shape[1:2], *exact.shape[2:]), what)
     whole = exact.astype(got.dtype)
     whole[:, first : first + got.shape[1]] = got
-    compare(whole, exact, rough, what)
+    compare(whole, exact, naive, what)
 
 
 CHANGES: dict[str, dict] = {

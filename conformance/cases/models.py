@@ -87,7 +87,7 @@ def draw(shapes: dict, seed: int, dtype_name: str) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class ModelCase:
     """One model of a kind; B=3 samples, T=5 targets, S=7 sources, E=14 features, 2 heads of 7."""
 
     kind: str
@@ -117,8 +117,8 @@ class Call:
                 continue
             sizes = (*inputs[rows].shape[:1], self.config["nhead"])
             sizes += (inputs[rows].shape[1], inputs[columns].shape[1])
-            seen, bias = masks.get(name, (True, None))
-            found[name] = {"seen": np.broadcast_to(seen, sizes)}
+            allowed, bias = masks.get(name, (True, None))
+            found[name] = {"allowed": np.broadcast_to(allowed, sizes)}
             if bias is not None:
                 found[name]["bias"] = np.broadcast_to(bias, sizes)
         return found
@@ -142,10 +142,10 @@ class Call:
         """Run the model, hold its output and every attention's weights against the oracle."""
         inputs = self.inputs(dtype_name)
         got = self.run(subject, inputs, need_weights=True, **options or {})
-        exact, rough = self.expected(inputs, **masks)
+        exact, naive = self.expected(inputs, **masks)
         if set(got) != set(exact):
             raise Differs(f"weights: expected {sorted(exact)}, got {sorted(got)}")
-        check_dtype(got["output"], rough["output"].dtype, "output")
+        check_dtype(got["output"], naive["output"].dtype, "output")
         for name in exact:
-            compare(got[name], exact[name], rough[name], name)
+            compare(got[name], exact[name], naive[name], name)
         return got

@@ -12,7 +12,7 @@ from .arrays import normal
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class MultiHeadCase:
     """One multi-head attention: B=3 samples, T=5 queries, S keys, E=14 features, 2 heads of 7."""
 
     config: dict = field(default_factory=lambda: {"embed_dim": 14, "num_heads": 2})
@@ -50,25 +50,25 @@ class Call:
         return normal(self.seed + 3, 3, 5, self.config["embed_dim"], dtype_name=dtype_name)
 
     @cache  # noqa: B019 - calls are constants
-    def _expected(self, seen: bytes, empty_rows: str, dtype_name: str, bias: bytes | None):
+    def _expected(self, allowed: bytes, empty_rows: str, dtype_name: str, bias: bytes | None):
         query, key, value = self.inputs(dtype_name)
         sizes = (3, self.heads[0], 5, key.shape[1])
-        options = {"seen": np.frombuffer(seen, bool).reshape(sizes), "empty_rows": empty_rows}
+        options = {"allowed": np.frombuffer(allowed, bool).reshape(sizes), "empty_rows": empty_rows}
         if bias is not None:
             options["bias"] = np.frombuffer(bias, np.float32).reshape(sizes)
         arguments = (self.parameters(dtype_name), *self.heads, query, key, value)
         return expected.multihead(*arguments, **options)
 
-    def expected(self, seen, *, empty_rows="zero", dtype_name="float32", bias=None):
+    def expected(self, allowed, *, empty_rows="zero", dtype_name="float32", bias=None):
         """Return output and weights, exact and naive, for what is seen: bool (B, H, T, S)."""
-        seen = np.ascontiguousarray(seen).tobytes()
+        allowed = np.ascontiguousarray(allowed).tobytes()
         if bias is not None:
             sizes = (3, self.heads[0], 5, self.S or 5)
             bias = np.ascontiguousarray(np.broadcast_to(bias, sizes), np.float32).tobytes()
-        return self._expected(seen, empty_rows, dtype_name, bias)
+        return self._expected(allowed, empty_rows, dtype_name, bias)
 
     def check(
-        self, subject: Subject, options: dict, seen, *, empty_rows="zero", bias=None,
+        self, subject: Subject, options: dict, allowed, *, empty_rows="zero", bias=None,
         dtype_name="float32", **call,
     ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
         """Run the call and hold output and averaged weights against the oracle; return both."""
@@ -78,44 +78,46 @@ class Call:
         got, weights = subject.multihead(
             config, self.parameters(dtype_name), *inputs, **options, **call
         )
-        exact, rough = self.expected(seen, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias)
-        check_dtype(got, rough["output"].dtype, "output")
-        compare(got, exact["output"], rough["output"], "output")
+        exact, naive = self.expected(
+            allowed, empty_rows=empty_rows, dtype_name=dtype_name, bias=bias
+        )
+        check_dtype(got, naive["output"].dtype, "output")
+        compare(got, exact["output"], naive["output"], "output")
         if not call.get("need_weights", True):
             if weights is not None:
                 raise Differs(f"weights were not asked for: got {weights.shape}")
         elif weights is None and "weights" not in subject.capabilities:
             pass
         elif call.get("average_weights", True):
-            compare(weights, exact["weights"].mean(1), rough["weights"].mean(1), "weights")
+            compare(weights, exact["weights"].mean(1), naive["weights"].mean(1), "weights")
         else:
-            compare(weights, exact["weights"], rough["weights"], "weights")
+            compare(weights, exact["weights"], naive["weights"], "weights")
         return got, weights
 
-    def expected_gradients(self, seen, keep=slice(None)) -> tuple[dict, dict]:
+    def expected_gradients(self, allowed, keep=slice(None)) -> tuple[dict, dict]:
         """Return the gradients of sum(grad * output), exact and naive, over some samples."""
         inputs = [x[keep] for x in (*self.inputs(), self.grad())]
         arguments = (self.parameters("float32"), *self.heads, *inputs)
-        return expected.multihead_gradients(*arguments, seen=np.asarray(seen)[keep])
+        return expected.multihead_gradients(*arguments, allowed=np.asarray(allowed)[keep])
 
-    def check_gradients(self, subject: Subject, options: dict, seen) -> dict[str, np.ndarray]:
+    def check_gradients(self, subject: Subject, options: dict, allowed) -> dict[str, np.ndarray]:
         """Run the call backwards and hold every gradient against the oracle; return them."""
         require(subject, "gradients")
         parameters, (query, key, value) = self.parameters("float32"), self.inputs()
         got = subject.multihead_gradients(
             self.config, parameters, query, key, value, self.grad(), **options
         )
-        exact, rough = self.expected_gradients(seen)
+        exact, naive = self.expected_gradients(allowed)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
         for name in exact:
-            check_dtype(got[name], rough[name].dtype, f"gradient of {name}")
-            compare(got[name], exact[name], rough[name], f"gradient of {name}")
+            check_dtype(got[name], naive[name].dtype, f"gradient of {name}")
+            compare(got[name], exact[name], naive[name], f"gradient of {name}")
         return got
 
 
-SELF = Call()
-CROSS = Call(S=7)
-GROUPED = Call({"embed_dim": 12, "num_heads": 4, "num_kv_heads": 2}, S=7, kdim=12, vdim=12)
-WIDTHS = Call({"embed_dim": 14, "num_heads": 2, "kdim": 5, "vdim": 3}, S=7, kdim=5, vdim=3)
-NO_BIAS = Call({"embed_dim": 14, "num_heads": 2, "bias": False}, S=7)
+SELF = MultiHeadCase()
+CROSS = MultiHeadCase(S=7)
+GROUPED = MultiHeadCase({"embed_dim": 12, "num_heads": 4, "num_kv_heads": 2}, S=7, kdim=12, vdim=12)
+WIDTHS = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "kdim": 5, "vdim": 3}, S=7, kdim=5, vdim=3)
+NO_BIAS = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "bias": False}, S=7)

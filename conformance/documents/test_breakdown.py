@@ -6,7 +6,8 @@ import pytest
 from conformance.cases.arrays import normal
 from conformance.contract import clause
 from conformance.mask_spec import allow, causal, hide
-from conformance.oracle import expected, naive, reference
+from conformance.oracle import expected, reference
+from conformance.oracle.naive import linear as naive_linear
 from conformance.oracle.tolerance import compare, same
 from conformance.oracle.tolerance import dtype as numpy_dtype
 from conformance.subjects.protocol import require
@@ -61,12 +62,12 @@ def test_one_head_is_not_self_attention(subject):
     output, _ = subject.multihead(config, parameters, x)
     projected = [reference.linear(x, parameters[f"{n}_proj.weight"], None) for n in "qkv"]
     projected = [p[:, None].astype(np.float32) for p in projected]
-    alone = expected.attention(*projected, seen=np.ones((1, 1, 7, 7)))
-    exact, rough = (steps["output"][:, 0] for steps in alone)
+    alone = expected.attention(*projected, allowed=np.ones((1, 1, 7, 7)))
+    exact, naive = (steps["output"][:, 0] for steps in alone)
     assert abs(output - exact).max() > 0.05, "DOC-B4: W^o changes nothing"
     last = parameters["out_proj.weight"]
-    rough = naive.linear(rough, parameters, "out_proj")
-    compare(output, reference.linear(exact, last, None), rough, "self-attention, then W^o")
+    naive = naive_linear(naive, parameters, "out_proj")
+    compare(output, reference.linear(exact, last, None), naive, "self-attention, then W^o")
 
 
 @clause("DOC-B5")
@@ -76,22 +77,22 @@ def test_the_formula_with_its_shapes(subject):
     inputs = [normal(i, 1, 1, n, d, dtype_name="float32") for i, d in enumerate((d_k, d_k, d_v))]
     steps = subject.steps(*inputs, empty_rows="nan")
     assert steps["weights"].shape == (1, 1, n, n) and steps["output"].shape == (1, 1, n, d_v)
-    exact, rough = expected.attention(*inputs, seen=np.ones((1, 1, n, n)))
+    exact, naive = expected.attention(*inputs, allowed=np.ones((1, 1, n, n)))
     for name in ("weights", "output"):
-        compare(steps[name], exact[name], rough[name], name)
+        compare(steps[name], exact[name], naive[name], name)
 
 
 @clause("DOC-B6")
 def test_the_first_output_never_changes_under_the_mask(subject):
     require(subject, "attention")
     x = sentence()
-    seen = np.tri(7, dtype=bool)[None, None]
-    exact, rough = expected.attention(x, x, x, seen=seen)
+    allowed = np.tri(7, dtype=bool)[None, None]
+    exact, naive = expected.attention(x, x, x, allowed=allowed)
     for n in range(1, 8):
         part = x[:, :, :n]
         steps = subject.steps(part, part, part, mask=causal(), empty_rows="nan")
         same(steps["weights"][0, 0] > 0, np.tri(n, dtype=bool), f"A' of {n} tokens is triangular")
-        grown = [y["output"][:, :, :n] for y in (exact, rough)]
+        grown = [y["output"][:, :, :n] for y in (exact, naive)]
         compare(steps["output"], *grown, f"outputs of {n} tokens")
 
 
@@ -107,11 +108,11 @@ def test_the_first_output_changes_without_the_mask(subject):
 def test_zero_before_the_softmax_is_not_a_mask(subject):
     require(subject, "attention")
     x = sentence()
-    seen = np.tri(7, dtype=bool)[None, None]
+    allowed = np.tri(7, dtype=bool)[None, None]
     scores = subject.steps(x, x, x)["scores"]
-    to_zero = np.where(seen, 0, -scores)[0, 0].astype(np.float32)  # score + bias is exactly 0
+    to_zero = np.where(allowed, 0, -scores)[0, 0].astype(np.float32)  # score + bias is exactly 0
     weights = subject.steps(x, x, x, bias=to_zero, empty_rows="nan")["weights"]
-    hidden = weights[~np.broadcast_to(seen, weights.shape)]
+    hidden = weights[~np.broadcast_to(allowed, weights.shape)]
     assert (hidden > 0).all(), "DOC-B7: a score of 0 still gets a weight"
 
 
@@ -151,8 +152,8 @@ def test_mask_equal_to_zero_hides_is_allow(subject):
     by_allow = subject.attention(x, x, x, mask=allow(ones == 1), empty_rows="nan")
     by_hide = subject.attention(x, x, x, mask=hide(hidden), empty_rows="nan")
     same(by_allow, by_hide, "allow(mask == 1) against hide(mask == 0)")
-    exact, rough = expected.attention(x, x, x, seen=~hidden)
-    compare(by_allow, exact["output"], rough["output"], "output")
+    exact, naive = expected.attention(x, x, x, allowed=~hidden)
+    compare(by_allow, exact["output"], naive["output"], "output")
 
 
 @clause("DOC-B9")

@@ -42,7 +42,7 @@ def self_attention(subject, parameters, **options):
 
 def oracle(parameters):
     x = embedded(SOURCE, E)
-    return expected.multihead(parameters, 2, 2, x, x, x, seen=SEEN, empty_rows="nan")
+    return expected.multihead(parameters, 2, 2, x, x, x, allowed=SEEN, empty_rows="nan")
 
 
 @clause("DOC-A1")
@@ -94,17 +94,17 @@ def test_self_attention_gives_the_printed_weights(subject, parameters):
     off = abs(first[5:, :5] - fifth).max()
     if off > np.spacing(fifth):
         raise Differs(f"rows 5 to 9 are 0.2 to one ulp over five columns: off by {off:.3g}")
-    exact, rough = oracle(parameters)
-    compare(weights, exact["weights"].mean(1), rough["weights"].mean(1), "weights")
-    compare(output.swapaxes(0, 1), exact["output"], rough["output"], "output")
+    exact, naive = oracle(parameters)
+    compare(weights, exact["weights"].mean(1), naive["weights"].mean(1), "weights")
+    compare(output.swapaxes(0, 1), exact["output"], naive["output"], "output")
 
 
 @clause("DOC-A6")
 def test_rows_sum_to_one_and_weights_are_averaged(subject, parameters):
     _, weights = self_attention(subject, parameters)
     _, per_head = self_attention(subject, parameters, average_weights=False)
-    _, rough = oracle(parameters)
-    compare(weights.sum(-1), np.ones((N, S)), rough["weights"].mean(1).sum(-1), "sums of rows")
+    _, naive = oracle(parameters)
+    compare(weights.sum(-1), np.ones((N, S)), naive["weights"].mean(1).sum(-1), "sums of rows")
     compare(weights, per_head.astype(float).mean(1), per_head.mean(1), "mean over the heads")
     assert abs(per_head[:, 0] - per_head[:, 1]).max() > 0.01, "DOC-A6: the heads are alike"
 
@@ -125,12 +125,12 @@ def test_a_mask_of_float_ones_equals_zeros_and_of_bool_ones_hides_all(subject, p
         subject.multihead(SEQUENCE_FIRST, parameters, x, attn_mask=m, key_padding_mask=HIDDEN)[0]
         for m in masks
     )
-    seen = np.broadcast_to(~HIDDEN[:, None, None], (N, 2, S, S))
+    allowed = np.broadcast_to(~HIDDEN[:, None, None], (N, 2, S, S))
     y = embedded(SOURCE, E)
     bias = np.ones((S, S), np.float32)
-    exact, rough = expected.multihead(parameters, 2, 2, y, y, y, seen=seen, bias=bias)
+    exact, naive = expected.multihead(parameters, 2, 2, y, y, y, allowed=allowed, bias=bias)
     for got, name in ((zeros, "zeros"), (ones, "ones")):
-        compare(got.swapaxes(0, 1), exact["output"], rough["output"], f"float mask of {name}")
+        compare(got.swapaxes(0, 1), exact["output"], naive["output"], f"float mask of {name}")
     same(hides, np.full((S, N, E), np.nan), "bool mask of ones")
 
 
@@ -145,13 +145,13 @@ def test_each_mask_goes_where_the_table_says(subject, parameters, place):
         "decoder_self": (aim, aim, aim_hidden, subject.look_ahead_mask(T, T)),
         "decoder_cross": (aim, source, HIDDEN, subject.look_ahead_mask(T, S)),
     }[place]
-    seen = np.broadcast_to(~hidden[:, None, None], (N, 2, query.shape[1], key.shape[1]))
-    seen = seen & ~np.isneginf(mask)
-    exact, rough = expected.multihead(parameters, 2, 2, query, key, key, seen=seen)
+    allowed = np.broadcast_to(~hidden[:, None, None], (N, 2, query.shape[1], key.shape[1]))
+    allowed = allowed & ~np.isneginf(mask)
+    exact, naive = expected.multihead(parameters, 2, 2, query, key, key, allowed=allowed)
     options = {"key_padding_mask": hidden, "attn_mask": mask}
     got, _ = subject.multihead(CONFIG, parameters, query, key, key, **options)
     assert np.isfinite(got).all(), "DOC-A11: NaN in a call that the table calls right"
-    compare(got, exact["output"], rough["output"], f"{place} attention")
+    compare(got, exact["output"], naive["output"], f"{place} attention")
 
 
 def attend(subject, S=10, D_v=16, **options):

@@ -7,7 +7,7 @@ import pytest
 
 from conformance.cases.arrays import normal
 from conformance.cases.decoding import part
-from conformance.cases.models import Call, draw, shapes
+from conformance.cases.models import ModelCase, draw, shapes
 from conformance.contract import clause
 from conformance.documents.printed import KEY_PADDING, SOURCE, embedded, table
 from conformance.documents.test_breakdown import SENTENCE
@@ -18,9 +18,9 @@ from conformance.subjects.protocol import require
 
 N, E, S, T = 5, 16, 10, 20
 GUIDE = {"d_model": E, "nhead": 2, "dim_feedforward": 64, "empty_rows": "nan"}
-ENCODER, DECODER = Call("encoder_layer", GUIDE), Call("decoder_layer", GUIDE)
+ENCODER, DECODER = ModelCase("encoder_layer", GUIDE), ModelCase("decoder_layer", GUIDE)
 DEPTHS = {"num_encoder_layers": 1, "num_decoder_layers": 1}
-WHOLE = Call("transformer", GUIDE | DEPTHS)
+WHOLE = ModelCase("transformer", GUIDE | DEPTHS)
 SEQUENCE_FIRST = {"batch_first": False}
 
 LENGTHS = np.array([12, 8, 10, 7, 17])
@@ -35,7 +35,7 @@ SEEN = {
 }
 
 
-def run(subject, call: Call, inputs: dict, **options) -> dict[str, np.ndarray]:
+def run(subject, call: ModelCase, inputs: dict, **options) -> dict[str, np.ndarray]:
     """The document's call: sequence first, evaluation, here with its outputs batch-first again."""
     require(subject, "layers")
     turned = {name: x.swapaxes(0, 1) for name, x in inputs.items()}
@@ -60,20 +60,20 @@ def four_masks(subject) -> dict:
 def test_an_encoder_layer_with_its_padding_mask_has_no_nan(subject):
     found = run(subject, ENCODER, {"src": SRC}, src_mask=ZEROS, src_key_padding_mask=SOURCE_HIDDEN)
     assert np.isfinite(found["output"]).all(), "DOC-A8: NaN in the encoder layer's output"
-    exact, rough = ENCODER.expected({"src": SRC}, src=SEEN["src"])
-    compare(found["output"], exact["output"], rough["output"], "output")
+    exact, naive = ENCODER.expected({"src": SRC}, src=SEEN["src"])
+    compare(found["output"], exact["output"], naive["output"], "output")
 
 
 @clause("DOC-A9")
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_a_layers_mask_of_float_ones_is_one_of_zeros(subject, training):
     require(subject, "layers")
-    call = Call("encoder_layer", GUIDE | {"dropout": 0.0})
-    exact, rough = call.expected({"src": SRC}, src=SEEN["src"])
+    call = ModelCase("encoder_layer", GUIDE | {"dropout": 0.0})
+    exact, naive = call.expected({"src": SRC}, src=SEEN["src"])
     for mask, name in ((ZEROS, "zeros"), (ONES, "ones")):
         options = {"src_mask": mask, "src_key_padding_mask": SOURCE_HIDDEN, "training": training}
         got = call.run(subject, {"src": SRC}, **options)["output"]
-        compare(got, exact["output"], rough["output"], f"src_mask of {name}")
+        compare(got, exact["output"], naive["output"], f"src_mask of {name}")
     hidden = call.run(subject, {"src": SRC}, src_mask=ONES.astype(bool))["output"]
     same(hidden, np.full((N, S, E), np.nan), "src_mask of bool ones")
 
@@ -83,11 +83,11 @@ def test_a_decoder_layer_with_four_masks(subject):
     inputs = {"tgt": TGT, "memory": SRC}
     got = run(subject, DECODER, inputs, **four_masks(subject))["output"]
     assert np.isfinite(got).all(), "DOC-A10: NaN in the decoder layer's output"
-    exact, rough = (y["output"] for y in DECODER.expected(inputs, **SEEN))
-    compare(got, exact, rough, "output")
+    exact, naive = (y["output"] for y in DECODER.expected(inputs, **SEEN))
+    compare(got, exact, naive, "output")
     for n, length in enumerate(LENGTHS):
         first = np.broadcast_to(got[n, length], got[n, length:].shape)
-        compare(got[n, length:], first, rough[n, length:], f"padded rows of sample {n}")
+        compare(got[n, length:], first, naive[n, length:], f"padded rows of sample {n}")
         assert abs(got[n, length]).max() > 1e-3, f"DOC-A10: row {length} of sample {n} is 0"
 
 
@@ -96,9 +96,9 @@ def test_the_tables_masks_in_a_whole_model(subject):
     inputs = {"src": SRC, "tgt": TGT}
     masks = four_masks(subject) | {"src_mask": ZEROS, "src_key_padding_mask": SOURCE_HIDDEN}
     got = run(subject, WHOLE, inputs, need_weights=True, **masks)
-    exact, rough = WHOLE.expected(inputs, **SEEN)
+    exact, naive = WHOLE.expected(inputs, **SEEN)
     for name in exact:
-        compare(got[name], exact[name], rough[name], name)
+        compare(got[name], exact[name], naive[name], name)
     cross = got["decoder.layers.0.multihead_attn"]
     hidden = ~np.broadcast_to(SEEN["memory"][0], cross.shape)
     same(cross[hidden], np.zeros(hidden.sum()), "weights of the memory's hidden tokens")
@@ -108,7 +108,7 @@ def test_the_tables_masks_in_a_whole_model(subject):
 def test_a_sample_of_padding_alone_is_nan_in_every_layer(subject):
     hidden = np.array(SOURCE_HIDDEN)
     hidden[2] = True
-    call = Call("encoder", GUIDE | {"num_layers": 2})
+    call = ModelCase("encoder", GUIDE | {"num_layers": 2})
     found = run(subject, call, {"src": SRC}, src_key_padding_mask=hidden)["output"]
     nan = np.isnan(found)
     same(nan, np.broadcast_to(np.arange(N)[:, None, None] == 2, nan.shape), "where NaN is")
@@ -124,10 +124,10 @@ def test_layers_hand_out_their_weights(subject):
     found = {}
     for name, (call, inputs, masks) in calls.items():
         got = run(subject, call, inputs, **masks, **options)
-        _, rough = call.expected(inputs, **SEEN)
-        for attention in rough.keys() - {"output"}:
+        _, naive = call.expected(inputs, **SEEN)
+        for attention in naive.keys() - {"output"}:
             found[f"{name}'s {attention}"] = got[attention].shape
-            ones, sums = np.ones(got[attention].shape[:3]), rough[attention].sum(-1)
+            ones, sums = np.ones(got[attention].shape[:3]), naive[attention].sum(-1)
             compare(got[attention].sum(-1), ones, sums, f"rows of the {name}'s {attention}")
     wanted = {"encoder's self_attn": (N, 2, S, S), "decoder's self_attn": (N, 2, T, T)}
     wanted |= {"decoder's multihead_attn": (N, 2, T, S)}
@@ -167,7 +167,7 @@ def test_a_model_is_trained_on_a_target_shifted_by_one(subject):
 
 # The experiment of document B: Embedding(10, 8), Transformer(d_model=8) with its defaults
 
-DEFAULT = Call(
+DEFAULT = ModelCase(
     "transformer",
     {"d_model": 8, "nhead": 8, "num_encoder_layers": 6, "num_decoder_layers": 6,
      "dim_feedforward": 2048, "empty_rows": "nan"},
@@ -181,29 +181,29 @@ EXPERIMENT = {
 
 @cache
 def default_expected() -> tuple[np.ndarray, np.ndarray]:
-    exact, rough = DEFAULT.expected(EXPERIMENT, tgt=(np.tri(5, dtype=bool), None))
-    return exact["output"], rough["output"]
+    exact, naive = DEFAULT.expected(EXPERIMENT, tgt=(np.tri(5, dtype=bool), None))
+    return exact["output"], naive["output"]
 
 
 @clause("DOC-B10")
 @pytest.mark.parametrize("n", range(1, 6))
 def test_a_prefix_gives_the_first_rows_of_the_whole(subject, n):
-    exact, rough = default_expected()
+    exact, naive = default_expected()
     inputs = EXPERIMENT | {"tgt": EXPERIMENT["tgt"][:, :n]}
     mask = subject.look_ahead_mask(n, n)
     got = DEFAULT.run(subject, inputs, tgt_mask=mask)["output"]
-    part(got, exact, rough, 0, f"prefix of {n}")
+    part(got, exact, naive, 0, f"prefix of {n}")
 
 
 @clause("DOC-B10")
 def test_the_cache_gives_the_same_rows_one_by_one(subject):
     require(subject, "cache")
-    exact, rough = default_expected()
+    exact, naive = default_expected()
     arguments = ("transformer", DEFAULT.config, DEFAULT.parameters())
     decoding = subject.decoding(*arguments, capacity=5, src=EXPERIMENT["src"])
     for n in range(5):
         got = decoding.feed(EXPERIMENT["tgt"][:, n : n + 1])
-        part(got, exact, rough, n, f"row {n}")
+        part(got, exact, naive, n, f"row {n}")
 
 
 @clause("DOC-B10")
@@ -250,7 +250,7 @@ def test_a_sentence_is_generated_until_its_end(subject, cached):
 @clause("DOC-B12")
 @pytest.mark.parametrize("row", [1, 4, 6])
 def test_later_rows_cannot_influence_earlier_ones_through_layers(subject, row):
-    call = Call("encoder", {"num_layers": 2, "empty_rows": "nan"})
+    call = ModelCase("encoder", {"num_layers": 2, "empty_rows": "nan"})
     x = call.inputs()["src"]
     changed = np.array(x)
     changed[:, row:] += 1

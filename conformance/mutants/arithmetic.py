@@ -11,10 +11,10 @@ import numpy as np
 
 from ..mask_spec import Spec, allow
 from ..oracle import reference
-from ..oracle.naive import wide
+from ..oracle.naive import upcast
 
 
-def seen_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:
+def allowed_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:
     """Return what a mask shows of query and key, which come first: bool (B, H, T, S)."""
     query, key = inputs[:2]
     return reference.allowed(mask, (*query.shape[:3], key.shape[2]), query_offset)
@@ -23,8 +23,8 @@ def seen_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:
 def with_seen(right, inputs, mask, query_offset, options, change: Callable) -> dict:
     """Attend with what is seen changed; a call that the right one refuses stays refused."""
     right(*inputs, mask=mask, query_offset=query_offset, **options)
-    seen = seen_by(mask, inputs, query_offset)
-    return right(*inputs, mask=allow(change(seen)), **options)
+    allowed = allowed_by(mask, inputs, query_offset)
+    return right(*inputs, mask=allow(change(allowed)), **options)
 
 
 def recomputes(mistake: Callable) -> Callable:
@@ -41,7 +41,7 @@ def recomputes(mistake: Callable) -> Callable:
 
 def over_heads(array, query) -> np.ndarray:
     """Repeat key/value heads for the query heads that read them, no narrower than float32."""
-    return wide(array).repeat(query.shape[1] // array.shape[1], axis=1)
+    return upcast(array).repeat(query.shape[1] // array.shape[1], axis=1)
 
 
 def softmax(logits, axis: int = -1) -> np.ndarray:

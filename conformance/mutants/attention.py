@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..oracle.naive import wide
+from ..oracle.naive import upcast
 from .arithmetic import attended, over_heads, recomputes, softmax
 from .mutant import breaks
 
@@ -117,7 +117,7 @@ def softcap_after_mask(right, *inputs, softcap=None, **options):
 def samples_mixed(right, *inputs, **options):
     """A millionth of the batch's mean is added to every sample, as by a norm over the batch."""
     steps = right(*inputs, **options)
-    output = wide(steps["output"])
+    output = upcast(steps["output"])
     if not len(output):
         return steps
     mixed = output + np.float32(1e-6) * np.nan_to_num(output).mean(0, keepdims=True)

@@ -30,8 +30,8 @@ def empty_row_nan(right, *inputs, **options):
 def empty_row_unmasked(right, *inputs, mask=None, query_offset=None, **options):
     """A row from which the mask hides everything sees everything."""
 
-    def change(seen):
-        return seen | ~seen.any(-1, keepdims=True)
+    def change(allowed):
+        return allowed | ~allowed.any(-1, keepdims=True)
 
     return with_seen(right, inputs, mask, query_offset, options, change)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .arithmetic import nan_where, seen_by
+from .arithmetic import allowed_by, nan_where
 from .mutant import breaks
 
 
@@ -57,7 +57,9 @@ def fast_gradients_apart(right, *call, through="attention", **options):
 def empty_row_gradient_nan(right, *call, **options):
     """The gradient of an empty row is NaN, as it is where NaN is cleaned after the softmax."""
     found = right(*call, **options)
-    rows = ~seen_by(options.get("mask"), call, options.get("query_offset")).any(-1, keepdims=True)
+    rows = ~allowed_by(options.get("mask"), call, options.get("query_offset")).any(
+        -1, keepdims=True
+    )
     return found | {"query": nan_where(rows, found["query"])}
 
 
@@ -65,8 +67,8 @@ def empty_row_gradient_nan(right, *call, **options):
 def empty_row_gradient_leaks(right, query, key, value, grad, **options):
     """An empty row sends its gradient on to all values, as if it had seen them alike."""
     found = right(query, key, value, grad, **options)
-    seen = seen_by(options.get("mask"), (query, key), options.get("query_offset"))
-    rows = ~seen.any(-1, keepdims=True)
+    allowed = allowed_by(options.get("mask"), (query, key), options.get("query_offset"))
+    rows = ~allowed.any(-1, keepdims=True)
     if options.get("empty_rows", "zero") != "zero" or not rows.any():
         return found
     sent = (grad * rows).astype(np.float64).sum(2, keepdims=True) / key.shape[2]

@@ -56,7 +56,7 @@ def naively(ops, right, kind, config, parameters, inputs, **options) -> dict:
     if not config.get("batch_first", True):
         return right(kind, config, parameters, inputs, **options)
     batch, length, _ = inputs["src"].shape
-    masks = {"src": {"seen": np.ones((batch, config["nhead"], length, length), bool)}}
+    masks = {"src": {"allowed": np.ones((batch, config["nhead"], length, length), bool)}}
     found = reference_layers.run(kind, parameters, config, inputs, masks, ops)
     return found if options.get("need_weights") else {"output": found["output"]}
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from ..mask_spec import Spec, allow, hide, padding, predicate, prefix, segments, sliding_window
-from .arithmetic import attended, recomputes, seen_by, softmax, with_seen
+from .arithmetic import allowed_by, attended, recomputes, softmax, with_seen
 from .mutant import breaks
 
 # In front of attention, which is given a mask and makes of it what it does
@@ -27,8 +27,8 @@ def mask_forgotten(right, *inputs, mask=None, query_offset=None, **options):
 def transposed(right, *inputs, mask=None, query_offset=None, **options):
     """Queries and keys change places in a square mask: a token sees those after it."""
 
-    def change(seen):
-        return seen.swapaxes(2, 3) if seen.shape[2] == seen.shape[3] else seen
+    def change(allowed):
+        return allowed.swapaxes(2, 3) if allowed.shape[2] == allowed.shape[3] else allowed
 
     return with_seen(right, inputs, mask, query_offset, options, change)
 
@@ -37,8 +37,8 @@ def transposed(right, *inputs, mask=None, query_offset=None, **options):
 def first_sample_mask(right, *inputs, mask=None, query_offset=None, **options):
     """The mask of the first sample is applied to all samples."""
 
-    def change(seen):
-        return np.broadcast_to(seen[:1], seen.shape)
+    def change(allowed):
+        return np.broadcast_to(allowed[:1], allowed.shape)
 
     return with_seen(right, inputs, mask, query_offset, options, change)
 
@@ -47,8 +47,8 @@ def first_sample_mask(right, *inputs, mask=None, query_offset=None, **options):
 def first_head_mask(right, *inputs, mask=None, query_offset=None, **options):
     """The mask of the first head is applied to all heads."""
 
-    def change(seen):
-        return np.broadcast_to(seen[:, :1], seen.shape)
+    def change(allowed):
+        return np.broadcast_to(allowed[:, :1], allowed.shape)
 
     return with_seen(right, inputs, mask, query_offset, options, change)
 
@@ -87,8 +87,8 @@ def mask_after_softmax(right, *inputs, mask=None, query_offset=None, **options):
     """Hidden weights are put to 0 after the softmax, so that a row no longer sums to 1."""
     right(*inputs, mask=mask, query_offset=query_offset, **options)
     steps = right(*inputs, **options)
-    seen = seen_by(mask, inputs, query_offset)
-    return attended(steps, inputs, weights=np.where(seen, steps["weights"], 0))
+    allowed = allowed_by(mask, inputs, query_offset)
+    return attended(steps, inputs, weights=np.where(allowed, steps["weights"], 0))
 
 
 @breaks("steps", "ATT-1", "ATT-2", "ATT-13", "DOC-A3")
@@ -96,7 +96,7 @@ def mask_after_softmax(right, *inputs, mask=None, query_offset=None, **options):
 def score_times_mask(right, *inputs, mask=None, query_offset=None, bias=None, **options):
     """Scores are multiplied by the mask: a hidden score becomes 0, which still gets a weight."""
     steps = right(*inputs, mask=mask, query_offset=query_offset, bias=bias, **options)
-    scores = np.where(seen_by(mask, inputs, query_offset), steps["scores"], 0)
+    scores = np.where(allowed_by(mask, inputs, query_offset), steps["scores"], 0)
     masked = scores if bias is None else scores + bias.astype(scores.dtype)
     return attended(steps, inputs, masked=masked, weights=softmax(masked))
 
@@ -113,7 +113,7 @@ def zero_hides(right, *inputs, **options):
 def filled(right, inputs, mask, query_offset, bias, options, number) -> dict:
     """Attend with a number added to the scores of what is hidden."""
     right(*inputs, mask=mask, query_offset=query_offset, bias=bias, **options)
-    fill = np.where(seen_by(mask, inputs, query_offset), 0, number)
+    fill = np.where(allowed_by(mask, inputs, query_offset), 0, number)
     fill = (fill if bias is None else fill + bias.astype(fill.dtype)).astype(inputs[0].dtype)
     return right(*inputs, bias=fill if mask else bias, **options)
 

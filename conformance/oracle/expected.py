@@ -14,16 +14,16 @@ from .memo import remembered
 
 # Which axis of which array runs along the queries, the keys, and a third sum.
 ATTENTION = {
-    "queries": {"query": 2, "grad": 2, "seen": 2, "bias": -2, "scores": 2, "masked_scores": 2,
+    "queries": {"query": 2, "grad": 2, "allowed": 2, "bias": -2, "scores": 2, "masked_scores": 2,
                 "weights": 2, "output": 2},
-    "keys": {"key": 2, "value": 2, "seen": 3, "bias": -1, "scores": 3, "masked_scores": 3,
+    "keys": {"key": 2, "value": 2, "allowed": 3, "bias": -1, "scores": 3, "masked_scores": 3,
              "weights": 3},
     "features": {"query": 3, "key": 3},
 }  # fmt: skip
 MULTIHEAD = {
-    "queries": {"query": 1, "grad": 1, "seen": 2, "bias": -2, "weights": 2, "output": 1},
-    "keys": {"key": 1, "value": 1, "seen": 3, "bias": -1, "weights": 3},
-    "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "seen": 0, "bias": -4, "weights": 0,
+    "queries": {"query": 1, "grad": 1, "allowed": 2, "bias": -2, "weights": 2, "output": 1},
+    "keys": {"key": 1, "value": 1, "allowed": 3, "bias": -1, "weights": 3},
+    "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "allowed": 0, "bias": -4, "weights": 0,
                 "output": 0},
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def multihead_gradients(
 
 @remembered
 def _expect(name: str, axes: dict, **call) -> tuple[dict, dict]:
-    call["seen"] = np.asarray(call["seen"], bool)
+    call["allowed"] = np.asarray(call["allowed"], bool)
     exact = getattr(reference, name)(**call)
     candidates = []
     for folded, *there_or_back in product((False, True), repeat=4):
@@ -78,8 +78,8 @@ def _flip(arrays: dict, turned: list[dict]) -> dict:
 
 
 def _furthest(candidates: list[np.ndarray], exact: np.ndarray) -> np.ndarray:
-    def error(rough: np.ndarray) -> float:
-        wide = rough.astype(np.float64)
+    def error(candidate: np.ndarray) -> float:
+        wide = candidate.astype(np.float64)
         finite = np.isfinite(wide) & np.isfinite(exact)
         return abs(wide[finite] - exact[finite]).max(initial=0.0)
 

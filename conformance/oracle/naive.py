@@ -11,18 +11,27 @@ import math
 import numpy as np
 
 
-def wide(array) -> np.ndarray:
+def upcast(array) -> np.ndarray:
     """Return float64 as it is, anything narrower in float32."""
     array = np.asarray(array)
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
 def attention(
-    query, key, value, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero", folded=False
+    query,
+    key,
+    value,
+    *,
+    allowed,
+    bias=None,
+    scale=None,
+    softcap=None,
+    empty_rows="zero",
+    folded=False,
 ) -> dict[str, np.ndarray]:
     """Return scores, masked_scores, weights and output; the output rounded to the input's dtype."""
     dtype = np.asarray(query).dtype
-    query, key, value = wide(query), wide(key), wide(value)
+    query, key, value = upcast(query), upcast(key), upcast(value)
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat(group, axis=1), value.repeat(group, axis=1)
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
@@ -33,7 +42,7 @@ def attention(
             scores = np.einsum("bhtd,bhsd->bhts", query, key) * scale
         if softcap is not None:
             scores = softcap * np.tanh(scores * (1 / softcap) if folded else scores / softcap)
-        masked = np.where(seen, scores if bias is None else scores + wide(bias), -np.inf)
+        masked = np.where(allowed, scores if bias is None else scores + upcast(bias), -np.inf)
         top = masked.max(-1, keepdims=True, initial=-np.inf)
         shifted = masked - np.where(np.isneginf(top), 0, top)
         total = np.exp(shifted).sum(-1, keepdims=True)
@@ -45,13 +54,13 @@ def attention(
 
 
 def gradients(
-    query, key, value, grad, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero",
+    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero",
     folded=False,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the gradients of sum(grad * output), each rounded to its input's dtype."""
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
-    steps = attention(query, key, value, seen=seen, **options, folded=folded)
-    q, k, v, g = wide(query), wide(key), wide(value), wide(grad)
+    steps = attention(query, key, value, allowed=allowed, **options, folded=folded)
+    q, k, v, g = upcast(query), upcast(key), upcast(value), upcast(grad)
     group = q.shape[1] // k.shape[1]
     k_all, v_all = k.repeat(group, axis=1), v.repeat(group, axis=1)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
@@ -96,9 +105,9 @@ def _sum_groups(array, group: int):
 
 def linear(x, parameters: dict, name: str) -> np.ndarray:
     """x W^T + b, rounded to the dtype of x."""
-    y = wide(x) @ wide(parameters[f"{name}.weight"]).T
+    y = upcast(x) @ upcast(parameters[f"{name}.weight"]).T
     bias = parameters.get(f"{name}.bias")
-    return (y if bias is None else y + wide(bias)).astype(np.asarray(x).dtype)
+    return (y if bias is None else y + upcast(bias)).astype(np.asarray(x).dtype)
 
 
 def split_heads(x, heads: int) -> np.ndarray:
@@ -140,9 +149,9 @@ def multihead_gradients(
 def _linear_gradients(name: str, x, parameters: dict, grad) -> dict[str, np.ndarray]:
     weight = parameters[f"{name}.weight"]
     found = {
-        f"{name}.weight": np.einsum("bto,bti->oi", wide(grad), wide(x)).astype(weight.dtype),
-        "x": (wide(grad) @ wide(weight)).astype(np.asarray(x).dtype),
+        f"{name}.weight": np.einsum("bto,bti->oi", upcast(grad), upcast(x)).astype(weight.dtype),
+        "x": (upcast(grad) @ upcast(weight)).astype(np.asarray(x).dtype),
     }
     if f"{name}.bias" in parameters:
-        found[f"{name}.bias"] = wide(grad).sum((0, 1)).astype(weight.dtype)
+        found[f"{name}.bias"] = upcast(grad).sum((0, 1)).astype(weight.dtype)
     return found

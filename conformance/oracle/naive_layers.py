@@ -26,28 +26,28 @@ class Naive:
         return naive.linear(x, p, name)
 
     def norm(self, x, p: dict, name: str, eps: float):
-        wide, weight = naive.wide(x), naive.wide(p[f"{name}.weight"])
-        mean = wide.mean(-1, keepdims=True)
-        centred = wide - mean
+        upcast, weight = naive.upcast(x), naive.upcast(p[f"{name}.weight"])
+        mean = upcast.mean(-1, keepdims=True)
+        centred = upcast - mean
         if self.folded:
-            variance = (wide * wide).mean(-1, keepdims=True) - mean * mean
-            y = centred * (weight * (1 / np.sqrt(variance + wide.dtype.type(eps))))
+            variance = (upcast * upcast).mean(-1, keepdims=True) - mean * mean
+            y = centred * (weight * (1 / np.sqrt(variance + upcast.dtype.type(eps))))
         else:
             variance = (centred * centred).mean(-1, keepdims=True)
-            y = centred / np.sqrt(variance + wide.dtype.type(eps)) * weight
+            y = centred / np.sqrt(variance + upcast.dtype.type(eps)) * weight
         bias = p.get(f"{name}.bias")
-        return (y if bias is None else y + naive.wide(bias)).astype(x.dtype)
+        return (y if bias is None else y + naive.upcast(bias)).astype(x.dtype)
 
     def activate(self, x, name: str):
         if name == "relu":
             return np.maximum(x, 0)
-        wide = naive.wide(x)
-        scaled = wide * wide.dtype.type(math.sqrt(0.5))
+        upcast = naive.upcast(x)
+        scaled = upcast * upcast.dtype.type(math.sqrt(0.5))
         if self.folded:
-            share = _erfc(-scaled).astype(wide.dtype) / 2
+            share = _erfc(-scaled).astype(upcast.dtype) / 2
         else:
-            share = (1 + _erf(scaled).astype(wide.dtype)) / 2
-        return (wide * share).astype(x.dtype)
+            share = (1 + _erf(scaled).astype(upcast.dtype)) / 2
+        return (upcast * share).astype(x.dtype)
 
     def attend(self, p: dict, heads: int, query, key, **masks) -> dict:
         return naive.multihead(p, heads, heads, query, key, key, folded=self.folded, **masks)

@@ -12,16 +12,16 @@ import numpy as np
 from ..mask_spec import Spec
 
 
-def sees(spec: Spec, batch: int, head: int, row: int, column: int, offset: int) -> bool:
+def is_allowed(spec: Spec, batch: int, head: int, row: int, column: int, offset: int) -> bool:
     """Whether the query in `row`, at position row + offset, may see the key in `column`."""
     a, position = spec.arguments, row + offset
     match spec.kind:
         case "and":
-            return all(sees(part, batch, head, row, column, offset) for part in spec.parts)
+            return all(is_allowed(part, batch, head, row, column, offset) for part in spec.parts)
         case "or":
-            return any(sees(part, batch, head, row, column, offset) for part in spec.parts)
+            return any(is_allowed(part, batch, head, row, column, offset) for part in spec.parts)
         case "not":
-            return not sees(spec.parts[0], batch, head, row, column, offset)
+            return not is_allowed(spec.parts[0], batch, head, row, column, offset)
         case "causal":
             return column <= position
         case "sliding_window":
@@ -53,11 +53,11 @@ def _of(table, index: int):
 def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], query_offset=None) -> np.ndarray:
     """Return bool (B, H, T, S): True where the key may be seen."""
     offsets = np.broadcast_to(0 if query_offset is None else query_offset, sizes[:1])
-    seen = np.ones(sizes, bool)
+    allowed = np.ones(sizes, bool)
     if spec is not None:
         for b, h, t, s in product(*map(range, sizes)):
-            seen[b, h, t, s] = sees(spec, b, h, t, s, int(offsets[b]))
-    return seen
+            allowed[b, h, t, s] = is_allowed(spec, b, h, t, s, int(offsets[b]))
+    return allowed
 
 
 def softmax(logits: list[float], empty_rows: str) -> list[float]:
@@ -75,7 +75,7 @@ def softmax(logits: list[float], empty_rows: str) -> list[float]:
 
 
 def attention(
-    query, key, value, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero"
+    query, key, value, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero"
 ) -> dict[str, np.ndarray]:
     """Return scores, masked_scores, weights and output, all float64."""
     query, key, value = (np.asarray(x).astype(np.float64) for x in (query, key, value))
@@ -93,7 +93,7 @@ def attention(
             if softcap is not None:
                 score = softcap * math.tanh(score / softcap)
             scores[b, h, t, s] = score
-            masked[b, h, t, s] = score + bias[b, h, t, s] if seen[b, h, t, s] else -math.inf
+            masked[b, h, t, s] = score + bias[b, h, t, s] if allowed[b, h, t, s] else -math.inf
         weights[b, h, t] = softmax(masked[b, h, t].tolist(), empty_rows)
         for d in range(D_v):
             output[b, h, t, d] = math.fsum(
@@ -105,11 +105,11 @@ def attention(
 
 
 def gradients(
-    query, key, value, grad, *, seen, bias=None, scale=None, softcap=None, empty_rows="zero"
+    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero"
 ) -> dict[str, np.ndarray]:
     """Return d sum(grad * output) by query, key, value and (where given) bias, float64."""
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
-    steps = attention(query, key, value, seen=seen, **options)
+    steps = attention(query, key, value, allowed=allowed, **options)
     query, key, value, grad = (np.asarray(x).astype(np.float64) for x in (query, key, value, grad))
     (B, H, T, D), (S, D_v) = query.shape, value.shape[2:]
     group = H // key.shape[1]

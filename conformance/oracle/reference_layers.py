@@ -5,8 +5,8 @@ sums, and the naive formulas of `naive_layers.py`, whose distance from it makes 
 held against torch.nn in float64 in `tests/test_reference_layers.py`.
 
 A model is a kind and a flat dict of parameters under dotted names, matrices (out, in). Its masks
-are options of attention (`seen`, `bias`) under "src", "tgt" and "memory". What it gives is a flat
-dict: "output", and each attention's weights under the attention's own dotted name.
+are options of attention (`allowed`, `bias`) under "src", "tgt" and "memory". What it gives is
+a flat dict: "output", and each attention's weights under the attention's own dotted name.
 """
 
 import math
@@ -179,12 +179,12 @@ def token_masks(config: dict, src, tgt) -> dict:
     padding_idx = config.get("padding_idx", 0)
     (B, S), T, H = src.shape, tgt.shape[1], config["nhead"]
     shapes = {"src": (B, H, S, S), "tgt": (B, H, T, T), "memory": (B, H, T, S)}
-    seen = {name: np.zeros(shape, bool) for name, shape in shapes.items()}
-    for name, array in seen.items():
+    allowed = {name: np.zeros(shape, bool) for name, shape in shapes.items()}
+    for name, array in allowed.items():
         keys = tgt if name == "tgt" else src
         for b, h, t, s in product(*map(range, array.shape)):
             array[b, h, t, s] = keys[b, s] != padding_idx and (name != "tgt" or s <= t)
-    return {name: {"seen": array} for name, array in seen.items()}
+    return {name: {"allowed": array} for name, array in allowed.items()}
 
 
 KINDS = {

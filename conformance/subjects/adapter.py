@@ -1,7 +1,7 @@
 """A subject made of an adapter: of the little that an implementation of your own has to say.
 
     class Subject:
-        masks = "attend"  # what True says: "attend" or "hide"; "add" is a float mask of 0 and -inf
+        mask_polarity = "attend"  # what True says: "attend" or "hide"; "add" is 0 and -inf
         capabilities = {"attention", "bias"}
 
         def attention(self, query, key, value, *, mask=None, bias=None): ...
@@ -10,6 +10,7 @@ NumPy arrays go in and come out, shaped as the contract has them, a mask always 
 option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
 """
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,10 @@ import numpy as np
 
 from ..mask_spec import Spec, conjuncts, positional
 from ..oracle import reference
-from .boundary import Decoding, ask, by_name, one, pair
+from .boundary import PluggedDecoding, ask, by_name, one, pair
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
-MASKS = ("attend", "hide", "add")
+POLARITIES = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 # What an adapter cannot offer, since the suite asks the house's own backends for it by their names.
@@ -30,15 +31,35 @@ METHODS |= {"parameters": "parameters", "cache": "decoding"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
 
 
-def pointed(seen: np.ndarray, masks: str, dtype) -> np.ndarray:
+def mask_polarity(adapter: Any) -> str:
+    """Return what True says in an adapter's masks; its old name, `masks`, is read too.
+
+    Raises ValueError where neither says it, or both do.
+    """
+    given = {name: getattr(adapter, name, None) for name in ("mask_polarity", "masks")}
+    polarity, old = given.values()
+    if polarity is not None and old is not None:
+        rule = "an adapter has `mask_polarity`, or `masks` as its old name, but not both"
+        raise ValueError(f"{rule}: got {polarity!r} and {old!r}")
+    polarity = old if polarity is None else polarity
+    if polarity not in POLARITIES:
+        rule = "`mask_polarity` must say what True means: 'attend', 'hide', or 'add' for 0 and -inf"
+        raise ValueError(f"{rule}: got {polarity!r}")
+    if old is not None:
+        words = f"`masks` is now called `mask_polarity`: write mask_polarity = {old!r} in"
+        warnings.warn(f"{words} {type(adapter).__name__}", DeprecationWarning, stacklevel=3)
+    return polarity
+
+
+def pointed(allowed: np.ndarray, polarity: str, dtype) -> np.ndarray:
     """Return what may be seen as a mask that points the way it is asked for.
 
     >>> pointed(np.array([True, False]), "add", np.float32)
     array([  0., -inf], dtype=float32)
     """
-    if masks == "add":
-        return np.where(seen, 0.0, -np.inf).astype(dtype)
-    return np.array(seen if masks == "attend" else ~seen)
+    if polarity == "add":
+        return np.where(allowed, 0.0, -np.inf).astype(dtype)
+    return np.array(allowed if polarity == "attend" else ~allowed)
 
 
 class Steps(dict):
@@ -68,11 +89,7 @@ class Plugged:
         self.dtypes = tuple(getattr(adapter, "dtypes", ["float32"]))
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
             raise ValueError(f"dtypes are names among {', '.join(DTYPES)}: got {adapter.dtypes!r}")
-        masks = getattr(adapter, "masks", None)
-        if masks not in MASKS:
-            rule = "`masks` must say what True means, 'attend' or 'hide', or 'add' for 0 and -inf"
-            raise ValueError(f"{rule}: got {masks!r}")
-        self.masks: str = masks
+        self.mask_polarity = mask_polarity(adapter)
         words = [self.name, *self.versions(), *self.versions().values()]
         if not all(isinstance(word, str) for word in words):
             raise ValueError(f"name and versions must be texts: got {words}")
@@ -135,7 +152,7 @@ class Plugged:
         if kind != "attention" or set(given) != {"batch_size"}:
             raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
         inputs = self._config(config), dict(parameters), given["batch_size"], capacity
-        return ask(partial(Decoding, self.name), self.adapter.decoding, *inputs)
+        return ask(partial(PluggedDecoding, self.name), self.adapter.decoding, *inputs)
 
     def _options(self, query, key, options: dict) -> dict:
         for array in (query, key):
@@ -167,8 +184,8 @@ class Plugged:
         if offset is None and sizes[2] != sizes[3] and any(map(positional, parts)):
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         if parts:
-            seen = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
-            found["mask"] = pointed(seen, self.masks, dtype)
+            allowed = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
+            found["mask"] = pointed(allowed, self.mask_polarity, dtype)
         return found
 
     def _config(self, config: dict) -> dict:
@@ -209,28 +226,32 @@ class Plugged:
     def _as_torch(self, padding, attn_mask, offset, sizes: tuple) -> dict:
         """Return the two masks as they are; a Mask as (B, H, T, S), True where hidden."""
         if isinstance(attn_mask, Spec):
-            attn_mask = ~self._seen(attn_mask, offset, sizes)
+            attn_mask = ~self._allowed(attn_mask, offset, sizes)
         found = {"key_padding_mask": padding, "attn_mask": attn_mask}
         return {name: mask for name, mask in found.items() if mask is not None}
 
     def _merged(self, padding, attn_mask, offset, sizes: tuple, dtype) -> dict:
         """Return the two masks as one, and what is added to the scores as a bias."""
-        seen, found = np.ones(sizes, bool), {}  # type: np.ndarray, dict[str, Any]
+        allowed, found = np.ones(sizes, bool), {}  # type: np.ndarray, dict[str, Any]
         if padding is not None:
-            seen = seen & ~padding[:, None, None]
+            allowed = allowed & ~padding[:, None, None]
         if isinstance(attn_mask, Spec):
-            seen = seen & self._seen(attn_mask, offset, sizes)
+            allowed = allowed & self._allowed(attn_mask, offset, sizes)
         elif attn_mask is not None:
             if attn_mask.ndim == 3:
                 require(self, "attn_mask")
             if attn_mask.dtype == bool:
-                seen = seen & ~attn_mask
+                allowed = allowed & ~attn_mask
             else:
                 require(self, "bias")
                 found["bias"] = np.array(np.broadcast_to(attn_mask, sizes))
-        return found if seen.all() else found | {"mask": pointed(seen, self.masks, dtype)}
+        return (
+            found
+            if allowed.all()
+            else found | {"mask": pointed(allowed, self.mask_polarity, dtype)}
+        )
 
-    def _seen(self, spec: Spec, offset, sizes) -> np.ndarray:
+    def _allowed(self, spec: Spec, offset, sizes) -> np.ndarray:
         if offset is None and sizes[2] != sizes[3] and positional(spec):
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         return reference.allowed(spec, sizes, offset)

@@ -63,7 +63,7 @@ def by_name(found: Any) -> dict[str, np.ndarray]:
     return {name: one(array) for name, array in found.items()}
 
 
-class Decoding:
+class PluggedDecoding:
     """A decoding of an adapter: `feed` takes tokens, the rest is what the adapter has."""
 
     def __init__(self, name: str, own: Any):
@@ -86,4 +86,4 @@ class Decoding:
 
     def _taken(self, found: Any) -> Any:
         """Take a branch of this decoding, or an array."""
-        return Decoding(self.name, found) if hasattr(found, "feed") else one(found)
+        return PluggedDecoding(self.name, found) if hasattr(found, "feed") else one(found)

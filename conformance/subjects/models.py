@@ -98,7 +98,9 @@ class Models:
     def decoding(self, kind, config, parameters, *, capacity, compiled=False, **given):
         with self.scope(_dtype(parameters)):
             model = self.model(kind, config, parameters)
-            return Decoding(self, kind, model, _dtype(parameters), compiled).start(capacity, given)
+            return ModelDecoding(self, kind, model, _dtype(parameters), compiled).start(
+                capacity, given
+            )
 
     def greedy(self, config, parameters, src, prompt, **options) -> np.ndarray:
         with self.scope(_dtype(parameters)):
@@ -152,7 +154,7 @@ def _dtype(parameters: dict) -> str:
     return next(iter(parameters.values())).dtype.name
 
 
-class Decoding:
+class ModelDecoding:
     """One decoding in progress: a model, its cache, and what a layer takes beside them."""
 
     def __init__(self, adapter: Models, kind: str, model, dtype: str, compiled: bool = False):
@@ -164,7 +166,7 @@ class Decoding:
         self.sent: dict[str, list[int]] = {}
         self.call: Any = None  # the compiled form, made once
 
-    def start(self, capacity: int, given: dict) -> "Decoding":
+    def start(self, capacity: int, given: dict) -> "ModelDecoding":
         """Make the caches: of `batch_size` samples, or for a `memory` or a `src`."""
         if given.pop("counted", False):
             for name, attn in self._attentions():
@@ -227,33 +229,33 @@ class Decoding:
     def lengths(self) -> np.ndarray:
         return self.adapter.numpy(self.cache.lengths)
 
-    def _with(self, cache, memory=None) -> "Decoding":
-        other = Decoding(self.adapter, self.kind, self.model, self.dtype, self.compiled)
+    def _with(self, cache, memory=None) -> "ModelDecoding":
+        other = ModelDecoding(self.adapter, self.kind, self.model, self.dtype, self.compiled)
         other.cache, other.sent = cache, self.sent
         other.memory = self.memory if memory is None else memory
         return other
 
-    def copy(self) -> "Decoding":
+    def copy(self) -> "ModelDecoding":
         with self.adapter.scope(self.dtype):
             return self._with(self.cache.copy())
 
-    def earlier(self) -> "Decoding":
+    def earlier(self) -> "ModelDecoding":
         """Return the decoding as it was before the last `feed`: a cache that was handed on."""
         return self._with(self.before)
 
-    def reorder(self, index: np.ndarray) -> "Decoding":
+    def reorder(self, index: np.ndarray) -> "ModelDecoding":
         with self.adapter.scope(self.dtype):
             index = self.adapter.array(index)
             memory = tuple(cache.reorder(index) for cache in self.memory)
             return self._with(self.cache.reorder(index), memory)
 
-    def truncate(self, lengths) -> "Decoding":
+    def truncate(self, lengths) -> "ModelDecoding":
         with self.adapter.scope(self.dtype):
             if isinstance(lengths, np.ndarray):
                 lengths = self.adapter.array(lengths)
             return self._with(self.cache.truncate(lengths))
 
-    def poison(self, number: float) -> "Decoding":
+    def poison(self, number: float) -> "ModelDecoding":
         """Return the decoding with a number in every slot that is not written."""
         with self.adapter.scope(self.dtype):
             if hasattr(self.cache, "layers"):

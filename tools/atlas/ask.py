@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from conformance import subjects
-from conformance.subjects.adapter import pointed
+from conformance.subjects.adapter import mask_polarity, pointed
 from conformance.subjects.protocol import CAPABILITIES, NotOffered, check_capabilities
 
-from .question import Own, Question
+from .question import OwnMask, Question
 from .questions import QUESTIONS
 
 HINTS = {"causal"}  # such as torch.nn.MultiheadAttention's, which wants a mask beside it
@@ -86,7 +86,9 @@ def given(adapter: Any, question: Question) -> dict:
     """Return what is handed over, masks of the library's own kind made to point its way."""
     dtype = question.inputs[0].dtype
     found = {
-        name: pointed(value.seen, adapter.masks, dtype) if isinstance(value, Own) else value
+        name: pointed(value.allowed, mask_polarity(adapter), dtype)
+        if isinstance(value, OwnMask)
+        else value
         for name, value in question.given.items()
     }
     if "additive" in found:

@@ -33,9 +33,9 @@ def square(rows, B: int = 1) -> np.ndarray:
     return np.array(np.broadcast_to(rows, (B, 2, *rows.shape[-2:])), order="C")
 
 
-def additive(seen, fill: float, dtype="float32") -> np.ndarray:
+def additive(allowed, fill: float, dtype="float32") -> np.ndarray:
     """Return 0 where something may be seen, and the fill elsewhere."""
-    return np.where(seen, 0.0, fill).astype(dtype)
+    return np.where(allowed, 0.0, fill).astype(dtype)
 
 
 def lower(T: int, S: int, offset: int = 0) -> np.ndarray:

@@ -92,9 +92,9 @@ def usual_numbers() -> str:
     """Return the numbers that most questions share, and the answer of every set of keys."""
     given = inputs(T=1)
     sets = [keys for count in (1, 2, 3) for keys in combinations(range(3), count)]
-    seen = [np.isin(range(3), keys) for keys in sets]
+    allowed = [np.isin(range(3), keys) for keys in sets]
     head = ["may see", *(", ".join(f"key {key}" for key in keys) for keys in sets)]
-    row = ["gives", *(numbers(reading(given, own)[0, 0]) for own in seen)]
+    row = ["gives", *(numbers(reading(given, own)[0, 0]) for own in allowed)]
     return f"{NUMBERS}\n\n{table(head, [row])}\n\n{EMPTY_ROW}"
 
 

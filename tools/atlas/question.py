@@ -13,7 +13,7 @@ import numpy as np
 from conformance.mask_spec import allow
 from conformance.oracle import naive
 from conformance.reports.diagnosis import NAMES, explains
-from conformance.reports.recorded import Call
+from conformance.reports.recorded import RecordedCall
 
 from .numbers import USUAL
 
@@ -30,10 +30,10 @@ OWN_NAMES = {
     "heads": "the first axis is the heads: (H, T, S)",
     "samples": "the first axis is the samples: (B, T, S)",
     "both": "each does its part",
-    "only the mask": "the other one forgotten",
-    "only the flag": "the mask forgotten",
-    "only the bias": "the mask forgotten",
-    "neither": "both forgotten",
+    "only the mask": "the other one ignored",
+    "only the flag": "the mask ignored",
+    "only the bias": "the mask ignored",
+    "neither": "both ignored",
     "NaN": "NaN in place of an answer",
     "key 0 only": "every query sees the first key and no other",
     "finite fill": "the mean, and the scores get a gradient",
@@ -54,10 +54,10 @@ Answers = list[tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class OwnMask:
     """What may be seen, to be handed over as the library's own kind of mask."""
 
-    seen: np.ndarray
+    allowed: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,10 @@ class Question:
     measure: Callable[[np.ndarray], np.ndarray] = field(default=np.asarray)
 
     def __post_init__(self) -> None:
-        arrays = [*self.inputs, *(x.seen if isinstance(x, Own) else x for x in self.given.values())]
+        arrays = [
+            *self.inputs,
+            *(x.allowed if isinstance(x, OwnMask) else x for x in self.given.values()),
+        ]
         if any(isinstance(x, np.ndarray) and not x.flags.c_contiguous for x in arrays):
             rule = "a question's arrays must be contiguous, for some kernels go by strides"
             raise ValueError(f"{rule}: got {self.name}")
@@ -107,7 +110,7 @@ def meaning(name: str) -> str:
     """Return what an alternative's name says; every part of a name in two parts has its own.
 
     >>> meaning("bottom-right, mean")
-    'queries as the last positions; the mean over all keys where nothing may be seen'
+    'queries as the last positions; the mean over all keys in a fully masked row'
     """
     known = NAMES | OWN_NAMES
     if name in known:
@@ -119,44 +122,44 @@ def meaning(name: str) -> str:
     raise ValueError(f"an alternative must have a name of the suite or the atlas: got {name!r}")
 
 
-def reading(inputs: tuple[np.ndarray, ...], seen=True, **options) -> np.ndarray:
+def reading(inputs: tuple[np.ndarray, ...], allowed=True, **options) -> np.ndarray:
     """Return what attention gives if a call is read so: what may be seen, and the other options."""
-    call = Call(inputs, {"mask": allow(np.ones((1, 1, 1, 1), bool))} | options)
-    return call.answer(np.broadcast_to(seen, call.sizes))
+    call = RecordedCall(inputs, {"mask": allow(np.ones((1, 1, 1, 1), bool))} | options)
+    return call.answer(np.broadcast_to(allowed, call.sizes))
 
 
-def policies(inputs: tuple[np.ndarray, ...], seen, before: str = "") -> Answers:
+def policies(inputs: tuple[np.ndarray, ...], allowed, before: str = "") -> Answers:
     """Return the four answers to a row that may see nothing, under their names."""
-    empty = ~np.asarray(seen).any(-1, keepdims=True)
+    empty = ~np.asarray(allowed).any(-1, keepdims=True)
     named = {"zero": "zero", "mean": "uniform", "nan": "nan"}
-    found = [(n, reading(inputs, seen, empty_rows=policy)) for n, policy in named.items()]
-    found.append(("unmasked-row", reading(inputs, seen | empty)))
+    found = [(n, reading(inputs, allowed, empty_rows=policy)) for n, policy in named.items()]
+    found.append(("unmasked-row", reading(inputs, allowed | empty)))
     return [(before + name, answer) for name, answer in found]
 
 
-def gradients(inputs: tuple[np.ndarray, ...], grad: np.ndarray, seen) -> Answers:
+def gradients(inputs: tuple[np.ndarray, ...], grad: np.ndarray, allowed) -> Answers:
     """Return the gradients of query, key and value, as a row that may see nothing shapes them.
 
     A NaN may reach some of the three and not the others; every such answer is "nan".
     """
-    seen = np.broadcast_to(seen, (*inputs[0].shape[:3], inputs[1].shape[2]))
-    empty = ~seen.any(-1, keepdims=True)
+    allowed = np.broadcast_to(allowed, (*inputs[0].shape[:3], inputs[1].shape[2]))
+    empty = ~allowed.any(-1, keepdims=True)
 
     query, key, value = inputs
 
-    def of(seen, **options) -> np.ndarray:
+    def of(allowed, **options) -> np.ndarray:
         with np.errstate(all="ignore"):
-            found = naive.gradients(query, key, value, grad, seen=seen, **options)
+            found = naive.gradients(query, key, value, grad, allowed=allowed, **options)
         return np.stack([found[name] for name in ("query", "key", "value")])
 
-    zero = of(seen)
-    fill = of(np.ones_like(seen), bias=np.where(seen, 0, np.float32(-1e9)))
+    zero = of(allowed)
+    fill = of(np.ones_like(allowed), bias=np.where(allowed, 0, np.float32(-1e9)))
     finite = [
         ("zero", zero),
-        ("mean", of(seen, empty_rows="uniform")),
+        ("mean", of(allowed, empty_rows="uniform")),
         ("finite fill", fill),
         ("S times", fill + (fill - zero) * (key.shape[2] - 1)),
-        ("unmasked-row", of(seen | empty)),
+        ("unmasked-row", of(allowed | empty)),
     ]
     lost = [np.array(which) for which in product([False, True], repeat=3) if any(which)]
     spoilt = [np.where(which[:, None, None, None, None], np.nan, zero) for which in lost]

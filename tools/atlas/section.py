@@ -5,7 +5,7 @@ import numpy as np
 from conformance.contract import clauses
 
 from .markdown import beside, drawn, numbers, table
-from .question import Own, Question, meaning
+from .question import OwnMask, Question, meaning
 from .snippets import Snippet
 from .sources import about
 
@@ -48,8 +48,8 @@ def call(question: Question) -> str:
     for name, value in question.given.items():
         if name in ("seed", "grad"):
             continue
-        own = isinstance(value, Own)
-        array = value.seen if own else value
+        own = isinstance(value, OwnMask)
+        array = value.allowed if own else value
         if not isinstance(array, np.ndarray):
             blocks.append(f"{name} = {array}")
             continue

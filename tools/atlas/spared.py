@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from conformance.subjects import find
+from conformance.subjects.adapter import mask_polarity
 from conformance.subjects.peers import PEERS
 
 from .ask import load
@@ -39,6 +40,7 @@ class Spared:
 
     def __init__(self, own: Any, name: str = ""):
         self.own, self.name = own, getattr(own, "name", name)
+        self.polarity = mask_polarity(own)
 
     def __getattr__(self, name: str):
         return getattr(self.own, name)
@@ -60,15 +62,15 @@ class Spared:
         """Return the options without empty rows, and which rows these were: (B, H, T)."""
         sizes = sizes or (*query.shape[:3], key.shape[2])
         given = {name: options[name] for name in ("mask", "bias") if options.get(name) is not None}
-        seen = np.ones(sizes, bool)
+        allowed = np.ones(sizes, bool)
         for array in given.values():
-            seen = seen & ~hidden_by(array, self.own.masks)
+            allowed = allowed & ~hidden_by(array, self.polarity)
         if options.get("causal") and sizes[2] == sizes[3]:
-            seen = seen & np.tri(sizes[2], dtype=bool)
-        empty = ~np.any(seen, -1) if sizes[3] else np.zeros(sizes[:3], bool)
-        hiding = {n: x for n, x in given.items() if hidden_by(x, self.own.masks).any()}
+            allowed = allowed & np.tri(sizes[2], dtype=bool)
+        empty = ~np.any(allowed, -1) if sizes[3] else np.zeros(sizes[:3], bool)
+        hiding = {n: x for n, x in given.items() if hidden_by(x, self.polarity).any()}
         if empty.any():
-            given |= {n: opened(x, empty, sizes, self.own.masks) for n, x in hiding.items()}
+            given |= {n: opened(x, empty, sizes, self.polarity) for n, x in hiding.items()}
         return options | given, empty
 
     def multihead(self, config, parameters, query, key, value, **options):

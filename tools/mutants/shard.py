@@ -178,12 +178,12 @@ def watch(subject, seen: set[str]) -> None:
             seen.add(name)
             return super().__getattribute__(name)
 
-    class Module(Altered):
+    class WatchedModule(Altered):
         def __getattr__(self, name):
             seen.add(f"module.{name}")
             return super().__getattr__(name)
 
-    subject.module = Module(subject.module, {})
+    subject.module = WatchedModule(subject.module, {})
     subject.__class__ = Watched
 
 

@@ -51,11 +51,11 @@ def bounds(vector: Vector) -> dict[str, np.ndarray | float]:
 
 def _weights(vector: Vector, query, key, count: int) -> np.ndarray:
     """Return what each row's weights err by at most, (B, H, T, 1)."""
-    seen = oracle.visible(vector)
+    allowed = oracle.allowed_with_bias(vector)
     size = np.einsum("bhtd,bhsd->bhts", np.abs(query), np.abs(key)) * _scale(vector, query)
-    bias = np.broadcast_to(np.abs(oracle.options(vector).get("bias", 0.0)), seen.shape)
-    largest = np.where(seen, np.maximum(size, bias), 0).max(-1, keepdims=True, initial=0.0)
-    several = seen.sum(-1, keepdims=True) > 1
+    bias = np.broadcast_to(np.abs(oracle.options(vector).get("bias", 0.0)), allowed.shape)
+    largest = np.where(allowed, np.maximum(size, bias), 0).max(-1, keepdims=True, initial=0.0)
+    several = allowed.sum(-1, keepdims=True) > 1
     return (count * np.where(several, largest, 0) + 6) * UNIT
 
 
@@ -94,6 +94,6 @@ def _gradients(vector: Vector, weight: float, group: int) -> dict[str, float]:
         "grad_value": (weight + 2 * UNIT) * np.abs(grad).max() * rows,
     }
     if "bias" in vector.inputs:
-        cells = np.prod(oracle.visible(vector).shape) / vector.inputs["bias"].size
+        cells = np.prod(oracle.allowed_with_bias(vector).shape) / vector.inputs["bias"].size
         found["grad_bias"] = pull * (3 * weight + 9 * UNIT) * cells
     return {name: float(limit) for name, limit in found.items()}

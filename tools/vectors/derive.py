@@ -29,8 +29,8 @@ def complete(case: Vector, stored: Vector | None = None) -> Derived:
         return Derived(case)
     wrong = [f"{case.id}: {text}" for text in unholdable(case)]
     if case.call in ("attention", "allowed", "multihead") and _masked(case):
-        case = replace(case, seen=oracle.look(case))
-        looks = {"seen": case.seen}, {"seen": sets.look(case)}
+        case = replace(case, seen=oracle.allowed_cells(case))
+        looks = {"seen": case.seen}, {"seen": sets.allowed_cells(case)}
         wrong += disagreements(case, *looks, {}, {"seen": stored and stored.seen})
     found = Derived(case, oracle.derive(case), exact.derive(case), wrong)
     limits = bound.bounds(case)

@@ -51,7 +51,7 @@ def root(number: int) -> Fraction:
         return Fraction(Decimal(number).sqrt())
 
 
-class Row:
+class ExactRow:
     """One query over the keys it sees: exponentials by key, their total, the scores' slopes."""
 
     def __init__(self, query, keys: dict, biases: dict, scale: Fraction, softcap: Fraction | None):
@@ -73,7 +73,7 @@ class Row:
         self.total = sum(self.exps.values())
 
     @classmethod
-    def empty(cls, policy: str, size: int) -> "Row":
+    def empty(cls, policy: str, size: int) -> "ExactRow":
         """Return a row that sees nothing: no key, or every key alike, or none that is a number."""
         row = cls((), {}, {}, Fraction(1), None)
         if policy == "uniform" and size:
@@ -101,21 +101,21 @@ class Row:
         }
 
 
-def rows(query, key, bias, seen, scale, softcap, empty_rows: str) -> dict[tuple, Row]:
+def rows(query, key, bias, allowed, scale, softcap, empty_rows: str) -> dict[tuple, ExactRow]:
     """Return every row of the softmax by (sample, head, query)."""
-    found, group = {}, seen.shape[1] // max(key.shape[1], 1)
+    found, group = {}, allowed.shape[1] // max(key.shape[1], 1)
     scale = 1 / root(query.shape[3]) if scale is None else Fraction(scale)
     softcap = None if softcap is None else Fraction(softcap)
-    bias = rational(np.broadcast_to(0.0 if bias is None else bias, seen.shape))
-    for b, h, t in product(*map(range, seen.shape[:3])):
-        sees = [s for s in np.flatnonzero(seen[b, h, t]).tolist() if bias[b, h, t, s] != -np.inf]
+    bias = rational(np.broadcast_to(0.0 if bias is None else bias, allowed.shape))
+    for b, h, t in product(*map(range, allowed.shape[:3])):
+        sees = [s for s in np.flatnonzero(allowed[b, h, t]).tolist() if bias[b, h, t, s] != -np.inf]
         keys, biases = ({s: x[s] for s in sees} for x in (key[b, h // group], bias[b, h, t]))
-        row = Row(query[b, h, t], keys, biases, scale, softcap)
-        found[b, h, t] = row if sees else Row.empty(empty_rows, seen.shape[3])
+        row = ExactRow(query[b, h, t], keys, biases, scale, softcap)
+        found[b, h, t] = row if sees else ExactRow.empty(empty_rows, allowed.shape[3])
     return found
 
 
-def forward(found: dict[tuple, Row], value: np.ndarray, sizes: tuple) -> dict[str, np.ndarray]:
+def forward(found: dict[tuple, ExactRow], value: np.ndarray, sizes: tuple) -> dict[str, np.ndarray]:
     """Return weights and output, as Fractions."""
     group = sizes[1] // max(value.shape[1], 1)
     weights = np.full(sizes, Fraction(0), object)
@@ -155,20 +155,24 @@ def derive(vector: Vector) -> Answers:
         case "sequence_mask" | "look_ahead_mask":
             return {"mask": sets.built(vector)}
         case "allowed":
-            seen = sets.look(vector)
-            additive = np.array([[-np.inf, 0.0][int(cell)] for cell in seen.ravel()])
-            hidden = np.logical_not(seen)
-            return {"allowed": seen, "hidden": hidden, "additive": additive.reshape(seen.shape)}
+            allowed = sets.allowed_cells(vector)
+            additive = np.array([[-np.inf, 0.0][int(cell)] for cell in allowed.ravel()])
+            hidden = np.logical_not(allowed)
+            return {
+                "allowed": allowed,
+                "hidden": hidden,
+                "additive": additive.reshape(allowed.shape),
+            }
         case "multihead":
             return _multihead(vector.widened())
     return _attention(vector.widened())
 
 
 def _attention(vector: Vector) -> Answers:
-    seen, bias = sets.look(vector), vector.inputs.get("bias")
+    allowed, bias = sets.allowed_cells(vector), vector.inputs.get("bias")
     query, key, value = (rational(vector.inputs[name]) for name in ("query", "key", "value"))
-    found = rows(query, key, bias, seen, vector.scale, vector.softcap, vector.empty_rows)
-    answers = forward(found, value, seen.shape)
+    found = rows(query, key, bias, allowed, vector.scale, vector.softcap, vector.empty_rows)
+    answers = forward(found, value, allowed.shape)
     if "grad" in vector.inputs:
         grad = rational(vector.inputs["grad"])
         by_name = backward(found, query, key, value, grad, bias)
@@ -177,7 +181,7 @@ def _attention(vector: Vector) -> Answers:
 
 
 def _multihead(vector: Vector) -> Answers:
-    settings, seen = vector.settings, sets.look(vector)
+    settings, allowed = vector.settings, sets.allowed_cells(vector)
     heads, width = settings["num_heads"], settings["embed_dim"] // settings["num_heads"]
     parameters = {name: rational(x) for name, x in vector.parameters.items()}
     split = []
@@ -186,8 +190,8 @@ def _multihead(vector: Vector) -> Answers:
         x = x if settings["batch_first"] else x.swapaxes(0, 1)
         split.append(_heads(_linear(x, parameters, projection), width))
     query, key, value = split
-    found = rows(query, key, sets.added(vector), seen, None, None, vector.empty_rows)
-    answers = forward(found, value, seen.shape)
+    found = rows(query, key, sets.added(vector), allowed, None, None, vector.empty_rows)
+    answers = forward(found, value, allowed.shape)
     short = np.frompyfunc(shortened, 1, 1)(answers["output"])
     joined = np.concatenate([short[:, h] for h in range(heads)], -1)
     output = _linear(joined, parameters, "out_proj")

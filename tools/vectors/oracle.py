@@ -23,33 +23,33 @@ def derive(vector: Vector) -> Answers:
             rows = [[0.0 if s <= t else -np.inf for s in range(S)] for t in range(T)]
             return {"mask": np.reshape(np.array(rows, float), (T, S))}
         case "allowed":
-            seen = look(vector)
-            additive = np.where(seen, 0.0, -np.inf)
-            return {"allowed": seen, "hidden": ~seen, "additive": additive}
+            allowed = allowed_cells(vector)
+            additive = np.where(allowed, 0.0, -np.inf)
+            return {"allowed": allowed, "hidden": ~allowed, "additive": additive}
         case "multihead":
             return _multihead(wide, reference.multihead)
     return _attention(wide)
 
 
-def look(vector: Vector) -> np.ndarray:
+def allowed_cells(vector: Vector) -> np.ndarray:
     """Return what may be seen, bool (B, H, T, S), from the structure and the mask arguments."""
-    seen = reference.allowed(vector.mask, vector.cells, vector.query_offset)
+    allowed = reference.allowed(vector.mask, vector.cells, vector.query_offset)
     hidden = vector.inputs.get("key_padding_mask")
     if hidden is not None:
-        seen = seen & ~hidden[:, None, None]
+        allowed = allowed & ~hidden[:, None, None]
     given = vector.inputs.get("attn_mask")
     if given is not None and given.dtype == bool:
-        seen = seen & ~spread(given, vector.cells)
-    return seen
+        allowed = allowed & ~spread(given, vector.cells)
+    return allowed
 
 
-def visible(vector: Vector) -> np.ndarray:
+def allowed_with_bias(vector: Vector) -> np.ndarray:
     """Return what may be seen, with what a bias of -inf hides taken away, bool (..., T, S)."""
     if vector.call in ("sequence_mask", "look_ahead_mask"):
         mask = derive(vector)["mask"]
         return ~mask if mask.dtype == bool else mask == 0
     bias = options(vector.widened()).get("bias")
-    return look(vector) if bias is None else look(vector) & ~np.isneginf(bias)
+    return allowed_cells(vector) if bias is None else allowed_cells(vector) & ~np.isneginf(bias)
 
 
 def spread(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
@@ -80,10 +80,10 @@ def call_of(vector: Vector) -> tuple:
 
 
 def _attention(vector: Vector) -> Answers:
-    clean, seen, sees = vector.settled(), look(vector), visible(vector)
-    found = reference.attention(*call_of(clean), seen=seen, **options(clean))
+    clean, allowed, sees = vector.settled(), allowed_cells(vector), allowed_with_bias(vector)
+    found = reference.attention(*call_of(clean), allowed=allowed, **options(clean))
     found = {name: found[name] for name in ("weights", "output")}
-    group = seen.shape[1] // vector.inputs["key"].shape[1]
+    group = allowed.shape[1] // vector.inputs["key"].shape[1]
     query, key, value = (~np.isfinite(x).all(-1) for x in call_of(vector))
     key, value = (sees & x.repeat(group, 1)[:, :, None] for x in (key, value))
     lost = key.any(-1) | (sees.any(-1) & query)  # the rows of which NaN is made
@@ -91,13 +91,13 @@ def _attention(vector: Vector) -> Answers:
     found["output"][lost | value.any(-1)] = np.nan
     if "grad" in vector.inputs:
         arguments = (*call_of(clean), vector.inputs["grad"])
-        by_name = reference.gradients(*arguments, seen=seen, **options(clean))
+        by_name = reference.gradients(*arguments, allowed=allowed, **options(clean))
         found |= {f"grad_{name}": array for name, array in by_name.items()}
     return found
 
 
 def _multihead(vector: Vector, call, **given) -> Answers:
-    found = call(*call_of(vector), **{"seen": look(vector)} | options(vector) | given)
+    found = call(*call_of(vector), **{"allowed": allowed_cells(vector)} | options(vector) | given)
     return laid_out(vector, found)
 
 
@@ -113,10 +113,10 @@ def allowances(vector: Vector, exact: Answers) -> dict[str, dict[str, float]]:
     """Return the allowed error of what is `close`, in every dtype, by the suite's rule."""
     found: dict[str, dict[str, float]] = {name: {} for name in exact}
     for name in vector.dtypes:
-        for tensor, rough in naive(vector.settled().cast(name)).items():
-            covered = _covered(vector, tensor, rough.shape)
-            rough = rough.astype(dtype(name))[covered]
-            found[tensor][name] = up(allowance(exact[tensor][covered], rough, dtype(name)))
+        for tensor, naive in naive_answers(vector.settled().cast(name)).items():
+            covered = _covered(vector, tensor, naive.shape)
+            naive = naive.astype(dtype(name))[covered]
+            found[tensor][name] = up(allowance(exact[tensor][covered], naive, dtype(name)))
     return found
 
 
@@ -130,13 +130,13 @@ def _covered(vector: Vector, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     return covered
 
 
-def naive(vector: Vector) -> Answers:
+def naive_answers(vector: Vector) -> Answers:
     """Return the naive formula's answers in the dtype that the vector has been cast to."""
-    given = {"seen": look(vector)} | options(vector)
+    given = {"allowed": allowed_cells(vector)} | options(vector)
     if vector.call == "multihead":
         return laid_out(vector, expected.multihead(*call_of(vector), **given)[1])
-    rough = expected.attention(*call_of(vector), **given)[1]
-    found = {name: rough[name] for name in ("weights", "output")}
+    naive = expected.attention(*call_of(vector), **given)[1]
+    found = {name: naive[name] for name in ("weights", "output")}
     if "grad" in vector.inputs:
         arguments = (*call_of(vector), vector.inputs["grad"])
         by_name = expected.gradients(*arguments, **given)[1]

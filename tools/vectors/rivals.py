@@ -11,7 +11,7 @@ from conformance.oracle import reference
 from conformance.vectors.vector import Vector
 
 from . import oracle
-from .oracle import visible
+from .oracle import allowed_with_bias
 
 Answers = dict[str, np.ndarray]
 
@@ -25,7 +25,7 @@ def column_by_column(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(*outer, S, T).swapaxes(-1, -2)
 
 
-def answer(vector: Vector, seen: np.ndarray | None = None, **changed) -> Answers:
+def answer(vector: Vector, allowed: np.ndarray | None = None, **changed) -> Answers:
     """Return the oracle's answer to a changed call: another mask, other options or inputs."""
     wide = vector.widened().settled()
     inputs = wide.inputs | {name: changed.pop(name) for name in wide.inputs.keys() & changed.keys()}
@@ -33,7 +33,7 @@ def answer(vector: Vector, seen: np.ndarray | None = None, **changed) -> Answers
     options = oracle.options(wide)
     if "bias" in options:  # what it hides is in `visible`
         options["bias"] = np.where(np.isneginf(options["bias"]), 0, options["bias"])
-    options |= {"seen": visible(vector) if seen is None else seen} | changed
+    options |= {"allowed": allowed_with_bias(vector) if allowed is None else allowed} | changed
     if vector.call == "multihead":
         return oracle.laid_out(wide, reference.multihead(*oracle.call_of(wide), **options))
     found = reference.attention(*oracle.call_of(wide), **options)
@@ -45,11 +45,11 @@ def answer(vector: Vector, seen: np.ndarray | None = None, **changed) -> Answers
 
 
 def unmasked(vector: Vector) -> Answers:
-    return answer(vector, np.ones_like(visible(vector)))
+    return answer(vector, np.ones_like(allowed_with_bias(vector)))
 
 
 def transposed(vector: Vector) -> Answers:
-    return answer(vector, column_by_column(visible(vector)))
+    return answer(vector, column_by_column(allowed_with_bias(vector)))
 
 
 def uniform(vector: Vector) -> Answers:
@@ -95,12 +95,12 @@ def softcap_forgotten(vector: Vector) -> Answers:
 
 
 def offset_of_zero(vector: Vector) -> Answers:
-    return answer(vector, oracle.look(replace(vector, query_offset=0)))
+    return answer(vector, oracle.allowed_cells(replace(vector, query_offset=0)))
 
 
 def offset_of_the_end(vector: Vector) -> Answers:
     last = vector.sizes["S"] - vector.sizes["T"]
-    return answer(vector, oracle.look(replace(vector, query_offset=last)))
+    return answer(vector, oracle.allowed_cells(replace(vector, query_offset=last)))
 
 
 def heads_interleaved(vector: Vector) -> Answers:

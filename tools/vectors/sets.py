@@ -1,6 +1,6 @@
 """The second derivation of masks: for each query the set of keys it sees, by sets and ranges.
 
-It shares nothing with `reference.sees`, which asks about one cell at a time.
+It shares nothing with `reference.is_allowed`, which asks about one cell at a time.
 """
 
 import numpy as np
@@ -9,27 +9,27 @@ from conformance.mask_spec import Spec
 from conformance.vectors.vector import Vector
 
 
-def look(vector: Vector) -> np.ndarray:
+def allowed_cells(vector: Vector) -> np.ndarray:
     """Return what may be seen, bool (B, H, T, S)."""
     B, H, T, S = vector.cells
     offsets = vector.query_offset
     offsets = [offsets or 0] * B if isinstance(offsets, int | None) else offsets
-    seen = np.zeros((B, H, T, S), bool)
+    allowed = np.zeros((B, H, T, S), bool)
     for b in range(B):
         for h in range(H):
             for t in range(T):
                 keys = set(range(S))
                 if vector.mask is not None:
-                    keys &= visible(vector.mask, (b, h, t), offsets[b], S)
+                    keys &= allowed_keys(vector.mask, (b, h, t), offsets[b], S)
                 keys -= hidden_by_arguments(vector, b, h, t)
-                seen[b, h, t, sorted(keys)] = True
-    return seen
+                allowed[b, h, t, sorted(keys)] = True
+    return allowed
 
 
-def visible(spec: Spec, query: tuple[int, int, int], offset: int, size: int) -> set[int]:
+def allowed_keys(spec: Spec, query: tuple[int, int, int], offset: int, size: int) -> set[int]:
     """Return the keys that the query (sample, head, row) sees among `size` keys."""
     keys, (sample, head, row) = set(range(size)), query
-    parts = [visible(part, query, offset, size) for part in spec.parts]
+    parts = [allowed_keys(part, query, offset, size) for part in spec.parts]
     own, upto = row + offset, range(row + offset + 1)
     tables = {name: _of(table, sample) for name, table in spec.arguments.items()}
     match spec.kind:

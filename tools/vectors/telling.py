@@ -33,11 +33,11 @@ def notes(vector: Vector) -> dict[str, float]:
     found["distinct_sizes"] = len(set(sizes)) == len(sizes) > 1
     if vector.refused:
         return found
-    seen = oracle.visible(vector)
-    found |= {"hidden": int((~seen).sum()), "visible": int(seen.sum())}
+    allowed = oracle.allowed_with_bias(vector)
+    found |= {"hidden": int((~allowed).sum()), "visible": int(allowed.sum())}
     if vector.call not in WEIGHTED:
         found["unmasked"] = found["hidden"]
-        found["transposed"] = int((rivals.column_by_column(seen) != seen).sum())
+        found["transposed"] = int((rivals.column_by_column(allowed) != allowed).sum())
         return found
     weights = oracle.derive(vector)["weights"]
     found["top_weight"] = down(float(np.nan_to_num(weights).max(initial=0.0)))

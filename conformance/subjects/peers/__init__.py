@@ -9,7 +9,7 @@ something by their process's environment.
 from typing import NamedTuple
 
 
-class Peer(NamedTuple):
+class PeerEntry(NamedTuple):
     """One peer's adapter."""
 
     adapter: str  # package.module:Class
@@ -21,11 +21,11 @@ class Peer(NamedTuple):
 JAX, FLAX = ("jax",), ("flax", "jax")
 
 
-def _peer(adapter: str, packages: tuple[str, ...], about: str, **environment: str) -> Peer:
-    return Peer(f"{__name__}.{adapter}", packages, environment, about)
+def _peer(adapter: str, packages: tuple[str, ...], about: str, **environment: str) -> PeerEntry:
+    return PeerEntry(f"{__name__}.{adapter}", packages, environment, about)
 
 
-def _keras(name: str) -> dict[str, Peer]:
+def _keras(name: str) -> dict[str, PeerEntry]:
     """Return Keras on one of its backends; a process has one."""
     packages, told = ("keras", name), {"KERAS_BACKEND": name}
     layer = f"keras.layers.MultiHeadAttention on {name}"
@@ -39,7 +39,7 @@ def _keras(name: str) -> dict[str, Peer]:
     }
 
 
-PEERS: dict[str, Peer] = {
+PEERS: dict[str, PeerEntry] = {
     "torch-sdpa": _peer(
         "torch_sdpa:Default", ("torch",), "F.scaled_dot_product_attention, the kernel it chooses"
     ),
@@ -62,13 +62,15 @@ PEERS: dict[str, Peer] = {
     ),
     "torch-flex": _peer("torch_flex:Flex", ("torch",), "flex_attention, not compiled"),
     "jax-nn": _peer("jax_nn:DotProduct", JAX, "jax.nn.dot_product_attention"),
-    "nnx-function": _peer("nnx:DotProduct", FLAX, "flax.nnx.dot_product_attention"),
-    "nnx-mha": _peer("nnx:MultiHead", FLAX, "flax.nnx.MultiHeadAttention, and its cache"),
-    "linen-mha": _peer("linen:MultiHead", FLAX, "flax.linen.MultiHeadDotProductAttention"),
+    "nnx-function": _peer("nnx:NnxDotProduct", FLAX, "flax.nnx.dot_product_attention"),
+    "nnx-mha": _peer("nnx:NnxMultiHead", FLAX, "flax.nnx.MultiHeadAttention, and its cache"),
+    "linen-mha": _peer("linen:LinenMultiHead", FLAX, "flax.linen.MultiHeadDotProductAttention"),
     **_keras("numpy"),
     **_keras("torch"),
     **_keras("jax"),
-    "equinox-mha": _peer("equinox:MultiHead", ("equinox", "jax"), "equinox.nn.MultiheadAttention"),
+    "equinox-mha": _peer(
+        "equinox:EquinoxMultiHead", ("equinox", "jax"), "equinox.nn.MultiheadAttention"
+    ),
     "onnx-reference": _peer(
         "onnx:Reference", ("onnx",), "ONNX's Attention by its reference evaluator"
     ),
@@ -85,7 +87,7 @@ PEERS: dict[str, Peer] = {
         "transformers:Sdpa", ("transformers", "torch"), "transformers' sdpa attention function"
     ),
     "x-transformers": _peer(
-        "x_transformers:Own", ("x-transformers", "torch"), "x-transformers' Attend"
+        "x_transformers:Unfused", ("x-transformers", "torch"), "x-transformers' Attend"
     ),
     "x-transformers-flash": _peer(
         "x_transformers:Flash", ("x-transformers", "torch"), "x-transformers' Attend, flash=True"

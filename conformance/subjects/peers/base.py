@@ -1,7 +1,7 @@
 """What adapters of peers share: NumPy arrays into a library's own call, and out of it.
 
-An adapter mixes a framework (`torch.Torch`, `jax.Jax`, `numpy.NumPy`) with `Function` or `Module`,
-and writes one method, `call`, in its framework's arrays.
+An adapter mixes a framework (`torch.Torch`, `jax.Jax`, `numpy.NumPy`) with `FunctionPeer` or
+`ModulePeer`, and writes one method, `call`, in its framework's arrays.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from .widths import Fitted
 class Peer:
     """Says what it is, and hands every array on as it is, masks too."""
 
-    masks = "attend"
+    mask_polarity = "attend"
     capabilities: frozenset[str] = frozenset()
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
     packages: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Peer:
     call: Callable[..., tuple]  # output and weights, or None, in the framework's arrays
 
 
-class Function(Peer):
+class FunctionPeer(Peer):
     """A function of query, key and value; `call` takes attention's options and `need_weights`."""
 
     one_width = False  # whether values must be as wide as keys; see `widths`
@@ -90,7 +90,7 @@ class Function(Peer):
         return Fitted(query, key, value, options.get("scale"), self.one_width)
 
 
-class Module(Peer):
+class ModulePeer(Peer):
     """A multi-head attention; attention is asked of it through projections that are the identity.
 
     `call` takes config, parameters and inputs by the contract's names; see `heads` for what a

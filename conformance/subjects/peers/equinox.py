@@ -11,13 +11,13 @@ import equinox
 import jax
 
 from ..protocol import NotOffered
-from .base import Module
+from .base import ModulePeer
 from .jax import Jax
 
 LAYERS = {"query": "q", "key": "k", "value": "v", "output": "out"}
 
 
-class MultiHead(Jax, Module):
+class EquinoxMultiHead(Jax, ModulePeer):
     """A mask's first axis is the samples'."""
 
     packages = ("equinox", *Jax.packages)

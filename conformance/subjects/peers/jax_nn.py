@@ -2,11 +2,11 @@
 
 import jax
 
-from .base import Function
+from .base import FunctionPeer
 from .jax import Jax, swapped
 
 
-class DotProduct(Jax, Function):
+class DotProduct(Jax, FunctionPeer):
     """Layout (B, T, H, D); an additive mask is its `bias`."""
 
     one_width = True

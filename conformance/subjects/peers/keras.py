@@ -7,7 +7,7 @@ Keras has one backend a process, named by KERAS_BACKEND before Keras is imported
 import os
 
 from ..protocol import NotOffered
-from .base import Function, Module, Peer
+from .base import FunctionPeer, ModulePeer, Peer
 
 
 class Keras(Peer):
@@ -28,7 +28,7 @@ class Keras(Peer):
         self.keras = keras
 
 
-class Ops(Keras, Function):
+class KerasOps(Keras, FunctionPeer):
     """Layout (B, T, H, D), and values as wide as keys."""
 
     one_width = True
@@ -40,7 +40,7 @@ class Ops(Keras, Function):
         return self.keras.ops.dot_product_attention(*inputs, **options).swapaxes(1, 2), None
 
 
-class MultiHead(Keras, Module):
+class KerasMultiHead(Keras, ModulePeer):
     """A layer, its scores not asked for unless `scores`; it is told a head's width, not E."""
 
     scores = False

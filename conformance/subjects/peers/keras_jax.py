@@ -4,20 +4,20 @@ from . import keras
 from .jax import Jax
 
 
-class Ops(keras.Ops, Jax):
+class Ops(keras.KerasOps, Jax):
     """keras.ops.dot_product_attention."""
 
     backend = "jax"
     packages = ("keras", *Jax.packages)
-    capabilities = keras.Ops.capabilities | {"gradients"}
+    capabilities = keras.KerasOps.capabilities | {"gradients"}
 
 
-class MultiHead(keras.MultiHead, Jax):
+class MultiHead(keras.KerasMultiHead, Jax):
     """keras.layers.MultiHeadAttention."""
 
     backend = "jax"
     packages = Ops.packages
-    capabilities = keras.MultiHead.capabilities | {"gradients"}
+    capabilities = keras.KerasMultiHead.capabilities | {"gradients"}
 
 
 class Scores(MultiHead):

@@ -4,14 +4,14 @@ from . import keras
 from .numpy import NumPy
 
 
-class Ops(keras.Ops, NumPy):
+class Ops(keras.KerasOps, NumPy):
     """keras.ops.dot_product_attention."""
 
     backend = "numpy"
     packages = ("keras", *NumPy.packages)
 
 
-class MultiHead(keras.MultiHead, NumPy):
+class MultiHead(keras.KerasMultiHead, NumPy):
     """keras.layers.MultiHeadAttention."""
 
     backend = "numpy"

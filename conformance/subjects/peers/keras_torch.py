@@ -4,20 +4,20 @@ from . import keras
 from .torch import Torch
 
 
-class Ops(keras.Ops, Torch):
+class Ops(keras.KerasOps, Torch):
     """keras.ops.dot_product_attention."""
 
     backend = "torch"
     packages = ("keras", *Torch.packages)
-    capabilities = keras.Ops.capabilities | {"gradients"}
+    capabilities = keras.KerasOps.capabilities | {"gradients"}
 
 
-class MultiHead(keras.MultiHead, Torch):
+class MultiHead(keras.KerasMultiHead, Torch):
     """keras.layers.MultiHeadAttention."""
 
     backend = "torch"
     packages = Ops.packages
-    capabilities = keras.MultiHead.capabilities | {"gradients"}
+    capabilities = keras.KerasMultiHead.capabilities | {"gradients"}
 
 
 class Scores(MultiHead):

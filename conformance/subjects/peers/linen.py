@@ -6,13 +6,13 @@ Dropout is the same for all samples and heads unless told otherwise, which it is
 import jax
 from flax import linen
 
-from .base import Module
+from .base import ModulePeer
 from .jax import Jax
 
 NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 
 
-class MultiHead(Jax, Module):
+class LinenMultiHead(Jax, ModulePeer):
     """Weights are sown where they are asked for."""
 
     packages = ("flax", *Jax.packages)

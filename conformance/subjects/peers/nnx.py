@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .base import Function, Module
+from .base import FunctionPeer, ModulePeer
 from .jax import Jax, swapped
 
 
@@ -20,7 +20,7 @@ def sown(module: nnx.Module):
     return nnx.pop(module, nnx.Intermediate)["attention_weights"][0]
 
 
-class DotProduct(Jax, Function):
+class NnxDotProduct(Jax, FunctionPeer):
     """Layout (B, T, H, D); the weights are sown into a module."""
 
     packages = ("flax", *Jax.packages)
@@ -42,10 +42,10 @@ class DotProduct(Jax, Function):
         return swapped(output)[0], None if holder is None else sown(holder)
 
 
-class MultiHead(Jax, Module):
+class NnxMultiHead(Jax, ModulePeer):
     """Weights are sown where they are asked for; the cache takes one token a call."""
 
-    packages = DotProduct.packages
+    packages = NnxDotProduct.packages
     capabilities = frozenset(
         {"attention", "weights", "causal", "multihead", "grouped", "dropout", "gradients", "cache"}
     )
@@ -76,14 +76,14 @@ class MultiHead(Jax, Module):
         output = attn(query, key, value, **options)
         return output, sown(attn) if need_weights else None
 
-    def decoding(self, config, parameters, batch_size, capacity) -> "Decoding":
-        return Decoding(self, config, parameters, batch_size, capacity)
+    def decoding(self, config, parameters, batch_size, capacity) -> "NnxDecoding":
+        return NnxDecoding(self, config, parameters, batch_size, capacity)
 
 
-class Decoding:
+class NnxDecoding:
     """What stands in the cache is in the module."""
 
-    def __init__(self, peer: MultiHead, config, parameters, batch_size, capacity):
+    def __init__(self, peer: NnxMultiHead, config, parameters, batch_size, capacity):
         self.peer, self.batch_size = peer, batch_size
         self.dtype = parameters["q_proj.weight"].dtype
         with peer.scope(self.dtype.name):

@@ -12,7 +12,7 @@ from onnx import helper
 from onnx.helper import np_dtype_to_tensor_dtype as onnx_dtype
 from onnx.reference import ReferenceEvaluator
 
-from .base import Function
+from .base import FunctionPeer
 from .numpy import NumPy
 
 AFTER_SOFTMAX = 3
@@ -46,7 +46,7 @@ def runtime(*wanted):
     return InferenceSession(made, options, providers=["CPUExecutionProvider"])
 
 
-class Reference(NumPy, Function):
+class Reference(NumPy, FunctionPeer):
     """The evaluator that comes with ONNX, in NumPy."""
 
     packages: tuple[str, ...] = ("onnx", "numpy")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from .base import Function
+from .base import FunctionPeer
 from .torch import Torch
 
 # Traced once a shape, and for as many shapes as there are.
@@ -20,7 +20,7 @@ TRACING = {
 }
 
 
-class Flex(Torch, Function):
+class Flex(Torch, FunctionPeer):
     """Its own eager mode, which traces and does not compile."""
 
     capabilities = frozenset({"attention", "bias", "scale", "grouped"})

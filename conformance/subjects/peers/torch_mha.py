@@ -12,14 +12,14 @@ from torch.func import functional_call
 
 from ..protocol import NotOffered
 from . import heads
-from .base import Module
+from .base import ModulePeer
 from .torch import Torch, seeded
 
 
-class Train(Torch, Module):
+class Train(Torch, ModulePeer):
     """In training, weights left out."""
 
-    masks = "hide"
+    mask_polarity = "hide"
     mask_argument = "attn_mask"
     capabilities = frozenset(
         {"attention", "multihead", "attn_mask", "parameters", "widths", "sequence_first"}

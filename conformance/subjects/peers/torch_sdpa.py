@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from .base import Function
+from .base import FunctionPeer
 from .torch import Torch, seeded
 
 
-class Default(Torch, Function):
+class Default(Torch, FunctionPeer):
     """The kernel that PyTorch chooses."""
 
     capabilities = frozenset({"attention", "scale", "causal", "grouped", "dropout", "gradients"})

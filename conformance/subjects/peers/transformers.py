@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from .base import Function
+from .base import FunctionPeer
 from .torch import Torch, seeded
 
 
-class Sdpa(Torch, Function):
+class Sdpa(Torch, FunctionPeer):
     """ALL_ATTENTION_FUNCTIONS["sdpa"]: a mask, or the causal flag."""
 
     packages = ("transformers", *Torch.packages)
@@ -32,10 +32,10 @@ class Sdpa(Torch, Function):
         return output.transpose(1, 2), None
 
 
-class Eager(Torch, Function):
+class Eager(Torch, FunctionPeer):
     """Llama's eager_attention_forward, with its weights."""
 
-    masks = "add"
+    mask_polarity = "add"
     packages = Sdpa.packages
     capabilities = frozenset({"attention", "weights", "scale", "grouped", "dropout", "gradients"})
 

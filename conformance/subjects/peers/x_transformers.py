@@ -7,11 +7,11 @@ the module.
 
 from x_transformers.attend import Attend
 
-from .base import Function
+from .base import FunctionPeer
 from .torch import Torch, seeded
 
 
-class Own(Torch, Function):
+class Unfused(Torch, FunctionPeer):
     """Its own formula, with its weights."""
 
     packages = ("x-transformers", *Torch.packages)
@@ -34,9 +34,9 @@ class Own(Torch, Function):
         return output, kept.post_softmax_attn if need_weights else None
 
 
-class Flash(Own):
+class Flash(Unfused):
     """PyTorch's fused attention; no weights and no softcap."""
 
     flash = True
     one_width = True
-    capabilities = Own.capabilities - {"weights", "softcap"}
+    capabilities = Unfused.capabilities - {"weights", "softcap"}

@@ -28,11 +28,11 @@ def tokens(count: int) -> np.ndarray:
     return np.stack([np.log(WEIGHTS[:count]), VALUES[:count]], -1)[None].astype("float32")
 
 
-def after(count: int, *seen: list[int]) -> np.ndarray:
+def after(count: int, *allowed: list[int]) -> np.ndarray:
     """Return the outputs (1, T, 2) of queries that see these of `count` tokens."""
     key, value = (x[:, None, :, None] for x in np.moveaxis(tokens(count), 2, 0))
-    rows = np.array([[s in row for s in range(count)] for row in seen])
-    return reading((np.ones((1, 1, len(seen), 1)), key, value), rows)[:, 0].repeat(2, -1)
+    rows = np.array([[s in row for s in range(count)] for row in allowed])
+    return reading((np.ones((1, 1, len(allowed), 1)), key, value), rows)[:, 0].repeat(2, -1)
 
 
 def prompt() -> Question:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..numbers import inputs, lower, square
-from ..question import Own, Question, policies, reading
+from ..question import OwnMask, Question, policies, reading
 
 ALIGNED = "Causal, where queries and keys differ in number"
 TOGETHER = "Two at once"
@@ -57,7 +57,7 @@ def oblong(name: str, title: str, T: int, S: int, sentence: str) -> Question:
     )
 
 
-def with_mask(name: str, title: str, seen: np.ndarray, sentence: str) -> Question:
+def with_mask(name: str, title: str, allowed: np.ndarray, sentence: str) -> Question:
     given, future = inputs(), lower(3, 3)
     return Question(
         name=name,
@@ -66,13 +66,13 @@ def with_mask(name: str, title: str, seen: np.ndarray, sentence: str) -> Questio
         clause="MASK-5",
         sentence=sentence,
         inputs=given,
-        given={"mask": Own(seen), "causal": True},
+        given={"mask": OwnMask(allowed), "causal": True},
         contract="both",
         answers=lambda: [
-            ("both", reading(given, seen & future)),
-            ("only the mask", reading(given, seen)),
+            ("both", reading(given, allowed & future)),
+            ("only the mask", reading(given, allowed)),
             ("only the flag", reading(given, future)),
-            ("key 0 only", reading(given, seen & lower(1, 3))),
+            ("key 0 only", reading(given, allowed & lower(1, 3))),
             ("neither", reading(given)),
         ],
         needs=("causal",),
@@ -81,7 +81,7 @@ def with_mask(name: str, title: str, seen: np.ndarray, sentence: str) -> Questio
 
 def with_bias() -> Question:
     given = inputs()
-    seen = square([[1, 0, 1], [1, 1, 0], [0, 1, 1]]).astype(bool)
+    allowed = square([[1, 0, 1], [1, 1, 0], [0, 1, 1]]).astype(bool)
     bias = square(np.log([[1, 1, 3]] * 3)).astype("float32")
     return Question(
         name="mask-and-bias",
@@ -91,11 +91,11 @@ def with_bias() -> Question:
         sentence="The bias adds ln 3 to the third key's score, so that the weights are as "
         "1 : 2 : 12; the mask hides another key from each query.",
         inputs=given,
-        given={"mask": Own(seen), "bias": bias},
+        given={"mask": OwnMask(allowed), "bias": bias},
         contract="both",
         answers=lambda: [
-            ("both", reading(given, seen, bias=bias)),
-            ("only the mask", reading(given, seen)),
+            ("both", reading(given, allowed, bias=bias)),
+            ("only the mask", reading(given, allowed)),
             ("only the bias", reading(given, bias=bias)),
             ("neither", reading(given)),
         ],

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..numbers import inputs, lower, square
-from ..question import Own, Question, reading
+from ..question import OwnMask, Question, reading
 
 LAST_HIDDEN = square([[1, 1, 0]] * 3).astype(bool)
 
@@ -25,7 +25,7 @@ def hidden(name: str, title: str, clause: str, which: int, sentence: str) -> Que
         clause=clause,
         sentence=sentence,
         inputs=given,
-        given={"mask": Own(LAST_HIDDEN)},
+        given={"mask": OwnMask(LAST_HIDDEN)},
         contract="right",
         answers=lambda: [
             ("right", right),
@@ -36,8 +36,8 @@ def hidden(name: str, title: str, clause: str, which: int, sentence: str) -> Que
 
 
 def seen_by_one(name: str, title: str, which: int, sentence: str) -> Question:
-    given, seen = spoilt(which), square(lower(3, 3))
-    right = reading(inputs(), seen)
+    given, allowed = spoilt(which), square(lower(3, 3))
+    right = reading(inputs(), allowed)
     right[:, :, 2] = np.nan
     return Question(
         name=name,
@@ -46,7 +46,7 @@ def seen_by_one(name: str, title: str, which: int, sentence: str) -> Question:
         clause="CLEAN-4",
         sentence=sentence,
         inputs=given,
-        given={"mask": Own(seen)},
+        given={"mask": OwnMask(allowed)},
         contract="right",
         answers=lambda: [
             ("right", right),

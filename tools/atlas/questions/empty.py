@@ -6,7 +6,7 @@ import numpy as np
 
 from ..markdown import numbers
 from ..numbers import MIDDLE_EMPTY, additive, inputs, square
-from ..question import Answers, Own, Question, gradients, policies, reading
+from ..question import Answers, OwnMask, Question, gradients, policies, reading
 
 THEME = "A row that may see nothing"
 SEEN = square(MIDDLE_EMPTY)
@@ -19,7 +19,7 @@ def forward(name: str, title: str, clause: str, sentence: str, **changes) -> Que
     settings: dict[str, Any] = {
         "theme": THEME,
         "inputs": given,
-        "given": {"mask": Own(SEEN)},
+        "given": {"mask": OwnMask(SEEN)},
         "contract": "zero",
         "answers": lambda: policies(given, SEEN),
     }
@@ -55,10 +55,10 @@ def weights() -> Question:
     given = inputs()
     full = np.broadcast_to(SEEN, (1, 2, 3, 3))
 
-    def of_weights(seen, policy="zero"):
+    def of_weights(allowed, policy="zero"):
         """The weights are the output where the values are the unit vectors."""
         units = np.broadcast_to(np.eye(3, dtype="float32"), (1, 2, 3, 3))
-        return reading((*given[:2], units), seen, empty_rows=policy)
+        return reading((*given[:2], units), allowed, empty_rows=policy)
 
     return forward(
         "empty-weights", "What are an empty row's weights?", "EMPTY-1",
@@ -119,7 +119,7 @@ def gradient(name: str, title: str, clause: str, sentence: str, rows: list[int])
 
     return forward(
         name, title, clause, sentence + " The answers are the largest |dQ|, |dK| and |dV|.",
-        given={"mask": Own(SEEN), "grad": grad}, answers=answers, how="gradients",
+        given={"mask": OwnMask(SEEN), "grad": grad}, answers=answers, how="gradients",
         needs=("gradients",), measure=largest, gives={"nan": "NaN in one or more"},
         contract="zero" if 1 in rows else "right",
     )  # fmt: skip

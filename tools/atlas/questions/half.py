@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from ..numbers import MIDDLE_EMPTY, USUAL, inputs, square
-from ..question import Own, Question, policies, reading
+from ..question import OwnMask, Question, policies, reading
 from .empty import filled
 
 THEME = "In 16 bits"
@@ -84,7 +84,7 @@ def empty_row() -> Question:
         sentence="The second of three queries is hidden from every key, by the library's own kind "
         "of mask.",
         inputs=given,
-        given={"mask": Own(SEEN)},
+        given={"mask": OwnMask(SEEN)},
         contract="zero",
         answers=lambda: policies(given, SEEN),
         needs=("float16",),

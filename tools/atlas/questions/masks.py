@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..numbers import ROWS, additive, inputs, square
-from ..question import Own, Question, reading
+from ..question import OwnMask, Question, reading
 
 MASK = square(ROWS)
 ARGUMENT = "The array goes to the mask argument as it is."
@@ -65,7 +65,7 @@ def two_axes() -> Question:
         sentence="A key-padding mask of three samples, handed over without the axes between, for "
         "three queries. It points the way the library wants it.",
         inputs=given,
-        given={"mask": Own(ROWS)},
+        given={"mask": OwnMask(ROWS)},
         contract="refused",
         answers=lambda: [
             ("key padding", reading(given, ROWS[:, None, None, :])),
@@ -85,7 +85,7 @@ def two_axes_apart() -> Question:
         clause="MASK-9",
         sentence="The same for two samples and three queries, so that no other reading fits.",
         inputs=given,
-        given={"mask": Own(mask)},
+        given={"mask": OwnMask(mask)},
         contract="refused",
         answers=lambda: [
             ("key padding", reading(given, mask[:, None, None, :])),
@@ -104,7 +104,7 @@ def three_axes() -> Question:
         sentence="A mask for each of two samples, handed over without the axis of the two heads. "
         "It points the way the library wants it.",
         inputs=given,
-        given={"mask": Own(mask)},
+        given={"mask": OwnMask(mask)},
         contract="refused",
         answers=lambda: [
             ("samples", reading(given, mask[:, None])),
