@@ -15,7 +15,7 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, jax.Array | np.ndarray)
 
 
-def is_concrete(array: Array) -> bool:
+def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 
     Not while a function is traced over them.

@@ -13,7 +13,7 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, np.ndarray)
 
 
-def is_concrete(array: Array) -> bool:
+def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 
     Always, in NumPy.

@@ -14,7 +14,7 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, torch.Tensor)
 
 
-def is_concrete(array: Array) -> bool:
+def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 
     Not while `torch.compile` traces, nor in meta and fake tensors.
