@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
 Tokens = Float[Array, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
-Weights = Float[Array, "B H T S"]
+Weights = Float[Array, "_ _ _ _"]  # (B, H, T, S)
 Padding = Mask | Bool[Array, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Array, "..."] | None
 

@@ -21,7 +21,7 @@ from .multihead import MultiHeadAttention
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"relu": relu, "gelu": gelu}
 Tokens = Float[np.ndarray, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
-Weights = Float[np.ndarray, "B H T S"]
+Weights = Float[np.ndarray, "_ _ _ _"]  # (B, H, T, S)
 Padding = Mask | Bool[np.ndarray, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[np.ndarray, "..."] | None
 

@@ -22,7 +22,7 @@ from .multihead import MultiHeadAttention
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
 Tokens = Float[Tensor, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
-Weights = Float[Tensor, "B H T S"]
+Weights = Float[Tensor, "_ _ _ _"]  # (B, H, T, S)
 Padding = Mask | Bool[Tensor, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Tensor, "..."] | None
 
