@@ -129,7 +129,7 @@ def test_folder_that_cannot_be_written_leaves_the_report_elsewhere(folder):
     (folder / ".conformance").touch()  # a read-only folder refuses in the same way, but not root
     done = cli(*CHECK, *ONE, cwd=folder)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    path = Path(done.stdout.rpartition("report: ")[2].strip())
+    path = Path(done.stdout.rpartition("report: ")[2].splitlines()[0])
     assert path.parent != folder and results(read(path))
     shutil.rmtree(path.parent)
 
@@ -154,7 +154,7 @@ def test_two_runs_at_once_in_one_folder_do_not_meet(folder):
     for process in both:
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0, out
-        assert "1 tests: 1 conforms" in out
+        assert "1 test in " in out
     assert len(results(read(folder / ".conformance/report.jsonl"))) == 1
     assert len(list((folder / ".conformance").iterdir())) == 1
 
@@ -168,7 +168,7 @@ def test_suite_does_without_what_only_helps(folder):
     done = cli("smoke", *CHECK[1:], cwd=folder, first=WITHOUT)
     assert done.stderr == f"works without what is not installed: {PIP}\n"
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout  # NaN reaches its output
-    assert "| mine | cpu | empty |" in done.stdout
+    assert "\nmine     cpu     empty  " in done.stdout
     whole = cli(
         "run", *CHECK[1:], "--clause", "EMPTY-1", "--clause", "ATT-1", cwd=folder, first=WITHOUT
     )
@@ -234,7 +234,7 @@ def test_cores_are_those_allowed(tmp_path, monkeypatch, name):
 def test_report_may_be_the_null_device_or_a_pipe(folder):
     done = cli(*CHECK, *ONE, "--report", os.devnull, cwd=folder)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert "1 tests: 1 conforms" in done.stdout
+    assert "1 test in " in done.stdout
     assert Path(os.devnull).is_char_device()
 
 

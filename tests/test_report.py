@@ -1,6 +1,7 @@
 """Reports: their schema, their three formats, and what has changed between two of them."""
 
 import json
+from argparse import Namespace
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ from conformance.reports.report import OUTCOMES, line, read, results
 from conformance.reports.summary import MOST_LINES, as_data, summary
 from conformance.reports.terminal import show
 from conformance.reports.verdict import verdict
+from conformance.runs.run import _told
 
 HEADER = {
     "type": "header",
@@ -194,14 +196,15 @@ def test_summary_fits_the_terminal_and_uses_it(width):
     assert max(map(len, lines)) <= width, lines
     assert all(line == line.rstrip() for line in lines)
     title = lines[0].split("  ")
-    assert ("not offered" in title) == (width >= 80)
+    assert ("not offered" in title) == (width >= 100)
+    assert ("SHOULD" in title) == (width >= 80)
     assert ("in case" in title) == (width >= 120)
     wide = texts(LINES, width=width, wide=True)
     assert "SHOULD" in wide[0] and wide[0].endswith("in case")
 
 
 def test_table_shows_what_is_in_the_report_in_columns_of_their_own():
-    title, row = texts(LINES, width=80)[:2]
+    title, row = texts(LINES, width=100)[:2]
     for name, value in {"differ": "2", "known": "0", "not offered": "0"}.items():
         end = title.index(name) + len(name)
         assert row[:end].split()[-1] == value, name
@@ -237,6 +240,22 @@ def test_verdict_in_words(name):
 def test_verdict_names_first_what_is_not_only_of_fully_masked_rows():
     report = whole(result("ATT-1", "differs", "mean"), result("EMPTY-1", "differs", "mean"))
     assert verdict(report, 1)[0] == "does not conform: EMPTY-1 and ATT-1 differ"
+
+
+def test_run_with_an_unused_known_difference_has_no_verdict(tmp_path, capsys):
+    (tmp_path / "known.toml").write_text(
+        '[[known]]\nclause = "ATT-2"\nreason = "r"\nlink = "l"\n', "utf-8"
+    )
+    asked = {"known": str(tmp_path / "known.toml"), "report": "r.jsonl", "smoke": False}
+    report = whole(result("ATT-1", "conforms"))
+    assert _told(Namespace(**asked), report, 0, whole=True) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        "a known difference must match a case of the suite that is offered: "
+    )
+    assert said.out.endswith(f"no verdict: an entry of {asked['known']} matches nothing\n")
+    assert _told(Namespace(**asked | {"known": None}), report, 0, whole=True) == 0
+    assert capsys.readouterr().out.endswith("report: r.jsonl\nconforms: 1 clause\n")
 
 
 def test_should_clause_is_no_violation():
