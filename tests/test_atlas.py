@@ -245,8 +245,13 @@ def test_variants_are_held_against_each_other(measured):
     assert "(#do-a-mask-and-a-bias-work-together)" not in own, "they agree on it"
 
 
-def result(clause: str, outcome: str, took=None, spared=None) -> dict:
-    about = {"clause": clause, "outcome": outcome, "took": took, "spared": spared}
+def result(clause: str, outcome: str, took=None, without_masked_rows=None) -> dict:
+    about = {
+        "clause": clause,
+        "outcome": outcome,
+        "took": took,
+        "without_masked_rows": without_masked_rows,
+    }
     return about | {"case": "a[x]", "message": "", "dtype": "float32"}
 
 

@@ -23,12 +23,12 @@ LEGEND = {
 
 
 def owed_to_empty_rows(result: dict) -> bool:
-    """Whether a case of another chapter passes once the peer is spared its empty rows.
+    """Whether a case of another chapter passes on the peer without fully masked rows.
 
     Or comes so far that the peer offers no more of it.
     """
     elsewhere = clauses()[result["clause"]].profile != "empty"
-    return elsewhere and result.get("spared") in ("conforms", "not offered")
+    return elsewhere and result.get("without_masked_rows") in ("conforms", "not offered")
 
 
 def verdict(results: list[dict]) -> str:
