@@ -108,7 +108,7 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def tests(session: nox.Session) -> None:
-    """Run everything: the suite, the house's own tests, doctests."""
+    """Run everything: the suite, the project's own tests, doctests."""
     cores = [] if session.posargs else parallel()
     run(session, "-m", "pytest", "--doctest-modules", *cores, *session.posargs)
 
@@ -160,6 +160,12 @@ def lint(session: nox.Session) -> None:
         paths = [str(path) for path in Path().glob(files)]
         options = ["--builtin-schema", f"vendor.{schema}", "--default-filetype", "yaml"]
         run(session, "-m", "check_jsonschema", *options, *paths)
+
+
+@nox.session(venv_backend="none")
+def copies(session: nox.Session) -> None:
+    """Check that the files which all backends share are equal; `-- --fix` spreads an edit."""
+    session.run("python", "tools/copies.py", *session.posargs)
 
 
 def versions(session: nox.Session) -> None:

@@ -1,15 +1,21 @@
-"""What the checks ask about an array: the questions that each framework answers its own way."""
+"""What each framework says its own way about an array; `checks.py` asks it, word for word alike."""
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
 
-def is_array(value) -> bool:
+
+def is_array(value: Any) -> TypeGuard[Array]:
     """Whether the value is an array of this framework."""
     return isinstance(value, jax.Array | np.ndarray)
 
 
-def is_concrete(array) -> bool:
+def is_concrete(array: Array) -> bool:
     """Whether the values can be looked at now.
 
     Not while a function is traced over them.
@@ -17,6 +23,61 @@ def is_concrete(array) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
-def dtype_name(array) -> str:
+def is_representable(integers: Array) -> bool:
+    """Whether the framework computes with these integers as they are.
+
+    JAX makes int32 of int64, unless jax_enable_x64 is on. What is traced has been made so.
+    """
+    held = jnp.iinfo(jax.dtypes.canonicalize_dtype(int))
+    if integers.dtype.itemsize <= held.dtype.itemsize or not integers.size:
+        return True
+    lowest, highest = lowest_highest(integers)
+    return held.min <= lowest and highest <= held.max
+
+
+def dtype_name(array: Array) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
     return array.dtype.name
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Return the values of a concrete array in NumPy."""
+    return np.asarray(array)
+
+
+def lowest_highest(array: Array) -> tuple[int, int]:
+    """Return the smallest and the largest of an array's integers."""
+    values = np.asarray(array)
+    return int(values.min()), int(values.max())
+
+
+def signed_copy(integers: Array) -> Array:
+    """Return the integers in a signed dtype, in memory that nobody else writes to."""
+    if isinstance(integers, np.ndarray):
+        integers = np.array(integers)
+    return integers if integers.dtype.kind == "i" else integers.astype(int)
+
+
+def to_positions(integers: Array) -> Array:
+    """Return the integers in the dtype of positions."""
+    return integers.astype(int)
+
+
+def full_like(array: Array, value: int) -> Array:
+    """Return an array like another with one value everywhere, concrete while tracing too."""
+    return np.full(array.shape, value, array.dtype)
+
+
+def copy_like(values: Array, array: Array) -> Array:
+    """Return a copy of the values with the dtype of another array."""
+    return values.astype(array.dtype)
+
+
+def concatenate(arrays: Sequence[Array]) -> Array:
+    """Join arrays along their first axis."""
+    return jnp.concatenate(arrays)
+
+
+def split(array: Array, parts: int) -> Sequence[Array]:
+    """Cut an array into equal parts along its first axis."""
+    return jnp.split(array, parts)

@@ -1,10 +1,9 @@
 """The textbook formula, softmax(Q K^T * scale) V, with everything a mask can do to it.
 
-`attention_steps` returns every step of it, `attention` only the output, and takes the fast way.
+`attention_steps` returns every step of it, `attention` only the output.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from . import checks
 from .blocked import attention_blocked
+from .call import Call, check_call
 from .masks import Mask, allow
-from .numerics import scale_or_default, split_nonfinite, upcast
+from .numerics import split_nonfinite, upcast
 from .tiles import Cells
 
 
@@ -43,11 +42,11 @@ def attention(
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "B H T D_v"]:
-    """Attend: every query takes the mean of the values it may see, weighted by softmax.
+    """Attend: every query takes the mean of the values it is allowed, weighted by softmax.
 
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
-    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A row that
-    may see nothing is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
+    masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
     Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
@@ -55,28 +54,13 @@ def attention(
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 5, 4))
     >>> from attn_jax import causal
     >>> output = attention(query, key, value, mask=causal())
-    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    query_offset = _check(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    call = check_call(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rngs
     )
-    options: dict[str, Any] = {
-        "mask": mask,
-        "bias": bias,
-        "scale": scale_or_default(scale, query.shape[3]),
-        "softcap": None if softcap is None else float(softcap),
-        "empty_rows": empty_rows,
-        "query_offset": query_offset,
-    }
-    nothing = 0 in (*query.shape, *value.shape)
-    if query.shape[2] == 1 and not (dropout or nothing):
-        return _step(query, key, value, **options)
-    small = query.shape[2] * key.shape[2] <= 128 * 128  # one tile only takes long to compile
-    if dropout > 0 or nothing or small:
-        steps = attention_steps(query, key, value, **options, dropout=dropout, rngs=rngs)
-        return steps.output
-    return attention_blocked(query, key, value, **options)
+    return attend(query, key, value, call)
 
 
 def attention_steps(
@@ -103,114 +87,113 @@ def attention_steps(
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     Array([1., 0.], dtype=float32)
     """
-    query_offset = _check(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout
+    call = check_call(
+        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rngs
     )
-    checks.check_rngs(dropout, rngs)
-    softcap = None if softcap is None else float(softcap)
-    scale = scale_or_default(scale, query.shape[3])
-    dropout_key = rngs.dropout() if rngs and 0 < dropout < 1 else None
-    arrays = (query, key, value, mask, bias, scale, softcap, query_offset, dropout_key)
-    return _steps(*arrays, empty_rows=empty_rows, dropout=float(dropout))
+    return attend_steps(query, key, value, call)
 
 
-def _check(query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout):
-    """Refuse a wrong call; return the position of the first query."""
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
-    if mask is not None:
-        checks.check_is_mask("mask must be a Mask", mask, Mask)
-    sizes = (*query.shape[:3], key.shape[2])
-    checks.check_mask(mask, sizes)
-    return checks.check_query_offset(query_offset, mask, sizes)
+def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
+    """Return the output of a checked call, by the fast way or by the textbook's."""
+    textbook = call.dropout > 0 or 0 in (*call.sizes, value.shape[3])
+    if call.sizes[2] == 1 and not textbook:
+        return _attend_one_query(query, key, value, call)
+    small = call.sizes[2] * call.sizes[3] <= 128 * 128  # one tile only takes long to compile
+    if textbook or small:
+        return attend_steps(query, key, value, call).output
+    return attention_blocked(query, key, value, call)
 
 
-@partial(jax.jit, static_argnames="empty_rows")
-def _step(query, key, value, mask, bias, scale, softcap, query_offset, empty_rows):
-    """The formula for one query a head, with what it may see made an array of."""
-    sizes = (*query.shape[:3], key.shape[2])
-    visible = _visible(mask, bias, sizes, query_offset)
-    visible = jnp.broadcast_to(visible, (*visible.shape[:2], 1, sizes[3]))
-    return _attend_once(empty_rows, query, key, value, visible, bias, scale, softcap)
+def attend_steps(query: Array, key: Array, value: Array, call: Call) -> AttentionSteps:
+    """Return every step of a checked call."""
+    dropout_key = call.rngs.dropout() if call.rngs and 0 < call.dropout < 1 else None
+    return _steps(query, key, value, call, dropout_key)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend_once(empty_rows, query, key, value, visible, bias, scale, softcap):
-    """Attend from one query a head, reading keys and values once and copying neither.
-
-    They are not looked through for what is not finite: where there is any, seen or hidden, a score
-    or the output is not finite. Then, and for gradients, the textbook answers.
-    """
-    arrays = (query, key, value, visible, bias, scale, softcap)
-    shared = (*key.shape[:2], -1)  # the heads that share a key stand side by side
-    q = upcast(query).reshape(*shared, query.shape[3])
-    q = q * jnp.asarray(scale, q.dtype)
-    scores = (q @ upcast(key).swapaxes(-1, -2)).reshape(*query.shape[:3], -1)
-    none = jnp.zeros((1, 1, 1), bool)
-    weights = _weigh(scores, none, visible, bias, softcap, empty_rows)[2]
-    output = (weights.reshape(*shared, key.shape[2]) @ upcast(value)).reshape(*query.shape[:3], -1)
-    fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
-    output = output.astype(query.dtype)
-    return lax.cond(fine, lambda *_: output, partial(_textbook, empty_rows), *arrays)
-
-
-@_attend_once.defjvp
-def _attend_once_jvp(empty_rows, primals, tangents):
-    return jax.jvp(partial(_textbook, empty_rows), primals, tangents)
-
-
-def _textbook(empty_rows, query, key, value, visible, bias, scale, softcap):
-    arrays = (query, key, value, allow(visible), bias, scale, softcap, 0, None)
-    return _steps(*arrays, empty_rows=empty_rows, dropout=0.0).output
-
-
-@partial(jax.jit, static_argnames=("empty_rows", "dropout"))
+@jax.jit
 def _steps(
-    query, key, value, mask, bias, scale, softcap, query_offset, dropout_key, *, empty_rows, dropout
-):
+    query: Array, key: Array, value: Array, call: Call, dropout_key: Array | None
+) -> AttentionSteps:
     """The formula, compiled once for each set of shapes and each structure of a mask."""
-    sizes = (*query.shape[:3], key.shape[2])
-    visible = _visible(mask, bias, sizes, query_offset)
+    allowed = _allowed(call)
     q, k, v = (upcast(array) for array in (query, key, value))
     k, v, nonfinite = split_nonfinite(k, v)
-    k, v, nonfinite = (
-        jnp.repeat(array, sizes[1] // key.shape[1], axis=1) for array in (k, v, nonfinite)
-    )
+    groups = call.sizes[1] // key.shape[1]
+    k, v, nonfinite = (jnp.repeat(array, groups, axis=1) for array in (k, v, nonfinite))
 
-    q = q * jnp.asarray(scale, q.dtype)  # not the scores: XLA would fuse that product with exp's
+    q = q * jnp.asarray(call.scale, q.dtype)  # not the scores: XLA would fuse that with exp's
     scores = q @ k.swapaxes(-1, -2)  # (B, H, T, S)
-    scores, masked_scores, weights = _weigh(scores, nonfinite, visible, bias, softcap, empty_rows)
+    scores, masked_scores, weights = _weigh(scores, nonfinite, allowed, call)
     # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
-    output = _drop(jnp.where(weights == 0, 0, weights), dropout, dropout_key) @ v  # (B, H, T, D_v)
-    if not sizes[3] and empty_rows != "zero":
+    kept = jnp.where(weights == 0, 0, weights)
+    output = _drop(kept, call.dropout, dropout_key) @ v  # (B, H, T, D_v)
+    if not call.sizes[3] and call.empty_rows != "zero":
         output = jnp.full_like(output, jnp.nan)  # the mean over no key at all is 0/0
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
 
 
-def _weigh(scores, nonfinite, visible, bias, softcap, empty_rows: str):
+@jax.jit
+def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Array:
+    """The formula for one query a head, with the keys that it is allowed made an array of."""
+    allowed = _allowed(call)
+    allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
+    return _attend_once(query, key, value, call._replace(mask=allow(allowed), query_offset=0))
+
+
+@jax.custom_jvp
+def _attend_once(query: Array, key: Array, value: Array, call: Call) -> Array:
+    """Attend from one query a head, reading keys and values once and copying neither.
+
+    They are not looked through for what is not finite: where there is any, allowed or hidden, a
+    score or the output is not finite. Then, and for gradients, the textbook answers.
+    """
+    shared = (*key.shape[:2], -1)  # the heads that share a key stand side by side
+    q = upcast(query).reshape(*shared, query.shape[3])
+    q = q * jnp.asarray(call.scale, q.dtype)
+    scores = (q @ upcast(key).swapaxes(-1, -2)).reshape(*query.shape[:3], -1)
+    none = jnp.zeros((1, 1, 1), bool)
+    weights = _weigh(scores, none, _allowed(call), call)[2]
+    output = (weights.reshape(*shared, key.shape[2]) @ upcast(value)).reshape(*query.shape[:3], -1)
+    fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
+    output = output.astype(query.dtype)
+    return lax.cond(fine, lambda *_: output, _textbook, query, key, value, call)
+
+
+@_attend_once.defjvp
+def _attend_once_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return jax.jvp(_textbook, primals, tangents)
+
+
+def _textbook(query: Array, key: Array, value: Array, call: Call) -> Array:
+    return _steps(query, key, value, call, None).output
+
+
+def _weigh(
+    scores: Array, nonfinite: Array, allowed: Array, call: Call
+) -> tuple[Array, Array, Array]:
     """Return scores, masked scores and weights, made of the products of queries and keys."""
-    lost = nonfinite[:, :, None, :] | jnp.isnan(
-        scores
-    )  # inf - inf is NaN too, and tanh would spread it
-    if softcap is not None:
-        softcap = jnp.asarray(softcap, scores.dtype)
+    # inf - inf is NaN too, and tanh would spread it
+    lost = nonfinite[:, :, None, :] | jnp.isnan(scores)
+    if call.softcap is not None:
+        softcap = jnp.asarray(call.softcap, scores.dtype)
         scores = softcap * jnp.tanh(jnp.where(lost, 0, scores) / softcap)
     scores = jnp.where(lost, jnp.nan, scores)
-    masked_scores = scores if bias is None else scores + upcast(bias)
-    masked_scores = jnp.where(visible, masked_scores, -jnp.inf)
-    return scores, masked_scores, _softmax(masked_scores, visible, nonfinite, empty_rows)
+    masked_scores = scores if call.bias is None else scores + upcast(call.bias)
+    masked_scores = jnp.where(allowed, masked_scores, -jnp.inf)
+    return scores, masked_scores, _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
 
 
-def _visible(mask, bias, sizes, query_offset):
-    """Return what both the mask and the bias leave visible, broadcasting to (B, H, T, S)."""
-    visible = jnp.ones((1, 1, 1, 1), bool)
-    if mask is not None:
-        visible = mask.ask(Cells(sizes, query_offset, xp=jnp))
-    return visible if bias is None else visible & (bias != -jnp.inf)
+def _allowed(call: Call) -> Array:
+    """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
+    allowed = jnp.ones((1, 1, 1, 1), bool)
+    if call.mask is not None:
+        allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, xp=jnp))
+    return allowed if call.bias is None else allowed & (call.bias != -jnp.inf)
 
 
-def _softmax(masked_scores, visible, nonfinite, empty_rows: str):
-    """Softmax over the keys; `empty_rows` says what a row that may see nothing becomes."""
-    empty = jnp.broadcast_to(~visible, masked_scores.shape).all(-1, keepdims=True)
+def _softmax(masked_scores: Array, allowed: Array, nonfinite: Array, empty_rows: str) -> Array:
+    """Softmax over the keys; `empty_rows` says what a fully masked row becomes."""
+    empty = jnp.broadcast_to(~allowed, masked_scores.shape).all(-1, keepdims=True)
     # Equal scores instead of -inf, so that 0/0 never comes up. NaN is put in after the softmax:
     # on a CPU, XLA's exp may answer NaN with stale memory.
     lost = jnp.isnan(masked_scores).any(-1, keepdims=True)
@@ -224,10 +207,11 @@ def _softmax(masked_scores, visible, nonfinite, empty_rows: str):
     return jnp.where(lost, jnp.nan, weights)
 
 
-def _drop(weights, dropout: float, dropout_key):
+def _drop(weights: Array, dropout: float, dropout_key: Array | None) -> Array:
     if dropout == 0:
         return weights
     if dropout == 1:
         return jnp.zeros_like(weights)  # 1 / (1 - p) would be 0/0
+    assert dropout_key is not None  # it was drawn, dropout lying between 0 and 1
     kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
     return jnp.where(kept, weights / (1 - dropout), 0)

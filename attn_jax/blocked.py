@@ -1,7 +1,7 @@
 """Attention tile by tile: the softmax of a block of queries is built up as its keys pass by.
 
 A few heads at a time, one block of their queries at a time, over the tiles of keys that the mask
-lets it see. All of it is loops whose bounds are looked up, so nothing grows with T or S when it is
+allows it. All of it is loops whose bounds are looked up, so nothing grows with T or S when it is
 compiled, and new lengths, segments or offsets compile nothing anew.
 """
 
@@ -10,14 +10,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
+from .call import Call
 from .masks import Mask
 from .numerics import upcast
 from .tiles import cut
-from .walk import Tile, Walk, opened
+from .walk import Tile, TileLoop, closure_convert
 
 # Queries by keys, and how many heads at once, forward and backward. Found on two CPU cores, causal,
 # float32, at (1, 8, 4096, 64) and (8, 8, 512, 64), with sides of 128 to 1024 and 1 to 8 heads. XLA
@@ -33,48 +33,45 @@ def attention_blocked(
     query: Float[Array, "B H T D"],
     key: Float[Array, "B H_kv S D"],
     value: Float[Array, "B H_kv S D_v"],
-    *,
-    mask: Mask | None = None,
-    bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    empty_rows: str = "zero",
-    query_offset: int | Integer[Array | np.ndarray, "..."] = 0,
+    call: Call,
     tile: tuple[int, int] = (ROWS, COLUMNS),
 ) -> Float[Array, "B H T D_v"]:
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
 
-    Takes what `attention` has checked; B, H, T and S must be above 0. Memory grows with T + S,
-    forward and backward: the backward pass computes every tile's scores again. Reverse mode only.
+    Takes what `attention` has checked, with no size of 0; `tile` is rows by columns. Memory grows
+    with T + S, forward and backward: the backward pass computes every tile's scores again. Reverse
+    mode only.
 
     Source: "FlashAttention", section 3.1, for the tiles and both passes; "Self-attention Does Not
     Need O(n^2) Memory", section 2, for the running maximum.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 300, 4))
     >>> from attn_jax import causal
-    >>> output = attention_blocked(query, key, value, mask=causal())
-    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # the first query sees the first key alone
+    >>> from attn_jax.call import check_call
+    >>> output = attention_blocked(query, key, value, check_call(query, key, value, causal()))
+    >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    if bias is not None:
-        bias = jnp.reshape(bias, (1,) * (4 - bias.ndim) + bias.shape)
-    scale = 1 / math.sqrt(query.shape[3]) if scale is None else scale
-    tiles = _tiles(tile, query.shape, key.shape, mask)
-    mask = None if mask is None else opened(mask, tiles[0])
-    arrays = (query, key, value, mask, bias, scale, softcap, query_offset)
-    return _compiled(empty_rows, tiles, *arrays)
+    if call.bias is not None:
+        shape = (1,) * (4 - call.bias.ndim) + call.bias.shape
+        call = call._replace(bias=jnp.reshape(call.bias, shape))
+    tiles = _tiles(tile, call, key.shape[1])
+    if call.mask is not None:
+        call = call._replace(mask=closure_convert(call.mask, tiles[0]))
+    return _compiled(tiles, query, key, value, call)
 
 
-def _tiles(tile, queries, keys, mask) -> tuple[Tile, Tile]:
+def _tiles(tile: tuple[int, int], call: Call, kv_heads: int) -> tuple[Tile, Tile]:
     """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
-    rows, columns = min(tile[0], queries[2]), tile[1]
+    _, heads, queries, keys = call.sizes
+    rows, columns = min(tile[0], queries), tile[1]
     columns = max(columns, min(tile[0] * columns // rows, 8 * columns))  # where queries are few
-    if mask is not None and any(_reach(leaf) < columns for leaf in mask.leaves()):
+    if call.mask is not None and any(_reach(leaf) < columns for leaf in call.mask.leaves()):
         rows = -(-rows // 2)  # so that less lies beside a narrow window
-    rows, columns = _even(queries[2], rows), _even(keys[2], columns)
+    rows, columns = _even(queries, rows), _even(keys, columns)
     room = tile[0] * tile[1] // (rows * columns)
-    heads = [_heads(queries[1], queries[1] // keys[1], most * room) for most in HEADS]
-    return Tile(heads[0], rows, columns), Tile(heads[1], rows, columns)
+    counts = [_heads(heads, heads // kv_heads, most * room) for most in HEADS]
+    return Tile(counts[0], rows, columns), Tile(counts[1], rows, columns)
 
 
 def _heads(heads: int, group: int, most: int) -> int:
@@ -94,138 +91,150 @@ def _even(length: int, most: int) -> int:
     return -(-length // -(-length // most))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(empty_rows, tiles, *arrays):
-    return _forward(empty_rows, tiles, *arrays)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_tiles(
+    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
+) -> Array:
+    return _forward(tiles, query, key, value, call)[0]
 
 
-_compiled = jax.jit(_attend, static_argnums=(0, 1))
+_compiled = jax.jit(_attend_tiles, static_argnums=0)
 
 
-def _forward(empty_rows, tiles, *arrays):
+def _forward(
+    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
+) -> tuple[Array, tuple]:
     """Return the output, and what the backward pass needs."""
-    walk = Walk(tiles[0], *arrays)
-    lse = jnp.zeros(walk.sizes[:3], walk.dtype)
-    output = jnp.zeros((*walk.sizes[:3], walk.value.shape[3]), walk.dtype)
-    lse, output = lax.fori_loop(0, walk.count, partial(_attend_block, walk), [lse, output])
+    loop = TileLoop(tiles[0], query, key, value, call)
+    lse = jnp.zeros(call.sizes[:3], loop.dtype)
+    output = jnp.zeros((*call.sizes[:3], value.shape[3]), loop.dtype)
+    lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
     empty = lse == jnp.inf
-    lse = jnp.where(walk.nonfinite_queries & ~empty, jnp.nan, lse)
+    lse = jnp.where(loop.nonfinite_queries & ~empty, jnp.nan, lse)
     lost = jnp.isnan(lse)
-    if empty_rows == "uniform":
-        mean = jnp.where(
-            walk.nonfinite_keys.any(-1)[..., None], jnp.nan, upcast(walk.value).mean(2)
-        )
-        mean = jnp.repeat(mean, walk.group, axis=1)[:, :, None]  # (B, H, 1, D_v)
+    if call.empty_rows == "uniform":
+        nonfinite = loop.nonfinite_keys.any(-1)[..., None]
+        mean = jnp.where(nonfinite, jnp.nan, upcast(value).mean(2))
+        mean = jnp.repeat(mean, loop.group, axis=1)[:, :, None]  # (B, H, 1, D_v)
         output = jnp.where(empty[..., None], mean, output)
-    elif empty_rows == "nan":
+    elif call.empty_rows == "nan":
         lost |= empty
     output = jnp.where(lost[..., None], jnp.nan, output)
-    return output.astype(walk.query.dtype), (arrays, lse, output)
+    return output.astype(query.dtype), (query, key, value, call, lse, output)
 
 
-def _attend_block(walk, work, kept):
+def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Array]:
     """Write the log-sum-exp and the output of one block of queries: inf and 0 where empty."""
-    block = walk.block(work)
-    query = walk.queries(block)
+    block = loop.block(work)
+    query = loop.queries(block)
 
-    def step(i, state):
-        at = (*block, first + i * walk.columns // walk.grain)
-        fold = [partial(_fold, walk, at, query, masked) for masked in (True, False)]
-        return lax.switch(walk.kind(at), [lambda state: state, *fold], state)
+    def step(i: Array, state: tuple) -> tuple:
+        at = (*block, first + i * loop.columns // loop.step)
+        ways = [partial(_online_softmax_step, loop, at, query, masked) for masked in (True, False)]
+        return lax.switch(loop.kind(at), [lambda state: state, *ways], state)
 
-    zeros = jnp.zeros(query.shape[:2], walk.dtype)
-    sums = jnp.zeros((*query.shape[:2], walk.value.shape[3]), walk.dtype)
-    first, count = walk.span(block)
-    level, total, sums = lax.fori_loop(0, count, step, (zeros - jnp.inf, zeros, sums))
-    empty = level == -jnp.inf
+    zeros = jnp.zeros(query.shape[:2], loop.dtype)
+    sums = jnp.zeros((*query.shape[:2], loop.value.shape[3]), loop.dtype)
+    first, count = loop.key_range(block)
+    running_max, total, sums = lax.fori_loop(0, count, step, (zeros - jnp.inf, zeros, sums))
+    empty = running_max == -jnp.inf
     total = jnp.where(empty, 1, total)
-    lse = jnp.where(empty, jnp.inf, level + jnp.log(total))
-    lse = jnp.where((level == jnp.inf) | (level == walk.lowest[0]), jnp.nan, lse)
-    rows = (lse, sums / total[..., None])
-    return [walk.write(array, block, part) for array, part in zip(kept, rows, strict=True)]
+    lse = jnp.where(empty, jnp.inf, running_max + jnp.log(total))
+    lost = (running_max == jnp.inf) | (running_max == loop.lowest[0])
+    rows = (jnp.where(lost, jnp.nan, lse), sums / total[..., None])
+    return [loop.write(array, block, part) for array, part in zip(written, rows, strict=True)]
 
 
-def _fold(walk, at, query, masked, state):
+def _online_softmax_step(
+    loop: TileLoop, at: tuple, query: Array, masked: bool, state: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
     """Take one tile into the running maximum, sum and weighted values of its rows."""
-    level, total, sums = state
-    key, value = walk.keys(at, masked)
-    scores, _ = walk.scores(at, query, key, masked)
-    top = jnp.maximum(level, scores.max(-1))
-    base = jnp.where(jnp.isfinite(top), top, 0)  # inf - inf would be NaN
-    keep, exp = jnp.exp(level - base), jnp.exp(scores - base[..., None])
-    return top, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
+    running_max, total, sums = state
+    key, value = loop.keys(at, masked)
+    scores, _ = loop.scores(at, query, key, masked)
+    new_max = jnp.maximum(running_max, scores.max(-1))
+    base = jnp.where(jnp.isfinite(new_max), new_max, 0)  # inf - inf would be NaN
+    keep, exp = jnp.exp(running_max - base), jnp.exp(scores - base[..., None])
+    return new_max, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
 
 
-def _backward(empty_rows, tiles, kept, grad):
+def _backward(tiles: tuple[Tile, Tile], kept: tuple, d_output: Array) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
-    arrays, lse, output = kept
-    walk = Walk(tiles[1], *arrays)
-    inputs = [x for x in (walk.query, walk.key, walk.value, walk.bias) if x is not None]
-    found = [jnp.zeros(x.shape, walk.dtype) for x in inputs]
-    found[1:3] = (jnp.swapaxes(x, 2, 3) for x in found[1:3])
-    found = lax.fori_loop(0, walk.count, partial(_pull_block, walk, (lse, output, grad)), found)
-    found[1:3] = (jnp.swapaxes(x, 2, 3) for x in found[1:3])
-    if empty_rows == "uniform":
-        shares = jnp.where(lse[..., None] == jnp.inf, upcast(grad), 0).sum(2)  # (B, H, D_v)
-        shares = shares.reshape(*walk.value.shape[:2], walk.group, -1).sum(2) / walk.sizes[3]
-        found[2] += shares[:, :, None]
-    found = [grad.astype(x.dtype) for grad, x in zip(found, inputs, strict=True)]
-    query, key, value, bias = (*found, None)[:4]
-    return query, key, value, None, bias, None, None, None
+    query, key, value, call, lse, output = kept
+    loop = TileLoop(tiles[1], query, key, value, call)
+    inputs = [x for x in (query, key, value, call.bias) if x is not None]
+    grads = [jnp.zeros(x.shape, loop.dtype) for x in inputs]
+    grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
+    rows = (lse, output, d_output)
+    grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, rows), grads)
+    grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
+    if call.empty_rows == "uniform":
+        shares = jnp.where(lse[..., None] == jnp.inf, upcast(d_output), 0).sum(2)  # (B, H, D_v)
+        shares = shares.reshape(*value.shape[:2], loop.group, -1).sum(2) / call.sizes[3]
+        grads[2] += shares[:, :, None]
+    grads = [grad.astype(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
+    d_query, d_key, d_value, d_bias = (*grads, None)[:4]
+    nothing = dict.fromkeys(("mask", "scale", "softcap", "query_offset"))
+    return d_query, d_key, d_value, call._replace(bias=d_bias, **nothing)
 
 
-_attend.defvjp(_forward, _backward)
+_attend_tiles.defvjp(_forward, _backward)
 
 
-def _pull_block(walk, rows, work, found):
+def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]) -> list[Array]:
     """Add what one block of queries gives to every gradient."""
-    block = walk.block(work)
-    query = walk.queries(block)
-    lse, output, grad = (upcast(walk.read(array, block)) for array in rows)
+    block = loop.block(work)
+    query = loop.queries(block)
+    lse, output, d_output = (upcast(loop.read(array, block)) for array in rows)
     lost = jnp.isnan(lse)
-    grad = jnp.where(lost[..., None], jnp.nan, grad)
-    rows = (grad, jnp.where(lost, jnp.inf, lse), (grad * output).sum(-1))
-    turned = (query.swapaxes(1, 2), grad.swapaxes(1, 2))
+    d_output = jnp.where(lost[..., None], jnp.nan, d_output)
+    rows = (d_output, jnp.where(lost, jnp.inf, lse), (d_output * output).sum(-1))
+    turned = (query.swapaxes(1, 2), d_output.swapaxes(1, 2))
 
-    def step(i, state):
-        at = (*block, first + i * walk.columns // walk.grain)
-        pull = [partial(_pull, walk, at, query, rows, turned, masked) for masked in (True, False)]
-        shapes = jax.eval_shape(pull[0])
+    def step(i: Array, state: list[Array]) -> list[Array]:
+        at = (*block, first + i * loop.columns // loop.step)
+        ways = [
+            partial(_backward_tile, loop, at, query, rows, turned, masked)
+            for masked in (True, False)
+        ]
+        shapes = jax.eval_shape(ways[0])
         none = partial(jax.tree.map, lambda part: jnp.zeros(part.shape, part.dtype), shapes)
-        of_query, *parts = lax.switch(walk.kind(at), [none, *pull])
-        batch, head, column, _ = walk.corner(at, of_keys=True)
-        corners = [(batch, head, 0, column)] * 2 + [walk.corner(at)]
+        d_query, *parts = lax.switch(loop.kind(at), [none, *ways])
+        batch, head, column, _ = loop.corner(at, of_keys=True)
+        corners = [(batch, head, 0, column)] * 2 + [loop.corner(at)]
         totals = zip(state[1:], corners, parts, strict=False)
-        return [state[0] + of_query, *(_add(*total) for total in totals)]
+        return [state[0] + d_query, *(_add(*total) for total in totals)]
 
-    state = [jnp.zeros_like(query), *found[1:]]
-    first, count = walk.span(block)
-    of_query, *others = lax.fori_loop(0, count, step, state)
-    return [walk.write(found[0], block, of_query * walk.scale), *others]
+    state = [jnp.zeros_like(query), *grads[1:]]
+    first, count = loop.key_range(block)
+    d_query, *others = lax.fori_loop(0, count, step, state)
+    return [loop.write(grads[0], block, d_query * loop.scale), *others]
 
 
-def _pull(walk, at, query, rows, turned, masked):
+def _backward_tile(
+    loop: TileLoop, at: tuple, query: Array, rows: tuple, turned: tuple, masked: bool
+) -> tuple[Array, ...]:
     """Return a tile's part of the gradients of query (before scaling), key, value and bias.
 
     Those of key and value come transposed: a product whose left side XLA would have to transpose
     takes about twice as long on a CPU, so the small factors are turned round, once a block.
     """
-    grad, lse, delta = rows
-    key, value = walk.keys(at, masked)
-    scores, slope = walk.scores(at, query, key, masked)
+    d_output, lse, delta = rows
+    key, value = loop.keys(at, masked)
+    scores, slope = loop.scores(at, query, key, masked)
     weights = jnp.exp(scores - lse[..., None])
-    of_scores = weights * (grad @ value.swapaxes(1, 2) - delta[..., None])
+    d_scores = weights * (d_output @ value.swapaxes(1, 2) - delta[..., None])
     if masked:  # not 0 * inf, where a hidden value is huge
-        of_scores = jnp.where(scores == -jnp.inf, 0, of_scores)
-    of_bias = []
-    if walk.bias is not None:
-        sums = [axis for axis in (1, 2, 3) if walk.bias.shape[axis] == 1]
-        of_bias = [walk.ungrouped(of_scores).sum(sums, keepdims=True)]
-    of_scores = of_scores if slope is None else of_scores * slope
-    return of_scores @ key, turned[0] @ of_scores, turned[1] @ weights, *of_bias
+        d_scores = jnp.where(scores == -jnp.inf, 0, d_scores)
+    d_bias = []
+    if loop.call.bias is not None:
+        sums = [axis for axis in (1, 2, 3) if loop.call.bias.shape[axis] == 1]
+        d_bias = [loop.ungrouped(d_scores).sum(sums, keepdims=True)]
+    d_scores = d_scores if slope is None else d_scores * slope
+    return d_scores @ key, turned[0] @ d_scores, turned[1] @ weights, *d_bias
 
 
-def _add(array, corner, part):
+def _add(array: Array, corner: tuple, part: Array) -> Array:
     """Add a part to an array in place; where the array has a dim of 1, there."""
     part = part.reshape((1,) * (array.ndim - part.ndim) + part.shape)
     return lax.dynamic_update_slice(array, cut(array, corner, part.shape) + part, corner)

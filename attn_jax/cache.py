@@ -1,12 +1,13 @@
 """Keys and values that were projected before, so that a step of decoding projects only its own."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
@@ -18,7 +19,7 @@ from .arrays import is_concrete
 class KVCache:
     """What an attention has projected so far: the first `lengths[b]` slots of sample b are written.
 
-    What stands in the other slots is never seen. It is a pytree, and nothing is ever consumed: an
+    What stands in the other slots is hidden. It is a pytree, and nothing is ever consumed: an
     old cache stays valid. Under jax.jit give it to `donate_argnums`, and `append` writes in place.
     There, where lengths are traced, nothing can be refused: a sample that goes beyond the capacity
     counts on, and whatever looks at it is NaN from then on.
@@ -35,7 +36,13 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, batch_size: int, num_kv_heads: int, capacity: int, head_dim: int, *, dtype=jnp.float32
+        cls,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
     ) -> "KVCache":
         """Return a cache of `capacity` slots a sample, none of them written."""
         sizes = {"batch_size": batch_size, "num_kv_heads": num_kv_heads, "capacity": capacity}
@@ -65,13 +72,16 @@ class KVCache:
         Raises ValueError where they do not fit, nothing written.
         """
         checks.check_append(self, key, value, counts)
+        return self._write(key, value, counts)
+
+    def _write(self, key: Array, value: Array, counts: Array | None) -> "KVCache":
+        """Append what is checked."""
         steps, first = key.shape[2], self.lengths
-        taken: Any = np.full(len(first), steps, np.int32) if counts is None else counts
-        key, value = (
-            _write(slots, new, first, taken)
-            for slots, new in ((self.key, key), (self.value, value))
-        )
-        return KVCache(key, value, self._lose(first + taken, (taken < 0) | (taken > steps)))
+        taken = np.full(len(first), steps, np.int32) if counts is None else counts
+        key = _write(self.key, key, first, taken)
+        value = _write(self.value, value, first, taken)
+        lengths = self._overflow_where((taken < 0) | (taken > steps), first + taken)
+        return KVCache(key, value, lengths)
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
@@ -81,16 +91,18 @@ class KVCache:
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         checks.check_index(index, len(self.lengths))
         wrong = (index < 0) | (index >= len(self.lengths))
-        lengths = self._lose(jnp.asarray(self.lengths)[index], wrong)
+        lengths = self._overflow_where(wrong, jnp.asarray(self.lengths)[index])
         return KVCache(self.key[index], self.value[index], lengths)
 
     def truncate(self, lengths: int | Integer[Array, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
-        lengths = checks.check_truncate(self, lengths)
-        wrong = (lengths < 0) | (lengths > self.lengths) | (self.lengths > self.capacity)
-        return KVCache(self.key, self.value, self._lose(lengths, wrong))
+        kept = checks.check_truncate(self, lengths)
+        wrong = (kept < 0) | (kept > self.lengths) | (self.lengths > self.capacity)
+        return KVCache(self.key, self.value, self._overflow_where(wrong, kept))
 
-    def _lose(self, lengths, wrong):
+    def _overflow_where(
+        self, wrong: Array | np.ndarray, lengths: Array | np.ndarray
+    ) -> Array | np.ndarray:
         """Count a sample beyond the capacity where a traced call has got it wrong."""
         lengths = lengths.astype(jnp.int32)
         if is_concrete(wrong):
@@ -140,16 +152,20 @@ class StackCache:
         """Forget what stands behind the first `lengths` positions."""
         return self.with_layers(cache.truncate(lengths) for cache in self.layers)
 
-    def with_layers(self, layers) -> "StackCache":
+    def with_layers(self, layers: Iterable[KVCache]) -> "StackCache":
         """Return the same, memory included, with the layers' caches replaced."""
         return StackCache(tuple(layers), self.memory, self.memory_key_padding_mask)
 
 
 @jax.jit
-def _write(slots, new, first, counts):
+def _write(
+    slots: Array, new: Array, first: Array | np.ndarray, counts: Array | np.ndarray
+) -> Array:
     """Put the first `counts` new tokens of each sample behind its `first`; none beyond the end."""
 
-    def write(slots, new, first, count):
+    def write(
+        slots: Array, new: Array, first: Array | np.ndarray, count: Array | np.ndarray
+    ) -> Array:
         step = jnp.arange(new.shape[1])
         place = jnp.where(step < count, first + step, slots.shape[1])
         return slots.at[:, place].set(new, mode="drop")
@@ -157,22 +173,29 @@ def _write(slots, new, first, counts):
     return jax.vmap(write)(slots, new, first, counts)
 
 
-def pack(x, hidden, batch_first: bool):
-    """Move the tokens that are not hidden to the front; return these, then 0, and the order."""
-    checks.check_hidden_tokens(x, hidden, batch_first)
+def pack(x: Array, hidden: Array | None, batch_first: bool) -> Array:
+    """Put 0 for the tokens that are hidden, and move them behind the others."""
+    if hidden is None:
+        return x
     order = jnp.argsort(hidden, 1)  # stable
-    return _move(x, hidden, order, batch_first), order
+    return _take_tokens(zero_hidden(x, hidden, batch_first), order, batch_first)
 
 
-def unpack(x, hidden, order, batch_first: bool):
-    """Move tokens back to where they stood, with 0 for those that are hidden."""
-    back = jnp.argsort(order, 1)
-    return _move(x, jnp.sort(hidden, 1), back, batch_first)
+def unpack(x: Array, hidden: Array | None, batch_first: bool) -> Array:
+    """Move tokens back to where they stood before `pack`; those that are hidden are 0."""
+    if hidden is None:
+        return x
+    place = jnp.maximum(jnp.cumsum(~hidden, 1) - 1, 0)
+    return zero_hidden(_take_tokens(x, place, batch_first), hidden, batch_first)
 
 
-def _move(x, hidden, order, batch_first: bool):
-    """Put 0 where hidden, then reorder the tokens of each sample."""
-    if not batch_first:
-        hidden, order = hidden.T, order.T
-    x = jnp.where(hidden[..., None], 0, x)
-    return jnp.take_along_axis(x, order[..., None], 1 if batch_first else 0)
+def zero_hidden(x: Array, hidden: Array, batch_first: bool) -> Array:
+    """Put 0 for the tokens that are hidden."""
+    hidden = hidden if batch_first else hidden.T
+    return jnp.where(hidden[..., None], 0, x)
+
+
+def _take_tokens(x: Array, place: Array, batch_first: bool) -> Array:
+    """Take the tokens of each sample in the order of their places."""
+    place = place if batch_first else place.T
+    return jnp.take_along_axis(x, place[..., None], 1 if batch_first else 0)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -17,3 +18,22 @@ class Linear(nnx.Linear):
         if self.bias is not None:
             y = y + self.bias[...].astype(sums)
         return y.astype(inputs.dtype)
+
+
+def new_linear(
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> Linear:
+    """Return a linear map, Xavier-uniform at first, b zero."""
+    return Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        param_dtype=dtype,
+        kernel_init=nnx.initializers.xavier_uniform(),
+        rngs=rngs,
+    )

@@ -1,11 +1,12 @@
-"""What may be seen: the documents' mask builders, and `Mask`.
+"""Which keys a query is allowed to attend to: `Mask`, and two arrays in torch's convention.
 
 One rule holds for every mask here: no boolean without a name. `sequence_mask` and
-`look_ahead_mask` are arrays in the documents' sense (True, or -inf, hides). Everything else is a
-`Mask`, a value that says which (batch, head, query position, key position) may be seen.
+`look_ahead_mask` are arrays in torch's convention (True, or -inf, hides). Everything else is a
+`Mask`, a value that says which (batch, head, query position, key position) is allowed.
 """
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
-from .arrays import is_array, is_concrete
+from .arrays import dtype_name, is_array, is_concrete
 from .draw import draw_cells
 from .tiles import Cells, Tiles
+
+Offset = int | Integer[Array | np.ndarray, "..."] | None
 
 
 def sequence_mask(tokens: Integer[Array, "B S"], padding_idx: int) -> Bool[Array, "B S"]:
@@ -43,8 +47,8 @@ def sequence_mask(tokens: Integer[Array, "B S"], padding_idx: int) -> Bool[Array
 def look_ahead_mask(tgt_len: int, src_len: int) -> Float[Array, "T S"]:
     """Hide the future, additively: 0 on and below the diagonal and -inf above, float32.
 
-    The diagonal starts top left whatever the shape: row 0 of (20, 10) sees one key, and rows 9
-    to 19 see all ten. Source: the same guide, step 1. Raises ValueError for a negative length.
+    The diagonal starts top left whatever the shape: row 0 of (20, 10) allows one key, and rows 9
+    to 19 allow all ten. Source: the same guide, step 1. Raises ValueError for a negative length.
 
     >>> look_ahead_mask(2, 3)
     Array([[  0., -inf, -inf],
@@ -57,15 +61,15 @@ def look_ahead_mask(tgt_len: int, src_len: int) -> Float[Array, "T S"]:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["tables", "parts"],
+    data_fields=["arrays", "parts"],
     meta_fields=["name", "rule", "settings", "axes", "positional"],
 )
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask:
-    """Which (batch, head, query position, key position) may be seen, without being an array.
+    """Which (batch, head, query position, key position) is allowed, without being an array.
 
     Made by `causal`, `sliding_window`, `prefix`, `padding`, `segments`, `allow`, `hide` and
-    `predicate`; combined with `&` (both), `|` (either) and `~` (not). It is a pytree: its tables
+    `predicate`; combined with `&` (both), `|` (either) and `~` (not). It is a pytree: its arrays
     are the leaves, the rest is static, so new lengths of the same shape compile nothing anew.
 
     >>> mask = causal() & padding([3, 2])
@@ -77,9 +81,9 @@ class Mask:
     """
 
     name: str
-    rule: Any  # a function, with the sentence that `_means` gives it
+    rule: Any  # a function, with what `_means` gives it
     settings: tuple = ()
-    tables: tuple = ()
+    arrays: tuple = ()
     axes: tuple[str, ...] = ()
     parts: "tuple[Mask, ...]" = ()
     positional: bool = False
@@ -105,13 +109,9 @@ class Mask:
             return f"~{self.parts[0]!r}"
         if self.parts:
             return f"({f' {self.name} '.join(map(repr, self.parts))})"
-        shown = [_show(value) for value in (*self.settings, *self.tables)]
-        return f"{self.name}({', '.join(map('='.join, zip(self.arguments, shown, strict=True)))})"
-
-    @property
-    def arguments(self) -> list[str]:
-        """The names of the rule's settings and tables."""
-        return list(inspect.signature(self.rule).parameters)[1:]
+        shown = [_show(value) for value in (*self.settings, *self.arrays)]
+        pairs = zip(self.rule.arguments, shown, strict=True)
+        return f"{self.name}({', '.join(map('='.join, pairs))})"
 
     def leaves(self) -> "Iterator[Mask]":
         """Every part that is not itself a combination, from left to right."""
@@ -120,6 +120,13 @@ class Mask:
         for part in self.parts:
             yield from part.leaves()
 
+    def tables(self) -> "Iterator[tuple[Mask, str, str, Array | np.ndarray]]":
+        """Yield every array of every leaf: the leaf, the array's name, its axes, and itself."""
+        for leaf in self.leaves():
+            names = leaf.rule.arguments[len(leaf.settings) :]
+            for name, axes, table in zip(names, leaf.axes, leaf.arrays, strict=True):
+                yield leaf, name, axes, table
+
     def _signed(self, negated: bool = False) -> "Iterator[Mask]":
         """Every leaf, complemented where an odd number of ~ stands over it."""
         if not self.parts:
@@ -127,16 +134,16 @@ class Mask:
         for part in self.parts:
             yield from part._signed(negated != (self.name == "~"))
 
-    def ask(self, at: Cells | Tiles) -> Any:
+    def evaluate(self, at: Cells | Tiles) -> Any:
         """Put the rule to cells (a bool each) or to tiles (a `Verdict` each)."""
         if self.parts:
-            return self.rule(*(part.ask(at) for part in self.parts))
-        return self.rule(at, *self.settings, *self.tables)
+            return self.rule(*(part.evaluate(at) for part in self.parts))
+        return self.rule(at, *self.settings, *self.arrays)
 
     def allowed(
-        self, T: int, S: int, *, query_offset=None, batch: int = 1, heads: int = 1
+        self, T: int, S: int, *, query_offset: Offset = None, batch: int = 1, heads: int = 1
     ) -> Bool[Array, "B H T S"]:
-        """Return True where a key may be seen, rank 4 with dims 1 where nothing varies.
+        """Return True where a key is allowed, rank 4 with dims 1 where nothing varies.
 
         `batch` and `heads` are only needed where a predicate looks at them; tables know theirs.
         Raises ValueError where a table does not fit, or T != S and an offset is missing.
@@ -144,51 +151,61 @@ class Mask:
         >>> causal().allowed(1, 3, query_offset=2)
         Array([[[[ True,  True,  True]]]], dtype=bool)
         """
-        seen = self.ask(Cells(*self._call(T, S, query_offset, batch, heads)))
+        allowed = self.evaluate(Cells(*self._call(T, S, query_offset, batch, heads)))
         with jax.ensure_compile_time_eval():  # what is concrete stays concrete while tracing
-            return jax.device_put(seen.copy())
+            return jax.device_put(allowed.copy())
 
     def hidden(
-        self, T: int, S: int, *, query_offset=None, batch: int = 1, heads: int = 1
+        self, T: int, S: int, *, query_offset: Offset = None, batch: int = 1, heads: int = 1
     ) -> Bool[Array, "B H T S"]:
-        """Return True where a key may not be seen: the complement of `allowed`."""
+        """Return True where a key is hidden: the complement of `allowed`."""
         return (~self).allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
 
     def additive(
         self,
         T: int,
         S: int,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         *,
-        query_offset=None,
+        query_offset: Offset = None,
         batch: int = 1,
         heads: int = 1,
     ) -> Float[Array, "B H T S"]:
-        """Return 0 where a key may be seen and -inf where not, to be added to the scores."""
+        """Return 0 where a key is allowed and -inf where hidden, to be added to the scores."""
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batch, heads=heads)
         xp = np if is_concrete(allowed) else jnp
         with jax.ensure_compile_time_eval():
             return jax.device_put(xp.where(allowed, 0.0, -jnp.inf).astype(dtype))
 
     def tile(
-        self, T: int, S: int, rows: slice, columns: slice, query_offset=None, *, batch=1, heads=1
+        self,
+        T: int,
+        S: int,
+        rows: slice,
+        columns: slice,
+        query_offset: Offset = None,
+        *,
+        batch: int = 1,
+        heads: int = 1,
     ) -> str:
-        """Say of a tile of queries by keys whether "all" of it, "none" or some ("look") is seen.
+        """Return "none", "all" or "partial": how much of a tile of queries by keys is allowed.
 
         >>> [causal().tile(8, 8, slice(4, 6), slice(s, s + 2)) for s in (0, 4, 6)]
-        ['all', 'look', 'none']
+        ['all', 'partial', 'none']
         """
         sizes, offset = self._call(T, S, query_offset, batch, heads)
         cells = Cells(sizes, offset, rows, columns)
         height, width = cells.query.shape[2], cells.key.shape[3]
         if not height * width:
             return "none"
-        verdict = self.ask(Tiles(cells, height, width))
-        if not (verdict.every.all() or not verdict.some.any()):
-            verdict = self.ask(Tiles(cells, 1, 1))  # cell by cell: what is traced stays unknown
-        return "all" if verdict.every.all() else "look" if verdict.some.any() else "none"
+        verdict = self.evaluate(Tiles(cells, height, width))
+        if not (verdict.all.all() or not verdict.any.any()):
+            verdict = self.evaluate(Tiles(cells, 1, 1))  # a cell each: what is traced stays open
+        return "all" if verdict.all.all() else "partial" if verdict.any.any() else "none"
 
-    def explain(self, batch: int, head: int, query: int, key: int, *, query_offset=0) -> str:
+    def explain(
+        self, batch: int, head: int, query: int, key: int, *, query_offset: Offset = 0
+    ) -> str:
         """Say in words what each part makes of one cell, the conclusion first.
 
         `query` and `key` count rows and columns of the call. Raises ValueError outside a table.
@@ -196,7 +213,7 @@ class Mask:
         >>> print((causal() & padding([3, 2])).explain(batch=1, head=0, query=3, key=2))
         hidden: sample 1, head 0, query 3, key 2
           allowed by causal(): a query sees its own position and those before it
-          hidden by padding(lengths=[3, 2]): keys before the sample's length are seen
+          hidden by padding(lengths=[3, 2]): keys before the sample's length are allowed
         """
         cell = (batch, head, query, key)
         checks.check_cell(self, cell)
@@ -206,8 +223,8 @@ class Mask:
         at = Cells(sizes, query_offset, slice(query, query + 1), slice(key, key + 1))
 
         def word(mask: Mask) -> str:
-            seen = np.broadcast_to(mask.ask(at), (*sizes[:2], 1, 1))[batch, head]
-            return "allowed" if seen.all() else "hidden"
+            allowed = np.broadcast_to(mask.evaluate(at), (*sizes[:2], 1, 1))[batch, head]
+            return "allowed" if allowed.all() else "hidden"
 
         lines = [f"{word(self)}: sample {batch}, head {head}, query {query}, key {key}"]
         for part in self._signed():
@@ -216,7 +233,9 @@ class Mask:
             lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.sentence}")
         return "\n".join(lines)
 
-    def draw(self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset=None) -> str:
+    def draw(
+        self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset: Offset = None
+    ) -> str:
         """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
         checks.check_count("batch", batch, 0)
         checks.check_count("head", head, 0)
@@ -228,14 +247,15 @@ class Mask:
     def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
         """Return (B, H, T, S), with B and H as large as the tables say where they say more."""
         dims = {"B": batch, "H": heads}
-        for leaf in self.leaves():
-            for axes, table in zip(leaf.axes, leaf.tables, strict=True):
-                for axis, size in zip(axes, table.shape, strict=True):
-                    if axis in dims and (size > max(dims[axis], 1) or not size):
-                        dims[axis] = size
+        for _, _, axes, table in self.tables():
+            for axis, size in zip(axes, table.shape, strict=True):
+                if axis in dims and (size > max(dims[axis], 1) or not size):
+                    dims[axis] = size
         return dims["B"], dims["H"], T, S
 
-    def _call(self, T, S, query_offset, batch, heads):
+    def _call(
+        self, T: int, S: int, query_offset: Offset, batch: int, heads: int
+    ) -> tuple[tuple[int, int, int, int], int | Array | np.ndarray]:
         for name, size in {"T": T, "S": S, "batch": batch, "heads": heads}.items():
             checks.check_count(name, size, 0)
         sizes = self.sizes(batch, heads, T, S)
@@ -249,25 +269,27 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
     return Mask(name, rule, parts=parts, positional=any(part.positional for part in parts))
 
 
-def _show(value) -> str:
+def _show(value: Any) -> str:
     if not is_array(value):
         return getattr(value, "__name__", repr(value))
-    shown = value.size <= 8 and is_concrete(value)
-    return str(value.tolist()) if shown else f"{value.dtype} {value.shape}"
+    if math.prod(value.shape) <= 8 and is_concrete(value):
+        return str(value.tolist())
+    return f"{dtype_name(value)} {tuple(value.shape)}"
 
 
 def _means(sentence: str) -> Callable:
-    """Give a rule the sentence that `explain` prints: `python -OO` keeps no docstring."""
+    """Give a rule its sentence for `explain`, and the names of a mask's settings and arrays."""
 
-    def give(rule: Any):
-        rule.sentence = sentence
+    def give(rule: Any) -> Any:
+        rule.sentence = sentence  # `python -OO` keeps no docstring
+        rule.arguments = tuple(inspect.signature(rule).parameters)[1:]
         return rule
 
     return give
 
 
 def causal() -> Mask:
-    """Let a query see its own position and those before it.
+    """Allow a query its own position and those before it.
 
     >>> print(causal().draw(3, 5, query_offset=2))
     ■ ■ ■ · ·
@@ -278,12 +300,12 @@ def causal() -> Mask:
 
 
 @_means("a query sees its own position and those before it")
-def _causal(at):
+def _causal(at: Any) -> Any:
     return at.key <= at.query
 
 
 def sliding_window(before: int, after: int = 0) -> Mask:
-    """Let a query see `before` positions back, its own, and `after` ahead.
+    """Allow a query `before` positions back, its own, and `after` ahead.
 
     A window of `before=1` is two keys wide: some libraries would call it 2. Raises ValueError
     for a negative count.
@@ -302,13 +324,13 @@ def sliding_window(before: int, after: int = 0) -> Mask:
 
 
 @_means("a query sees from `before` positions back to `after` ahead")
-def _sliding_window(at, before, after):
+def _sliding_window(at: Any, before: int, after: int) -> Any:
     before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
     return (at.query - before <= at.key) & (at.key <= at.query + after)
 
 
 def prefix(lengths: Integer[Array, "B"] | Sequence[int]) -> Mask:
-    """Let every query see the first `lengths[b]` keys of its sample, and the rest causally.
+    """Allow every query the first `lengths[b]` keys of its sample, and the rest causally.
 
     Raises TypeError unless lengths are integers, ValueError unless they are (B,) and not negative.
 
@@ -319,12 +341,12 @@ def prefix(lengths: Integer[Array, "B"] | Sequence[int]) -> Mask:
     ■ ■ ■ ■
     """
     return Mask(
-        "prefix", _prefix, tables=(checks.check_lengths(lengths),), axes=("B",), positional=True
+        "prefix", _prefix, arrays=(checks.check_lengths(lengths),), axes=("B",), positional=True
     )
 
 
 @_means("everyone sees the prefix, the rest is causal")
-def _prefix(at, lengths):
+def _prefix(at: Any, lengths: Array | np.ndarray) -> Any:
     return (at.key < at.samples(lengths)) | (at.key <= at.query)
 
 
@@ -335,7 +357,7 @@ def padding(
 ) -> Mask:
     """Hide the keys that are padding, by each sample's length or by `sequence_mask`'s array.
 
-    It hides keys, never queries: a padded query still averages what it sees. Raises TypeError
+    It hides keys, never queries: a padded query still averages its allowed keys. Raises TypeError
     for a wrong kind, ValueError for a wrong shape, a negative length, or both arguments at once.
 
     >>> print(padding([2, 0]).draw(2, 3))
@@ -344,17 +366,17 @@ def padding(
     """
     checks.check_one_of("lengths", lengths, "hidden", hidden)
     if hidden is None:
-        return Mask("padding", _padding, tables=(checks.check_lengths(lengths),), axes=("B",))
-    return Mask("padding", _padding_hidden, tables=(checks.check_hidden(hidden),), axes=("BS",))
+        return Mask("padding", _padding, arrays=(checks.check_lengths(lengths),), axes=("B",))
+    return Mask("padding", _padding_hidden, arrays=(checks.check_hidden(hidden),), axes=("BS",))
 
 
-@_means("keys before the sample's length are seen")
-def _padding(at, lengths):
+@_means("keys before the sample's length are allowed")
+def _padding(at: Any, lengths: Array | np.ndarray) -> Any:
     return at.key < at.samples(lengths)
 
 
 @_means("keys marked as padding are hidden")
-def _padding_hidden(at, hidden):
+def _padding_hidden(at: Any, hidden: Array | np.ndarray) -> Any:
     return ~at.columns(hidden)
 
 
@@ -362,7 +384,7 @@ def segments(
     query_ids: Integer[Array, "B T"] | Sequence,
     key_ids: Integer[Array, "B S"] | Sequence | None = None,
 ) -> Mask:
-    """Let a query see the keys of its own segment: several documents packed in one row.
+    """Allow a query the keys of its own segment: several documents packed in one row.
 
     With one argument the ids belong to positions, and `query_offset` moves the queries along
     them; with two they belong to the rows and columns of the call. Raises TypeError unless ids
@@ -374,26 +396,26 @@ def segments(
     · · ■ ·
     · · ■ ■
     """
-    query_ids = checks.check_ids("query_ids", query_ids)
+    queries = checks.check_ids("query_ids", query_ids)
     if key_ids is None:
-        return Mask("segments", _segments, tables=(query_ids,), axes=("BS",), positional=True)
-    key_ids = checks.check_ids("key_ids", key_ids)
-    return Mask("segments", _segments_pair, tables=(query_ids, key_ids), axes=("BT", "BS"))
+        return Mask("segments", _segments, arrays=(queries,), axes=("BS",), positional=True)
+    keys = checks.check_ids("key_ids", key_ids)
+    return Mask("segments", _segments_pair, arrays=(queries, keys), axes=("BT", "BS"))
 
 
 @_means("a query sees the keys of its own segment")
-def _segments(at, ids):
+def _segments(at: Any, ids: Array | np.ndarray) -> Any:
     inside = (at.query >= 0) & (at.query < ids.shape[1])
     return inside & (at.positions(ids) == at.columns(ids))
 
 
 @_means("a query sees the keys of its own segment")
-def _segments_pair(at, query_ids, key_ids):
+def _segments_pair(at: Any, query_ids: Array | np.ndarray, key_ids: Array | np.ndarray) -> Any:
     return at.rows(query_ids) == at.columns(key_ids)
 
 
 def allow(array: Bool[Array, "B H T S"]) -> Mask:
-    """Let a query see a key exactly where the array is True, in the call's own coordinates.
+    """Allow a key to a query exactly where the array is True, in the call's own coordinates.
 
     B and H may be 1. Raises TypeError unless it is bool, ValueError unless it has rank 4.
 
@@ -401,11 +423,11 @@ def allow(array: Bool[Array, "B H T S"]) -> Mask:
     ■ ·
     ■ ■
     """
-    return Mask("allow", _allow, tables=(checks.check_cells("allow", array),), axes=("BHTS",))
+    return Mask("allow", _allow, arrays=(checks.check_cells("allow", array),), axes=("BHTS",))
 
 
-@_means("True in the array is seen")
-def _allow(at, array):
+@_means("True in the array is allowed")
+def _allow(at: Any, array: Array | np.ndarray) -> Any:
     return at.cells(array)
 
 
@@ -418,16 +440,16 @@ def hide(array: Bool[Array, "B H T S"]) -> Mask:
     · ■
     · ·
     """
-    return Mask("hide", _hide, tables=(checks.check_cells("hide", array),), axes=("BHTS",))
+    return Mask("hide", _hide, arrays=(checks.check_cells("hide", array),), axes=("BHTS",))
 
 
 @_means("True in the array is hidden")
-def _hide(at, array):
+def _hide(at: Any, array: Array | np.ndarray) -> Any:
     return ~at.cells(array)
 
 
 def predicate(function: Callable) -> Mask:
-    """Let `function(batch, head, query, key)`, four index arrays that broadcast, say what is seen.
+    """Let `function(batch, head, query, key)`, four index arrays that broadcast, decide.
 
     The escape hatch: nothing is known of it until its cells are looked at, so no tile can be
     skipped. In `attention` it is traced once and compiled: a table of yours must be a jax array,
@@ -444,5 +466,5 @@ def predicate(function: Callable) -> Mask:
 
 
 @_means("the function decides")
-def _predicate(at, function):
+def _predicate(at: Any, function: Callable) -> Any:
     return at.call(function)

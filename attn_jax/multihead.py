@@ -1,4 +1,4 @@
-"""Multi-head attention with the documents' call: `attn(query, key, value, ...)`."""
+"""Multi-head attention with torch's call: `attn(query, key, value, ...)`."""
 
 from functools import partial
 from typing import Any
@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from . import checks
 from .arrays import dtype_name, is_concrete
-from .attention import attention, attention_steps
+from .attention import attend, attend_steps
 from .cache import KVCache, pack, unpack
-from .layers import Linear
+from .call import Call
+from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
+from .numerics import scale_or_default
 from .tiles import Cells, Tiles
 
 
@@ -45,7 +48,7 @@ class MultiHeadAttention(nnx.Module):
         dropout: float = 0.0,
         batch_first: bool = True,
         empty_rows: str = "zero",
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -59,12 +62,10 @@ class MultiHeadAttention(nnx.Module):
         self.deterministic = False  # `train()` and `eval()` of nnx switch it
         self.rngs = rngs.fork() if dropout > 0 else None
         kv_dim = num_kv_heads * self.head_dim
-        kernel_init = nnx.initializers.xavier_uniform()
-        options = {"use_bias": bias, "param_dtype": dtype, "kernel_init": kernel_init, "rngs": rngs}
-        self.q_proj = Linear(embed_dim, embed_dim, **options)
-        self.k_proj = Linear(kdim, kv_dim, **options)
-        self.v_proj = Linear(vdim, kv_dim, **options)
-        self.out_proj = Linear(embed_dim, embed_dim, **options)
+        self.q_proj = new_linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.k_proj = new_linear(kdim, kv_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.v_proj = new_linear(vdim, kv_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.out_proj = new_linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -87,30 +88,17 @@ class MultiHeadAttention(nnx.Module):
         weights: (B, T, S) as the mean over heads, (B, H, T, S) with `average_weights=False`, None
         with `need_weights=False`. Raises as `attention` does.
         """
-        masks: Any = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
-        given = self.prepare(query, key, value, **masks, query_offset=query_offset)
-        query, key, value, mask, bias, query_offset = given
-        if not isinstance(key, KVCache):
-            if mask is not None and query.shape[1] and self.empty_rows != "uniform":
-                sizes = (len(query), self.num_heads, query.shape[1], key.shape[1])
-                key, value = _without_unseen(key, value, mask, sizes, query_offset)
-            key = self._project(key, value)
-        heads = _split_heads(self.q_proj(query), self.num_heads)
-        output, weights = self._attend(heads, key, mask, bias, query_offset, need_weights)
+        query, keys, values = self._check_inputs(query, key, value)
+        call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
+        if not isinstance(keys, KVCache):
+            if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
+                rows = (call.sizes, call.query_offset)
+                keys, values = _zero_hidden_keys(keys, values, call.mask, *rows)
+            keys = self._project(keys, values)
+        output, weights = self._attend(query, keys, call, need_weights)
         if weights is not None and average_weights:
             weights = weights.mean(1)
-        return self._first(self.out_proj(_merge_heads(output))), weights
-
-    def prepare(
-        self, query, key, value=None, *, key_padding_mask=None, attn_mask=None, query_offset=None
-    ) -> tuple[Any, ...]:
-        """Refuse a wrong call; return inputs with the batch first, mask, bias, and the offset."""
-        query, key, value = self._inputs(query, key, value)
-        keys = key.capacity if isinstance(key, KVCache) else key.shape[1]
-        sizes = (query.shape[0], self.num_heads, query.shape[1], keys)
-        mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
-        checks.check_mask(mask, sizes)
-        return query, key, value, mask, bias, checks.check_query_offset(query_offset, mask, sizes)
+        return output, weights
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return an empty cache for `decode`, of `capacity` slots a sample."""
@@ -125,7 +113,7 @@ class MultiHeadAttention(nnx.Module):
         """Project keys and values once, for many calls: a full cache, to be given as `key`."""
         value = key if value is None else value
         checks.check_memory(key, value, self._dims(), self._dtype(key), self.batch_first)
-        return self._project(self._first(key), self._first(value))
+        return self._project(self._batch_first(key), self._batch_first(value))
 
     def decode(
         self,
@@ -150,134 +138,194 @@ class MultiHeadAttention(nnx.Module):
         >>> bool(jnp.allclose(step, attn(x, attn_mask=causal())[0][:, 4:], atol=1e-6))
         True
         """
-        sizes = self._check_decode(x, cache, hidden, attn_mask)
-        counts = None if hidden is None else (~hidden).sum(1)
-        checks.check_room(cache, sizes[2] if counts is None else counts)
-        if hidden is not None:
-            x, order = pack(x, hidden, self.batch_first)
-        x, first = self._first(x), cache.lengths
-        new = self._project(x, x)
-        cache = cache.append(new.key, new.value, counts)
-        query = _split_heads(self.q_proj(x), self.num_heads)
-        output = self._attend_slots(query, cache, attn_mask, first)
-        output = self._first(self.out_proj(_merge_heads(output)))
-        if hidden is not None:
-            output = unpack(output, hidden, order, self.batch_first)
-        return output, cache
+        counts = self._check_decode(x, cache, hidden, attn_mask)
+        packed = pack(x, hidden, self.batch_first)
+        output, written = self._decode_packed(packed, cache, counts, attn_mask)
+        return unpack(output, hidden, self.batch_first), written
 
-    def _inputs(self, query, key, value):
-        """Return checked inputs, batch first."""
+    def _decode_packed(
+        self, x: Array, cache: KVCache, counts: Array | None, mask: Mask | None
+    ) -> tuple[Array, KVCache]:
+        """Decode checked tokens; where some are hidden, these stand last and `counts` do not."""
+        x, first = self._batch_first(x), cache.lengths
+        key, value = self._project_heads(x, x)
+        cache = cache._write(key, value, counts)
+        return self._attend_slots(x, cache, mask, first), cache
+
+    def _check_inputs(
+        self, query: Array, key: Array | KVCache | None, value: Array | None
+    ) -> tuple[Array, Any, Any]:
+        """Return checked inputs, batch first: three arrays, or an array, a cache and None."""
         dims, dtype = self._dims(), self._dtype(query)
         if isinstance(key, KVCache):
             checks.check_cached(query, key, value, dims, dtype, self.batch_first)
-            return self._first(query), key, None
+            return self._batch_first(query), key, None
         key = query if key is None else key
         value = key if value is None else value
         checks.check_inputs(query, key, value, dims, dtype, self.batch_first)
-        return self._first(query), self._first(key), self._first(value)
+        return self._batch_first(query), self._batch_first(key), self._batch_first(value)
+
+    def _check_masks(
+        self,
+        query: Array,
+        key: Array | KVCache,
+        key_padding_mask: Mask | Array | None,
+        attn_mask: Mask | Array | None,
+        query_offset: int | Array | np.ndarray | None,
+    ) -> Call:
+        """Return the call of an attention from checked inputs, batch first."""
+        keys = key.capacity if isinstance(key, KVCache) else key.shape[1]
+        sizes = (query.shape[0], self.num_heads, query.shape[1], keys)
+        mask, bias = _read_masks(key_padding_mask, attn_mask, query, sizes)
+        checks.check_mask(mask, sizes)
+        query_offset = checks.check_query_offset(query_offset, mask, sizes)
+        return self._new_call(sizes, mask, bias, query_offset)
+
+    def _check_decode(
+        self, x: Array, cache: KVCache, hidden: Array | None, mask: Mask | None
+    ) -> Array | None:
+        """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
+        checks.check_is_cache(cache, KVCache)
+        checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
+        batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
+        if mask is not None:
+            checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
+            checks.check_mask(mask, (batch, self.num_heads, steps, cache.capacity))
+            if hidden is not None:
+                checks.check_movable("attn_mask", mask)
+        counts = None if hidden is None else (~hidden).sum(1)
+        checks.check_room(cache, steps if counts is None else counts)
+        return counts
+
+    def _check_cache(self, x: Array, cache: KVCache) -> None:
+        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
+        checks.check_is_cache(cache, KVCache)
+        checks.check_cache(cache)
+        batch = x.shape[0 if self.batch_first else 1]
+        checks.check_fits(cache, batch, self._dims(), self._dtype(x))
 
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
 
-    def _dtype(self, x) -> str:
+    def _dtype(self, x: Array) -> str:
         """Return the dtype of the weights; a layer put in place of a projection may have none."""
         return dtype_name(getattr(self.q_proj, "kernel", x))
 
-    def _first(self, x):
+    def _batch_first(self, x: Array) -> Array:
         """Put the batch first, or back to where the caller has it."""
         return x if self.batch_first else x.swapaxes(0, 1)
 
-    def _project(self, key, value) -> KVCache:
-        heads = self.num_kv_heads
-        key, value = self.k_proj(key), self.v_proj(value)
-        lengths: Any = np.full(key.shape[0], key.shape[1], np.int32)  # known under jax.jit too
-        return KVCache(_split_heads(key, heads), _split_heads(value, heads), lengths)
+    def _new_call(
+        self,
+        sizes: tuple[int, int, int, int],
+        mask: Mask | None,
+        bias: Array | None,
+        query_offset: int | Array | np.ndarray,
+    ) -> Call:
+        dropout = 0.0 if self.deterministic else self.dropout
+        scale = scale_or_default(None, self.head_dim)
+        return Call(
+            sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, self.rngs
+        )
 
-    def _attend(self, query, cache: KVCache, mask, bias, query_offset, need_weights: bool):
-        """Attend to what is written; return the output, and the weights where needed."""
-        options = self._options(query_offset)
+    def _project(self, key: Array, value: Array) -> KVCache:
+        lengths = np.full(key.shape[0], key.shape[1], np.int32)  # known under jax.jit too
+        return KVCache(*self._project_heads(key, value), lengths)
+
+    def _project_heads(self, key: Array, value: Array) -> tuple[Array, Array]:
+        key, value = self.k_proj(key), self.v_proj(value)
+        heads = self.num_kv_heads
+        return self._split_heads(key, heads), self._split_heads(value, heads)
+
+    def _attend(
+        self, x: Array, cache: KVCache, call: Call, need_weights: bool
+    ) -> tuple[Array, Array | None]:
+        """Attend from x to what is written; return the output, and the weights where needed."""
+        query, weights = self._split_heads(self.q_proj(x), self.num_heads), None
         if not cache.is_full():
             written = padding(cache.lengths)
-            mask = written if mask is None else mask & written
+            mask = written if call.mask is None else call.mask & written
+            call = call._replace(mask=mask)
             if self.empty_rows == "uniform":
-                query, mask, bias = _uniform(query, cache, mask, bias, query_offset)
-                options["empty_rows"] = "nan"  # where nothing is written
-        options |= {"mask": mask, "bias": bias}
-        if not need_weights:
-            return _lose(attention(query, cache.key, cache.value, **options), cache), None
-        _, _, weights, output = attention_steps(query, cache.key, cache.value, **options)
-        return _lose(output, cache), _lose(weights, cache)
+                query, call = _uniform(query, mask, written, call)
+        if need_weights:
+            _, _, weights, output = attend_steps(query, cache.key, cache.value, call)
+            weights = _nan_if_overflowed(weights, cache)
+        else:
+            output = attend(query, cache.key, cache.value, call)
+        return self._join_heads(_nan_if_overflowed(output, cache)), weights
 
-    def _options(self, query_offset) -> dict[str, Any]:
-        dropout = 0.0 if self.deterministic else self.dropout
-        options = {"empty_rows": self.empty_rows, "query_offset": query_offset}
-        return options | {"dropout": dropout, "rngs": self.rngs}
+    def _attend_cached(self, x: Array, cache: KVCache, call: Call) -> Array:
+        """Attend from checked x to a cache; x and the output are laid out as the caller's."""
+        return self._attend(self._batch_first(x), cache, call, False)[0]
 
-    def _check_decode(self, x, cache, hidden, mask) -> tuple[int, int, int, int]:
-        """Refuse a wrong call before anything is written; return its (B, H, T, S)."""
-        checks.check_is_cache(cache, KVCache)
-        checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
-        batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
-        sizes = (batch, self.num_heads, steps, cache.capacity)
+    def _attend_slots(
+        self, x: Array, cache: KVCache, mask: Mask | None, first: Array | np.ndarray
+    ) -> Array:
+        """Attend from tokens that stand from position `first` on, one for each sample."""
+        sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
+        call = self._new_call(sizes, causal() if mask is None else mask, None, first)
         if mask is not None:
-            checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
-            checks.check_mask(mask, sizes)
-            if hidden is not None:
-                checks.check_movable("attn_mask", mask)
-        return sizes
+            return self._attend(x, cache, call, False)[0]
+        query = self._split_heads(self.q_proj(x), self.num_heads)
+        output = attend(query, cache.key, cache.value, call)
+        return self._join_heads(_nan_if_overflowed(output, cache))
 
-    def _attend_slots(self, query, cache: KVCache, mask, first):
-        """Attend from queries that stand from position `first` on, one for each sample."""
-        if mask is not None:
-            return self._attend(query, cache, mask, None, first, False)[0]
-        options = self._options(first) | {"mask": causal()}
-        return _lose(attention(query, cache.key, cache.value, **options), cache)
+    def _split_heads(self, x: Array, num_heads: int) -> Array:
+        """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
+        return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
+
+    def _join_heads(self, x: Array) -> Array:
+        """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
+        x = x.swapaxes(1, 2)
+        return self._batch_first(self.out_proj(x.reshape(*x.shape[:2], self.embed_dim)))
 
 
 @partial(jax.jit, static_argnames="sizes")
-def _without_unseen(key, value, mask, sizes, query_offset):
-    """Put 0 where no query looks: in a parameter's gradient NaN would not be hidden."""
+def _zero_hidden_keys(
+    key: Array,
+    value: Array,
+    mask: Mask,
+    sizes: tuple[int, int, int, int],
+    query_offset: int | Array | np.ndarray,
+) -> tuple[Array, Array]:
+    """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
     at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
-    some = jnp.broadcast_to(mask.ask(at).some, (*sizes[:2], 1, sizes[3]))
-    seen = some.any((1, 2))[..., None]  # (B, S, 1)
-    return jnp.where(seen, key, 0), jnp.where(seen, value, 0)
+    some = jnp.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
+    allowed = some.any((1, 2))[..., None]  # (B, S, 1)
+    return jnp.where(allowed, key, 0), jnp.where(allowed, value, 0)
 
 
-def _uniform(query, cache: KVCache, mask, bias, query_offset):
-    """Let rows that may see nothing see every written slot alike: their query and bias are 0."""
-    sizes = (*query.shape[:3], cache.capacity)
-    seen = jnp.broadcast_to(mask.ask(Cells(sizes, query_offset, xp=jnp)), sizes)
+def _uniform(query: Array, mask: Mask, written: Mask, call: Call) -> tuple[Array, Call]:
+    """Allow fully masked rows every written slot alike: their query and bias are 0."""
+    cells = Cells(call.sizes, call.query_offset, xp=jnp)
+    allowed = jnp.broadcast_to(mask.evaluate(cells), call.sizes)
+    bias = call.bias
     if bias is not None:
-        seen = seen & (bias != -jnp.inf)
-    empty = ~seen.any(-1, keepdims=True)
-    written = padding(cache.lengths).ask(Cells(sizes, xp=jnp))
+        allowed = allowed & (bias != -jnp.inf)
+    empty = ~allowed.any(-1, keepdims=True)
     bias = None if bias is None else jnp.where(empty, 0, bias)
-    return jnp.where(empty, 0, query), allow(jnp.where(empty, written, seen)), bias
+    mask = allow(jnp.where(empty, written.evaluate(cells), allowed))
+    call = call._replace(mask=mask, bias=bias, empty_rows="nan")  # where nothing is written
+    return jnp.where(empty, 0, query), call
 
 
-def _lose(array, cache: KVCache):
+def _nan_if_overflowed(array: Array, cache: KVCache) -> Array:
     """Put NaN into samples that were written beyond the capacity, where none could be refused."""
     if is_concrete(cache.lengths):
         return array
-    lost = cache.lengths > cache.capacity
-    return jnp.where(lost[:, None, None, None], jnp.nan, array)
+    overflowed = cache.lengths > cache.capacity
+    return jnp.where(overflowed[:, None, None, None], jnp.nan, array)
 
 
-def _split_heads(x, num_heads: int):
-    """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
-    batch, length, features = x.shape
-    return x.reshape(batch, length, num_heads, features // num_heads).swapaxes(1, 2)
-
-
-def _merge_heads(x):
-    """(B, H, T, D) -> (B, T, H * D)."""
-    batch, heads, length, head_dim = x.shape
-    return x.swapaxes(1, 2).reshape(batch, length, heads * head_dim)
-
-
-def _read_masks(key_padding_mask, attn_mask, query, sizes):
-    """Turn the documents' two arguments, in which True hides, into a Mask and a bias."""
+def _read_masks(
+    key_padding_mask: Mask | Array | None,
+    attn_mask: Mask | Array | None,
+    query: Array,
+    sizes: tuple[int, int, int, int],
+) -> tuple[Mask | None, Array | None]:
+    """Turn torch's two arguments, in which True hides, into a Mask and a bias."""
     mask, bias = None, None
     if isinstance(attn_mask, Mask):
         mask = attn_mask

@@ -3,9 +3,12 @@
 import math
 
 import jax.numpy as jnp
+from jax import Array
+
+HUGE = 1e37  # a bound on scores, below what float32 holds
 
 
-def upcast(array):
+def upcast(array: Array) -> Array:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
 
@@ -15,7 +18,19 @@ def scale_or_default(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def split_nonfinite(key, value):
+def is_bounded(query: Array, key: Array, value: Array, scale: float | Array) -> Array:
+    """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
+    query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
+    return (query_norm * key_norm * jnp.abs(scale) < HUGE) & (value_norm < HUGE)
+
+
+def _norm(array: Array) -> Array:
+    """Return the root of the sum of all squares, which is finite only if every number is."""
+    squares = jnp.einsum("bhsd,bhsd->bh", array, array, preferred_element_type=upcast(array).dtype)
+    return jnp.sqrt(squares.sum())
+
+
+def split_nonfinite(key: Array, value: Array) -> tuple[Array, Array, Array]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     nonfinite = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))  # (B, H_kv, S)
     return jnp.where(jnp.isfinite(key), key, 0), jnp.where(jnp.isfinite(value), value, 0), nonfinite

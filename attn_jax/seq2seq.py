@@ -1,28 +1,30 @@
 """From tokens to tokens: embeddings and positions, a Transformer, a projection to a vocabulary."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from . import checks
 from .arrays import is_concrete
-from .cache import StackCache
-from .layers import Linear
+from .cache import StackCache, zero_hidden
+from .layers import new_linear
 from .masks import causal, sequence_mask
 from .transformer import Transformer
 
 
 class Seq2SeqTransformer(nnx.Module):
-    """A Transformer over tokens: padding is hidden, and the target sees nothing later.
+    """A Transformer over tokens: padding is hidden, and later targets are hidden.
 
     With `positions` "sinusoidal" an embedding is multiplied by sqrt(d_model) and sinusoids are
     added; with "none" it stands as it is. Positions count tokens and leave out padding, so a
     padded batch gives what its samples give alone, whichever side the padding is on. There is no
-    look-ahead mask over the memory: every target sees the whole source. Takes `Transformer`'s
+    look-ahead mask over the memory: every target attends to the whole source. Takes `Transformer`'s
     other settings.
 
     Source: "Attention Is All You Need", sections 3.4 and 3.5.
@@ -40,24 +42,48 @@ class Seq2SeqTransformer(nnx.Module):
         *,
         padding_idx: int = 0,
         positions: str = "sinusoidal",
-        dtype=jnp.float32,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = True,
+        norm_first: bool = False,
+        bias: bool = True,
+        empty_rows: str = "zero",
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-        **options,
     ):
-        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options)
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, batch_first)
         self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
         self.padding_idx, self.positions = padding_idx, positions
-        self.transformer = Transformer(**options, dtype=dtype, rngs=rngs)
-        layer = self.transformer.encoder.layers[0]
-        shared: dict[str, Any] = {"param_dtype": dtype, "rngs": rngs}
-        linear = shared | {"kernel_init": nnx.initializers.xavier_uniform()}
+        self.transformer = Transformer(
+            d_model,
+            nhead,
+            num_encoder_layers,
+            num_decoder_layers,
+            dim_feedforward,
+            dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            batch_first=batch_first,
+            norm_first=norm_first,
+            bias=bias,
+            empty_rows=empty_rows,
+            dtype=dtype,
+            rngs=rngs,
+        )
         # With sinusoids an embedding starts at their size, once it is multiplied by sqrt(d_model).
-        size = 1 / math.sqrt(layer.d_model) if positions == "sinusoidal" else 1.0
-        shared["embedding_init"] = nnx.initializers.normal(size)
-        self.src_embedding = nnx.Embed(src_vocab, layer.d_model, **shared)
-        self.tgt_embedding = nnx.Embed(tgt_vocab, layer.d_model, **shared)
-        self.projection = Linear(layer.d_model, tgt_vocab, **linear)
-        self.drop = nnx.Dropout(layer.dropout, rngs=rngs if layer.dropout > 0 else None)
+        size = 1 / math.sqrt(d_model) if positions == "sinusoidal" else 1.0
+        start = nnx.initializers.normal(size)
+        embed = partial(nnx.Embed, param_dtype=dtype, embedding_init=start, rngs=rngs)
+        self.src_embedding = embed(src_vocab, d_model)
+        self.tgt_embedding = embed(tgt_vocab, d_model)
+        self.projection = new_linear(d_model, tgt_vocab, dtype=dtype, rngs=rngs)
+        self.drop = nnx.Dropout(dropout, rngs=rngs if dropout > 0 else None)
         for embedding in (self.src_embedding.embedding, self.tgt_embedding.embedding):
             embedding[...] = embedding[...].at[padding_idx].set(0)
 
@@ -88,14 +114,18 @@ class Seq2SeqTransformer(nnx.Module):
         """Encode the source and return caches for `capacity` target tokens a sample."""
         checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
         hidden = self._hidden(src)
-        masks = {"src_key_padding_mask": hidden, "memory_key_padding_mask": hidden}
         x = self._embed(self.src_embedding, src, hidden, 0, src.shape[1])
-        return self.transformer.start(x, capacity, **masks)
+        return self.transformer.start(
+            x, capacity, src_key_padding_mask=hidden, memory_key_padding_mask=hidden
+        )
 
     def decode(
         self, tgt: Integer[Array, "B T"], cache: StackCache
     ) -> tuple[Float[Array, "B T V"], StackCache]:
-        """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        """Take new target tokens; return their logits, and the cache.
+
+        Padding is neither stored nor counted, and its logits are 0.
+        """
         checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
@@ -103,12 +133,19 @@ class Seq2SeqTransformer(nnx.Module):
         first = cache.lengths[:, None]
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first, cache.capacity)
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
-        return self.projection(output), cache
+        return zero_hidden(self.projection(output), hidden, True), cache
 
-    def _hidden(self, tokens):
+    def _hidden(self, tokens: Array) -> Array:
         return sequence_mask(tokens, self.padding_idx)
 
-    def _embed(self, embedding: nnx.Embed, tokens, hidden, first, count: int):
+    def _embed(
+        self,
+        embedding: nnx.Embed,
+        tokens: Array,
+        hidden: Array,
+        first: int | Array | np.ndarray,
+        count: int,
+    ) -> Array:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
         x = embedding(tokens)
         if self.positions == "sinusoidal":
@@ -121,7 +158,7 @@ class Seq2SeqTransformer(nnx.Module):
 def sinusoids(
     positions: Integer[Array | np.ndarray, "B T"],
     features: int,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     count: int = 0,
 ) -> Float[Array, "B T E"]:
@@ -135,8 +172,7 @@ def sinusoids(
             [0.841, 0.54 ]]], dtype=float32)
     """
     if not is_concrete(positions):
-        every: Any = np.arange(count)[None]
-        table = sinusoids(every, features, dtype)[0]
+        table = sinusoids(np.arange(count)[None], features, dtype)[0]
         return jnp.take(table, positions, 0, mode="fill", fill_value=jnp.nan)
     feature = np.arange(features)
     angles = np.asarray(positions)[..., None] * 10000.0 ** (-(feature // 2 * 2) / features)

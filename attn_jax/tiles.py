@@ -3,7 +3,7 @@
 A rule of `masks.py` is written once, as arithmetic on what it finds at `at.query`, `at.key` and
 in the mask's tables. `Cells` hands it one number a cell, and the rule answers yes or no for each.
 `Tiles` hands it the smallest and the largest number inside each tile; the same comparisons then
-say whether every cell of the tile may be seen, and whether some cell may.
+say whether all cells of the tile are allowed, and whether any cell is.
 """
 
 from contextlib import nullcontext
@@ -20,19 +20,19 @@ from .arrays import is_concrete
 
 
 class Verdict(NamedTuple):
-    """What a rule says of each tile: `every` cell surely may be seen, `some` cell perhaps."""
+    """What a rule says of each tile: `all` cells surely allowed, `any` cell perhaps."""
 
-    every: Array | np.ndarray
-    some: Array | np.ndarray
+    all: Array | np.ndarray
+    any: Array | np.ndarray
 
     def __and__(self, other: "Verdict") -> "Verdict":
-        return Verdict(self.every & other.every, self.some & other.some)
+        return Verdict(self.all & other.all, self.any & other.any)
 
     def __or__(self, other: "Verdict") -> "Verdict":
-        return Verdict(self.every | other.every, self.some | other.some)
+        return Verdict(self.all | other.all, self.any | other.any)
 
     def __invert__(self) -> "Verdict":
-        return Verdict(~self.some, ~self.every)
+        return Verdict(~self.any, ~self.all)
 
 
 class Interval:
@@ -87,18 +87,18 @@ class Cells:
         self.xp, self._rows, self._columns = xp, rows, columns
         self.batch = xp.arange(batch)[:, None, None, None]
         self.head = xp.arange(heads)[None, :, None, None]
-        offsets = _look(query_offset, xp).reshape(-1, 1, 1, 1)
+        offsets = _to_concrete(query_offset, xp).reshape(-1, 1, 1, 1)
         self.query = offsets + xp.arange(queries)[None, None, rows, None]
         self.key = xp.arange(keys)[None, None, None, columns]
 
     def samples(self, table):
-        return _look(table, self.xp)[:, None, None, None]
+        return _to_concrete(table, self.xp)[:, None, None, None]
 
     def rows(self, table):
-        return _look(table, self.xp)[:, None, self._rows, None]
+        return _to_concrete(table, self.xp)[:, None, self._rows, None]
 
     def columns(self, table):
-        return _look(table, self.xp)[:, None, None, self._columns]
+        return _to_concrete(table, self.xp)[:, None, None, self._columns]
 
     def positions(self, table):
         """Look up by the query's position; one outside the table gets what stands at its edge."""
@@ -107,16 +107,16 @@ class Cells:
             return self.query * 0
         inside = positions.clip(0, table.shape[1] - 1)
         xp = self.xp if is_concrete(inside) else jnp
-        return _look(table, xp)[xp.arange(table.shape[0])[:, None], inside][:, None, :, None]
+        return _to_concrete(table, xp)[xp.arange(table.shape[0])[:, None], inside][:, None, :, None]
 
     def cells(self, table):
-        return _look(table, self.xp)[:, :, self._rows, self._columns]
+        return _to_concrete(table, self.xp)[:, :, self._rows, self._columns]
 
     def call(self, function):
         with jax.ensure_compile_time_eval() if self.xp is np else nullcontext():
             seen = function(self.batch, self.head, self.query, self.key)
         sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
-        return _look(checks.check_verdict(seen, sizes), self.xp)
+        return _to_concrete(checks.check_verdict(seen, sizes), self.xp)
 
 
 class Corner(Cells):
@@ -169,23 +169,23 @@ class Tiles:
 
     def __init__(self, cells: Cells, height: int, width: int):
         self._cells, self._height, self._width = cells, height, width
-        self.query = self._fold(cells.query)
-        self.key = self._fold(cells.key)
+        self.query = self._reduce(cells.query)
+        self.key = self._reduce(cells.key)
 
     def samples(self, table):
-        return self._fold(self._cells.samples(table))
+        return self._reduce(self._cells.samples(table))
 
     def rows(self, table):
-        return self._fold(self._cells.rows(table))
+        return self._reduce(self._cells.rows(table))
 
     def columns(self, table):
-        return self._fold(self._cells.columns(table))
+        return self._reduce(self._cells.columns(table))
 
     def positions(self, table):
-        return self._fold(self._cells.positions(table))
+        return self._reduce(self._cells.positions(table))
 
     def cells(self, table):
-        return self._fold(self._cells.cells(table))
+        return self._reduce(self._cells.cells(table))
 
     def call(self, function):
         """Nothing is known of a free function until its cells are looked at."""
@@ -195,7 +195,7 @@ class Tiles:
                 return Verdict(seen, seen)
         return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
 
-    def _fold(self, values):
+    def _reduce(self, values):
         if self._cells.xp is np and not is_concrete(values):
             return _unknown(values)
         low = high = values
@@ -216,7 +216,7 @@ def _blocks(values, axis: int, size: int):
     return xp.pad(values, widths, mode="edge").reshape(shape)
 
 
-def _look(table, xp):
+def _to_concrete(table, xp):
     """Take a table in, and out of jax where its values are known and `xp` is numpy."""
     return np.asarray(table) if xp is np and is_concrete(table) else jnp.asarray(table)
 

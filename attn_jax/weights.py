@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
 from . import checks
+from .layouts import READERS, WRITERS
 from .multihead import MultiHeadAttention
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
@@ -63,10 +65,10 @@ def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Arra
     """
     attentions = _attentions(model)
     checks.check_layout(layout, attentions)
-    found = _read(model)
+    weights = _read(model)
     for prefix, attn in attentions.items():
-        found = WRITERS[layout](found, prefix, attn)
-    return found
+        weights = WRITERS[layout](weights, prefix, attn)
+    return weights
 
 
 def import_weights(
@@ -86,11 +88,11 @@ def import_weights(
     if isinstance(weights, str | Path):
         weights = _open(weights)[0]
     checks.check_mapping(weights)
-    given = {name: _array(name, value) for name, value in _flat(weights).items()}
-    checks.check_weights(given, export_weights(model, layout))
+    arrays = {name: _array(name, value) for name, value in _flat(weights).items()}
+    checks.check_weights(arrays, export_weights(model, layout))
     for prefix, attn in _attentions(model).items():
-        given = READERS[layout](given, prefix, attn)
-    _write(model, given)
+        arrays = READERS[layout](arrays, prefix, attn)
+    _write(model, arrays)
 
 
 def save(model: nnx.Module, path: str | Path) -> None:
@@ -115,7 +117,8 @@ def load(path: str | Path) -> Any:
     model_class, settings = _read_configuration(path, arrays, metadata)
     try:
         dtype = next(iter(arrays.values())).dtype
-        checks.check_held(dtype)
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(f"jax_enable_x64 must be on for {dtype.name}: got off")
         model = model_class(**settings, dtype=dtype, rngs=nnx.Rngs(0))
         import_weights(model, arrays)
     except (TypeError, ValueError) as error:
@@ -127,8 +130,8 @@ def load(path: str | Path) -> Any:
 
 
 def _read(model: nnx.Module) -> dict[str, Array]:
-    found = {name: (place[...], turned) for name, (place, turned) in _parameters(model).items()}
-    return {name: array.T if turned else array for name, (array, turned) in found.items()}
+    places = {name: (place[...], turned) for name, (place, turned) in _parameters(model).items()}
+    return {name: array.T if turned else array for name, (array, turned) in places.items()}
 
 
 def _write(model: nnx.Module, arrays: dict[str, Any]) -> None:
@@ -138,27 +141,27 @@ def _write(model: nnx.Module, arrays: dict[str, Any]) -> None:
 
 def _parameters(model: nnx.Module, prefix: str = "") -> dict[str, tuple[nnx.Param, bool]]:
     """Return every parameter by its dotted name, and whether it is (in, out)."""
-    found: dict[str, tuple[nnx.Param, bool]] = {}
+    parameters: dict[str, tuple[nnx.Param, bool]] = {}
     for name, value in vars(model).items():
         if isinstance(value, nnx.Param):
-            found[f"{prefix}{NAMES.get(name, name)}"] = value, name == "kernel"
+            parameters[f"{prefix}{NAMES.get(name, name)}"] = value, name == "kernel"
         elif isinstance(value, nnx.Module):
-            found |= _parameters(value, f"{prefix}{name}.")
-    return found
+            parameters |= _parameters(value, f"{prefix}{name}.")
+    return parameters
 
 
 def _attentions(model: nnx.Module, prefix: str = "") -> dict[str, MultiHeadAttention]:
     """Return every attention of a model by the prefix of its names."""
     if isinstance(model, MultiHeadAttention):
         return {prefix: model}
-    found: dict[str, MultiHeadAttention] = {}
+    attentions: dict[str, MultiHeadAttention] = {}
     for name, part in vars(model).items():
         if isinstance(part, nnx.Module):
-            found |= _attentions(part, f"{prefix}{name}.")
-    return found
+            attentions |= _attentions(part, f"{prefix}{name}.")
+    return attentions
 
 
-def _array(name: str, value) -> np.ndarray:
+def _array(name: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = value.detach()
     elif isinstance(value, nnx.Variable):
@@ -169,7 +172,7 @@ def _array(name: str, value) -> np.ndarray:
         raise TypeError(f"{name} must be readable by NumPy: got {error}") from error
 
 
-def _open(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _open(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return a safetensors file's arrays and metadata."""
     files = _safetensors()
     try:
@@ -192,7 +195,7 @@ def _safetensors() -> Any:
 # Files
 
 
-def _configuration(model) -> dict[str, Any]:
+def _configuration(model: Any) -> dict[str, Any]:
     """Return the settings that build such a model."""
     if isinstance(model, Seq2SeqTransformer):
         return _pick(model, TOKENS) | _configuration(model.transformer)
@@ -201,16 +204,18 @@ def _configuration(model) -> dict[str, Any]:
         counts = {name: len(stack.layers) for name, stack in stacks.items()}
         return counts | _pick(model.encoder.layers[0], LAYER)
     if isinstance(model, TransformerEncoder | TransformerDecoder):
-        own = {"num_layers": len(model.layers), "norm": model.norm is not None}
-        return own | _pick(model.layers[0], LAYER)
+        counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
+        return counts | _pick(model.layers[0], LAYER)
     return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
 
 
-def _pick(module, names: list[str]) -> dict[str, Any]:
+def _pick(module: Any, names: list[str]) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
+def _read_configuration(
+    path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
+) -> tuple[Any, dict[str, Any]]:
     """Return the class and the settings that a file names, if it can be what it says."""
     if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:
         raise checks.not_ours(path, "no such format, class or arrays")
@@ -224,75 +229,10 @@ def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
 
 
 def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in weights.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
-# Layouts: each writes one attention's entries, or reads them back
-
-
-def _same(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    return arrays
-
-
-def _to_torch(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    arrays = dict(arrays)
-    names = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj")]
-    matrices = [arrays.pop(f"{name}.weight") for name in names]
-    if attn.embed_dim == attn.kdim == attn.vdim:
-        arrays[f"{prefix}in_proj_weight"] = jnp.concatenate(matrices)
-    else:
-        arrays |= {f"{name}_weight": matrix for name, matrix in zip(names, matrices, strict=True)}
-    if attn.bias:
-        biases = [arrays.pop(f"{name}.bias") for name in names]
-        arrays[f"{prefix}in_proj_bias"] = jnp.concatenate(biases)
-    return arrays
-
-
-def _from_torch(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    arrays = dict(arrays)
-    names = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj")]
-    if attn.embed_dim == attn.kdim == attn.vdim:
-        matrices = jnp.split(arrays.pop(f"{prefix}in_proj_weight"), 3)
-    else:
-        matrices = [arrays.pop(f"{name}_weight") for name in names]
-    arrays |= {f"{name}.weight": matrix for name, matrix in zip(names, matrices, strict=True)}
-    if attn.bias:
-        biases = jnp.split(arrays.pop(f"{prefix}in_proj_bias"), 3)
-        arrays |= {f"{name}.bias": bias for name, bias in zip(names, biases, strict=True)}
-    return arrays
-
-
-NNX = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
-
-
-def _to_nnx(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    found = {}
-    for ours, theirs in NNX.items():
-        kernel = arrays[f"{ours}.weight"].T
-        found[f"{theirs}.kernel"] = kernel.reshape(kernel.shape[0], -1, attn.head_dim)
-        if attn.bias:
-            found[f"{theirs}.bias"] = arrays[f"{ours}.bias"].reshape(-1, attn.head_dim)
-    kernel = arrays["out_proj.weight"].T
-    found["out.kernel"] = kernel.reshape(attn.num_heads, attn.head_dim, -1)
-    return found | ({"out.bias": arrays["out_proj.bias"]} if attn.bias else {})
-
-
-def _from_nnx(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    found = {}
-    for ours, theirs in NNX.items():
-        kernel = arrays[f"{theirs}.kernel"]
-        found[f"{ours}.weight"] = kernel.reshape(kernel.shape[0], -1).T
-        if attn.bias:
-            found[f"{ours}.bias"] = arrays[f"{theirs}.bias"].reshape(-1)
-    found["out_proj.weight"] = arrays["out.kernel"].reshape(attn.embed_dim, -1).T
-    return found | ({"out_proj.bias": arrays["out.bias"]} if attn.bias else {})
-
-
-WRITERS = {"rosetta": _same, "torch": _to_torch, "nnx": _to_nnx}
-READERS = {"rosetta": _same, "torch": _from_torch, "nnx": _from_nnx}
+            flat[f"{prefix}{name}"] = value
+    return flat

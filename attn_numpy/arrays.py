@@ -1,14 +1,19 @@
-"""What the checks ask about an array: the questions that each framework answers its own way."""
+"""What each framework says its own way about an array; `checks.py` asks it, word for word alike."""
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
+Array = np.ndarray
 
-def is_array(value) -> bool:
+
+def is_array(value: Any) -> TypeGuard[Array]:
     """Whether the value is an array of this framework."""
     return isinstance(value, np.ndarray)
 
 
-def is_concrete(array) -> bool:
+def is_concrete(array: Array) -> bool:
     """Whether the values can be looked at now.
 
     Always, in NumPy.
@@ -16,6 +21,54 @@ def is_concrete(array) -> bool:
     return True
 
 
-def dtype_name(array) -> str:
+def is_representable(integers: Array) -> bool:
+    """Whether the framework computes with these integers as they are.
+
+    Always, in NumPy.
+    """
+    return True
+
+
+def dtype_name(array: Array) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
     return array.dtype.name
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Return the values of a concrete array in NumPy."""
+    return array
+
+
+def lowest_highest(array: Array) -> tuple[int, int]:
+    """Return the smallest and the largest of an array's integers."""
+    return int(array.min()), int(array.max())
+
+
+def signed_copy(integers: Array) -> Array:
+    """Return the integers in a signed dtype, in memory that nobody else writes to."""
+    return np.array(integers, np.int64 if integers.dtype.kind != "i" else None)
+
+
+def to_positions(integers: Array) -> Array:
+    """Return the integers in the dtype of positions."""
+    return integers.astype(np.int64)
+
+
+def full_like(array: Array, value: int) -> Array:
+    """Return an array like another with one value everywhere."""
+    return np.full_like(array, value)
+
+
+def copy_like(values: Array, array: Array) -> Array:
+    """Return a copy of the values with the dtype of another array."""
+    return values.astype(array.dtype)
+
+
+def concatenate(arrays: Sequence[Array]) -> Array:
+    """Join arrays along their first axis."""
+    return np.concatenate(arrays)
+
+
+def split(array: Array, parts: int) -> Sequence[Array]:
+    """Cut an array into equal parts along its first axis."""
+    return np.split(array, parts)

@@ -1,20 +1,20 @@
-"""Attention without the (T, S) matrix: one block of queries at a time, and the keys that it sees.
+"""Attention without the (T, S) matrix: one block of queries at a time, and the keys it is allowed.
 
-The mask is asked once about all tiles, rows by columns. A block of queries meets the tiles that it
-may see some of, laid side by side; its scores are made, masked and turned into weights in place.
-Several threads share the blocks out, each with BLAS held to itself.
+The mask is evaluated once for all tiles, rows by columns. A block of queries meets the tiles that
+are not hidden from it, laid side by side; its scores are made, masked and turned into weights in
+place. Several threads share the blocks out, each with BLAS held to one thread.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
-from .masks import Mask
-from .numerics import all_finite, scale_or_default, split_nonfinite, upcast
+from .call import Call
+from .numerics import is_bounded, split_nonfinite, upcast
 from .threads import blas_held, is_inside, work_together
 from .tiles import Cells, Tiles, Verdict
 
@@ -30,27 +30,22 @@ CELLS = 2**18
 # Scores that are worth a thread: about a millisecond of work, where a thread costs under 0.1.
 THREAD_CELLS = 2**18
 
+_Share = tuple[slice, slice, slice]  # samples, heads, and the key heads that these share
 
-class _Call(NamedTuple):
+
+class _Work(NamedTuple):
     """What every block of one call reads, and the output that it writes its rows of."""
 
     query: np.ndarray
     key: np.ndarray  # (B, H_kv, D, S)
     value: np.ndarray
-    nonfinite: (
-        np.ndarray | None
-    )  # (B, H_kv, S): keys that held NaN or inf, None where there are none
-    mask: Any  # asked where the verdict is neither yes nor no; None never is
-    bias: np.ndarray | None
-    scale: float
-    softcap: float | None
-    empty_rows: str
-    query_offset: int | np.ndarray
-    sizes: tuple[int, int, int, int]
+    nonfinite: np.ndarray | None  # (B, H_kv, S): keys that held NaN or inf, if there may be any
+    bias: np.ndarray | None  # rank 4
+    call: Call
     tile: tuple[int, int]
     verdict: Verdict  # of every tile: (B, H, blocks of rows, blocks of columns)
     ragged: bool  # whether samples or heads differ in it
-    widest: int  # the most keys that a block of rows sees
+    widest: int  # the most keys that a block of rows meets
     output: np.ndarray
 
 
@@ -58,93 +53,89 @@ def attention_blocked(
     query: Float[np.ndarray, "B H T D"],
     key: Float[np.ndarray, "B H_kv S D"],
     value: Float[np.ndarray, "B H_kv S D_v"],
-    *,
-    mask: Mask | None = None,
-    bias: Float[np.ndarray, "T S"] | Float[np.ndarray, "#B #H #T #S"] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    empty_rows: str = "zero",
-    query_offset: int | Integer[np.ndarray, "..."] = 0,
+    call: Call,
+    bounded: bool = False,
     tile: tuple[int, int] = (ROWS, COLUMNS),
 ) -> Float[np.ndarray, "B H T D_v"]:
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
 
-    Takes what `attention` has checked, none of B, H, T and S being 0, and gives the same answer.
-    `tile` is queries by keys: a tile that nobody may see is skipped, one that is seen whole is
-    not masked. Memory grows with T + S; `THREADS` says how many threads may be used.
+    Takes what `attention` has checked, no size of it being 0, and gives the same answer. `tile` is
+    queries by keys: a tile that is hidden is skipped, one that is allowed whole is not masked.
+    Memory grows with T + S; `THREADS` says how many threads may be used. `bounded` saves asking
+    `is_bounded`, whose answer it is.
 
     Source: "Self-attention Does Not Need O(n^2) Memory"; tiles: "FlashAttention", section 3.1.
 
     >>> rng = np.random.default_rng(0)
     >>> query, key, value = rng.normal(size=(3, 1, 2, 5, 4))
     >>> from attn_numpy import attention_steps, causal
-    >>> output = attention_blocked(query, key, value, mask=causal(), tile=(2, 2))
+    >>> from attn_numpy.call import check_call
+    >>> call = check_call(query, key, value, causal())
+    >>> output = attention_blocked(query, key, value, call, tile=(2, 2))
     >>> np.allclose(output, attention_steps(query, key, value, mask=causal()).output)
     True
     """
-    sizes = (*query.shape[:3], key.shape[2])
-    verdict = _ask_tiles(mask, sizes, query_offset, tile)
+    sizes = call.sizes
+    verdict = _evaluate_tiles(call, tile)
     counts = (*sizes[:2], -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1]))
-    seen = np.broadcast_to(verdict.some.any((0, 1)), counts[2:])
+    needed = np.broadcast_to(verdict.any.any((0, 1)), counts[2:])
+    bounded = bounded or is_bounded(query, key, value, call.scale)
     key, value, nonfinite = _ready(key), _ready(value), None
-    if not all_finite(key, value):
+    if not bounded:
         key, value, nonfinite = split_nonfinite(key, value)
     key = key.swapaxes(-1, -2)
     if sizes[2] >= tile[0]:  # then BLAS would turn it round for every block
         key = np.ascontiguousarray(key)
-    call = _Call(
+    bias = call.bias
+    work = _Work(
         query,
         key,
         value,
         nonfinite,
-        mask,
         bias if bias is None else bias.reshape((1,) * (4 - bias.ndim) + bias.shape),
-        scale_or_default(scale, query.shape[3]),
-        None if softcap is None else float(softcap),
-        empty_rows,
-        query_offset,
-        sizes,
+        call,
         tile,
         Verdict(*(np.broadcast_to(part, counts) for part in verdict)),
-        verdict.some.shape[:2] != (1, 1),
-        min(int(seen.sum(-1).max()) * tile[1], sizes[3]),
+        verdict.any.shape[:2] != (1, 1),
+        min(int(needed.sum(-1).max()) * tile[1], sizes[3]),
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
-    _share_out(call, float(verdict.some.mean()) * math.prod(sizes))
-    return call.output
+    _share_out(work, float(verdict.any.mean()) * math.prod(sizes))
+    return work.output
 
 
-def _ask_tiles(mask, sizes, query_offset, tile) -> Verdict:
-    if mask is None or (sizes[2] <= tile[0] and sizes[3] <= tile[1]):  # a lone tile is looked at
+def _evaluate_tiles(call: Call, tile: tuple[int, int]) -> Verdict:
+    """Evaluate the mask for all tiles; a lone one is partial."""
+    if call.mask is None or (call.sizes[2] <= tile[0] and call.sizes[3] <= tile[1]):
         yes = np.ones((1, 1, 1, 1), bool)
-        return Verdict(yes if mask is None else ~yes, yes)
-    return mask.ask(Tiles(Cells(sizes, query_offset), *tile))
+        return Verdict(yes if call.mask is None else ~yes, yes)
+    return call.mask.evaluate(Tiles(Cells(call.sizes, call.query_offset), *tile))
 
 
-def _ready(array):
+def _ready(array: np.ndarray) -> np.ndarray:
     """Return an array that BLAS can read where it stands: numbers side by side."""
     array = upcast(array)
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
-def _share_out(call: _Call, cells: float) -> None:
-    """Do every block of a call of so many visible cells, on as many threads as that is worth."""
-    parts, blocks = list(_parts(call)), call.verdict.some.shape[2]
+def _share_out(work: _Work, cells: float) -> None:
+    """Do all blocks, of so many allowed cells, on as many threads as that is worth."""
+    parts, blocks = list(_parts(work)), work.verdict.any.shape[2]
     worth = int(cells / THREAD_CELLS)
     if worth < 2 or is_inside():
-        return _work(call, [(block, parts) for block in range(blocks)])
+        return _attend_blocks(work, [(block, parts) for block in range(blocks)])
     with blas_held(THREADS) as most:
         threads = min(worth, most)
         pieces = min(len(parts), -(-4 * threads // blocks))  # so that all end at about one time
         units = [(block, parts[i::pieces]) for block in range(blocks) for i in range(pieces)]
-        work_together(partial(_work, call), units, threads)  # the last, longest ones first
+        work_together(partial(_attend_blocks, work), units, threads)  # the last, longest ones first
 
 
-def _parts(call: _Call):
+def _parts(work: _Work) -> Iterator[_Share]:
     """Yield samples, heads and their key heads: as many at a time as make about CELLS scores."""
-    batch, heads, queries, _ = call.sizes
-    group = heads // call.key.shape[1]
-    room = max(CELLS // max(min(queries, call.tile[0]) * call.widest, 1), 1)
+    batch, heads, queries, _ = work.call.sizes
+    group = heads // work.key.shape[1]
+    room = max(CELLS // max(min(queries, work.tile[0]) * work.widest, 1), 1)
     many = max(room // heads, 1)
     step = heads if room >= heads else max(room // group * group, 1)
     for b in range(0, batch, many):
@@ -156,77 +147,81 @@ def _parts(call: _Call):
 class _Plan(NamedTuple):
     """Which keys a block of rows meets, and where they stand when laid side by side."""
 
-    runs: list[tuple[slice, slice]]  # of keys in tiles that are seen, each with its place
-    mixed: list[tuple[int, slice]]  # tiles that are not seen whole, each with its place
+    runs: list[tuple[slice, slice]]  # of keys in tiles that are not hidden, each with its place
+    partial: list[tuple[int, slice]]  # tiles that are not allowed whole, each with its place
     width: int
 
 
-def _plan(call: _Call, block: int, part) -> _Plan:
+def _plan(work: _Work, block: int, part: _Share) -> _Plan:
     samples, heads, _ = part
-    some = call.verdict.some[samples, heads, block].any((0, 1)).tolist()
-    every = call.verdict.every[samples, heads, block].all((0, 1)).tolist()
+    needed: Any = work.verdict.any[samples, heads, block].any((0, 1)).tolist()
+    full: Any = work.verdict.all[samples, heads, block].all((0, 1)).tolist()
     runs: list[tuple[slice, slice]] = []
-    mixed, place = [], 0
-    for tile in (tile for tile, seen in enumerate(some) if seen):
-        start = tile * call.tile[1]
-        stop = min(start + call.tile[1], call.sizes[3])
+    partial_tiles, place = [], 0
+    for tile in (tile for tile, met in enumerate(needed) if met):
+        start = tile * work.tile[1]
+        stop = min(start + work.tile[1], work.call.sizes[3])
         at = slice(place, place + stop - start)
-        if not every[tile]:
-            mixed.append((tile, at))
+        if not full[tile]:
+            partial_tiles.append((tile, at))
         if runs and runs[-1][0].stop == start:
             run, whole = runs.pop()
             runs.append((slice(run.start, stop), slice(whole.start, at.stop)))
         else:
             runs.append((slice(start, stop), at))
         place = at.stop
-    return _Plan(runs, mixed, place)
+    return _Plan(runs, partial_tiles, place)
 
 
 class _Hidden(dict):
-    """What the mask hides of some rows, by tile: asked where it is needed, once for all heads."""
+    """What the mask hides of some rows, by tile: evaluated where needed, once for all heads."""
 
-    def __init__(self, call: _Call, rows: slice):
-        self._call, self._rows = call, rows
+    def __init__(self, work: _Work, rows: slice):
+        self._call, self._width, self._rows = work.call, work.tile[1], rows
 
-    def __missing__(self, tile: int):
-        call, width = self._call, self._call.tile[1]
-        columns = slice(tile * width, (tile + 1) * width)
-        self[tile] = ~call.mask.ask(Cells(call.sizes, call.query_offset, self._rows, columns))
+    def __missing__(self, tile: int) -> np.ndarray:
+        columns = slice(tile * self._width, (tile + 1) * self._width)
+        assert self._call.mask is not None  # else every tile is full
+        cells = Cells(self._call.sizes, self._call.query_offset, self._rows, columns)
+        self[tile] = ~self._call.mask.evaluate(cells)
         return self[tile]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
-def _work(call: _Call, units: Iterable) -> None:
+def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[_Share]]]) -> None:
     """Write the output's blocks: for each of `units`, a block of rows and parts of the heads."""
-    height, width = min(call.tile[0], call.sizes[2]), call.widest
-    room = min(max(height * width, CELLS), height * width * math.prod(call.sizes[:2]))
-    desk = np.empty(room, call.value.dtype)  # once a thread: fresh memory is slow
+    sizes, height = work.call.sizes, work.tile[0]
+    cells = min(height, sizes[2]) * work.widest
+    room = min(max(cells, CELLS), cells * math.prod(sizes[:2]))
+    workspace = np.empty(room, work.value.dtype)  # once a thread: fresh memory is slow
     for block, parts in units:
-        rows = slice(block * call.tile[0], min((block + 1) * call.tile[0], call.sizes[2]))
-        plan, hidden = None, _Hidden(call, rows)
+        rows = slice(block * height, min((block + 1) * height, sizes[2]))
+        plan, hidden = None, _Hidden(work, rows)
         for part in parts:
-            if plan is None or call.ragged:
-                plan = _plan(call, block, part)
-            _attend(call, rows, part, plan, hidden, desk)
+            if plan is None or work.ragged:
+                plan = _plan(work, block, part)
+            _attend_block(work, rows, part, plan, hidden, workspace)
 
 
-def _attend(call: _Call, rows: slice, part, plan: _Plan, hidden: _Hidden, desk) -> None:
+def _attend_block(
+    work: _Work, rows: slice, part: _Share, plan: _Plan, hidden: _Hidden, workspace: np.ndarray
+) -> None:
     """Write a block of the output: these rows, for these samples and heads."""
     samples, heads, shared = part
-    query = upcast(call.query[samples, heads, rows]) * call.scale
-    key, value = call.key[samples, shared], call.value[samples, shared]
+    query = upcast(work.query[samples, heads, rows]) * work.call.scale
+    key, value = work.key[samples, shared], work.value[samples, shared]
     # The query heads of a key head stand one below the other, so that no key is repeated.
     tall = query.reshape(*key.shape[:2], -1, query.shape[3])
     shape = (*tall.shape[:3], plan.width)
-    weights = desk[: math.prod(shape)].reshape(shape)
+    weights = workspace[: math.prod(shape)].reshape(shape)
     for run, at in plan.runs:
         np.matmul(tall, key[..., run], out=weights[..., at])
-        if call.nonfinite is not None:
-            nonfinite = call.nonfinite[samples, shared, None, run]
+        if work.nonfinite is not None:
+            nonfinite = work.nonfinite[samples, shared, None, run]
             np.copyto(weights[..., at], np.nan, where=nonfinite)
     scores = weights.reshape(*query.shape[:3], plan.width)  # the same numbers, by heads
-    _change(call, scores, rows, part, plan)
-    for tile, at in plan.mixed:
+    _cap_and_bias(work, scores, rows, part, plan)
+    for tile, at in plan.partial:
         np.copyto(scores[..., at], -np.inf, where=_cut(hidden[tile], samples, heads))
     total, empty = _exponentiate(weights)
     output = np.empty((*tall.shape[:3], value.shape[3]), query.dtype)
@@ -235,31 +230,33 @@ def _attend(call: _Call, rows: slice, part, plan: _Plan, hidden: _Hidden, desk) 
     for run, at in others:
         output += weights[..., at] @ value[:, :, run]
     output /= total
-    if call.empty_rows != "zero" and empty.any():
-        np.copyto(output, _fill(call, samples, shared), where=empty)
-    call.output[samples, heads, rows] = output.reshape(*query.shape[:3], -1)
+    if work.call.empty_rows != "zero" and empty.any():
+        np.copyto(output, _empty_row_value(work, samples, shared), where=empty)
+    work.output[samples, heads, rows] = output.reshape(*query.shape[:3], -1)
 
 
-def _change(call: _Call, scores, rows: slice, part, plan: _Plan) -> None:
-    """Cap the scores and add the bias; where it is -inf it hides."""
+def _cap_and_bias(work: _Work, scores: np.ndarray, rows: slice, part: _Share, plan: _Plan) -> None:
+    """Cap the scores and add the bias, in place; where it is -inf it hides."""
     samples, heads, _ = part
-    if call.softcap is not None:
-        scores /= call.softcap
+    if work.call.softcap is not None:
+        scores /= work.call.softcap
         np.tanh(scores, out=scores)
-        scores *= call.softcap
-    for run, at in plan.runs if call.bias is not None else ():
-        bias = _cut(call.bias, samples, heads, rows, run)
+        scores *= work.call.softcap
+    if work.bias is None:
+        return
+    for run, at in plan.runs:
+        bias = _cut(work.bias, samples, heads, rows, run)
         scores[..., at] += upcast(bias)
         np.copyto(scores[..., at], -np.inf, where=bias == -np.inf)
 
 
-def _cut(array, *where: slice):
+def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
     """Cut a part out of an array whose dims are 1 where nothing varies."""
     sizes = zip(array.shape, where, strict=False)
     return array[tuple(slice(None) if size == 1 else part for size, part in sizes)]
 
 
-def _exponentiate(scores):
+def _exponentiate(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turn scores into exp(score - largest) in place; return the sums, and which rows are empty."""
     largest = scores.max(-1, keepdims=True, initial=-np.inf)
     empty = largest == -np.inf
@@ -269,12 +266,12 @@ def _exponentiate(scores):
     return np.where(empty, 1, total), empty
 
 
-def _fill(call: _Call, samples: slice, shared: slice):
-    """Return what an empty row becomes: NaN, or the mean over all keys, hidden or not."""
-    if call.empty_rows == "nan":
+def _empty_row_value(work: _Work, samples: slice, shared: slice) -> np.ndarray | float:
+    """Return what a fully masked row becomes: NaN, or the mean over all keys, hidden or not."""
+    if work.call.empty_rows == "nan":
         return np.nan
-    keys = call.sizes[3]
-    mean = np.full((1, keys), 1 / keys, call.value.dtype) @ call.value[samples, shared]
-    if call.nonfinite is not None:
-        mean[call.nonfinite[samples, shared].any(-1)] = np.nan
+    keys = work.call.sizes[3]
+    mean = np.full((1, keys), 1 / keys, work.value.dtype) @ work.value[samples, shared]
+    if work.nonfinite is not None:
+        mean[work.nonfinite[samples, shared].any(-1)] = np.nan
     return mean

@@ -1,11 +1,12 @@
 """Keys and values that were projected before, so that a step of decoding projects only its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from numpy.typing import DTypeLike
 
 from . import checks
 
@@ -14,7 +15,7 @@ from . import checks
 class KVCache:
     """What an attention has projected so far: the first `lengths[b]` slots of sample b are written.
 
-    What stands in the other slots is never seen. `append` and `truncate` write in place and
+    What stands in the other slots is hidden. `append` and `truncate` write in place and
     consume the cache that they are called on: using it again raises ValueError. `copy` branches.
 
     >>> cache = KVCache.empty(2, num_kv_heads=1, capacity=5, head_dim=4)
@@ -30,7 +31,13 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, batch_size: int, num_kv_heads: int, capacity: int, head_dim: int, *, dtype=np.float32
+        cls,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype: DTypeLike = np.float32,
     ) -> "KVCache":
         """Return a cache of `capacity` slots a sample, none of them written."""
         sizes = {"batch_size": batch_size, "num_kv_heads": num_kv_heads, "capacity": capacity}
@@ -58,12 +65,16 @@ class KVCache:
         Raises ValueError where they do not fit, nothing written.
         """
         checks.check_append(self, key, value, counts)
+        return self._write(key, value, counts)
+
+    def _write(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray | None) -> "KVCache":
+        """Append what is checked."""
         counts = np.full(len(self.lengths), key.shape[2]) if counts is None else counts
         counts = counts.astype(np.int64)
         for b, (first, count) in enumerate(zip(self.lengths, counts, strict=True)):
             self.key[b, :, first : first + count] = key[b, :, :count]
             self.value[b, :, first : first + count] = value[b, :, :count]
-        return self._hand_on(self.lengths + counts)
+        return self._moved_to(self.lengths + counts)
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
@@ -78,9 +89,10 @@ class KVCache:
 
     def truncate(self, lengths: int | Integer[np.ndarray, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
-        return self._hand_on(checks.check_truncate(self, lengths))
+        return self._moved_to(checks.check_truncate(self, lengths))
 
-    def _hand_on(self, lengths) -> "KVCache":
+    def _moved_to(self, lengths: np.ndarray) -> "KVCache":
+        """Return a cache with the same slots and these lengths; this one is consumed."""
         self.consumed = True
         return KVCache(self.key, self.value, lengths)
 
@@ -123,13 +135,13 @@ class StackCache:
             checks.check_truncate(cache, lengths)
         return self.with_layers(cache.truncate(lengths) for cache in self.layers)
 
-    def with_layers(self, layers) -> "StackCache":
+    def with_layers(self, layers: Iterable[KVCache]) -> "StackCache":
         """Return the same, memory included, with the layers' caches replaced."""
         return StackCache(tuple(layers), self.memory, self.memory_key_padding_mask)
 
 
 @contextmanager
-def given_back(*caches: KVCache) -> Iterator[None]:
+def restored_on_error(*caches: KVCache) -> Iterator[None]:
     """Let caches be used again if what consumes them fails: what it wrote is behind `lengths`."""
     live = [cache for cache in caches if not cache.consumed]
     try:
@@ -140,22 +152,29 @@ def given_back(*caches: KVCache) -> Iterator[None]:
         raise
 
 
-def pack(x, hidden, batch_first: bool):
-    """Move the tokens that are not hidden to the front; return these, then 0, and the order."""
-    checks.check_hidden_tokens(x, hidden, batch_first)
+def pack(x: np.ndarray, hidden: np.ndarray | None, batch_first: bool) -> np.ndarray:
+    """Put 0 for the tokens that are hidden, and move them behind the others."""
+    if hidden is None:
+        return x
     order = np.argsort(hidden, 1, kind="stable")
-    return _move(x, hidden, order, batch_first), order
+    return _take_tokens(zero_hidden(x, hidden, batch_first), order, batch_first)
 
 
-def unpack(x, hidden, order, batch_first: bool):
-    """Move tokens back to where they stood, with 0 for those that are hidden."""
-    back = np.argsort(order, 1)
-    return _move(x, np.sort(hidden, 1), back, batch_first)
+def unpack(x: np.ndarray, hidden: np.ndarray | None, batch_first: bool) -> np.ndarray:
+    """Move tokens back to where they stood before `pack`; those that are hidden are 0."""
+    if hidden is None:
+        return x
+    place = np.maximum(np.cumsum(~hidden, 1) - 1, 0)
+    return zero_hidden(_take_tokens(x, place, batch_first), hidden, batch_first)
 
 
-def _move(x, hidden, order, batch_first: bool):
-    """Put 0 where hidden, then reorder the tokens of each sample."""
-    if not batch_first:
-        hidden, order = hidden.T, order.T
-    x = np.where(hidden[..., None], x.dtype.type(0), x)
-    return np.take_along_axis(x, order[..., None], 1 if batch_first else 0)
+def zero_hidden(x: np.ndarray, hidden: np.ndarray, batch_first: bool) -> np.ndarray:
+    """Put 0 for the tokens that are hidden."""
+    hidden = hidden if batch_first else hidden.T
+    return np.where(hidden[..., None], x.dtype.type(0), x)
+
+
+def _take_tokens(x: np.ndarray, place: np.ndarray, batch_first: bool) -> np.ndarray:
+    """Take the tokens of each sample in the order of their places."""
+    place = place if batch_first else place.T
+    return np.take_along_axis(x, place[..., None], 1 if batch_first else 0)

@@ -5,15 +5,17 @@ Parameters are plain arrays in torch's layout. Sums of 16-bit inputs are taken i
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Integer
+from numpy.typing import DTypeLike
 
 from . import checks
 from .numerics import upcast
 
-Own = TypeVar("Own", bound="Module")  # not Self, which shape checkers refuse in a method
+# Not Self, which shape checkers refuse in a method.
+SomeModule = TypeVar("SomeModule", bound="Module")
 
 
 class Module:
@@ -25,14 +27,14 @@ class Module:
 
     training = True
 
-    def train(self: Own, mode: bool = True) -> Own:
+    def train(self: SomeModule, mode: bool = True) -> SomeModule:
         """Switch dropout on, or off with `mode=False`."""
         self.training = mode
         for _, part in self.parts():
             part.train(mode)
         return self
 
-    def eval(self: Own) -> Own:
+    def eval(self: SomeModule) -> SomeModule:
         """Switch dropout off."""
         return self.train(False)
 
@@ -46,11 +48,11 @@ class Module:
 
     def parameters(self, prefix: str = "") -> "dict[str, tuple[Module, str]]":
         """Return where each parameter stands, by its dotted name: the module and its attribute."""
-        own = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
-        found = {f"{prefix}{name}": (self, name) for name in own}
+        arrays = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        places = {f"{prefix}{name}": (self, name) for name in arrays}
         for name, part in self.parts():
-            found |= part.parameters(f"{prefix}{name}.")
-        return found
+            places |= part.parameters(f"{prefix}{name}.")
+        return places
 
 
 class Linear(Module):
@@ -66,7 +68,7 @@ class Linear(Module):
         out_features: int,
         *,
         bias: bool = True,
-        dtype=np.float32,
+        dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ):
         bound = math.sqrt(6 / (in_features + out_features))
@@ -89,15 +91,17 @@ class LayerNorm(Module):
     array([[-1.,  1.]], dtype=float32)
     """
 
-    def __init__(self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype=np.float32):
+    def __init__(
+        self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype: DTypeLike = np.float32
+    ):
         self.eps = eps
         self.weight = np.ones(features, dtype)
         self.bias = np.zeros(features, dtype) if bias else None
 
     @np.errstate(over="ignore", invalid="ignore")
     def __call__(self, x: Float[np.ndarray, "*batch E"]) -> Float[np.ndarray, "*batch E"]:
-        x_wide = upcast(x)
-        centred = x_wide - x_wide.mean(-1, keepdims=True)
+        x_float = upcast(x)
+        centred = x_float - x_float.mean(-1, keepdims=True)
         y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + self.eps)
         y = y * upcast(self.weight)
         return (y if self.bias is None else y + upcast(self.bias)).astype(x.dtype)
@@ -116,7 +120,7 @@ class Embedding(Module):
         features: int,
         *,
         padding_idx: int | None = None,
-        dtype=np.float32,
+        dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ):
         rng = np.random.default_rng(rng)
@@ -160,9 +164,9 @@ def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     >>> gelu(np.array([-1.0, 0.0, 2.0])).round(4)
     array([-0.1587,  0.    ,  1.9545])
     """
-    x_wide = upcast(x)
-    share = 0.5 * (1 + _erf(x_wide / math.sqrt(2)).astype(x_wide.dtype))
-    return (x_wide * share).astype(x.dtype)
+    x_float = upcast(x)
+    share = 0.5 * (1 + _erf(x_float / math.sqrt(2)).astype(x_float.dtype))
+    return (x_float * share).astype(x.dtype)
 
 
-_erf = np.frompyfunc(math.erf, 1, 1)  # NumPy has none of its own
+_erf: Any = np.frompyfunc(math.erf, 1, 1)  # NumPy has none of its own

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 
+HUGE = 1e37  # a bound on scores, below what float32 holds
 
-def upcast(array):
+
+def upcast(array: np.ndarray) -> np.ndarray:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
 
@@ -15,12 +17,22 @@ def scale_or_default(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def all_finite(*arrays) -> bool:
-    """Whether every number is finite; nothing is copied."""
-    return all(np.isfinite(x.min()) and np.isfinite(x.max()) for x in arrays)
+@np.errstate(over="ignore", invalid="ignore")  # NaN and an overflow are answers here
+def is_bounded(query: np.ndarray, key: np.ndarray, value: np.ndarray, scale: float) -> bool:
+    """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
+    query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
+    return query_norm * key_norm * abs(scale) < HUGE and value_norm < HUGE
 
 
-def split_nonfinite(key, value):
+def _norm(array: np.ndarray) -> float:
+    """Return the root of the sum of all squares, which is finite only if every number is."""
+    numbers = upcast(array).ravel(order="K")
+    return math.sqrt(numbers @ numbers)
+
+
+def split_nonfinite(
+    key: np.ndarray, value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     nonfinite = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))  # (B, H_kv, S)
     return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), nonfinite

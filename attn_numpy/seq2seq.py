@@ -1,25 +1,27 @@
 """From tokens to tokens: embeddings and positions, a Transformer, a projection to a vocabulary."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
+from numpy.typing import DTypeLike
 
 from . import checks
-from .cache import StackCache
+from .cache import StackCache, zero_hidden
 from .layers import Dropout, Embedding, Linear, Module
 from .masks import causal, sequence_mask
 from .transformer import Transformer
 
 
 class Seq2SeqTransformer(Module):
-    """A Transformer over tokens: padding is hidden, and the target sees nothing later.
+    """A Transformer over tokens: padding is hidden, and later targets are hidden.
 
     With `positions` "sinusoidal" an embedding is multiplied by sqrt(d_model) and sinusoids are
     added; with "none" it stands as it is. Positions count tokens and leave out padding, so a
     padded batch gives what its samples give alone, whichever side the padding is on. There is no
-    look-ahead mask over the memory: every target sees the whole source. Takes `Transformer`'s
+    look-ahead mask over the memory: every target attends to the whole source. Takes `Transformer`'s
     other settings.
 
     Source: "Attention Is All You Need", sections 3.4 and 3.5.
@@ -37,23 +39,49 @@ class Seq2SeqTransformer(Module):
         *,
         padding_idx: int = 0,
         positions: str = "sinusoidal",
-        dtype=np.float32,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = True,
+        norm_first: bool = False,
+        bias: bool = True,
+        empty_rows: str = "zero",
+        dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
-        **options,
     ):
-        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options)
-        shared: dict[str, Any] = {"dtype": dtype, "rng": np.random.default_rng(rng)}
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, batch_first)
         self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
         self.padding_idx, self.positions = padding_idx, positions
-        self.transformer = Transformer(**options, **shared)
-        layer = self.transformer.encoder.layers[0]
-        self.src_embedding = Embedding(src_vocab, layer.d_model, padding_idx=padding_idx, **shared)
-        self.tgt_embedding = Embedding(tgt_vocab, layer.d_model, padding_idx=padding_idx, **shared)
-        self.projection = Linear(layer.d_model, tgt_vocab, **shared)
-        self.drop = Dropout(layer.dropout, rng=shared["rng"])
+        rng = np.random.default_rng(rng)
+        self.transformer = Transformer(
+            d_model,
+            nhead,
+            num_encoder_layers,
+            num_decoder_layers,
+            dim_feedforward,
+            dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            batch_first=batch_first,
+            norm_first=norm_first,
+            bias=bias,
+            empty_rows=empty_rows,
+            dtype=dtype,
+            rng=rng,
+        )
+        padded = partial(Embedding, padding_idx=padding_idx, dtype=dtype, rng=rng)
+        self.src_embedding = padded(src_vocab, d_model)
+        self.tgt_embedding = padded(tgt_vocab, d_model)
+        self.projection = Linear(d_model, tgt_vocab, dtype=dtype, rng=rng)
+        self.drop = Dropout(dropout, rng=rng)
         if positions == "sinusoidal":  # so that it starts at the size of the sinusoids
             for embedding in (self.src_embedding, self.tgt_embedding):
-                embedding.weight /= math.sqrt(layer.d_model)
+                embedding.weight /= math.sqrt(d_model)
 
     def __call__(
         self,
@@ -82,27 +110,32 @@ class Seq2SeqTransformer(Module):
         """Encode the source and return caches for `capacity` target tokens a sample."""
         checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
         hidden = self._hidden(src)
-        masks = {"src_key_padding_mask": hidden, "memory_key_padding_mask": hidden}
+        x = self._embed(self.src_embedding, src, hidden, 0)
         return self.transformer.start(
-            self._embed(self.src_embedding, src, hidden, 0), capacity, **masks
+            x, capacity, src_key_padding_mask=hidden, memory_key_padding_mask=hidden
         )
 
     def decode(
         self, tgt: Integer[np.ndarray, "B T"], cache: StackCache
     ) -> tuple[Float[np.ndarray, "B T V"], StackCache]:
-        """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        """Take new target tokens; return their logits, and the cache.
+
+        Padding is neither stored nor counted, and its logits are 0.
+        """
         checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
         hidden = self._hidden(tgt)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
-        return self.projection(output), cache
+        return zero_hidden(self.projection(output), hidden, True), cache
 
-    def _hidden(self, tokens):
+    def _hidden(self, tokens: np.ndarray) -> np.ndarray:
         return sequence_mask(tokens, self.padding_idx)
 
-    def _embed(self, embedding: Embedding, tokens, hidden, first):
+    def _embed(
+        self, embedding: Embedding, tokens: np.ndarray, hidden: np.ndarray, first: int | np.ndarray
+    ) -> np.ndarray:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
         x = embedding(tokens)
         if self.positions == "sinusoidal":
@@ -111,7 +144,9 @@ class Seq2SeqTransformer(Module):
         return self.drop(x)
 
 
-def sinusoids(positions: Integer[np.ndarray, "B T"], features: int, dtype=np.float32):
+def sinusoids(
+    positions: Integer[np.ndarray, "B T"], features: int, dtype: DTypeLike = np.float32
+) -> Float[np.ndarray, "B T E"]:
     """Return the paper's positional encodings (B, T, E): sines at even features, cosines at odd.
 
     >>> sinusoids(np.array([[0, 1]]), 2).round(3)

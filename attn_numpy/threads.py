@@ -1,4 +1,4 @@
-"""Several threads on one call, each with BLAS held to itself, and everything put back after it."""
+"""Several threads on one call, each with BLAS held to one thread, and all put back after it."""
 
 import os
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
+from typing import Any
 
 NAME = "attn_numpy"
 LOCK = threading.RLock()  # how many threads BLAS uses is one setting for the whole process
@@ -37,7 +38,7 @@ def blas_held(wanted: int | None) -> Iterator[int]:
 
 
 @cache
-def _blas():
+def _blas() -> Any:
     """Find what sets BLAS's threads, None without threadpoolctl: once, on the first call."""
     try:
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
@@ -53,7 +54,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def work_together(work: Callable, units: list, threads: int) -> None:
+def work_together(work: Callable[[Iterator], None], units: list, threads: int) -> None:
     """Run `work` on every thread, over units of which each is handed out once, the last one first.
 
     What one thread raises is raised here, and the others stop after the unit they are at.
@@ -67,7 +68,7 @@ def work_together(work: Callable, units: list, threads: int) -> None:
         worker.result()
 
 
-def _until_done(work: Callable, left: deque) -> None:
+def _until_done(work: Callable[[Iterator], None], left: deque) -> None:
     try:
         work(_take(left))
     finally:

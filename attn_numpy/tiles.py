@@ -3,7 +3,7 @@
 A rule of `masks.py` is written once, as arithmetic on what it finds at `at.query`, `at.key` and
 in the mask's tables. `Cells` hands it one number a cell, and the rule answers yes or no for each.
 `Tiles` hands it the smallest and the largest number inside each tile; the same comparisons then
-say whether every cell of the tile may be seen, and whether some cell may.
+say whether all cells of the tile are allowed, and whether any cell is.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ from . import checks
 
 
 class Verdict(NamedTuple):
-    """What a rule says of each tile: `every` cell surely may be seen, `some` cell perhaps."""
+    """What a rule says of each tile: `all` cells surely allowed, `any` cell perhaps."""
 
-    every: np.ndarray
-    some: np.ndarray
+    all: np.ndarray
+    any: np.ndarray
 
     def __and__(self, other: "Verdict") -> "Verdict":
-        return Verdict(self.every & other.every, self.some & other.some)
+        return Verdict(self.all & other.all, self.any & other.any)
 
     def __or__(self, other: "Verdict") -> "Verdict":
-        return Verdict(self.every | other.every, self.some | other.some)
+        return Verdict(self.all | other.all, self.any | other.any)
 
     def __invert__(self) -> "Verdict":
-        return Verdict(~self.some, ~self.every)
+        return Verdict(~self.any, ~self.all)
 
 
 class Interval:
@@ -114,29 +114,29 @@ class Tiles:
 
     def __init__(self, cells: Cells, height: int, width: int):
         self._cells, self._height, self._width = cells, height, width
-        self.query = self._fold(cells.query)
-        self.key = self._fold(cells.key)
+        self.query = self._reduce(cells.query)
+        self.key = self._reduce(cells.key)
 
     def samples(self, table):
-        return self._fold(self._cells.samples(table))
+        return self._reduce(self._cells.samples(table))
 
     def rows(self, table):
-        return self._fold(self._cells.rows(table))
+        return self._reduce(self._cells.rows(table))
 
     def columns(self, table):
-        return self._fold(self._cells.columns(table))
+        return self._reduce(self._cells.columns(table))
 
     def positions(self, table):
-        return self._fold(self._cells.positions(table))
+        return self._reduce(self._cells.positions(table))
 
     def cells(self, table):
-        return self._fold(self._cells.cells(table))
+        return self._reduce(self._cells.cells(table))
 
     def call(self, function):
         """Nothing is known of a free function until its cells are looked at."""
         return Verdict(np.zeros((1, 1, 1, 1), bool), np.ones((1, 1, 1, 1), bool))
 
-    def _fold(self, values):
+    def _reduce(self, values):
         low = high = values
         for axis, size in ((2, self._height), (3, self._width)):
             low = _blocks(low, axis, size).min(axis + 1)

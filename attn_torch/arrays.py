@@ -1,14 +1,20 @@
-"""What the checks ask about an array: the questions that each framework answers its own way."""
+"""What each framework says its own way about an array; `checks.py` asks it, word for word alike."""
 
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
 import torch
 
+Array = torch.Tensor
 
-def is_array(value) -> bool:
+
+def is_array(value: Any) -> TypeGuard[Array]:
     """Whether the value is an array of this framework."""
     return isinstance(value, torch.Tensor)
 
 
-def is_concrete(array) -> bool:
+def is_concrete(array: Array) -> bool:
     """Whether the values can be looked at now.
 
     Not while `torch.compile` traces, nor in meta and fake tensors.
@@ -16,7 +22,58 @@ def is_concrete(array) -> bool:
     return type(array) is torch.Tensor and not array.is_meta and not torch.compiler.is_compiling()
 
 
-def dtype_name(array) -> str:
+def is_representable(integers: Array) -> bool:
+    """Whether the framework computes with these integers as they are.
+
+    Always, in PyTorch.
+    """
+    return True
+
+
+def dtype_name(array: Array | np.ndarray) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
     return name.removeprefix("torch.")
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Return the values of a concrete array in NumPy."""
+    return array.numpy(force=True)
+
+
+def lowest_highest(array: Array) -> tuple[int, int]:
+    """Return the smallest and the largest of an array's integers."""
+    lowest, highest = torch.stack(array.long().aminmax()).tolist()  # a device is asked once
+    return lowest, highest
+
+
+def signed_copy(integers: Array | np.ndarray) -> Array:
+    """Return the integers in a signed dtype, in memory that nobody else writes to."""
+    if isinstance(integers, np.ndarray):
+        return torch.from_numpy(integers.astype(np.int64))
+    return integers.clone() if dtype_name(integers).startswith("int") else integers.to(torch.int64)
+
+
+def to_positions(integers: Array) -> Array:
+    """Return the integers in the dtype of positions."""
+    return integers.to(torch.int64)
+
+
+def full_like(array: Array, value: int) -> Array:
+    """Return an array like another with one value everywhere."""
+    return torch.full_like(array, value)
+
+
+def copy_like(values: Array, array: Array) -> Array:
+    """Return a copy of the values with the dtype of another array, on its device."""
+    return values.to(array, copy=True)
+
+
+def concatenate(arrays: Sequence[Array]) -> Array:
+    """Join arrays along their first axis."""
+    return torch.cat(tuple(arrays))
+
+
+def split(array: Array, parts: int) -> Sequence[Array]:
+    """Cut an array into equal parts along its first axis."""
+    return array.chunk(parts)

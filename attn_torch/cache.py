@@ -1,6 +1,6 @@
 """Keys and values that were projected before, so that a step of decoding projects only its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from . import checks
 class KVCache:
     """What an attention has projected so far: the first `lengths[b]` slots of sample b are written.
 
-    What stands in the other slots is never seen. `append` and `truncate` write in place and
+    What stands in the other slots is hidden. `append` and `truncate` write in place and
     consume the cache that they are called on: using it again raises ValueError. `copy` branches.
     `lengths` are on the CPU wherever the keys are, so that a look at them waits for no device.
 
@@ -39,7 +39,7 @@ class KVCache:
         capacity: int,
         head_dim: int,
         *,
-        dtype=torch.float32,
+        dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> "KVCache":
         """Return a cache of `capacity` slots a sample, none of them written."""
@@ -70,11 +70,15 @@ class KVCache:
         Raises ValueError where they do not fit, nothing written.
         """
         checks.check_append(self, key, value, counts)
+        return self._write(key, value, counts)
+
+    def _write(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
+        """Append what is checked."""
         first, steps = uniform(self.lengths), key.shape[2]
         if counts is None and first is not None:
             self.key[:, :, first : first + steps] = key
             self.value[:, :, first : first + steps] = value
-            return self._hand_on(self.lengths + steps)
+            return self._moved_to(self.lengths + steps)
         lengths = self.lengths
         counts = torch.full_like(lengths, steps) if counts is None else counts.to(lengths)
         wanted = torch.arange(steps, device=lengths.device) < counts[:, None]
@@ -83,7 +87,7 @@ class KVCache:
         sample, step = sample.to(key.device), step.to(key.device)
         self.key[sample, :, place] = key[sample, :, step]
         self.value[sample, :, place] = value[sample, :, step]
-        return self._hand_on(lengths + counts)
+        return self._moved_to(lengths + counts)
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
@@ -99,9 +103,10 @@ class KVCache:
 
     def truncate(self, lengths: int | Integer[Tensor, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
-        return self._hand_on(checks.check_truncate(self, lengths))
+        return self._moved_to(checks.check_truncate(self, lengths))
 
-    def _hand_on(self, lengths) -> "KVCache":
+    def _moved_to(self, lengths: Tensor) -> "KVCache":
+        """Return a cache with the same slots and these lengths; this one is consumed."""
         self.consumed = True
         return KVCache(self.key, self.value, lengths)
 
@@ -146,19 +151,19 @@ class StackCache:
             checks.check_truncate(cache, lengths)
         return self.with_layers(cache.truncate(lengths) for cache in self.layers)
 
-    def with_layers(self, layers) -> "StackCache":
+    def with_layers(self, layers: Iterable[KVCache]) -> "StackCache":
         """Return the same, memory included, with the layers' caches replaced."""
         return StackCache(tuple(layers), self.memory, self.memory_key_padding_mask)
 
 
-def uniform(lengths) -> int | None:
+def uniform(lengths: Tensor) -> int | None:
     """Return the length that all samples have, None where they differ."""
     values = set(lengths.tolist())
     return values.pop() if len(values) == 1 else None
 
 
 @contextmanager
-def given_back(*caches: KVCache) -> Iterator[None]:
+def restored_on_error(*caches: KVCache) -> Iterator[None]:
     """Let caches be used again if what consumes them fails: what it wrote is behind `lengths`."""
     live = [cache for cache in caches if not cache.consumed]
     try:
@@ -169,24 +174,31 @@ def given_back(*caches: KVCache) -> Iterator[None]:
         raise
 
 
-def pack(x, hidden, batch_first: bool):
-    """Move the tokens that are not hidden to the front; return these, then 0, and the order."""
-    checks.check_hidden_tokens(x, hidden, batch_first)
+def pack(x: Tensor, hidden: Tensor | None, batch_first: bool) -> Tensor:
+    """Put 0 for the tokens that are hidden, and move them behind the others."""
+    if hidden is None:
+        return x
     order = hidden.argsort(dim=1, stable=True)
-    return _move(x, hidden, order, batch_first), order
+    return _take_tokens(zero_hidden(x, hidden, batch_first), order, batch_first)
 
 
-def unpack(x, hidden, order, batch_first: bool):
-    """Move tokens back to where they stood, with 0 for those that are hidden."""
-    back = order.argsort(dim=1)
-    return _move(x, hidden.sort(dim=1).values, back, batch_first)
+def unpack(x: Tensor, hidden: Tensor | None, batch_first: bool) -> Tensor:
+    """Move tokens back to where they stood before `pack`; those that are hidden are 0."""
+    if hidden is None:
+        return x
+    place = ((~hidden).cumsum(1) - 1).clamp(min=0)
+    return zero_hidden(_take_tokens(x, place, batch_first), hidden, batch_first)
 
 
-def _move(x, hidden, order, batch_first: bool):
-    """Put 0 where hidden, then reorder the tokens of each sample."""
-    if not batch_first:
-        hidden, order = hidden.T, order.T
-    x = x.masked_fill(hidden[..., None].to(x.device), 0)
-    if hidden.shape[1 if batch_first else 0] == 1:
+def zero_hidden(x: Tensor, hidden: Tensor, batch_first: bool) -> Tensor:
+    """Put 0 for the tokens that are hidden."""
+    hidden = hidden if batch_first else hidden.T
+    return x.masked_fill(hidden[..., None].to(x.device), 0)
+
+
+def _take_tokens(x: Tensor, place: Tensor, batch_first: bool) -> Tensor:
+    """Take the tokens of each sample in the order of their places."""
+    if place.shape[1] == 1:
         return x  # one token has but one order
-    return x.take_along_dim(order[..., None].to(x.device), 1 if batch_first else 0)
+    place = place if batch_first else place.T
+    return x.take_along_dim(place[..., None].to(x.device), 1 if batch_first else 0)

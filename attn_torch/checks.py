@@ -1,11 +1,19 @@
-"""Every message that a wrong call gets: the rule, then what was given. Nothing is computed here."""
+"""Every message that a wrong call gets: the rule, then what was given.
 
+A check returns what it accepts where that was a list, an int or another dtype: lengths, ids and
+offsets. All three backends have this file byte for byte; what differs is in `arrays.py`.
+"""
+
+import math
 import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from .arrays import dtype_name, is_array, is_concrete
+from . import arrays
+from .arrays import Array, dtype_name, is_array, is_concrete
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
@@ -13,68 +21,78 @@ EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
 
 
-def kind(value) -> str:
+def kind(value: Any) -> str:
     """Name what was given, without the name of an array class."""
     return f"{dtype_name(value)} array" if is_array(value) else type(value).__name__
 
 
-def as_integers(name: str, value, rank: int):
+def as_integers(name: str, value: Any, rank: int) -> Array:
     """Return an array of integers of the given rank, made from an array or a list."""
     array = value if is_array(value) else np.asarray(value)
-    if "int" not in dtype_name(array) and 0 not in array.shape:
+    if not _are_integers(array) and 0 not in array.shape:
         raise TypeError(f"{name} must be integers: got {dtype_name(array)}")
     if array.ndim != rank:
         axes = "(B,)" if rank == 1 else "(B, S)"
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
-    if isinstance(array, np.ndarray):
-        return torch.from_numpy(array.astype(np.int64))
-    return array.clone() if dtype_name(array).startswith("int") else array.to(torch.int64)
+    return arrays.signed_copy(array)
 
 
-def check_array(name: str, array, axes: tuple[str, ...]) -> None:
+def _are_integers(array: Array | np.ndarray) -> bool:
+    return "int" in dtype_name(array)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _has_known_values(array: Array) -> bool:
+    return is_concrete(array) and 0 not in array.shape
+
+
+def check_array(name: str, array: Any, axes: tuple[str, ...]) -> None:
     if not is_array(array):
         raise TypeError(f"{name} must be an array: got {kind(array)}")
     if array.ndim != len(axes):
         raise ValueError(f"{name} must be ({', '.join(axes)}): got {tuple(array.shape)}")
 
 
-def check_rank_and_float(name: str, array, axes: tuple[str, ...]) -> None:
+def check_rank_and_float(name: str, array: Any, axes: tuple[str, ...]) -> None:
     check_array(name, array, axes)
     if dtype_name(array) not in FLOATS:
         rule = f"{name} must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
         raise TypeError(f"{rule}: got {dtype_name(array)}")
 
 
-def check_bool(name: str, array, meaning: str) -> None:
+def check_bool(name: str, array: Array, meaning: str) -> None:
     if dtype_name(array) != "bool":
         raise TypeError(f"{name} must be bool, {meaning}: got {dtype_name(array)}")
 
 
-def check_number(name: str, value) -> None:
+def check_number(name: str, value: Any) -> None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number: got {kind(value)}")
 
 
-def check_integer(name: str, value) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+def check_integer(name: str, value: Any) -> None:
+    if not _is_integer(value):
         raise TypeError(f"{name} must be an integer: got {kind(value)}")
 
 
-def check_count(name: str, value, least: int) -> None:
+def check_count(name: str, value: Any, least: int) -> None:
     check_integer(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}: got {value}")
 
 
-def check_callable(name: str, value) -> None:
+def check_callable(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"{name} must be a function of batch, head, query, key: got {kind(value)}")
 
 
-def check_one_of(first: str, one, second: str, other) -> None:
+def check_one_of(first: str, one: Any, second: str, other: Any) -> None:
     if (one is None) == (other is None):
-        given = "neither" if one is None else "both"
-        raise ValueError(f"give either {first} or {second}: got {given}")
+        got = "neither" if one is None else "both"
+        raise ValueError(f"give either {first} or {second}: got {got}")
 
 
 # Masks
@@ -84,66 +102,73 @@ def no_truth_value() -> TypeError:
     return TypeError("a mask has no truth value, combine masks with & | ~: got bool(mask)")
 
 
-def check_is_mask(rule: str, value, mask_class: type) -> None:
+def check_is_mask(rule: str, value: Any, mask_class: type) -> None:
     if not isinstance(value, mask_class):
         raise TypeError(f"{rule}, write allow(array) or hide(array): got {kind(value)}")
 
 
-def check_tokens(tokens, padding_idx) -> None:
+def check_tokens(tokens: Any, padding_idx: Any) -> None:
     check_integer("padding_idx", padding_idx)
     check_token_array("tokens", tokens, ("B", "S"))
 
 
-def check_lengths(lengths):
+def check_lengths(lengths: Any) -> Array:
     lengths = as_integers("lengths", lengths, 1)
-    if is_concrete(lengths) and (lengths < 0).any():
-        raise ValueError(f"lengths must be at least 0: got {int(lengths.min())}")
+    if _has_known_values(lengths):
+        lowest, _ = arrays.lowest_highest(lengths)
+        if lowest < 0:
+            raise ValueError(f"lengths must be at least 0: got {lowest}")
     return lengths
 
 
-def check_ids(name: str, ids):
-    return as_integers(name, ids, 2)
+def check_ids(name: str, ids: Any) -> Array:
+    ids = as_integers(name, ids, 2)
+    if is_concrete(ids) and not arrays.is_representable(ids):  # two ids could become one
+        lowest, highest = arrays.lowest_highest(ids)
+        raise ValueError(f"{name} must fit int32: got {lowest}..{highest}")
+    return ids
 
 
-def check_hidden(hidden):
+def check_hidden(hidden: Any) -> Array:
     check_array("hidden", hidden, ("B", "S"))
     check_bool("hidden", hidden, "True hides")
     return hidden
 
 
-def check_cells(name: str, array):
+def check_cells(name: str, array: Any) -> Array:
     check_array(name, array, CALL)
-    check_bool(name, array, "True is seen" if name == "allow" else "True is hidden")
+    check_bool(name, array, "True is allowed" if name == "allow" else "True is hidden")
     return array
 
 
-def check_verdict(seen, sizes: tuple[int, int, int, int]):
-    if not is_array(seen) or dtype_name(seen) != "bool":
-        raise TypeError(f"predicate must return a bool array: got {kind(seen)}")
-    pairs = zip(seen.shape, sizes, strict=False)
-    if seen.ndim != 4 or not all(got in (1, size) for got, size in pairs):
+def check_verdict(allowed: Any, sizes: tuple[int, int, int, int]) -> Array:
+    if not is_array(allowed) or dtype_name(allowed) != "bool":
+        raise TypeError(f"predicate must return a bool array: got {kind(allowed)}")
+    pairs = zip(allowed.shape, sizes, strict=False)
+    if allowed.ndim != 4 or not all(got in (1, size) for got, size in pairs):
         rule = f"predicate must return {_call(CALL)} = {tuple(sizes)}, or 1 for a dim"
-        raise ValueError(f"{rule}: got {tuple(seen.shape)}")
-    return seen
+        raise ValueError(f"{rule}: got {tuple(allowed.shape)}")
+    return allowed
 
 
-def check_mask(mask, sizes: tuple[int, int, int, int]) -> None:
-    """Hold every table of a mask against the call it is used in."""
-    for leaf, name, axes, table in () if mask is None else _tables(mask):
+def check_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
+    """Check every table of a mask against the call it is used in."""
+    for leaf, name, axes, table in () if mask is None else mask.tables():
         wanted = tuple(sizes[CALL.index(axis)] for axis in axes)
         pairs = zip(axes, table.shape, wanted, strict=True)
         if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
             rule = f"{leaf.name}'s {name} must fit {_call(axes)} = {wanted}"
             raise ValueError(f"{rule}: got {tuple(table.shape)}")
-        if name == "lengths" and is_concrete(table) and (table.long() > sizes[3]).any():
-            longest = int(table.max())
-            raise ValueError(f"lengths must be at most S = {sizes[3]}: got {longest}")
+        if name == "lengths" and _has_known_values(table):
+            _, longest = arrays.lowest_highest(table)
+            if longest > sizes[3]:
+                raise ValueError(f"lengths must be at most S = {sizes[3]}: got {longest}")
 
 
-def check_cell(mask, cell: tuple[int, int, int, int]) -> None:
+def check_cell(mask: Any, cell: tuple[int, int, int, int]) -> None:
     for letter, index in zip(("batch", "head", "query", "key"), cell, strict=True):
         check_count(letter, index, 0)
-    for leaf, name, axes, table in _tables(mask):
+    for leaf, name, axes, table in mask.tables():
         inside = [cell[CALL.index(axis)] for axis in axes]
         pairs = zip(axes, table.shape, inside, strict=True)
         if not all(i < size or (size == 1 and axis in "BH") for axis, size, i in pairs):
@@ -151,18 +176,13 @@ def check_cell(mask, cell: tuple[int, int, int, int]) -> None:
             raise ValueError(f"{rule}: got {cell}")
 
 
-def _tables(mask):
-    for leaf in mask.leaves():
-        names = leaf.arguments[len(leaf.settings) :]
-        for name, axes, table in zip(names, leaf.axes, leaf.tables, strict=True):
-            yield leaf, name, axes, table
-
-
-def _call(axes) -> str:
+def _call(axes: Sequence[str]) -> str:
     return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
 
 
-def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
+def check_query_offset(
+    query_offset: Any, mask: Any, sizes: tuple[int, int, int, int]
+) -> int | Array:
     """Return the position of the first query: an int, or an int array with one a sample."""
     batch, _, queries, keys = sizes
     if query_offset is None:
@@ -173,26 +193,26 @@ def check_query_offset(query_offset, mask, sizes: tuple[int, int, int, int]):
                 f"got None with T = {queries} and S = {keys}"
             )
         return 0
-    if isinstance(query_offset, numbers.Integral) and not isinstance(query_offset, bool):
-        check_far(query_offset, query_offset)
+    if _is_integer(query_offset):
+        _check_far(query_offset, query_offset)
         return int(query_offset)
-    if not is_array(query_offset) or "int" not in dtype_name(query_offset):
+    if not is_array(query_offset) or not _are_integers(query_offset):
         raise TypeError(f"query_offset must be an int or integers (B,): got {kind(query_offset)}")
     if query_offset.shape not in ((), (1,), (batch,)):
         got = tuple(query_offset.shape)
         raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {got}")
-    if is_concrete(query_offset) and query_offset.numel():
-        check_far(query_offset.min(), query_offset.max())
-    return query_offset.to(torch.int64)
+    if _has_known_values(query_offset):
+        _check_far(*arrays.lowest_highest(query_offset))
+    return arrays.to_positions(query_offset)
 
 
-def check_far(low, high) -> None:
-    if low < -FARTHEST or high > FARTHEST:
-        got = low if low < -FARTHEST else high
+def _check_far(lowest: int, highest: int) -> None:
+    if lowest < -FARTHEST or highest > FARTHEST:
+        got = lowest if lowest < -FARTHEST else highest
         raise ValueError(f"query_offset must lie in -2**30..2**30: got {int(got)}")
 
 
-def count_samples(query_offset) -> int:
+def count_samples(query_offset: Any) -> int:
     """Return for how many samples an offset speaks."""
     return query_offset.shape[0] if is_array(query_offset) and query_offset.ndim == 1 else 1
 
@@ -200,7 +220,16 @@ def count_samples(query_offset) -> int:
 # Attention
 
 
-def check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout) -> None:
+def check_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any,
+    scale: Any,
+    softcap: Any,
+    empty_rows: Any,
+    dropout: Any,
+) -> None:
     _check_shapes(query, key, value)
     if scale is not None:
         check_number("scale", scale)
@@ -214,7 +243,7 @@ def check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
 
 
-def _check_shapes(query, key, value) -> None:
+def _check_shapes(query: Any, key: Any, value: Any) -> None:
     check_rank_and_float("query", query, ("B", "H", "T", "D"))
     check_rank_and_float("key", key, ("B", "H_kv", "S", "D"))
     check_rank_and_float("value", value, ("B", "H_kv", "S", "D_v"))
@@ -234,7 +263,7 @@ def _check_shapes(query, key, value) -> None:
         raise ValueError(f"query heads must be a multiple of key heads: got {got}")
 
 
-def check_same_dtype(query, key, value) -> None:
+def check_same_dtype(query: Array, key: Array, value: Array) -> None:
     names = [dtype_name(array) for array in (query, key, value)]
     if len(set(names)) > 1:
         got = f"{names[0]}, {names[1]} and {names[2]}"
@@ -252,23 +281,23 @@ def check_same_length(keys: int, values: int) -> None:
         raise ValueError(f"key and value must share a length: got {keys} and {values}")
 
 
-def check_empty_rows(empty_rows) -> None:
+def check_empty_rows(empty_rows: Any) -> None:
     if not isinstance(empty_rows, str) or empty_rows not in EMPTY_ROWS:
         raise ValueError(f"empty_rows must be 'zero', 'nan' or 'uniform': got {empty_rows!r}")
 
 
-def check_dropout(dropout) -> None:
+def check_dropout(dropout: Any) -> None:
     check_number("dropout", dropout)
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout must lie in 0..1: got {dropout}")
 
 
-def check_bias(name: str, bias, query, sizes: tuple[int, int, int, int]) -> None:
+def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, int]) -> None:
     if not is_array(bias):
         raise TypeError(f"{name} must be an array: got {kind(bias)}")
-    allowed = sorted({"float32", dtype_name(query)})
-    if dtype_name(bias) not in allowed:
-        raise TypeError(f"{name} must be {' or '.join(allowed)}: got {dtype_name(bias)}")
+    dtypes = sorted({"float32", dtype_name(query)})
+    if dtype_name(bias) not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(dtypes)}: got {dtype_name(bias)}")
     if bias.ndim not in (2, 4):
         raise ValueError(f"{name} must be (T, S) or (B, H, T, S): got {tuple(bias.shape)}")
     wanted = tuple(sizes[-bias.ndim :])
@@ -282,7 +311,15 @@ def check_bias(name: str, bias, query, sizes: tuple[int, int, int, int]) -> None
 # Multi-head attention
 
 
-def check_multihead(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, empty_rows) -> None:
+def check_multihead(
+    embed_dim: Any,
+    num_heads: Any,
+    num_kv_heads: Any,
+    kdim: Any,
+    vdim: Any,
+    dropout: Any,
+    empty_rows: Any,
+) -> None:
     names = ("embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim")
     for name, size in zip(names, (embed_dim, num_heads, num_kv_heads, kdim, vdim), strict=True):
         check_count(name, size, 1)
@@ -296,8 +333,10 @@ def check_multihead(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, emp
     check_empty_rows(empty_rows)
 
 
-def check_inputs(query, key, value, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
-    """Hold the inputs of a multi-head attention against its `dims` and its weights' dtype."""
+def check_inputs(
+    query: Any, key: Any, value: Any, dims: dict[str, int], dtype: str, batch_first: bool
+) -> None:
+    """Check the inputs of a multi-head attention against its `dims` and its weights' dtype."""
     inputs = {"query": query, "key": key, "value": value}
     for (name, array), length in zip(inputs.items(), "TSS", strict=True):
         axes = ("B", length, "E") if batch_first else (length, "B", "E")
@@ -307,14 +346,14 @@ def check_inputs(query, key, value, dims: dict[str, int], dtype: str, batch_firs
     check_same_length(key.shape[steps], value.shape[steps])
 
 
-def check_memory(key, value, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
-    """Hold keys and values that are projected for later against the weights."""
+def check_memory(key: Any, value: Any, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
+    """Check keys and values that are projected for later against the weights."""
     axes = ("B", "S", "E") if batch_first else ("S", "B", "E")
     check_features("key", key, axes, dims["key"], dtype)
     check_inputs(key, key, value, dims | {"query": dims["key"]}, dtype, batch_first)
 
 
-def check_features(name: str, array, axes: tuple[str, ...], features: int, dtype: str) -> None:
+def check_features(name: str, array: Any, axes: tuple[str, ...], features: int, dtype: str) -> None:
     check_rank_and_float(name, array, axes)
     if array.shape[2] != features:
         raise ValueError(f"{name} must have {features} features: got {array.shape[2]}")
@@ -323,7 +362,7 @@ def check_features(name: str, array, axes: tuple[str, ...], features: int, dtype
         raise TypeError(f"{rule}: got {dtype_name(array)}")
 
 
-def check_key_padding_mask(mask, sizes: tuple[int, int, int, int]) -> None:
+def check_key_padding_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
     check_array("key_padding_mask", mask, ("B", "S"))
     check_bool("key_padding_mask", mask, "True hides")
     wanted = (sizes[0], sizes[3])
@@ -332,13 +371,13 @@ def check_key_padding_mask(mask, sizes: tuple[int, int, int, int]) -> None:
         raise ValueError(f"{rule}: got {tuple(mask.shape)}")
 
 
-def check_attn_mask(mask, query, sizes: tuple[int, int, int, int]) -> None:
+def check_attn_mask(mask: Any, query: Array, sizes: tuple[int, int, int, int]) -> None:
     """Accept a bool or additive mask of rank 2 (T, S), 3 (B*H, T, S) or 4 (B, H, T, S)."""
     if not is_array(mask):
         raise TypeError(f"attn_mask must be a Mask or an array: got {kind(mask)}")
-    allowed = ["bool", *sorted({"float32", dtype_name(query)})]
-    if dtype_name(mask) not in allowed:
-        rule = f"attn_mask must be {', '.join(allowed[:-1])} or {allowed[-1]}"
+    dtypes = ["bool", *sorted({"float32", dtype_name(query)})]
+    if dtype_name(mask) not in dtypes:
+        rule = f"attn_mask must be {', '.join(dtypes[:-1])} or {dtypes[-1]}"
         raise TypeError(f"{rule}: got {dtype_name(mask)}")
     batch, heads, queries, keys = sizes
     shapes = {2: (queries, keys), 3: (batch * heads, queries, keys), 4: sizes}
@@ -356,17 +395,17 @@ def check_attn_mask(mask, query, sizes: tuple[int, int, int, int]) -> None:
 # Caches
 
 
-def check_counts(**sizes) -> None:
+def check_counts(**sizes: Any) -> None:
     for name, size in sizes.items():
         check_count(name, size, 0 if name == "batch_size" else 1)
 
 
-def check_cache(cache) -> None:
-    if cache.consumed:
+def check_cache(cache: Any) -> None:
+    if getattr(cache, "consumed", False):  # no cache is, where none is written in place
         raise ValueError("a cache is used once, copy() branches: got one that was handed on")
 
 
-def check_append(cache, key, value, counts) -> None:
+def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
     check_cache(cache)
     batch, heads, _, head_dim = cache.key.shape
     for name, array in (("key", key), ("value", value)):
@@ -380,53 +419,66 @@ def check_append(cache, key, value, counts) -> None:
             raise TypeError(f"{rule}: got {dtype_name(array)}")
     if counts is not None:
         check_samples("counts", counts, batch, key.shape[2])
-    check_room(cache, key.shape[2] if counts is None else counts.cpu())
+    check_room(cache, key.shape[2] if counts is None else counts)
 
 
-def check_room(cache, counts) -> None:
-    """Hold what shall be written against the capacity."""
-    needed = cache.lengths + counts
-    most = max(needed.tolist(), default=0) if is_concrete(needed) else 0
-    if most > cache.capacity:
-        got = f"{most} tokens for {cache.capacity} slots"
+def check_room(cache: Any, counts: int | Array) -> None:
+    """Check what shall be written against the capacity."""
+    lengths = cache.lengths
+    if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
+        return
+    needed = arrays.to_numpy(lengths) + (arrays.to_numpy(counts) if is_array(counts) else counts)
+    if needed.size and needed.max() > cache.capacity:
+        got = f"{int(needed.max())} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
 
 
-def check_samples(name: str, array, batch: int, most: int) -> None:
+def check_samples(name: str, array: Any, batch: int, most: int) -> None:
     """Accept integers (B,) from 0 to `most`."""
-    if not is_array(array) or "int" not in dtype_name(array):
+    if not is_array(array) or not _are_integers(array):
         raise TypeError(f"{name} must be integers (B,): got {kind(array)}")
     if tuple(array.shape) != (batch,):
         raise ValueError(f"{name} must be (B,) = ({batch},): got {tuple(array.shape)}")
-    if is_concrete(array) and array.numel() and (array.min() < 0 or array.max() > most):
-        worst = int(array.min() if array.min() < 0 else array.max())
-        raise ValueError(f"{name} must lie in 0..{most}: got {worst}")
+    if _has_known_values(array):
+        _check_range(name, *arrays.lowest_highest(array), most)
 
 
-def check_index(index, batch: int) -> None:
-    if not is_array(index) or "int" not in dtype_name(index):
+def _check_range(name: str, lowest: int, highest: int, most: int) -> None:
+    if lowest < 0 or highest > most:
+        got = lowest if lowest < 0 else highest
+        raise ValueError(f"{name} must lie in 0..{most}: got {got}")
+
+
+def check_index(index: Any, batch: int) -> None:
+    if not is_array(index) or not _are_integers(index):
         raise TypeError(f"index must be integers (B,): got {kind(index)}")
     check_samples("index", index, index.shape[0] if index.ndim == 1 else batch, batch - 1)
 
 
-def check_truncate(cache, lengths):
+def check_truncate(cache: Any, lengths: Any) -> Array:
     """Return how many slots of each sample remain."""
     check_cache(cache)
-    if isinstance(lengths, numbers.Integral) and not isinstance(lengths, bool):
+    check_room(cache, 0)  # a compiled call may have gone beyond
+    if _is_integer(lengths):
         check_count("lengths", lengths, 0)
-        lengths = torch.full_like(cache.lengths, int(lengths))
+        _check_range("lengths", 0, lengths, cache.capacity)
+        lengths = arrays.full_like(cache.lengths, int(lengths))
     check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
-    lengths = lengths.to(cache.lengths, copy=True)  # the cache's own
-    if is_concrete(lengths) and (lengths > cache.lengths).any():
-        sample = int((lengths > cache.lengths).int().argmax())
-        got = f"{int(lengths[sample])} of {int(cache.lengths[sample])}"
-        raise ValueError(f"lengths must be at most what is written: got {got}")
-    return lengths
+    if is_concrete(lengths) and is_concrete(cache.lengths):
+        wanted, written = arrays.to_numpy(lengths), arrays.to_numpy(cache.lengths)
+        if (wanted > written).any():
+            sample = int((wanted > written).argmax())
+            got = f"{int(wanted[sample])} of {int(written[sample])}"
+            raise ValueError(f"lengths must be at most what is written: got {got}")
+    return arrays.copy_like(lengths, cache.lengths)
 
 
-def check_cached(query, cache, value, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
-    """Hold a query against the weights and the cache that it looks at."""
+def check_cached(
+    query: Any, cache: Any, value: Any, dims: dict[str, int], dtype: str, batch_first: bool
+) -> None:
+    """Check a query against the weights and the cache that it looks at."""
     check_cache(cache)
+    check_room(cache, 0)  # a compiled call may have gone beyond
     if value is not None:
         raise TypeError(f"value must be None where key is a cache: got {kind(value)}")
     check_features("query", query, _steps(batch_first), dims["query"], dtype)
@@ -437,7 +489,7 @@ def _steps(batch_first: bool) -> tuple[str, ...]:
     return ("B", "T", "E") if batch_first else ("T", "B", "E")
 
 
-def check_fits(cache, batch: int, dims: dict[str, int], dtype: str) -> None:
+def check_fits(cache: Any, batch: int, dims: dict[str, int], dtype: str) -> None:
     got = tuple(cache.key.shape)
     wanted = (batch, dims["kv_heads"], cache.capacity, dims["head_dim"])
     if got != wanted:
@@ -447,13 +499,15 @@ def check_fits(cache, batch: int, dims: dict[str, int], dtype: str) -> None:
         raise TypeError(f"{rule}: got {dtype_name(cache.key)}")
 
 
-def check_is_cache(cache, cache_class: type) -> None:
+def check_is_cache(cache: Any, cache_class: type) -> None:
     if not isinstance(cache, cache_class):
         raise TypeError(f"cache must be a {cache_class.__name__}: got {kind(cache)}")
 
 
-def check_decode(x, cache, hidden, dims: dict[str, int], dtype: str, batch_first: bool) -> None:
-    """Hold the tokens of a step, a chunk or a prompt against the weights and their cache."""
+def check_decode(
+    x: Any, cache: Any, hidden: Any, dims: dict[str, int], dtype: str, batch_first: bool
+) -> None:
+    """Check the tokens of a step, a chunk or a prompt against the weights and their cache."""
     check_cache(cache)
     check_features("x", x, _steps(batch_first), dims["query"], dtype)
     if not dims["query"] == dims["key"] == dims["value"]:
@@ -464,7 +518,7 @@ def check_decode(x, cache, hidden, dims: dict[str, int], dtype: str, batch_first
         check_hidden_tokens(x, hidden, batch_first)
 
 
-def check_hidden_tokens(x, hidden, batch_first: bool) -> None:
+def check_hidden_tokens(x: Any, hidden: Any, batch_first: bool) -> None:
     check_rank_and_float("x", x, _steps(batch_first))
     check_array("hidden", hidden, ("B", "T"))
     check_bool("hidden", hidden, "True hides")
@@ -473,7 +527,7 @@ def check_hidden_tokens(x, hidden, batch_first: bool) -> None:
         raise ValueError(f"hidden must be (B, T) = {wanted}: got {tuple(hidden.shape)}")
 
 
-def check_movable(name: str, mask) -> None:
+def check_movable(name: str, mask: Any) -> None:
     """Accept only masks that know positions: hidden tokens are left out, and rows move up."""
     rule = f"{name} must go by positions where tokens are hidden"
     if is_array(mask):
@@ -486,7 +540,7 @@ def check_movable(name: str, mask) -> None:
 # Layers
 
 
-def check_layer(dim_feedforward, activation, layer_norm_eps) -> None:
+def check_layer(dim_feedforward: Any, activation: Any, layer_norm_eps: Any) -> None:
     check_count("dim_feedforward", dim_feedforward, 1)
     if not isinstance(activation, str) or activation not in ("relu", "gelu"):
         raise ValueError(f"activation must be 'relu' or 'gelu': got {activation!r}")
@@ -495,25 +549,19 @@ def check_layer(dim_feedforward, activation, layer_norm_eps) -> None:
         raise ValueError(f"layer_norm_eps must be at least 0 and finite: got {layer_norm_eps}")
 
 
-def check_stack_decode(x, cache, hidden, layers: int, memories: int, batch_first: bool) -> None:
-    """Refuse what a later layer would refuse after the first has written."""
+def check_depth(cache: Any, layers: int, memories: int) -> None:
     if len(cache.layers) != layers:
         raise ValueError(f"cache must have {layers} layers: got {len(cache.layers)}")
     if len(cache.memory) != memories:
         raise ValueError(f"cache must have {memories} memories: got {len(cache.memory)}")
-    for own in cache.layers:
-        check_cache(own)
-    check_rank_and_float("x", x, _steps(batch_first))
-    if hidden is not None:
-        check_hidden_tokens(x, hidden, batch_first)
-    steps = x.shape[1 if batch_first else 0]
-    check_room(cache, steps if hidden is None else (~hidden).sum(1).cpu())
 
 
 # Tokens
 
 
-def check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options: dict) -> None:
+def check_seq2seq(
+    src_vocab: Any, tgt_vocab: Any, padding_idx: Any, positions: Any, batch_first: bool
+) -> None:
     check_counts(src_vocab=src_vocab, tgt_vocab=tgt_vocab)
     check_integer("padding_idx", padding_idx)
     if not 0 <= padding_idx < min(src_vocab, tgt_vocab):
@@ -521,28 +569,30 @@ def check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options: dict) -
         raise ValueError(f"{rule}: got {padding_idx}")
     if not isinstance(positions, str) or positions not in ("sinusoidal", "none"):
         raise ValueError(f"positions must be 'sinusoidal' or 'none': got {positions!r}")
-    if not options.get("batch_first", True):
+    if not batch_first:
         raise ValueError("tokens are (B, T), so batch_first must be True: got False")
 
 
-def check_token_array(name: str, tokens, axes: tuple[str, ...], vocab: int | None = None) -> None:
+def check_token_array(
+    name: str, tokens: Any, axes: tuple[str, ...], vocab: int | None = None
+) -> None:
     check_array(name, tokens, axes)
-    if "int" not in dtype_name(tokens):
+    if not _are_integers(tokens):
         raise TypeError(f"{name} must be integers: got {dtype_name(tokens)}")
-    if vocab is not None and is_concrete(tokens) and tokens.numel():
-        low, high = torch.stack(tokens.long().aminmax()).tolist()
-        if low < 0 or high >= vocab:
+    if vocab is not None and _has_known_values(tokens):
+        lowest, highest = arrays.lowest_highest(tokens)
+        if lowest < 0 or highest >= vocab:
             rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
-            raise ValueError(f"{rule}: got {low if low < 0 else high}")
+            raise ValueError(f"{rule}: got {lowest if lowest < 0 else highest}")
 
 
-def check_token_batch(tgt, cache) -> None:
+def check_token_batch(tgt: Array, cache: Any) -> None:
     if tgt.shape[0] != len(cache.lengths):
         got = f"{tgt.shape[0]} and {len(cache.lengths)}"
         raise ValueError(f"tgt and cache must share a batch size: got {got}")
 
 
-def check_token_pair(src, tgt, src_vocab: int, tgt_vocab: int) -> None:
+def check_token_pair(src: Any, tgt: Any, src_vocab: int, tgt_vocab: int) -> None:
     check_token_array("src", src, ("B", "S"), src_vocab)
     check_token_array("tgt", tgt, ("B", "T"), tgt_vocab)
     if src.shape[0] != tgt.shape[0]:
@@ -550,14 +600,17 @@ def check_token_pair(src, tgt, src_vocab: int, tgt_vocab: int) -> None:
         raise ValueError(f"src and tgt must share a batch size: got {got}")
 
 
-def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
+def check_greedy(
+    model: Any, src: Any, prompt: Any, eos_idx: Any, max_new_tokens: Any, capacity: Any
+) -> None:
     check_token_pair(src, prompt, model.src_vocab, model.tgt_vocab)
     check_integer("eos_idx", eos_idx)
     check_count("max_new_tokens", max_new_tokens, 1)
-    if is_concrete(prompt) and prompt.numel():
-        counts = (prompt != model.padding_idx).sum(1)
-        if (counts == 0).any():
-            sample = int((counts == 0).int().argmax())
+    if is_concrete(prompt) or not prompt.shape[1]:
+        tokens = arrays.to_numpy(prompt) if prompt.shape[1] else np.empty(prompt.shape)
+        without = (tokens == model.padding_idx).all(1)
+        if without.any():
+            sample = int(without.argmax())
             raise ValueError(f"every prompt must have a token: got none in sample {sample}")
     needed = prompt.shape[1] + max_new_tokens - 1
     if capacity is not None and capacity < needed:
@@ -569,7 +622,7 @@ def check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity) -> None:
 # Weights
 
 
-def check_layout(layout, attentions: dict) -> None:
+def check_layout(layout: Any, attentions: Mapping[str, Any]) -> None:
     if not isinstance(layout, str) or layout not in ("rosetta", "torch", "nnx"):
         raise ValueError(f"layout must be 'rosetta', 'torch' or 'nnx': got {layout!r}")
     if layout == "nnx" and list(attentions) != [""]:
@@ -580,48 +633,57 @@ def check_layout(layout, attentions: dict) -> None:
         raise ValueError(f"layout 'torch' has as many key heads as query heads: got {got}")
 
 
-def check_mapping(weights) -> None:
+def check_mapping(weights: Any) -> None:
     if not hasattr(weights, "items"):
         raise TypeError(f"weights must be a mapping or a path: got {kind(weights)}")
 
 
-def check_weights(given: dict, own: dict) -> None:
-    """Hold the names, shapes and dtypes that were given against the model's own."""
-    extra = [name for name in given if name.split(".")[-1] in ("bias_k", "bias_v")]
+def check_weights(weights: Mapping[str, Any], wanted: Mapping[str, Array]) -> None:
+    """Check names, shapes and dtypes against those that the model has."""
+    extra = [name for name in weights if name.split(".")[-1] in ("bias_k", "bias_v")]
     if extra:
         got = ", ".join(extra)
         raise ValueError(f"bias_k and bias_v have no counterpart here: got {got}")
-    wrong = [f"no {name}" for name in own if name not in given]
-    wrong += [f"{name}, which is unexpected" for name in given if name not in own]
-    for name in own:
-        if name in given and tuple(given[name].shape) != tuple(own[name].shape):
-            wrong.append(f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}")
-        elif name in given and dtype_name(given[name]) != dtype_name(own[name]):
-            wrong.append(f"{name} {dtype_name(given[name])} for {dtype_name(own[name])}")
+    wrong = [f"no {name}" for name in wanted if name not in weights]
+    wrong += [f"{name}, which is unexpected" for name in weights if name not in wanted]
+    wrong += _wrong_arrays(weights, wanted)
     if wrong:
         raise ValueError(f"weights must be those of the model: got {'; '.join(wrong)}")
 
 
-def check_configuration(path, settings, names: list[str], arrays: dict) -> None:
+def _wrong_arrays(weights: Mapping[str, Any], wanted: Mapping[str, Array]) -> Iterator[str]:
+    for name in wanted:
+        if name not in weights:
+            continue
+        got, model = weights[name], wanted[name]
+        if tuple(got.shape) != tuple(model.shape):
+            yield f"{name} {tuple(got.shape)} for {tuple(model.shape)}"
+        elif dtype_name(got) != dtype_name(model):
+            yield f"{name} {dtype_name(got)} for {dtype_name(model)}"
+
+
+def check_configuration(
+    path: str | Path, settings: Any, names: Sequence[str], weights: Mapping[str, Array]
+) -> None:
     """Refuse sizes beyond what the file holds: what it asks for would be built first."""
     if not isinstance(settings, dict) or set(settings) != set(names):
         raise not_ours(path, "its settings are not those of its class")
     for name in {"bias", "batch_first", "norm_first", "norm"} & set(names):
         if not isinstance(settings[name], bool):
             raise not_ours(path, f"{name} = {settings[name]!r}, neither true nor false")
-    for name, array in arrays.items():
+    for name, array in weights.items():
         if dtype_name(array) not in FLOATS:
             raise not_ours(path, f"{name} of {dtype_name(array)}")
     sizes = {name: value for name, value in settings.items() if type(value) is int}
     width = sizes.get("d_model", sizes.get("embed_dim", 1))
-    held = sum(array.numel() for array in arrays.values())
+    held = sum(math.prod(array.shape) for array in weights.values())
     for name, value in sizes.items():  # nearly every matrix has the model's width on one side
         other = width // max(sizes.get("num_heads", 1), 1) if name in ("kdim", "vdim") else width
         if value < 0 or value * other > held:
             raise not_ours(path, f"{name} = {value}, beyond its arrays")
 
 
-def not_ours(path, reason: str) -> ValueError:
+def not_ours(path: str | Path, reason: str) -> ValueError:
     return ValueError(f"path must be a safetensors file that fits: got {path} ({reason})")
 
 

@@ -4,9 +4,10 @@ import math
 from itertools import groupby
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .masks import Mask
+from .call import Call
 from .numerics import split_nonfinite, surely_finite, upcast
 
 
@@ -19,45 +20,51 @@ def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -
     return device == "cuda" and dtype != torch.float64 and head_dim % 8 == 0 and head_dim <= 256
 
 
-def known_structure(mask: Mask | None, sizes: tuple, query_offset) -> str:
-    """Return "all" or "causal" where the mask says without being asked that it is just that."""
-    if mask is None:
+def known_structure(call: Call) -> str:
+    """Return "all" or "causal" where the mask, without being evaluated, is just that."""
+    if call.mask is None:
         return "all"
-    square = sizes[2] == sizes[3] and isinstance(query_offset, int) and query_offset == 0
-    return "causal" if mask.name == "causal" and square else ""
+    square = call.sizes[2] == call.sizes[3]
+    start = isinstance(call.query_offset, int) and call.query_offset == 0
+    return "causal" if call.mask.name == "causal" and square and start else ""
 
 
-def fused(query, key, value, scale: float, causal: bool):
-    """Call torch's kernel; rows that see a key which is not finite are NaN, others unharmed."""
+def fused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, finite: bool = False
+) -> Tensor:
+    """Call torch's kernel; a row is NaN if it is allowed a key that is not finite.
+
+    `finite` says that keys and values surely are; otherwise they are looked through.
+    """
     nonfinite = None
-    if not surely_finite(key, value):
+    if not (finite or surely_finite(key, value)):
         key, value, nonfinite = split_nonfinite(key, value)
     output = _kernel(query, key, value, scale, causal)
     if nonfinite is not None:
         nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        sees_nonfinite = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
-        output = torch.where(sees_nonfinite[..., None], torch.nan, output)
+        allowed_any = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
+        output = torch.where(allowed_any[..., None], torch.nan, output)
     return output.to(query.dtype)
 
 
-def fused_step(query, key, value, lengths: list[int]):
-    """Attend with one query a sample, which sees the sample's first `lengths[b]` keys.
+def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+    """Attend with one query a sample, which is allowed the sample's first `lengths[b]` keys.
 
-    No mask is needed: samples of one length share a call. Keys are not looked at, which would take
-    as long as the kernel, so one that is not finite must be NaN: see `mark_nonfinite`.
+    No mask is needed: samples of one length share a call. Keys are not looked through, which would
+    take as long as the kernel, so one that is not finite must be NaN: see `mark_nonfinite`.
     """
     scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
     outputs, start = [], 0
     for length, run in groupby(lengths):
         at = slice(start, start := start + len(list(run)))
-        seen = (key[at, :, :length], value[at, :, :length])
-        outputs.append(_kernel(query[at], *seen, scale, causal=False))
+        allowed = key[at, :, :length], value[at, :, :length]
+        outputs.append(_kernel(query[at], *allowed, scale, causal=False))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(shape).to(query.dtype)
 
 
-def _kernel(query, key, value, scale: float, causal: bool):
+def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
     """Call torch's kernel on finite keys; its result may be wider than the query."""
     groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value

@@ -1,14 +1,17 @@
 """How numbers are kept right: the width of sums, the scale, and what is not finite."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from .arrays import is_concrete
 
+HUGE = 1e37  # a bound on scores, below what float32 holds
 
-def upcast(array):
+
+def upcast(array: Tensor) -> Tensor:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == torch.float64 else array.float()
 
@@ -18,31 +21,40 @@ def scale_or_default(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-def no_autocast(array):
+def no_autocast(array: Tensor) -> AbstractContextManager:
     """Return the context in which nothing is rounded to 16 bits: autocast would undo `upcast`."""
     if array.is_meta:  # autocast knows no such device
         return nullcontext()
     return torch.autocast(array.device.type, enabled=False)
 
 
-def all_finite(*arrays) -> bool:
-    """Whether all are finite, and so small that no product of keys and values overflows."""
-    first, *norms = (torch.linalg.vector_norm(upcast(array.detach())) for array in arrays)
-    return math.isfinite(sum(norms, first))
+def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
+    """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
+    if not is_concrete(query):
+        return False
+    query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
+    return (query_norm * key_norm * abs(scale)).maximum(value_norm).item() < HUGE
 
 
-def surely_finite(key, value) -> bool:
-    """The same where a look is cheap: elsewhere it would wait for a device, or break a graph."""
-    return key.device.type == "cpu" and is_concrete(key) and all_finite(key, value)
+def surely_finite(key: Tensor, value: Tensor) -> bool:
+    """Whether both are finite, where a look neither waits for a device nor breaks a graph."""
+    if key.device.type != "cpu" or not is_concrete(key):
+        return False
+    return math.isfinite(_norm(key) + _norm(value))
 
 
-def split_nonfinite(key, value):
+def _norm(array: Tensor) -> Tensor:
+    """Return the root of the sum of all squares, which is finite only if every number is."""
+    return torch.linalg.vector_norm(upcast(array.detach()))
+
+
+def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
     nonfinite = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
     return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), nonfinite
 
 
-def mark_nonfinite(key, value):
+def mark_nonfinite(key: Tensor, value: Tensor) -> Tensor:
     """Put NaN for a key that is not finite or whose value is not: -inf would hide it."""
     if surely_finite(key, value):
         return key

@@ -1,149 +1,168 @@
-"""Which blocks a call is walked in: what each block of queries may see, read off its tiles."""
+"""Which blocks a call is computed in: what each block of queries is allowed, read off its tiles."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from .call import Call
 from .tiles import Cells
 
 # Scores held at once: on a CPU what its second-level cache holds, elsewhere enough to fill it.
 CPU_SCORES, SCORES = 2**19, 2**26
 
+Columns = slice | Tensor | None
+
 
 class Block(NamedTuple):
-    """Some samples and key/value heads, some rows, and the columns that these may see."""
+    """Some samples and key/value heads, some rows, and the columns that these are allowed."""
 
     samples: slice
     heads: slice
     rows: slice
-    columns: Any  # a slice; an index array where there are gaps; None where nothing is seen
-    mixed: Any  # those of the columns that not every row surely sees, or None
-    place: slice  # where the mixed ones are among the columns
-    sure: bool  # whether every row surely sees something
+    columns: Columns  # a slice; an index array where there are gaps; None where all is hidden
+    partial: Columns  # those of the columns that may be hidden from some row, or None
+    place: slice  # where the partial ones are among the columns
+    has_full: bool  # whether one of its tiles is full, so that no row is fully masked
 
     def queries(self, groups: int) -> tuple[slice, slice, slice]:
         """Return where its queries are, with `groups` query heads to a key/value head."""
         return self.samples, slice(self.heads.start * groups, self.heads.stop * groups), self.rows
 
-    def keys(self) -> tuple[slice, slice, Any]:
+    def keys(self) -> tuple[slice, slice, Columns]:
         """Return where its keys are."""
         return self.samples, self.heads, self.columns
 
 
 class BlockCells(Cells):
-    """The mixed cells of one block: of the samples and heads, too, only the block's."""
+    """The partial cells of one block: of the samples and heads, too, only the block's."""
 
-    def __init__(self, block: Block, groups: int, sizes, query_offset, device):
-        super().__init__(sizes, query_offset, block.rows, block.mixed, device)
+    def __init__(self, block: Block, groups: int, call: Call, device: torch.device):
+        super().__init__(call.sizes, call.query_offset, block.rows, block.partial, device)
         self._samples, self._heads, _ = block.queries(groups)
         self.batch, self.head = self.batch[self._samples], self.head[:, self._heads]
         self.query = self._cut(self.query)
 
-    def _cut(self, table):
+    def _cut(self, table: Tensor) -> Tensor:
         return table[self._samples] if len(table) > 1 else table
 
-    def samples(self, table):
+    def samples(self, table: Tensor) -> Tensor:
         """Look up by sample."""
         return super().samples(self._cut(table))
 
-    def rows(self, table):
+    def rows(self, table: Tensor) -> Tensor:
         """Look up by sample and row."""
         return super().rows(self._cut(table))
 
-    def columns(self, table):
+    def columns(self, table: Tensor) -> Tensor:
         """Look up by sample and column."""
         return super().columns(self._cut(table))
 
-    def positions(self, table):
+    def positions(self, table: Tensor) -> Tensor:
         """Look up by the query's position."""
         return super().positions(self._cut(table))
 
-    def cells(self, table):
+    def cells(self, table: Tensor) -> Tensor:
         """Look up cell by cell."""
         table = self._cut(table)
         return super().cells(table[:, self._heads] if table.shape[1] > 1 else table)
 
 
 class Span(NamedTuple):
-    """What one sample's block of rows sees: which tiles, which of them in part, if any surely."""
+    """The tiles that one sample's block of rows is allowed, which are partial, if one is full."""
 
     tiles: Sequence[int]
-    first_mixed: int
-    last_mixed: int
-    sure: bool
+    first_partial: int
+    last_partial: int
+    has_full: bool
 
 
-def plan(every, some, tile, sizes, kv_heads: int, biased: bool, device) -> list[Block]:
-    """Return the blocks of a call of `sizes`, from verdicts (B or 1, H or 1, T-tiles, S-tiles).
+def plan(
+    full: Tensor,
+    needed: Tensor,
+    tile: tuple[int, int],
+    call: Call,
+    kv_heads: int,
+    device: torch.device,
+) -> list[Block]:
+    """Return the blocks of a call, from its full and its needed tiles, as they are on the CPU.
 
-    Neighbouring samples that see the same columns go together, up to the scores held at once.
+    Neighbouring samples with the same columns go together, up to the scores held at once.
     """
-    spans = _spans(every.all(1), some.any(1), biased)
+    spans = _spans(full.all(1), needed.any(1), call.bias is not None)
     blocks = []
     for i, line in enumerate(spans):
-        rows = slice(i * tile[0], min((i + 1) * tile[0], sizes[2]))
-        by_sample = zip(line if len(line) > 1 else line * sizes[0], range(sizes[0]), strict=True)
+        rows = slice(i * tile[0], min((i + 1) * tile[0], call.sizes[2]))
+        by_sample = zip(
+            line if len(line) > 1 else line * call.sizes[0], range(call.sizes[0]), strict=True
+        )
         for span, group in groupby(by_sample, itemgetter(0)):
             samples = [sample for _, sample in group]
-            columns = _columns(span, tile[1], sizes[3], device)
-            scores = (rows.stop - rows.start) * _length(columns[0]) * sizes[1] // kv_heads
+            columns, partial, place = _columns(span, tile[1], call.sizes[3], device)
+            scores = (rows.stop - rows.start) * _length(columns) * call.sizes[1] // kv_heads
             for part in _parts(samples, kv_heads, scores, device):
-                blocks.append(Block(*part, rows, *columns, span.sure))
+                blocks.append(Block(*part, rows, columns, partial, place, span.has_full))
     return blocks
 
 
-def _spans(every, some, biased: bool) -> list[list[Span]]:
-    """Return what each block of rows sees, by row block, then by sample (one for all, or each)."""
+def _spans(full: Tensor, needed: Tensor, biased: bool) -> list[list[Span]]:
+    """Return what is allowed, by block of rows, then by sample (one for all, or each)."""
     if biased:  # a bias may hide anything
-        every = torch.zeros_like(every)
-    facts = torch.stack((*_ends(some), *_ends(some & ~every), some.sum(-1), every.any(-1)), -1)
+        full = torch.zeros_like(full)
+    facts = torch.stack((*_ends(needed), *_ends(needed & ~full), needed.sum(-1), full.any(-1)), -1)
     lines = []
     for i, line in enumerate(facts.transpose(0, 1).tolist()):
         spans = []
-        for sample, (first, last, first_mixed, last_mixed, count, sure) in enumerate(line):
+        for sample, (first, last, first_partial, last_partial, count, has_full) in enumerate(line):
             tiles: Sequence[int] = range(first, last + 1)
             if count < len(tiles):
-                tiles = some[sample, i].nonzero().flatten().tolist()
-            spans.append(Span(tiles, first_mixed, last_mixed, bool(sure)))
+                tiles = needed[sample, i].nonzero().flatten().tolist()
+            spans.append(Span(tiles, first_partial, last_partial, bool(has_full)))
         lines.append(spans)
     return lines
 
 
-def _ends(flags):
+def _ends(flags: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first and the last True along the last axis, 0 and -1 where there is none."""
     first = flags.int().argmax(-1)
     last = flags.shape[-1] - 1 - flags.flip(-1).int().argmax(-1)
     return first, torch.where(flags.any(-1), last, -1)
 
 
-def _columns(span: Span, width: int, keys: int, device) -> tuple[Any, Any, slice]:
-    """Return the columns of a span, those of them that are mixed, and where among them."""
+def _columns(
+    span: Span, width: int, keys: int, device: torch.device
+) -> tuple[Columns, Columns, slice]:
+    """Return the columns of a span, those of them that are partial, and where among them."""
     if not len(span.tiles):
         return None, None, slice(0)
-    columns: Any = slice(span.tiles[0] * width, min((span.tiles[-1] + 1) * width, keys))
-    gaps = not isinstance(span.tiles, range)
-    if gaps:
-        columns = (torch.tensor(span.tiles)[:, None] * width + torch.arange(width)).flatten()
-        columns = columns[columns < keys].to(device)
-    if span.last_mixed < span.first_mixed:
-        return columns, None, slice(0)
-    ends = span.tiles.index(span.first_mixed), span.tiles.index(span.last_mixed) + 1
-    place = slice(ends[0] * width, min(ends[1] * width, _length(columns)))
-    if gaps:
-        return columns, columns[place], place
-    return columns, slice(columns.start + place.start, columns.start + place.stop), place
+    start, stop = span.tiles[0] * width, min((span.tiles[-1] + 1) * width, keys)
+    columns, indices = slice(start, stop), None
+    if not isinstance(span.tiles, range):  # there are gaps
+        indices = (torch.tensor(span.tiles)[:, None] * width + torch.arange(width)).flatten()
+        indices = indices[indices < keys].to(device)
+    if span.last_partial < span.first_partial:
+        return columns if indices is None else indices, None, slice(0)
+    ends = span.tiles.index(span.first_partial), span.tiles.index(span.last_partial) + 1
+    place = slice(
+        ends[0] * width, min(ends[1] * width, _length(columns if indices is None else indices))
+    )
+    if indices is None:
+        return columns, slice(start + place.start, start + place.stop), place
+    return indices, indices[place], place
 
 
-def _length(columns) -> int:
+def _length(columns: Columns) -> int:
     if columns is None:
         return 1
     return columns.stop - columns.start if isinstance(columns, slice) else len(columns)
 
 
-def _parts(samples: list[int], kv_heads: int, scores: int, device) -> Iterator[tuple[slice, slice]]:
+def _parts(
+    samples: list[int], kv_heads: int, scores: int, device: torch.device
+) -> Iterator[tuple[slice, slice]]:
     """Cut samples by heads of `scores` each into what is held at once, at least one head."""
     held = max((CPU_SCORES if device.type == "cpu" else SCORES) // scores, 1)
     heads, step = min(held, kv_heads), max(held // kv_heads, 1)

@@ -1,6 +1,7 @@
 """From tokens to tokens: embeddings and positions, a Transformer, a projection to a vocabulary."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,19 +9,19 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from . import checks
-from .cache import StackCache
+from .cache import StackCache, zero_hidden
 from .layers import new_linear
 from .masks import causal, sequence_mask
 from .transformer import Transformer
 
 
 class Seq2SeqTransformer(nn.Module):
-    """A Transformer over tokens: padding is hidden, and the target sees nothing later.
+    """A Transformer over tokens: padding is hidden, and later targets are hidden.
 
     With `positions` "sinusoidal" an embedding is multiplied by sqrt(d_model) and sinusoids are
     added; with "none" it stands as it is. Positions count tokens and leave out padding, so a
     padded batch gives what its samples give alone, whichever side the padding is on. There is no
-    look-ahead mask over the memory: every target sees the whole source. Takes `Transformer`'s
+    look-ahead mask over the memory: every target attends to the whole source. Takes `Transformer`'s
     other settings.
 
     Source: "Attention Is All You Need", sections 3.4 and 3.5.
@@ -38,25 +39,49 @@ class Seq2SeqTransformer(nn.Module):
         *,
         padding_idx: int = 0,
         positions: str = "sinusoidal",
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = True,
+        norm_first: bool = False,
+        bias: bool = True,
+        empty_rows: str = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options,
     ):
         super().__init__()
-        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, options)
-        shared: dict[str, Any] = {"device": device, "dtype": dtype}
+        checks.check_seq2seq(src_vocab, tgt_vocab, padding_idx, positions, batch_first)
         self.src_vocab, self.tgt_vocab = src_vocab, tgt_vocab
         self.padding_idx, self.positions = padding_idx, positions
-        self.transformer = Transformer(**options, **shared)
-        layer: Any = self.transformer.encoder.layers[0]
-        width, padded = layer.d_model, shared | {"padding_idx": padding_idx}
-        self.src_embedding = nn.Embedding(src_vocab, width, **padded)
-        self.tgt_embedding = nn.Embedding(tgt_vocab, width, **padded)
-        self.projection = new_linear(width, tgt_vocab, **shared)
-        self.drop = nn.Dropout(layer.dropout)
+        self.transformer = Transformer(
+            d_model,
+            nhead,
+            num_encoder_layers,
+            num_decoder_layers,
+            dim_feedforward,
+            dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            batch_first=batch_first,
+            norm_first=norm_first,
+            bias=bias,
+            empty_rows=empty_rows,
+            device=device,
+            dtype=dtype,
+        )
+        padded = partial(nn.Embedding, padding_idx=padding_idx, device=device, dtype=dtype)
+        self.src_embedding = padded(src_vocab, d_model)
+        self.tgt_embedding = padded(tgt_vocab, d_model)
+        self.projection = new_linear(d_model, tgt_vocab, device=device, dtype=dtype)
+        self.drop = nn.Dropout(dropout)
         if positions == "sinusoidal":  # so that it starts at the size of the sinusoids
             for embedding in (self.src_embedding, self.tgt_embedding):
-                embedding.weight.data /= math.sqrt(width)
+                embedding.weight.data /= math.sqrt(d_model)
 
     def forward(
         self,
@@ -86,16 +111,19 @@ class Seq2SeqTransformer(nn.Module):
         """Encode the source and return caches for `capacity` target tokens a sample."""
         checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
         hidden = self._hidden(src)
-        masks = {"src_key_padding_mask": hidden, "memory_key_padding_mask": hidden}
+        x = self._embed(self.src_embedding, src, hidden, 0)
         return self.transformer.start(
-            self._embed(self.src_embedding, src, hidden, 0), capacity, **masks
+            x, capacity, src_key_padding_mask=hidden, memory_key_padding_mask=hidden
         )
 
     @torch.no_grad()
     def decode(
         self, tgt: Integer[Tensor, "B T"], cache: StackCache
     ) -> tuple[Float[Tensor, "B T V"], StackCache]:
-        """Take new target tokens; return their logits, and the cache. Padding is left out."""
+        """Take new target tokens; return their logits, and the cache.
+
+        Padding is neither stored nor counted, and its logits are 0.
+        """
         checks.check_is_cache(cache, StackCache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
@@ -103,14 +131,16 @@ class Seq2SeqTransformer(nn.Module):
         first = cache.lengths[:, None].to(tgt.device)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first)
         hidden = hidden.cpu()  # once for all layers: a device is waited for here and nowhere below
-        hidden = hidden if hidden.any() else None
-        output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
-        return self.projection(output), cache
+        some = hidden if hidden.any() else None
+        output, cache = self.transformer.decode(tokens, cache, hidden=some)
+        return zero_hidden(self.projection(output), hidden, True), cache
 
-    def _hidden(self, tokens):
+    def _hidden(self, tokens: Tensor) -> Tensor:
         return sequence_mask(tokens, self.padding_idx)
 
-    def _embed(self, embedding: nn.Embedding, tokens, hidden, first):
+    def _embed(
+        self, embedding: nn.Embedding, tokens: Tensor, hidden: Tensor, first: int | Tensor
+    ) -> Tensor:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
         x = embedding(tokens.long())
         if self.positions == "sinusoidal":
@@ -119,14 +149,16 @@ class Seq2SeqTransformer(nn.Module):
         return self.drop(x)
 
 
-def sinusoids(positions: Integer[Tensor, "B T"], features: int, dtype=torch.float32):
+def sinusoids(
+    positions: Integer[Tensor, "B T"], features: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B T E"]:
     """Return the paper's positional encodings (B, T, E): sines at even features, cosines at odd.
 
     >>> sinusoids(torch.tensor([[0, 1]]), 2)
     tensor([[[0.0000, 1.0000],
              [0.8415, 0.5403]]])
     """
-    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    float_dtype = torch.float32 if positions.device.type == "mps" else torch.float64
     feature = torch.arange(features, device=positions.device)
-    angles = positions[..., None] * 10000.0 ** (-(feature // 2 * 2).to(wide) / features)
+    angles = positions[..., None] * 10000.0 ** (-(feature // 2 * 2).to(float_dtype) / features)
     return torch.where(feature % 2 == 1, angles.cos(), angles.sin()).to(dtype)

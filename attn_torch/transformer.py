@@ -1,10 +1,11 @@
 """The Transformer of the paper: layers, stacks, and both stacks together.
 
 Names are torch.nn's, so that weights carry over. Every mask is an array in which True hides, or
-whose numbers are added, or a `Mask`; a positional memory mask looks at the target's positions.
+whose numbers are added, or a `Mask`; a positional memory mask goes by the target's positions.
 Every attention's weights can be had with `need_weights`, and every layer and stack can `decode`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from . import checks
-from .cache import KVCache, StackCache, given_back, pack, unpack
+from .cache import KVCache, StackCache, pack, restored_on_error, unpack
+from .call import Call
 from .layers import new_linear
 from .masks import Mask
 from .multihead import MultiHeadAttention
 
-Options = dict[str, Any]
-ACTIVATIONS: Options = {"relu": relu, "gelu": gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
+Tokens = Float[Tensor, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
 Padding = Mask | Bool[Tensor, "B _"] | None  # of source and target alike
 AnyMask = Mask | Shaped[Tensor, "..."] | None
 
@@ -58,48 +60,55 @@ class _Layer(nn.Module):
         self.dropout, self.activation, self.layer_norm_eps = dropout, activation, layer_norm_eps
         self.batch_first, self.norm_first, self.bias = batch_first, norm_first, bias
         self.empty_rows = empty_rows
-        options: Options = {"bias": bias, "device": device, "dtype": dtype}
-        shared: Options = {"dropout": dropout, "batch_first": batch_first, "empty_rows": empty_rows}
-        self.self_attn = MultiHeadAttention(d_model, nhead, **options, **shared)
+        self.self_attn = self._new_attention(device, dtype)
         if self.has_memory:
-            self.multihead_attn = MultiHeadAttention(d_model, nhead, **options, **shared)
-        self.linear1 = new_linear(d_model, dim_feedforward, **options)
-        self.linear2 = new_linear(dim_feedforward, d_model, **options)
+            self.multihead_attn = self._new_attention(device, dtype)
+        self.linear1 = new_linear(d_model, dim_feedforward, bias=bias, device=device, dtype=dtype)
+        self.linear2 = new_linear(dim_feedforward, d_model, bias=bias, device=device, dtype=dtype)
         self.norm1, self.norm2 = self.new_norm(), self.new_norm()
         if self.has_memory:
             self.norm3 = self.new_norm()
         self.drop = nn.Dropout(dropout)
 
+    def _new_attention(
+        self, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> MultiHeadAttention:
+        return MultiHeadAttention(
+            self.d_model,
+            self.nhead,
+            bias=self.bias,
+            dropout=self.dropout,
+            batch_first=self.batch_first,
+            empty_rows=self.empty_rows,
+            device=device,
+            dtype=dtype,
+        )
+
     def new_norm(self) -> nn.LayerNorm:
         """Return one more norm like the layer's own."""
-        weight = self.linear1.weight
-        options: Options = {"bias": self.bias, "device": weight.device, "dtype": weight.dtype}
-        return nn.LayerNorm(self.d_model, eps=self.layer_norm_eps, **options)
+        weight, eps = self.linear1.weight, self.layer_norm_eps
+        return nn.LayerNorm(
+            self.d_model, eps, bias=self.bias, device=weight.device, dtype=weight.dtype
+        )
 
-    def _check(self, x) -> None:
+    def _check(self, x: Tensor) -> None:
         """Refuse what a norm that comes first would let pass, or refuse in other words."""
         if self.norm_first:
-            self.self_attn.prepare(x, None)
+            self.self_attn._check_inputs(x, None, None)
 
-    def _add(self, x, norm, sublayer):
-        """Add to x what a sublayer makes of it, the norm before or after; return its extra too."""
-        y, extra = sublayer(norm(x) if self.norm_first else x)
-        x = x + self.drop(y)
-        return (x if self.norm_first else norm(x)), extra
+    def _self_attention(
+        self, x: Tensor, mask: AnyMask, padding: Padding, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.self_attn(
+            x,
+            key_padding_mask=padding,
+            attn_mask=mask,
+            need_weights=need_weights,
+            average_weights=False,
+        )
 
-    def _feed_forward(self, x):
-        return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x)))), None
-
-    def _decode(self, x, cache, hidden, run):
-        """Run on tokens of which the hidden ones stand last, so that positions can be counted."""
-        checks.check_is_cache(cache, KVCache)
-        self._check(x)
-        with given_back(cache):
-            if hidden is None:
-                return run(x, None)
-            packed, order = pack(x, hidden, self.batch_first)
-            y, written = run(packed, hidden.sort(dim=1).values)
-            return unpack(y, hidden, order, self.batch_first), written
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
 
 
 class TransformerEncoderLayer(_Layer):
@@ -120,7 +129,7 @@ class TransformerEncoderLayer(_Layer):
 
     def forward(
         self,
-        src: Float[Tensor, "_ _ E"],
+        src: Tokens,
         src_mask: AnyMask = None,
         src_key_padding_mask: Padding = None,
         *,
@@ -128,30 +137,46 @@ class TransformerEncoderLayer(_Layer):
     ) -> Any:
         """Return the output, shaped like `src`; with `need_weights` (B, H, S, S) weights too."""
         self._check(src)
-        masks: Options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
-        masks |= {"need_weights": need_weights, "average_weights": False}
-        x, weights = self._add(src, self.norm1, lambda x: self.self_attn(x, **masks))
-        x, _ = self._add(x, self.norm2, self._feed_forward)
+        x, masks = src, (src_mask, src_key_padding_mask)
+        if self.norm_first:
+            y, weights = self._self_attention(self.norm1(x), *masks, need_weights)
+            x = x + self.drop(y)
+            x = x + self.drop(self._feed_forward(self.norm2(x)))
+        else:
+            y, weights = self._self_attention(x, *masks, need_weights)
+            x = self.norm1(x + self.drop(y))
+            x = self.norm2(x + self.drop(self._feed_forward(x)))
         return (x, weights) if need_weights else x
 
     @torch.no_grad()
     def decode(
         self,
-        src: Float[Tensor, "_ _ E"],
+        src: Tokens,
         cache: KVCache,
         *,
         hidden: Bool[Tensor, "B T"] | None = None,
         src_mask: Mask | None = None,
-    ) -> tuple[Float[Tensor, "_ _ E"], KVCache]:
+    ) -> tuple[Tokens, KVCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
-        decode = self.self_attn.decode
+        counts = self.self_attn._check_decode(src, cache, hidden, src_mask)
+        packed = pack(src, hidden, self.batch_first)
+        with restored_on_error(cache):
+            x, written = self._decode_packed(packed, cache, counts, src_mask)
+            return unpack(x, hidden, self.batch_first), written
 
-        def run(x, hidden):
-            masks: Options = {"hidden": hidden, "attn_mask": src_mask}
-            x, written = self._add(x, self.norm1, lambda x: decode(x, cache, **masks))
-            return self._add(x, self.norm2, self._feed_forward)[0], written
-
-        return self._decode(src, cache, hidden, run)
+    def _decode_packed(
+        self, x: Tensor, cache: KVCache, counts: Tensor | None, mask: Mask | None
+    ) -> tuple[Tensor, KVCache]:
+        """Decode as `MultiHeadAttention._decode_packed` does."""
+        if self.norm_first:
+            y, cache = self.self_attn._decode_packed(self.norm1(x), cache, counts, mask)
+            x = x + self.drop(y)
+            x = x + self.drop(self._feed_forward(self.norm2(x)))
+        else:
+            y, cache = self.self_attn._decode_packed(x, cache, counts, mask)
+            x = self.norm1(x + self.drop(y))
+            x = self.norm2(x + self.drop(self._feed_forward(x)))
+        return x, cache
 
 
 class TransformerDecoderLayer(_Layer):
@@ -162,8 +187,8 @@ class TransformerDecoderLayer(_Layer):
     >>> from attn_torch import causal
     >>> layer = TransformerDecoderLayer(16, 2, 64).eval()
     >>> target, memory = torch.ones(5, 20, 16), torch.ones(5, 10, 16)
-    >>> output, (own, cross) = layer(target, memory, causal(), need_weights=True)
-    >>> output.shape, own.shape, cross.shape
+    >>> output, (to_target, to_memory) = layer(target, memory, causal(), need_weights=True)
+    >>> output.shape, to_target.shape, to_memory.shape
     (torch.Size([5, 20, 16]), torch.Size([5, 2, 20, 20]), torch.Size([5, 2, 20, 10]))
     """
 
@@ -171,8 +196,8 @@ class TransformerDecoderLayer(_Layer):
 
     def forward(
         self,
-        tgt: Float[Tensor, "_ _ E"],
-        memory: Float[Tensor, "_ _ E"],
+        tgt: Tokens,
+        memory: Tokens,
         tgt_mask: AnyMask = None,
         memory_mask: AnyMask = None,
         tgt_key_padding_mask: Padding = None,
@@ -185,19 +210,26 @@ class TransformerDecoderLayer(_Layer):
         They are those of the self-attention (B, H, T, T) and of the memory's (B, H, T, S).
         """
         self._check(tgt)
-        options: Options = {"need_weights": need_weights, "average_weights": False}
-        own: Options = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask}
-        own |= options
-        x, self_weights = self._add(tgt, self.norm1, lambda x: self.self_attn(x, **own))
-        masks: Options = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
-        x, cross_weights = self._look_at(memory, x, 0, masks | options)
-        x, _ = self._add(x, self.norm3, self._feed_forward)
-        return (x, (self_weights, cross_weights)) if need_weights else x
+        x, masks = tgt, (tgt_mask, tgt_key_padding_mask)
+        memory_masks = (memory_mask, memory_key_padding_mask)
+        if self.norm_first:
+            y, self_weights = self._self_attention(self.norm1(x), *masks, need_weights)
+            x = x + self.drop(y)
+            y, weights = self._cross_attention(self.norm2(x), memory, *memory_masks, need_weights)
+            x = x + self.drop(y)
+            x = x + self.drop(self._feed_forward(self.norm3(x)))
+        else:
+            y, self_weights = self._self_attention(x, *masks, need_weights)
+            x = self.norm1(x + self.drop(y))
+            y, weights = self._cross_attention(x, memory, *memory_masks, need_weights)
+            x = self.norm2(x + self.drop(y))
+            x = self.norm3(x + self.drop(self._feed_forward(x)))
+        return (x, (self_weights, weights)) if need_weights else x
 
     @torch.no_grad()
     def decode(
         self,
-        tgt: Float[Tensor, "_ _ E"],
+        tgt: Tokens,
         cache: KVCache,
         memory: KVCache,
         *,
@@ -205,33 +237,72 @@ class TransformerDecoderLayer(_Layer):
         tgt_mask: Mask | None = None,
         memory_mask: AnyMask = None,
         memory_key_padding_mask: Padding = None,
-    ) -> tuple[Float[Tensor, "_ _ E"], KVCache]:
+    ) -> tuple[Tokens, KVCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache.
 
         `memory` is `layer.multihead_attn.project(memory)`.
         """
-        checks.check_is_cache(cache, KVCache)
+        masks = (hidden, tgt_mask, memory_mask, memory_key_padding_mask)
+        counts, call = self._check_decode(tgt, cache, memory, *masks)
+        packed = pack(tgt, hidden, self.batch_first)
+        with restored_on_error(cache):
+            x, written = self._decode_packed(packed, cache, counts, tgt_mask, memory, call)
+            return unpack(x, hidden, self.batch_first), written
+
+    def _check_decode(
+        self,
+        tgt: Tensor,
+        cache: KVCache,
+        memory: KVCache,
+        hidden: Tensor | None,
+        tgt_mask: Mask | None,
+        memory_mask: AnyMask,
+        memory_key_padding_mask: Padding,
+    ) -> tuple[Tensor | None, Call]:
+        """Refuse a wrong call before anything is written; return counts and the memory's call."""
+        counts = self.self_attn._check_decode(tgt, cache, hidden, tgt_mask)
+        checks.check_is_cache(memory, KVCache)
         if hidden is not None:
             checks.check_movable("memory_mask", memory_mask)
-        first, decode = cache.lengths, self.self_attn.decode
-        cross: Options = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
-        self.multihead_attn.prepare(tgt, memory, **cross, query_offset=first)  # before writing
+        attn = self.multihead_attn
+        query, keys, _ = attn._check_inputs(tgt, memory, None)
+        masks = (memory_key_padding_mask, memory_mask)
+        return counts, attn._check_masks(query, keys, *masks, cache.lengths)
 
-        def run(x, hidden):
-            masks: Options = {"hidden": hidden, "attn_mask": tgt_mask}
-            x, written = self._add(x, self.norm1, lambda x: decode(x, cache, **masks))
-            x, _ = self._look_at(memory, x, first, cross | {"need_weights": False})
-            return self._add(x, self.norm3, self._feed_forward)[0], written
+    def _decode_packed(
+        self,
+        x: Tensor,
+        cache: KVCache,
+        counts: Tensor | None,
+        mask: Mask | None,
+        memory: KVCache,
+        call: Call,
+    ) -> tuple[Tensor, KVCache]:
+        """Decode as `MultiHeadAttention._decode_packed` does; `call` is that of the memory."""
+        if self.norm_first:
+            y, cache = self.self_attn._decode_packed(self.norm1(x), cache, counts, mask)
+            x = x + self.drop(y)
+            x = x + self.drop(self.multihead_attn._attend_cached(self.norm2(x), memory, call))
+            x = x + self.drop(self._feed_forward(self.norm3(x)))
+        else:
+            y, cache = self.self_attn._decode_packed(x, cache, counts, mask)
+            x = self.norm1(x + self.drop(y))
+            x = self.norm2(x + self.drop(self.multihead_attn._attend_cached(x, memory, call)))
+            x = self.norm3(x + self.drop(self._feed_forward(x)))
+        return x, cache
 
-        return self._decode(tgt, cache, hidden, run)
-
-    def _look_at(self, memory, x, first, masks: Options):
-        """Attend from targets, which start at position `first`, to the memory."""
-
-        def attend(x):
-            return self.multihead_attn(x, memory, query_offset=first, **masks)
-
-        return self._add(x, self.norm2, attend)
+    def _cross_attention(
+        self, x: Tensor, memory: Tensor, mask: AnyMask, padding: Padding, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.multihead_attn(
+            x,
+            memory,
+            key_padding_mask=padding,
+            attn_mask=mask,
+            need_weights=need_weights,
+            average_weights=False,
+            query_offset=0,
+        )
 
 
 class _Stack(nn.Module):
@@ -240,36 +311,75 @@ class _Stack(nn.Module):
     layer_class: Any
 
     def __init__(
-        self, num_layers: int, d_model: int, nhead: int, *args, norm: bool = False, **options
+        self,
+        num_layers: int,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        *,
+        norm: bool = False,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = True,
+        norm_first: bool = False,
+        bias: bool = True,
+        empty_rows: str = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         checks.check_count("num_layers", num_layers, 1)
-        layers = [self.layer_class(d_model, nhead, *args, **options) for _ in range(num_layers)]
+        layers = [
+            self.layer_class(
+                d_model,
+                nhead,
+                dim_feedforward,
+                dropout,
+                activation=activation,
+                layer_norm_eps=layer_norm_eps,
+                batch_first=batch_first,
+                norm_first=norm_first,
+                bias=bias,
+                empty_rows=empty_rows,
+                device=device,
+                dtype=dtype,
+            )
+            for _ in range(num_layers)
+        ]
         self.layers: Any = nn.ModuleList(layers)  # whose items have no type
         self.norm = layers[0].new_norm() if norm else None
 
-    def _run(self, x, given: tuple, need_weights: bool):
-        """Run all layers, each with what else is given; collect their weights where needed."""
-        found = []
+    def _run(self, x: Tensor, inputs: tuple, need_weights: bool) -> Any:
+        """Run all layers, each with the same further inputs; collect their weights where needed."""
+        weights = []
         for layer in self.layers:
-            result = layer(x, *given, need_weights=need_weights)
-            x, weights = result if need_weights else (result, None)
-            found.append(weights)
-        return (self._end(x), tuple(found)) if need_weights else self._end(x)
+            x = layer(x, *inputs, need_weights=need_weights)
+            if need_weights:
+                x, layer_weights = x
+                weights.append(layer_weights)
+        return (self._last_norm(x), tuple(weights)) if need_weights else self._last_norm(x)
 
-    def _end(self, x):
+    def _last_norm(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)
 
     def _new_caches(self, batch_size: int, capacity: int) -> tuple[KVCache, ...]:
         return tuple(layer.self_attn.new_cache(batch_size, capacity) for layer in self.layers)
 
-    def _check_decode(self, x, cache, hidden) -> list[KVCache]:
-        """Refuse before the first layer has written; return where the caches are collected."""
+    def _check_depth(self, cache: StackCache) -> None:
         checks.check_is_cache(cache, StackCache)
-        batch_first = self.layers[0].batch_first
         memories = len(self.layers) if self.layer_class.has_memory else 0
-        checks.check_stack_decode(x, cache, hidden, len(self.layers), memories, batch_first)
-        return []
+        checks.check_depth(cache, len(self.layers), memories)
+
+    def _check_caches(self, x: Tensor, cache: StackCache, counts: Tensor | None) -> None:
+        """Refuse what a later layer would refuse after the first has written."""
+        steps = x.shape[1 if self.layers[0].batch_first else 0]
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            layer.self_attn._check_cache(x, layer_cache)
+            checks.check_room(layer_cache, steps if counts is None else counts)
+        if cache.memory:
+            for layer, memory in zip(self.layers, cache.memory, strict=True):
+                layer.multihead_attn._check_cache(x, memory)
 
 
 class TransformerEncoder(_Stack):
@@ -289,7 +399,7 @@ class TransformerEncoder(_Stack):
 
     def forward(
         self,
-        src: Float[Tensor, "_ _ E"],
+        src: Tokens,
         mask: AnyMask = None,
         src_key_padding_mask: Padding = None,
         *,
@@ -305,19 +415,25 @@ class TransformerEncoder(_Stack):
     @torch.no_grad()
     def decode(
         self,
-        src: Float[Tensor, "_ _ E"],
+        src: Tokens,
         cache: StackCache,
         *,
         hidden: Bool[Tensor, "B T"] | None = None,
         mask: Mask | None = None,
-    ) -> tuple[Float[Tensor, "_ _ E"], StackCache]:
+    ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
-        written = self._check_decode(src, cache, hidden)
-        with given_back(*cache.layers):
-            for layer, own in zip(self.layers, cache.layers, strict=True):
-                src, own = layer.decode(src, own, hidden=hidden, src_mask=mask)
-                written.append(own)
-            return self._end(src), cache.with_layers(written)
+        self._check_depth(cache)
+        first = self.layers[0]
+        counts = first.self_attn._check_decode(src, cache.layers[0], hidden, mask)
+        self._check_caches(src, cache, counts)
+        x = pack(src, hidden, first.batch_first)
+        with restored_on_error(*cache.layers):
+            written = []
+            for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+                x, layer_cache = layer._decode_packed(x, layer_cache, counts, mask)
+                written.append(layer_cache)
+            output = unpack(self._last_norm(x), hidden, first.batch_first)
+            return output, cache.with_layers(written)
 
 
 class TransformerDecoder(_Stack):
@@ -339,8 +455,8 @@ class TransformerDecoder(_Stack):
 
     def forward(
         self,
-        tgt: Float[Tensor, "_ _ E"],
-        memory: Float[Tensor, "_ _ E"],
+        tgt: Tokens,
+        memory: Tokens,
         tgt_mask: AnyMask = None,
         memory_mask: AnyMask = None,
         tgt_key_padding_mask: Padding = None,
@@ -355,7 +471,7 @@ class TransformerDecoder(_Stack):
     @torch.no_grad()
     def start(
         self,
-        memory: Float[Tensor, "_ _ E"],
+        memory: Tokens,
         capacity: int,
         *,
         memory_key_padding_mask: Padding = None,
@@ -376,22 +492,29 @@ class TransformerDecoder(_Stack):
     @torch.no_grad()
     def decode(
         self,
-        tgt: Float[Tensor, "_ _ E"],
+        tgt: Tokens,
         cache: StackCache,
         *,
         hidden: Bool[Tensor, "B T"] | None = None,
         tgt_mask: Mask | None = None,
         memory_mask: AnyMask = None,
-    ) -> tuple[Float[Tensor, "_ _ E"], StackCache]:
+    ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
-        written = self._check_decode(tgt, cache, hidden)
-        masks: Options = {"tgt_mask": tgt_mask, "memory_mask": memory_mask}
-        masks |= {"hidden": hidden, "memory_key_padding_mask": cache.memory_key_padding_mask}
-        with given_back(*cache.layers):
-            for layer, own, memory in zip(self.layers, cache.layers, cache.memory, strict=True):
-                tgt, own = layer.decode(tgt, own, memory, **masks)
-                written.append(own)
-            return self._end(tgt), cache.with_layers(written)
+        self._check_depth(cache)
+        first, masks = self.layers[0], (tgt_mask, memory_mask, cache.memory_key_padding_mask)
+        counts, call = first._check_decode(tgt, cache.layers[0], cache.memory[0], hidden, *masks)
+        self._check_caches(tgt, cache, counts)
+        x = pack(tgt, hidden, first.batch_first)
+        with restored_on_error(*cache.layers):
+            written = []
+            caches = zip(self.layers, cache.layers, cache.memory, strict=True)
+            for layer, layer_cache, memory in caches:
+                x, layer_cache = layer._decode_packed(
+                    x, layer_cache, counts, tgt_mask, memory, call
+                )
+                written.append(layer_cache)
+            output = unpack(self._last_norm(x), hidden, first.batch_first)
+            return output, cache.with_layers(written)
 
 
 class Transformer(nn.Module):
@@ -417,17 +540,43 @@ class Transformer(nn.Module):
         num_decoder_layers: int = 6,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        **options,
+        *,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = True,
+        norm_first: bool = False,
+        bias: bool = True,
+        empty_rows: str = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = (d_model, nhead, dim_feedforward, dropout)
-        self.encoder = TransformerEncoder(num_encoder_layers, *sizes, norm=True, **options)
-        self.decoder = TransformerDecoder(num_decoder_layers, *sizes, norm=True, **options)
+
+        def new_stack(stack_class: Any, num_layers: int) -> Any:
+            return stack_class(
+                num_layers,
+                d_model,
+                nhead,
+                dim_feedforward,
+                dropout,
+                norm=True,
+                activation=activation,
+                layer_norm_eps=layer_norm_eps,
+                batch_first=batch_first,
+                norm_first=norm_first,
+                bias=bias,
+                empty_rows=empty_rows,
+                device=device,
+                dtype=dtype,
+            )
+
+        self.encoder: TransformerEncoder = new_stack(TransformerEncoder, num_encoder_layers)
+        self.decoder: TransformerDecoder = new_stack(TransformerDecoder, num_decoder_layers)
 
     def forward(
         self,
-        src: Float[Tensor, "_ _ E"],
-        tgt: Float[Tensor, "_ _ E"],
+        src: Tokens,
+        tgt: Tokens,
         src_mask: AnyMask = None,
         tgt_mask: AnyMask = None,
         memory_mask: AnyMask = None,
@@ -448,7 +597,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def start(
         self,
-        src: Float[Tensor, "_ _ E"],
+        src: Tokens,
         capacity: int,
         *,
         src_mask: AnyMask = None,
@@ -457,19 +606,19 @@ class Transformer(nn.Module):
     ) -> StackCache:
         """Encode the source and return the decoder's caches, of `capacity` positions a sample."""
         memory = self.encoder(src, src_mask, src_key_padding_mask)
-        masks = {"memory_key_padding_mask": memory_key_padding_mask}
-        return self.decoder.start(memory, capacity, **masks)
+        return self.decoder.start(memory, capacity, memory_key_padding_mask=memory_key_padding_mask)
 
     @torch.no_grad()
     def decode(
         self,
-        tgt: Float[Tensor, "_ _ E"],
+        tgt: Tokens,
         cache: StackCache,
         *,
         hidden: Bool[Tensor, "B T"] | None = None,
         tgt_mask: Mask | None = None,
         memory_mask: AnyMask = None,
-    ) -> tuple[Float[Tensor, "_ _ E"], StackCache]:
+    ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
-        masks: Options = {"tgt_mask": tgt_mask, "memory_mask": memory_mask}
-        return self.decoder.decode(tgt, cache, hidden=hidden, **masks)
+        return self.decoder.decode(
+            tgt, cache, hidden=hidden, tgt_mask=tgt_mask, memory_mask=memory_mask
+        )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .arrays import dtype_name, is_array
+from .layouts import READERS, WRITERS
 from .multihead import MultiHeadAttention
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
@@ -59,10 +60,10 @@ def export_weights(model: nn.Module, layout: str = "rosetta") -> dict[str, Tenso
     """
     attentions = _attentions(model)
     checks.check_layout(layout, attentions)
-    found = _read(model)
+    weights = _read(model)
     for prefix, attn in attentions.items():
-        found = WRITERS[layout](found, prefix, attn)
-    return found
+        weights = WRITERS[layout](weights, prefix, attn)
+    return weights
 
 
 def import_weights(
@@ -82,11 +83,11 @@ def import_weights(
     if isinstance(weights, str | Path):
         weights = _open(weights)[0]
     checks.check_mapping(weights)
-    given = {name: _array(name, value) for name, value in _flat(weights).items()}
-    checks.check_weights(given, export_weights(model, layout))
+    arrays = {name: _array(name, value) for name, value in _flat(weights).items()}
+    checks.check_weights(arrays, export_weights(model, layout))
     for prefix, attn in _attentions(model).items():
-        given = READERS[layout](given, prefix, attn)
-    _write(model, given)
+        arrays = READERS[layout](arrays, prefix, attn)
+    _write(model, arrays)
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -97,8 +98,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     files = _safetensors()
     metadata = {"format": FORMAT, "class": type(model).__name__}
     metadata["configuration"] = json.dumps(_configuration(model))
-    own = {"memory_format": torch.contiguous_format}  # what two parameters share is written twice
-    arrays = {name: array.clone(**own) for name, array in export_weights(model).items()}
+    dense = torch.contiguous_format  # what two parameters share is written twice
+    weights = export_weights(model)
+    arrays = {name: array.clone(memory_format=dense) for name, array in weights.items()}
     files.torch.save_file(arrays, path, metadata)
 
 
@@ -135,13 +137,13 @@ def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttent
     """Return every attention of a model by the prefix of its names."""
     if isinstance(model, MultiHeadAttention):
         return {prefix: model}
-    found: dict[str, MultiHeadAttention] = {}
+    attentions: dict[str, MultiHeadAttention] = {}
     for name, part in model.named_children():
-        found |= _attentions(part, f"{prefix}{name}.")
-    return found
+        attentions |= _attentions(part, f"{prefix}{name}.")
+    return attentions
 
 
-def _array(name: str, value) -> Tensor:
+def _array(name: str, value: Any) -> Tensor:
     if is_array(value):
         return value.detach()
     try:
@@ -153,7 +155,7 @@ def _array(name: str, value) -> Tensor:
         raise TypeError(f"{name} must be readable by NumPy: got {error}") from error
 
 
-def _open(path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a safetensors file's arrays and metadata."""
     files = _safetensors()
     try:
@@ -176,7 +178,7 @@ def _safetensors() -> Any:
 # Files
 
 
-def _configuration(model) -> dict[str, Any]:
+def _configuration(model: Any) -> dict[str, Any]:
     """Return the settings that build such a model."""
     if isinstance(model, Seq2SeqTransformer):
         return _pick(model, TOKENS) | _configuration(model.transformer)
@@ -185,16 +187,18 @@ def _configuration(model) -> dict[str, Any]:
         counts = {name: len(stack.layers) for name, stack in stacks.items()}
         return counts | _pick(model.encoder.layers[0], LAYER)
     if isinstance(model, TransformerEncoder | TransformerDecoder):
-        own = {"num_layers": len(model.layers), "norm": model.norm is not None}
-        return own | _pick(model.layers[0], LAYER)
+        counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
+        return counts | _pick(model.layers[0], LAYER)
     return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
 
 
-def _pick(module, names: list[str]) -> dict[str, Any]:
+def _pick(module: Any, names: list[str]) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
+def _read_configuration(
+    path: str | Path, arrays: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Any, dict[str, Any]]:
     """Return the class and the settings that a file names, if it can be what it says."""
     if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:
         raise checks.not_ours(path, "no such format, class or arrays")
@@ -208,75 +212,10 @@ def _read_configuration(path, arrays, metadata) -> tuple[Any, dict[str, Any]]:
 
 
 def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in weights.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
-# Layouts: each writes one attention's entries, or reads them back
-
-
-def _same(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    return arrays
-
-
-def _to_torch(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    arrays = dict(arrays)
-    names = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj")]
-    matrices = [arrays.pop(f"{name}.weight") for name in names]
-    if attn.embed_dim == attn.kdim == attn.vdim:
-        arrays[f"{prefix}in_proj_weight"] = torch.cat(matrices)
-    else:
-        arrays |= {f"{name}_weight": matrix for name, matrix in zip(names, matrices, strict=True)}
-    if attn.bias:
-        biases = [arrays.pop(f"{name}.bias") for name in names]
-        arrays[f"{prefix}in_proj_bias"] = torch.cat(biases)
-    return arrays
-
-
-def _from_torch(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    arrays = dict(arrays)
-    names = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj")]
-    if attn.embed_dim == attn.kdim == attn.vdim:
-        matrices = arrays.pop(f"{prefix}in_proj_weight").chunk(3)
-    else:
-        matrices = [arrays.pop(f"{name}_weight") for name in names]
-    arrays |= {f"{name}.weight": matrix for name, matrix in zip(names, matrices, strict=True)}
-    if attn.bias:
-        biases = arrays.pop(f"{prefix}in_proj_bias").chunk(3)
-        arrays |= {f"{name}.bias": bias for name, bias in zip(names, biases, strict=True)}
-    return arrays
-
-
-NNX = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
-
-
-def _to_nnx(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    found = {}
-    for ours, theirs in NNX.items():
-        kernel = arrays[f"{ours}.weight"].T
-        found[f"{theirs}.kernel"] = kernel.reshape(kernel.shape[0], -1, attn.head_dim)
-        if attn.bias:
-            found[f"{theirs}.bias"] = arrays[f"{ours}.bias"].reshape(-1, attn.head_dim)
-    kernel = arrays["out_proj.weight"].T
-    found["out.kernel"] = kernel.reshape(attn.num_heads, attn.head_dim, -1)
-    return found | ({"out.bias": arrays["out_proj.bias"]} if attn.bias else {})
-
-
-def _from_nnx(arrays: dict, prefix: str, attn: MultiHeadAttention) -> dict:
-    found = {}
-    for ours, theirs in NNX.items():
-        kernel = arrays[f"{theirs}.kernel"]
-        found[f"{ours}.weight"] = kernel.reshape(kernel.shape[0], -1).T
-        if attn.bias:
-            found[f"{ours}.bias"] = arrays[f"{theirs}.bias"].reshape(-1)
-    found["out_proj.weight"] = arrays["out.kernel"].reshape(attn.embed_dim, -1).T
-    return found | ({"out_proj.bias": arrays["out.bias"]} if attn.bias else {})
-
-
-WRITERS = {"rosetta": _same, "torch": _to_torch, "nnx": _to_nnx}
-READERS = {"rosetta": _same, "torch": _from_torch, "nnx": _from_nnx}
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -185,6 +185,44 @@ def test_a_positional_mask_leaves_hidden_tokens_uncounted(subject):
         compare(got[b : b + 1, kept], exact, naive, f"sample {b} as if alone")
 
 
+def hidden_levels():
+    """Every level that decodes: norms on either side, a last norm, batch or sequence first."""
+    for name in ("attention", "encoder_layer", "decoder_layer", *STACKS[1:], "seq2seq"):
+        last = {"norm": True} if name in ("encoder", "decoder") else {}
+        sides = [{}] if name == "attention" else [{"norm_first": False}, {"norm_first": True}]
+        layouts = [{}] if name == "seq2seq" else [{}, {"batch_first": False}]
+        for changes in (last | side | layout for side in sides for layout in layouts):
+            words = [key if value else f"not_{key}" for key, value in changes.items()]
+            yield pytest.param(Stream(name, changes), id="-".join([name, *words]))
+
+
+@clause("CACHE-11")
+@pytest.mark.parametrize("stream", list(hidden_levels()))
+def test_hidden_tokens_come_out_as_zero(subject, stream):
+    biases = [b for name, b in stream.parameters().items() if name.endswith("bias")]
+    assert all(np.all(bias != 0) for bias in biases), "CACHE-11: a bias of 0 would hide a mistake"
+    tokens, first = stream.kind == "seq2seq", not stream.config.get("batch_first", True)
+    given = {name: flipped(x, first) for name, x in stream.given().items() if name in SOURCES}
+    pieces = [*RAGGED.values(), np.array([[0], [1], [0]], bool)]
+    decoding = stream.start(subject, sum(h.shape[1] for h in pieces), **given)
+    for i, hidden in enumerate(pieces):
+        x = stream.tokens(length=hidden.shape[1])
+        if tokens:
+            got = stream.feed(decoding, np.where(hidden, 0, x))
+        else:
+            got = flipped(stream.feed(decoding, flipped(x, first), hidden=hidden), first)
+        same(got[hidden], np.zeros_like(got[hidden]), f"hidden tokens of chunk {i}")
+        check_each(got[~hidden].any(-1), got[~hidden].any(-1), f"tokens of chunk {i}", "not all 0")
+
+
+SOURCES = ("src", "memory")
+
+
+def flipped(x: np.ndarray, sequence_first: bool) -> np.ndarray:
+    """Return (B, T, E) as (T, B, E), or back, where the sequence comes first."""
+    return x.swapaxes(0, 1) if sequence_first and x.ndim == 3 else x
+
+
 def check_full(subject, call, text: str) -> None:
     """See that tokens are refused; those before them were not, as the callers have seen."""
     text = f"capacity must hold every token: got {text}"

@@ -112,9 +112,9 @@ def snippet(subject, case: Case, check: str, *arguments: str) -> str:
     fields += [f"query_offset={'np.array' if isinstance(offset, list) else ''}({offset})"]
     return (
         "import numpy as np\n"
-        "from conformance.cases import Case, Shape\n"
-        f"from conformance.checking import {check}\n"
-        "from conformance.specs import *\n"
+        "from conformance.cases.attention import Case, Shape\n"
+        f"from conformance.cases.compare import {check}\n"
+        "from conformance.mask_spec import *\n"
         "from conformance import mutants, subjects\n\n"
         f"case = Case('fuzz', {', '.join(fields)})\n"
         f"{check}({loading(subject)}, case, "
@@ -170,7 +170,7 @@ def test_any_mask_is_asked_alike_by_cells_and_by_tiles(subject, data):
     options = {"query_offset": case.query_offset, "batch": B, "heads": H}
     for rows, columns in product((slice(0, top), slice(top, T)), (slice(0, left), slice(left, S))):
         block = allowed[:, :, rows, columns]
-        expected = "all" if block.all() and block.size else "look" if block.any() else "none"
+        expected = "all" if block.all() and block.size else "partial" if block.any() else "none"
         got = subject.ask("tile", case.mask, T, S, rows, columns, **options)
         if got != expected:
             raise Differs(f"tile {rows} x {columns} of {case.mask}: expected {expected}, got {got}")

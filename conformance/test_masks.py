@@ -249,7 +249,7 @@ def test_a_mask_has_no_truth_value(subject):
 def verdict(block: np.ndarray) -> str:
     if not block.any():
         return "none"
-    return "all" if block.all() else "look"
+    return "all" if block.all() else "partial"
 
 
 @clause("MASK-10")

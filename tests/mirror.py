@@ -1,19 +1,25 @@
-"""Compares the three backends by their sources: files, names, order, parameters, first lines.
+"""Compares the three backends by their sources, definition by definition.
 
+Files, names, order, parameters, bodies; of a docstring the first line, and what is raised. Bodies
+are compared without comments, and with the frameworks' names set aside.
 A difference is one line: the file, the name, what differs, and what each backend has.
 """
 
 import ast
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 
 BACKENDS = ("numpy", "torch", "jax")
 THERE, MISSING = "there", "missing"
 FRAMEWORK = re.compile(r"\b(np|numpy|torch|jnp|jax)\.")  # np.float32 is torch.float32
+MODULES = ("np", "numpy", "torch", "jnp", "jax")
+SAME = {"ndarray": "Array", "Tensor": "Array", "keepdim": "keepdims"}  # in the text of a body
+END = "nothing more"
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -68,9 +74,25 @@ class Mirror:
         elif "value" in kinds.values():
             yield from _values(file, name, {b: node.value for b, node in nodes.items()})
         else:
-            lines = {backend: _first_line(node) for backend, node in nodes.items()}
-            yield from _texts(file, name, "docstring", lines)
-            yield from self._parameters(file, name, nodes)
+            yield from self._function(file, name, nodes)
+
+    def _function(self, file: str, name: str, nodes: dict) -> Iterator[Difference]:
+        lines = {backend: _first_line(node) for backend, node in nodes.items()}
+        yield from _texts(file, name, "docstring", lines)
+        yield from _texts(file, name, "raises", {b: _raises(node) for b, node in nodes.items()})
+        yield from self._parameters(file, name, nodes)
+        bodies = {b: self._body(node) for b, node in nodes.items()}
+        for lines in zip_longest(*bodies.values(), fillvalue=END):
+            if len(set(lines)) > 1:
+                yield Difference(file, name, "body", dict(zip(bodies, lines, strict=True)))
+                return
+
+    def _body(self, function: ast.FunctionDef) -> list[str]:
+        """Return a function's statements line by line, in names that are the same everywhere."""
+        body = function.body[1:] if ast.get_docstring(function) else function.body
+        names = _Names(SAME | self.words["numpy"] | self.words["torch"] | self.words["jax"])
+        text = "\n".join(ast.unparse(names.visit(copy.deepcopy(line))) for line in body)
+        return [line.strip() for line in text.splitlines()]
 
     def _parameters(self, file: str, name: str, nodes: dict) -> Iterator[Difference]:
         found = {
@@ -87,6 +109,31 @@ class Mirror:
             return name
         self.used.add((backend, name))
         return self.words[backend][name]
+
+
+class _Names(ast.NodeTransformer):
+    """Sets the frameworks' names aside: their modules, and what `words` says is one thing."""
+
+    def __init__(self, words: dict[str, str]):
+        self.words = words
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        self.generic_visit(node)
+        name = self.words.get(node.attr, node.attr)
+        if isinstance(node.value, ast.Name) and node.value.id in MODULES:
+            return ast.Name(name)
+        return ast.Attribute(node.value, name)
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name(self.words.get(node.id, node.id))
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        self.generic_visit(node)
+        return ast.arg(self.words.get(str(node.arg), node.arg), node.annotation)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.keyword:
+        self.generic_visit(node)
+        return ast.keyword(node.arg and self.words.get(node.arg, node.arg), node.value)
 
 
 def _files(folder: Path) -> list[str]:
@@ -156,6 +203,12 @@ def _first_line(node: ast.AST) -> str:
     return repr(text.splitlines()[0]) if text else MISSING
 
 
+def _raises(node: ast.AST) -> str:
+    """Return what a docstring says is raised: from its word "Raises" to the paragraph's end."""
+    text = re.search(r"\bRaises\b.*?(?=\n\s*\n|\Z)", ast.get_docstring(node) or "", re.DOTALL)
+    return repr(" ".join(text[0].split())) if text else MISSING
+
+
 def _source(node: ast.expr | None) -> str:
     return FRAMEWORK.sub("", ast.unparse(node)) if node else "none"
 
@@ -174,22 +227,28 @@ def _parameters(args: ast.arguments) -> Iterator[tuple[str, str]]:
             yield stars + arg.arg, "none (the rest)"
 
 
-def excuses(row: dict, what: str, difference: Difference) -> bool:
-    """Whether an exception speaks of this difference."""
+def excuses(exception: tuple[dict, str, str], difference: Difference) -> bool:
+    """Whether a name of a row, and what it says differs, speak of this difference."""
+    row, name, what = exception
     there = [backend for backend, text in difference.has.items() if text == THERE]
-    place = fnmatchcase(difference.file, row["file"]) and fnmatchcase(difference.name, row["name"])
+    place = fnmatchcase(difference.file, row["file"]) and fnmatchcase(difference.name, name)
     return place and fnmatchcase(difference.what, what) and row.get("only", there) == there
 
 
 def complaints(root: Path, exceptions: dict) -> list[str]:
     """Return what differs without being excused, and every exception that excuses nothing."""
     mirror = Mirror(root, exceptions.get("word", []))
-    found = list(mirror.differences())
-    rows = [(row, what) for row in exceptions.get("row", []) for what in row["differs"]]
-    lines = [str(d) for d in found if not any(excuses(row, what, d) for row, what in rows)]
-    for row, what in rows:
-        if not any(excuses(row, what, difference) for difference in found):
-            place = ": ".join(filter(None, (row["file"], row["name"], what)))
+    differences = list(mirror.differences())
+    rows = [
+        (row, name, what)
+        for row in exceptions.get("row", [])
+        for name in ([row["name"]] if isinstance(row["name"], str) else row["name"])
+        for what in row["differs"]
+    ]
+    lines = [str(d) for d in differences if not any(excuses(row, d) for row in rows)]
+    for row, name, what in rows:
+        if not any(excuses((row, name, what), difference) for difference in differences):
+            place = ": ".join(filter(None, (row["file"], name, what)))
             lines.append(f"stale exception, remove it: {place}")
     for backend, words in mirror.words.items():
         unused = [word for word in words if (backend, word) not in mirror.used]

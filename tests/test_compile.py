@@ -1,6 +1,6 @@
 """torch.compile over attention and MultiHeadAttention: one graph where that can be.
 
-It can be wherever torch's kernel or the textbook formula serves. What is walked in blocks breaks
+It can be wherever torch's kernel or the textbook formula serves. What goes block by block breaks
 the graph, because which blocks there are depends on the mask's values; the answer is the same.
 """
 
@@ -140,5 +140,5 @@ def test_attention_by_the_kernel_is_one_graph(case):
 def test_attention_without_a_kernel_breaks_the_graph():
     query, key, value = (torch.from_numpy(x) for x in CASES[0].inputs("float32"))
     call = torch.compile(attn_torch.attention, **Compiled(whole=True).how)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="_walk"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="_attend_blocks"):
         call(query, key, value, mask=attn_torch.padding(torch.tensor([7, 0, 4])))

@@ -62,7 +62,7 @@ def test_the_gradients_are_of_a_graph(called):
 
 
 @pytest.mark.parametrize("case", chapter.WALKED, ids=[case.name for case in chapter.WALKED])
-def test_a_walk_is_not_in_the_graph(called, case):
+def test_blocks_are_not_in_the_graph(called, case):
     """So these cases prove no more than that a graph may break there."""
     chapter.test_compiled_equals_eager(Adapter(), case)
     assert not {"matmul", "softmax", "scaled_dot_product_attention"} & set(called), called

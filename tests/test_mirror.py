@@ -1,6 +1,6 @@
-"""The mirror: the three backends have the same files, names, order, parameters and first lines.
+"""The mirror: the three backends have the same files, names, order, parameters, bodies and words.
 
-What may differ stands in mirror_exceptions.toml, with reasons.
+What may differ stands in mirror_exceptions.toml, with reasons; some files are byte for byte equal.
 """
 
 import tomllib
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from mirror import BACKENDS, complaints
+
+from tools import copies
 
 HERE = Path(__file__).parent
 
@@ -18,7 +20,12 @@ def test_backends_mirror_each_other():
     assert not found, "\n".join(["not the same in the three backends:", *found])
 
 
-SOURCE = '''"""What may be seen."""
+def test_copies_are_the_same_byte_for_byte():
+    different = copies.different(HERE.parent)
+    assert not different, f"not the same in the three backends: {different}, run {copies.COMMAND}"
+
+
+SOURCE = '''"""What is allowed."""
 
 __all__ = ["attend", "Mask"]
 LIMIT = 3
@@ -33,10 +40,16 @@ def show(weights): ...
 
 
 class Mask:
-    """Which cells may be seen."""
+    """Which cells are allowed."""
 
     def allowed(self, T, S):
-        """Say which."""
+        """Say which.
+
+        Raises ValueError for a negative
+        length, TypeError for none.
+        """
+        cells = np.arange(T, axis=0)  # a comment
+        return [np.ndarray(cell) for cell in cells]
 
     def hidden(self, T, S):
         """Say which not."""
@@ -50,7 +63,10 @@ def root(tmp_path):
     for backend, module in zip(BACKENDS, ("np", "torch", "jnp"), strict=True):
         folder = tmp_path / f"attn_{backend}"
         folder.mkdir()
-        (folder / "masks.py").write_text(SOURCE.replace("np.", f"{module}."), "utf-8")
+        text = SOURCE.replace("np.", f"{module}.")
+        if backend == "torch":
+            text = text.replace("torch.ndarray", "torch.Tensor")
+        (folder / "masks.py").write_text(text.replace("# a", f"# {backend}'s"), "utf-8")
     return tmp_path
 
 
@@ -85,7 +101,7 @@ EDITS = {
     ),
     "method": (
         "def hidden(self, T, S)",
-        "def seen(self, T, S)",
+        "def others(self, T, S)",
         f"Mask: definition hidden: {ALONE}",
     ),
     "property": (
@@ -117,10 +133,31 @@ EDITS = {
         "attend: docstring: numpy 'Attend.', torch 'Pay attention.', jax 'Attend.'",
     ),
     "docstring_gone": (
-        '    """Which cells may be seen."""\n',
+        '    """Which cells are allowed."""\n',
         "",
-        "Mask: docstring: numpy 'Which cells may be seen.', torch missing, "
-        "jax 'Which cells may be seen.'",
+        "Mask: docstring: numpy 'Which cells are allowed.', torch missing, "
+        "jax 'Which cells are allowed.'",
+    ),
+    "raises": (
+        "length, TypeError for none.",
+        "length.",
+        "Mask.allowed: raises: "
+        "numpy 'Raises ValueError for a negative length, TypeError for none.', "
+        "torch 'Raises ValueError for a negative length.', "
+        "jax 'Raises ValueError for a negative length, TypeError for none.'",
+    ),
+    "body": (
+        "for cell in cells]",
+        "for cell in cells[1:]]",
+        "Mask.allowed: body: numpy return [Array(cell) for cell in cells], "
+        "torch return [Array(cell) for cell in cells[1:]], "
+        "jax return [Array(cell) for cell in cells]",
+    ),
+    "body_shorter": (
+        "        return [torch.Tensor(cell) for cell in cells]\n",
+        "",
+        "Mask.allowed: body: numpy return [Array(cell) for cell in cells], "
+        "torch nothing more, jax return [Array(cell) for cell in cells]",
     ),
 }
 
@@ -153,6 +190,20 @@ def test_exception_that_excuses_nothing_is_stale(root):
     row = {"file": "masks.py", "name": "draw", "differs": ["docstring"]}
     stale = "stale exception, remove it: masks.py: draw: docstring"
     assert complaints(root, {"row": [row]}) == [stale]
+
+
+def test_each_name_of_a_row_must_excuse_something(root):
+    old, new, _ = EDITS["body"]
+    edit(root, old, new)
+    row = {"file": "masks.py", "name": ["Mask.allowed", "draw"], "differs": ["body"]}
+    assert complaints(root, {"row": [row]}) == ["stale exception, remove it: masks.py: draw: body"]
+
+
+def test_words_are_set_aside_in_a_body(root):
+    edit(root, "axis=0", "dim=0")
+    assert len(complaints(root, {})) == 1
+    word = {"numpy": "axis", "torch": "dim", "jax": "axis"}
+    assert not [line for line in complaints(root, {"word": [word]}) if "body" in line]
 
 
 def test_words_for_one_thing_are_one_name(root):

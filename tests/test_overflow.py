@@ -1,4 +1,4 @@
-"""JAX's blocked path where logits leave float32: what is seen and overflows is not hidden.
+"""JAX's blocked path where logits leave float32: what is allowed and overflows is not hidden.
 
 NumPy and torch look at the numbers and send such calls to the textbook formula; under jax.jit
 nobody can look, so the blocked path must know an overflow from an empty row by itself.
@@ -10,6 +10,7 @@ import pytest
 
 from attn_jax import attention, attention_steps, causal, padding
 from attn_jax.blocked import attention_blocked
+from attn_jax.call import check_call
 
 pytestmark = pytest.mark.untyped
 LOWEST = np.finfo(np.float32).min
@@ -42,7 +43,7 @@ def test_the_blocked_path_overflows_as_the_textbook_does(case, policy):
     options = options | {"empty_rows": policy}
     expected = np.asarray(attention_steps(*inputs, **options).output)[0, 0]
     assert set(lost) <= set(np.isnan(expected).any(-1).nonzero()[0]), "the case is another one"
-    got = np.asarray(attention_blocked(*inputs, tile=(2, 3), **options))[0, 0]
+    got = np.asarray(attention_blocked(*inputs, check_call(*inputs, **options), tile=(2, 3)))[0, 0]
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     np.testing.assert_allclose(got, expected, rtol=S * np.finfo(np.float32).eps)
 

@@ -1,6 +1,6 @@
 """Which way a call goes, and that the fast ways never hold a (T, S) matrix.
 
-The ways are told apart by what the modules call: `attention_steps` is the textbook, everything
+The ways are told apart by what the modules call: `attend_steps` is the textbook, everything
 else is fast. The torch backend has two fast ways: torch's own kernel, and blocks of queries.
 """
 
@@ -18,7 +18,7 @@ from conformance.cases.arrays import normal
 from conformance.mask_spec import Spec, allow, causal, padding, predicate, segments, sliding_window
 
 BACKENDS = ("numpy", "torch", "jax")
-STEPS = {"attention.attention_steps": "steps", "multihead.attention_steps": "steps"}
+STEPS = {"attention.attend_steps": "steps"}
 WAYS = {
     "numpy": STEPS | {"attention.attention_blocked": "blocked"},
     "torch": STEPS | {"blocked.fused": "fused", "blocked.plan": "blocks"},
@@ -71,7 +71,7 @@ TEXTBOOK = ("steps", "steps", "steps")
 SQUARE = (2, 2, 139, 139)
 
 CALLS = {
-    # Where everything is visible, or plainly causal, torch's kernel serves.
+    # Where everything is allowed, or plainly causal, torch's kernel serves.
     "no_mask": Row(FUSED),
     "causal_square": Row(FUSED, {"mask": causal()}, SQUARE),
     "causal_negative_scale": Row(FUSED, {"mask": causal(), "scale": -0.5}, SQUARE),
@@ -82,7 +82,7 @@ CALLS = {
     "float16": Row(FUSED, dtype="float16"),
     "float64": Row(FUSED, dtype="float64"),
     "nan_policy_without_a_mask": Row(FUSED, {"empty_rows": "nan"}),
-    # Everything else is walked.
+    # Everything else goes block by block.
     "causal_last": Row(WALK, {"mask": causal(), "query_offset": 8}),
     "causal_first": Row(WALK, {"mask": causal(), "query_offset": 0}),
     "causal_square_with_offset": Row(WALK, {"mask": causal(), "query_offset": 3}, SQUARE),
@@ -101,10 +101,10 @@ CALLS = {
     "no_query": Row(TEXTBOOK, sizes=(2, 2, 0, 139)),
     "no_key": Row(TEXTBOOK, sizes=(2, 2, 131, 0)),
     "no_value": Row(TEXTBOOK, dims=(16, 0)),
-    # Logits beyond float32: JAX cannot look at them, and its walk marks them itself.
+    # Logits beyond float32: JAX cannot look at them, and its loop marks them itself.
     "overflow": Row(("steps", "steps", "blocked"), factor=1e20),
     "no_overflow": Row(FUSED, factor=1e15),
-    # JAX compiles the walk for more than one tile only.
+    # JAX compiles the loop over tiles for more than one tile only.
     "small": Row(("blocked", "fused", "steps"), sizes=(2, 2, 5, 7)),
     "one_tile": Row(("blocked", "fused", "steps"), sizes=(2, 2, 128, 128)),
     "one_tile_and_a_key": Row(FUSED, sizes=(2, 2, 128, 129)),
@@ -221,7 +221,7 @@ def _compiled(call: Callable, inputs: list) -> int:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", MASKS)
 def test_the_fast_way_holds_no_matrix(backend, name, monkeypatch):
-    if backend == "numpy":  # each thread has a desk of its own
+    if backend == "numpy":  # each thread has a workspace
         monkeypatch.setattr("attn_numpy.blocked.THREADS", 2)
     held = most_held(backend, "attention", MASKS[name])
     assert held < MATRIX, f"T x S is {MATRIX} cells: {held} bytes were held"

@@ -1,10 +1,12 @@
-"""The README, word for word: its examples run, its commands exist, its table of files is whole."""
+"""The README, word for word: its examples run, its commands exist, its tables are whole."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
+
+from tools import picture
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -21,21 +23,12 @@ def example(framework: str) -> str:
 
 
 @pytest.mark.parametrize("framework", BACKENDS)
-def test_example_runs(framework):
+def test_example_prints_what_is_shown(framework, capsys):
     names = {}
     exec(example(framework), names)
-    assert tuple(names["output"].shape) == (2, 4, 5, 8)
-    assert tuple(names["out"].shape) == (2, 5, 32)
-    assert tuple(names["weights"].shape) == (2, 5, 5)
-
-
-@pytest.mark.parametrize("framework", BACKENDS)
-def test_example_draws_and_explains_as_shown(framework):
-    names = {}
-    exec(example(framework), names)
-    mask = names["mask"]
-    shown = [mask.draw(5, 5, batch=1), mask.explain(batch=1, head=0, query=3, key=2)]
-    assert "\n".join(shown) + "\n" == blocks("text")[0]
+    shapes = [tuple(names[name].shape) for name in ("output", "out", "weights")]
+    assert shapes == [(2, 4, 5, 8), (2, 5, 32), (2, 5, 5)]
+    assert capsys.readouterr().out == blocks("text")[0]
 
 
 @pytest.mark.parametrize("framework", BACKENDS)
@@ -45,16 +38,25 @@ def test_example_is_about_ten_lines(framework):
 
 
 def test_example_says_the_same_three_times():
-    calls = [
+    texts = [
         [
             line
-            for line in example(framework).splitlines()
-            if line.startswith(("mask", "output", "out,"))
+            for line in example(name).splitlines()
+            if line.startswith(("mask", "output", "print"))
         ]
-        for framework in BACKENDS
+        for name in BACKENDS
     ]
-    assert calls[0] == calls[1] == calls[2]
-    assert len(calls[0]) == 3
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == 4
+
+
+def test_install_and_first_call_stand_within_thirty_lines():
+    head = "\n".join(README.splitlines()[:30])
+    assert -1 < head.find("pip install") < head.find("attention(query, key, value")
+
+
+def test_picture_shows_the_masks_of_today():
+    assert picture.PICTURE.read_text("utf-8") == picture.picture(), "run python tools/picture.py"
 
 
 def test_commands_name_sessions_that_exist():
@@ -76,20 +78,29 @@ def test_the_check_runs_the_command_of_the_readme():
     assert command in (ROOT / ".ci/run").read_text("utf-8")
 
 
-def test_every_file_of_a_backend_is_listed():
-    listed = re.findall(r"^\| (`.*`) \|", README.split("| in `conformance/` |")[0], re.MULTILINE)
+def listed(heading: str) -> list[str]:
+    """Return what the first column of the table under a heading names."""
+    (table,) = re.findall(rf"^\| {heading} \|.*?(?=\n\n)", README, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    return re.findall(r"`([^`]+)`", " ".join(rows))
+
+
+def test_every_file_of_a_backend_is_listed_once():
+    tables = README.split("## Where things are")[1].split("The rest of the project")[0]
+    files = re.findall(r"^\| (.*?) \|", tables, re.MULTILINE)
+    names = re.findall(r"`(\w+\.py)`", " ".join(files))
     there = {path.name for folder in BACKENDS.values() for path in (ROOT / folder).glob("*.py")}
-    there -= {"__init__.py"}
-    assert set(re.findall(r"`(\w+\.py)`", " ".join(listed))) == there
+    assert sorted(names) == sorted(there - {"__init__.py"})
 
 
-def test_what_is_listed_of_the_suite_is_there():
-    table = README.split("| in `conformance/` |")[1].split("\n\n")[0]
-    rows = re.findall(r"^\| (`.*`) \|", table, re.MULTILINE)
-    names = re.findall(r"`([^`]+)`", " ".join(rows))
-    assert len(names) >= 12
-    missing = [name for name in names if not list((ROOT / "conformance").glob(name.rstrip("/")))]
-    assert not missing
+def test_every_room_of_the_suite_is_listed_once():
+    rooms = [name for name in listed("folder") if name.startswith("conformance/")]
+    there = {f"conformance/{p.parent.name}/" for p in (ROOT / "conformance").glob("*/__init__.py")}
+    assert sorted(rooms) == sorted({"conformance/", *there} - {"conformance/documents/"})
+
+
+def test_every_listed_folder_is_there():
+    assert [name for name in listed("folder") if not (ROOT / name).is_dir()] == []
 
 
 def test_every_linked_file_is_there():

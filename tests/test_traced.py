@@ -15,19 +15,20 @@ CELLS = jnp.ones((1, 1, T, T), bool)
 
 # mask of a traced table, table, and what is said of a tile below, on and above the diagonal
 TILES = {
-    "padding": (padding, LENGTHS, ("look", "look", "look")),
-    "padding_hidden": (lambda x: padding(hidden=x), IDS == 2, ("look", "look", "look")),
-    "not_padding": (lambda x: ~padding(x), LENGTHS, ("look", "look", "look")),
-    "causal_and_padding": (lambda x: causal() & padding(x), LENGTHS, ("look", "look", "none")),
-    "causal_or_padding": (lambda x: causal() | padding(x), LENGTHS, ("all", "look", "look")),
+    "padding": (padding, LENGTHS, ("partial", "partial", "partial")),
+    "padding_hidden": (lambda x: padding(hidden=x), IDS == 2, ("partial", "partial", "partial")),
+    "not_padding": (lambda x: ~padding(x), LENGTHS, ("partial", "partial", "partial")),
+    "causal_and_padding": (
+        lambda x: causal() & padding(x), LENGTHS, ("partial", "partial", "none")),
+    "causal_or_padding": (lambda x: causal() | padding(x), LENGTHS, ("all", "partial", "partial")),
     "window_and_padding": (
-        lambda x: sliding_window(2, 2) & padding(x), LENGTHS, ("none", "look", "none")),
-    "prefix": (prefix, LENGTHS, ("all", "look", "look")),
-    "not_prefix": (lambda x: ~prefix(x), LENGTHS, ("none", "look", "look")),
-    "segments": (segments, IDS, ("look", "look", "look")),
-    "segments_pair": (lambda x: segments(x, x), IDS, ("look", "look", "look")),
-    "causal_and_segments": (lambda x: causal() & segments(x), IDS, ("look", "look", "none")),
-    "allow": (allow, CELLS, ("look", "look", "look")),
+        lambda x: sliding_window(2, 2) & padding(x), LENGTHS, ("none", "partial", "none")),
+    "prefix": (prefix, LENGTHS, ("all", "partial", "partial")),
+    "not_prefix": (lambda x: ~prefix(x), LENGTHS, ("none", "partial", "partial")),
+    "segments": (segments, IDS, ("partial", "partial", "partial")),
+    "segments_pair": (lambda x: segments(x, x), IDS, ("partial", "partial", "partial")),
+    "causal_and_segments": (lambda x: causal() & segments(x), IDS, ("partial", "partial", "none")),
+    "allow": (allow, CELLS, ("partial", "partial", "partial")),
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def test_known_table_is_decided_while_something_else_is_traced(name):
 @pytest.mark.parametrize(
     ("make", "answers"),
     [
-        (lambda _: causal(), ("look", "look", "look")),
+        (lambda _: causal(), ("partial", "partial", "partial")),
         (lambda _: causal() & padding([0, 0]), ("none", "none", "none")),
         (lambda _: causal() | padding([8, 8]), ("all", "all", "all")),
     ],

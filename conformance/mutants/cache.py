@@ -158,6 +158,18 @@ class HiddenTokensStored(Spoiled):
         return self.own.feed(x, **options)
 
 
+@spoils("last_norm_after_unpacking", "CACHE-11")
+class LastNormAfterUnpacking(Spoiled):
+    """A stack's last norm comes after the hidden tokens were put to 0: they are its bias."""
+
+    def feed(self, x, **options):
+        output, hidden = self.own.feed(x, **options), options.get("hidden")
+        if hidden is None or "num_layers" not in self.config:
+            return output
+        hidden = hidden if self.config.get("batch_first", True) else hidden.T
+        return np.where(hidden[..., None], output.dtype.type(0.5), output)
+
+
 @spoils("old_cache_goes_on", "CACHE-4")
 class OldCacheGoesOn(Spoiled):
     """A cache that was handed on is neither refused nor what it was: it holds what came later."""

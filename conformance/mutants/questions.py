@@ -98,15 +98,15 @@ def lengths_clipped(right, question, spec, T, S, *arguments, **options):
 
 @breaks("ask", "MASK-10")
 def never_sure(right, question, *arguments, **options):
-    """`tile` says "look" everywhere, so that nothing is ever skipped."""
-    return "look" if question == "tile" else right(question, *arguments, **options)
+    """`tile` says "partial" everywhere, so that nothing is ever skipped."""
+    return "partial" if question == "tile" else right(question, *arguments, **options)
 
 
 @breaks("ask", "MASK-10")
 def too_sure(right, question, *arguments, **options):
     """`tile` says "all" of a tile in which something is hidden."""
     found = right(question, *arguments, **options)
-    return "all" if question == "tile" and found == "look" else found
+    return "all" if question == "tile" and found == "partial" else found
 
 
 @breaks("ask", "MASK-11")

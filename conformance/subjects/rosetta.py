@@ -100,11 +100,15 @@ class Rosetta(Models):
     def path(self, through: str, tile=TILE):
         """Return one of the ways to an output, as a function of attention's arguments."""
         if through == "blocked":
-            blocked = import_module(f"{self.module.__name__}.blocked")
-            return partial(blocked.attention_blocked, tile=tile)
+            return partial(self._attend_blocked, tile=tile)
         if through == "steps":
             return lambda *inputs, **options: self.module.attention_steps(*inputs, **options).output
         return self.module.attention
+
+    def _attend_blocked(self, query, key, value, tile, **options):
+        blocked, calls = (import_module(f"{self.module.__name__}.{n}") for n in ("blocked", "call"))
+        call = calls.check_call(query, key, value, **options)
+        return blocked.attention_blocked(query, key, value, call, tile=tile)
 
     def module_with(self, config: dict, parameters: dict, training: bool, seed: int | None):
         """Build a multi-head attention, by its own names, and put the parameters in."""
