@@ -1,24 +1,28 @@
 """The suite's commands: python -m conformance COMMAND --help."""
 
 import argparse
+import json
 import os
 import sys
 
 from .contract import clauses
-from .reports.report import read
+from .reports.report import USAGE, read
 from .runs.draft import REPORT
-from .runs.run import USAGE, run
+from .runs.options import HOW, INTERNAL, WHAT
+from .runs.run import run
 
 FORMATS = ("text", "markdown", "json")
 PACKAGES = ("numpy", "pytest")
+PYTEST = "Other options go to pytest."
+READ = f"a report in JSON Lines, by default {REPORT}"
 DAY = 86_400
-TIMEOUT = 300.0  # seconds; a case takes less than one, but for JAX's, which compile
+TIMEOUT = 300.0  # seconds; a case takes less than one, except where JAX compiles
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command that is asked for; the exit status is pytest's, and 0 only for a pass."""
+    """Run a command; the exit status is pytest's, and 0 only for a pass."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a console may lack a letter: the verdict stands
+        if hasattr(stream, "reconfigure"):  # a console may lack a letter; the verdict must not fail
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _command(sys.argv[1:] if arguments is None else arguments)
@@ -43,25 +47,27 @@ def _command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("conformance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser(
-        "run", help="check subjects against the contract", epilog="Other options go to pytest."
+        "run", help="check implementations against the contract", epilog=PYTEST
     )
-    smoke_parser = commands.add_parser("smoke", help="a verdict in ten seconds")
-    for command in (run_parser, smoke_parser):
-        _add_subjects(command)
-        command.add_argument("--report", default=REPORT, help=f"JSON Lines, by default {REPORT}")
+    smoke_parser = commands.add_parser(
+        "smoke", help="a verdict in ten seconds, by the first case of each test", epilog=PYTEST
+    )
+    for command, declared in ((run_parser, WHAT | HOW), (smoke_parser, WHAT)):
+        for name, how in declared.items():
+            command.add_argument(name, **how)
         limit = f"seconds for a case, 0 for no limit; by default {TIMEOUT:g}"
-        command.add_argument("--timeout", type=seconds, default=TIMEOUT, help=limit)
-    run_parser.add_argument("--mutant", action="append", help="a wrong implementation, to learn by")
-    run_parser.add_argument("--fuzz", action="store_true", help="explore new random examples")
-    run_parser.add_argument("--known", help="a file of known differences, TOML")
-    summary_parser = commands.add_parser("summary", aliases=["report"], help="read a report")
-    summary_parser.add_argument("path", help="a report in JSON Lines")
+        command.add_argument("--timeout", dest="case_timeout", type=seconds, help=limit)
+        command.set_defaults(**INTERNAL | {"report": REPORT, "case_timeout": TIMEOUT})
+    smoke_parser.set_defaults(smoke=True, mutant=None, fuzz=False, known=None)
+    summary_parser = commands.add_parser("summary", help="show a report")
+    summary_parser.add_argument("path", nargs="?", default=REPORT, help=READ)
+    summary_parser.add_argument("--wide", action="store_true", help="every row and column")
     summary_parser.add_argument("--format", choices=FORMATS, default="text")
-    diff_parser = commands.add_parser("diff", help="what began or ceased to conform, or got worse")
-    diff_parser.add_argument("old", help="a report in JSON Lines")
+    diff_parser = commands.add_parser("diff", help="what changed between two reports")
+    diff_parser.add_argument("old", help="a report")
     diff_parser.add_argument("new", help="a later one")
     known_parser = commands.add_parser("known", help="draft a file of known differences")
-    known_parser.add_argument("path", help="a report in JSON Lines")
+    known_parser.add_argument("path", nargs="?", default=REPORT, help=READ)
     commands.add_parser("list", help="list the clauses")
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("run", "smoke"):
@@ -77,32 +83,25 @@ def seconds(text: str) -> float:
     return value
 
 
-def _add_subjects(parser: argparse.ArgumentParser) -> None:
-    own = "package.module:Class, an entry point or a peer; else what ATTN_ROSETTA_SUBJECT names"
-    parser.add_argument("--backend", action="append", help="numpy, torch, jax; else all of them")
-    parser.add_argument("--subject", action="append", help=f"{own}; repeatable")
-    parser.add_argument("--device", default="auto", help="auto (all), or cpu, cuda, ...")
-    parser.add_argument("--profile", action="append", help="only this profile; repeatable")
-    parser.add_argument("--clause", action="append", help="only this clause; repeatable")
-    parser.add_argument("--case", action="append", help="only this case, as a report names it")
-
-
-def smoke(options: argparse.Namespace, rest: list[str]) -> int:
-    """Run the first case of each test, in one process."""
-    options.fuzz, options.known, options.mutant = False, None, None
-    return run(options, rest)
-
-
 def show(options: argparse.Namespace, rest: list[str]) -> int:
-    from .reports.summary import summary
+    """Print a report that was written before."""
+    from .reports import summary, verdict
+    from .reports.terminal import Line, columns, show
 
-    print(summary(read(options.path), options.format))
+    report = read(options.path)
+    if options.format == "json":
+        print(json.dumps(summary.as_data(report), indent=2, ensure_ascii=False))
+    elif options.format == "markdown":
+        print(summary.markdown(report))
+    else:
+        text, _ = verdict.verdict(report, report[-1]["exit"])
+        show([*summary.summary(report, columns(), options.wide, options.path), Line(text, "bold")])
     return 0
 
 
 def compare(options: argparse.Namespace, rest: list[str]) -> int:
-    """Print what changed; the exit status is 1 where something got worse."""
-    from .reports.summary import diff
+    """Print what changed; the exit status is 1 if something got worse."""
+    from .reports.diff import diff
 
     text, worse = diff(read(options.old), read(options.new))
     print(text)
@@ -124,9 +123,8 @@ def show_clauses(options: argparse.Namespace, rest: list[str]) -> int:
 
 COMMANDS = {
     "run": run,
-    "smoke": smoke,
+    "smoke": run,
     "summary": show,
-    "report": show,
     "diff": compare,
     "known": draft,
     "list": show_clauses,

@@ -1,4 +1,4 @@
-"""How the suite is pointed at a subject: options, the `subject` fixture, and what is reported."""
+"""How pytest runs the suite: its options, the subjects that they name, the cases to run."""
 
 import gc
 import os
@@ -13,10 +13,12 @@ from conformance.contract import clauses, profiles
 from conformance.oracle.tolerance import LEDGER
 from conformance.reports import known
 from conformance.reports.plugin import REPORTER, Reporter
+from conformance.reports.progress import ProgressLine
 from conformance.reports.recorded import watch
 from conformance.reports.report import case_of
 from conformance.reports.suggest import must_be_one_of
 from conformance.runs.limit import Limit
+from conformance.runs.options import HOW, INTERNAL, WHAT
 from conformance.subjects.protocol import NotOffered, require
 from conformance.subjects.stash import SUBJECTS
 
@@ -27,29 +29,17 @@ LIMIT = pytest.StashKey[Limit]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
-    group.addoption("--backend", action="append", help="numpy, torch or jax; may be repeated")
-    group.addoption("--subject", action="append", help="package.module:Class; may be repeated")
-    group.addoption("--mutant", action="append", help="a wrong implementation; may be repeated")
-    group.addoption("--known", help="a file of known differences, TOML")
-    group.addoption("--smoke", action="store_true", help="the first case of each test")
-    group.addoption("--device", default="auto", help="auto, or one device such as cpu or cuda")
-    group.addoption("--profile", action="append", help="only the clauses of this profile")
-    group.addoption("--clause", action="append", help="only this clause, such as EMPTY-2")
-    group.addoption("--case", action="append", help="only this case, as a report names it")
-    group.addoption("--fuzz", action="store_true", help="let Hypothesis explore new examples")
-    group.addoption("--report", help="write the results here, as JSON Lines")
-    notes = "a folder in which this process writes notes for the one that waits"
-    group.addoption("--internal-notes", dest="notes", help=notes)
-    resume = {"action": "store_true", "help": "leave out what the report has"}
-    group.addoption("--internal-resume", dest="resume", **resume)
-    group.addoption("--case-timeout", type=float, default=0.0, help="seconds; needs notes")
+    for name, how in (WHAT | HOW).items():
+        group.addoption(name, **how)
 
 
 @pytest.hookimpl(trylast=True)  # after plugins that watch the backends being imported
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test proves")
-    config.addinivalue_line("markers", "needs(capability): what a subject must offer for a test")
+    config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test checks")
+    config.addinivalue_line("markers", "needs(capability): a subject must offer it for this test")
     config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
+    worker = getattr(config, "workerinput", {})
+    vars(config.option).update(INTERNAL | vars(config.option) | worker.get("options", {}))
     config.stash[ENTRIES] = entries(config)
     config.stash[LIMIT] = Limit(config.option.case_timeout, config.option.notes)
     gc.set_threshold(100_000)  # tracing makes many small objects that live: do not walk them often
@@ -61,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _check("--clause", config.option.clause, list(clauses()))
     options = config.option
     if options.mutant and (options.backend or options.subject):
-        raise pytest.UsageError("--mutant stands alone: got --backend or --subject beside it")
+        raise pytest.UsageError("--mutant stands alone: got --backend or --subject too")
     config.stash[LIMIT].begin()
     if options.mutant:
         config.stash[SUBJECTS] = mutated(options.mutant, options.device)
@@ -72,6 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if len(set(about)) < len(about):
         raise pytest.UsageError(f"subjects differ in name or device: got {', '.join(about)}")
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), REPORTER)
+    quiet = options.verbose < 0 and not options.collectonly
+    if options.notes and quiet and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ProgressLine(config.stash[SUBJECTS]))
 
 
 def entries(config: pytest.Config) -> list[known.Known]:
@@ -86,24 +79,24 @@ def entries(config: pytest.Config) -> list[known.Known]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node) -> None:
-    """Tell a worker where the file is: what is under test may have changed the folder."""
+    """Tell a worker where the file is: an adapter may have changed the folder."""
     if node.config.option.known:
-        given = Path(node.config.invocation_params.dir, node.config.option.known)
-        node.workerinput["known"] = str(given)
+        path = Path(node.config.invocation_params.dir, node.config.option.known)
+        node.workerinput["known"] = str(path)
 
 
-def _check(option: str, given: list[str] | None, names: list[str]) -> None:
-    for name in given or []:
+def _check(option: str, asked: list[str] | None, names: list[str]) -> None:
+    for name in asked or []:
         if name not in names:
             raise pytest.UsageError(must_be_one_of(option, names, name))
 
 
 def select(backends: list[str] | None, device: str, named: list[str] | None = None) -> list:
-    """Load the subjects that are asked for: every importable backend where none is named."""
+    """Load the subjects that are asked for: every installed backend where none is named."""
     if not named and not backends:
         named = os.environ.get(subjects.ENVIRONMENT, "").split()
-    found = [subject for name in named or [] for subject in plugged(name, device)]
-    return found if named and not backends else own(backends, device) + found
+    adapters = [subject for name in named or [] for subject in plugged(name, device)]
+    return adapters if named and not backends else of_backends(backends, device) + adapters
 
 
 def mutated(names: list[str], device: str) -> list:
@@ -116,43 +109,41 @@ def mutated(names: list[str], device: str) -> list:
 
 
 def plugged(name: str, device: str) -> list:
-    """Load an adapter of somebody's own; whatever it raises is said in one line."""
+    """Load somebody's adapter; whatever it raises becomes one line."""
     try:
-        found = subjects.plug(name, device)
+        return subjects.plug(name, device)
     except ValueError as error:
         raise pytest.UsageError(f"--subject {name}: {error}") from error
     except (Exception, SystemExit) as error:
         rule = f"--subject {name} must be importable and say what it offers"
         raise pytest.UsageError(f"{rule}: got {type(error).__name__}: {error}") from error
-    return found
 
 
-def own(backends: list[str] | None, device: str) -> list:
+def of_backends(backends: list[str] | None, device: str) -> list:
+    """Load the backends that are asked for, on each of their devices that is asked for."""
     _check("--backend", backends, list(subjects.BACKENDS))
     lacking = {name: subjects.missing(name) for name in backends or subjects.BACKENDS}
     usable = [name for name, packages in lacking.items() if not packages]
     if not usable or (backends and len(usable) < len(set(backends))):
-        wanted = "; ".join(f"{name} lacks {', '.join(p)}" for name, p in lacking.items() if p)
+        missing = "; ".join(f"{name} lacks {', '.join(p)}" for name, p in lacking.items() if p)
         rule = "a backend must be installed to be tested, or --subject name an adapter"
-        raise pytest.UsageError(f"{rule}: got {wanted}")
+        raise pytest.UsageError(f"{rule}: got {missing}")
     try:
-        found = {name: subjects.devices(name) for name in usable}
+        devices = {name: subjects.devices(name) for name in usable}
     except ImportError as error:
-        raise pytest.UsageError(
-            f"a backend must be importable to be tested: got {error}"
-        ) from error
+        rule = "a backend must be importable to be tested"
+        raise pytest.UsageError(f"{rule}: got {error}") from error
     device = subjects.ALIASES.get(device, device)
     pairs = [
-        (name, own)
-        for name, there in found.items()
-        for own in there
-        if device in ("auto", own, subjects.ALIASES.get(own))
+        (name, there)
+        for name in usable
+        for there in devices[name]
+        if device in ("auto", there, subjects.ALIASES.get(there))
     ]
     if not pairs:
-        there = "; ".join(f"{name} has {', '.join(own)}" for name, own in found.items())
-        raise pytest.UsageError(
-            f"--device must be one that a backend reports: got {device}, {there}"
-        )
+        have = "; ".join(f"{name} has {', '.join(there)}" for name, there in devices.items())
+        rule = "--device must be one that a backend reports"
+        raise pytest.UsageError(f"{rule}: got {device}, {have}")
     return [subjects.load(*pair) for pair in pairs]
 
 
@@ -172,12 +163,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
             mark = item.get_closest_marker("clause")
             if not mark or mark.args[0] not in clauses() or "subject" not in item.fixturenames:
-                rule = "a test of the suite takes `subject` and proves a clause of CONTRACT.md"
+                rule = "a test of the suite takes `subject` and checks a clause of CONTRACT.md"
                 raise pytest.UsageError(f"{rule}: got {item.nodeid}")
     if config.option.known:
         idle = known.mark(items, config.stash[ENTRIES])
         if idle and not hasattr(config, "workerinput"):  # workers cannot say it; the report can
-            rule = "--known: a known difference matches a case of the suite"
+            rule = "--known: a known difference must match a case of the suite"
             raise pytest.UsageError(f"{rule}: got {'; '.join(map(str, idle))}")
     should = {clause.id for clause in clauses().values() if clause.level == "SHOULD"}
     for item in items:
@@ -187,8 +178,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if wanted(item, config.option)]
     kept = sample(kept) if config.option.smoke else kept
     if len(kept) < len(items):
-        own = set(kept)
-        config.hook.pytest_deselected(items=[item for item in items if item not in own])
+        chosen = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = kept
 
 
@@ -198,7 +189,7 @@ def wanted(item, options) -> bool:
         return True
     mark = item.get_closest_marker("clause")
     clause = clauses().get(mark.args[0]) if mark else None
-    if clause is None:  # a test of the house, in the same run
+    if clause is None:  # another test, in the same run
         return False
     if options.case and case_of(item.name, item.callspec.params["subject"]) not in options.case:
         return False
@@ -226,7 +217,7 @@ def pytest_runtest_protocol(item: pytest.Item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item):
-    """What a fixture asks for and a subject does not offer is not a failure either."""
+    """Skip a test whose fixture asks for what the subject does not offer."""
     try:
         return (yield)
     except NotOffered as error:
@@ -235,7 +226,7 @@ def pytest_runtest_setup(item: pytest.Item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item):
-    """Open the ledger for the test's clause; what a subject does not offer is not a failure."""
+    """Open the ledger for the test's clause; skip a test of what the subject does not offer."""
     mark = item.get_closest_marker("clause")
     LEDGER.open(mark.args[0] if mark else "")
     parameters = item.callspec.params if hasattr(item, "callspec") else {}

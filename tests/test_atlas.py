@@ -285,7 +285,7 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
         ),
         (
             {"message": "ATT-2: weights at (0,): expected exactly 0.0, got 0.5 (1 of 9 differ)"},
-            "weights: beyond the budget",
+            "weights: beyond the tolerance",
         ),
         (
             {
@@ -308,7 +308,7 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
         ),
         (
             {"message": "ATT-1: output at (1, 0): expected 1, got 1.1", "dtype": "float64"},
-            "output in float64: beyond the budget",
+            "output in float64: beyond the tolerance",
         ),
     ],
 )

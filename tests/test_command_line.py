@@ -69,16 +69,18 @@ def test_list_names_every_clause(capsys):
     assert listed == [[c.profile, c.id, c.level, c.sentence] for c in clauses().values()]
 
 
-def test_run_passes_and_ends_with_its_table(empty_run):
+def test_run_passes_and_ends_with_its_verdict(empty_run):
     done, path = empty_run
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    *_, versions, _, total, where = done.stdout.strip().splitlines()
-    assert re.search(r"^ *numpy +cpu +empty +\d+ +0 +0 ", done.stdout, re.MULTILINE), done.stdout
-    assert versions.startswith(f"numpy on cpu: numpy {np.__version__}; Python ")
-    assert re.match(
-        r"\d+ tests: \d+ conforms, 0 differs, 0 error, 0 known .*, \d+ not offered; ", total
-    )
+    *_, fine, total, versions, where, verdict = done.stdout.splitlines()
+    one_line = r"numpy cpu: 1 profile conforms, worst error 0\.\d\d of the tolerance; 1 not offered"
+    assert re.fullmatch(one_line, fine), done.stdout
+    assert re.fullmatch(r"\d+ tests in \S+ s: \d+ conform, \d+ not offered", total)
+    assert versions == f"Python {platform.python_version()}, numpy {np.__version__}"
     assert where == f"report: {path.relative_to(path.parents[1])}"
+    assert verdict == "conforms: 8 clauses, 1 not offered"
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    assert all(line == line.rstrip() and len(line) <= 80 for line in done.stdout.splitlines())
 
 
 def test_report_is_a_header_cases_results_and_a_footer(empty_run):
@@ -118,16 +120,16 @@ def test_result_says_what_was_tested_and_how_it_went(empty_run):
 
 
 def report(capsys, path: Path) -> subprocess.CompletedProcess:
-    """Run `report`, here and now; nobody else is to see an exception of it."""
-    status = main(["report", str(path)])
-    return subprocess.CompletedProcess(["report", path], status, *capsys.readouterr())
+    """Run `summary` in this process; it must not raise an exception."""
+    status = main(["summary", str(path)])
+    return subprocess.CompletedProcess(["summary", path], status, *capsys.readouterr())
 
 
-def test_report_prints_the_same_table_again(empty_run, capsys):
+def test_summary_prints_the_same_again(empty_run, capsys):
     done = report(capsys, empty_run[1])
     assert (done.returncode, done.stderr) == (0, "")
-    table = empty_run[0].stdout.split("in case", 1)[1].rsplit("report: ", 1)[0]
-    assert done.stdout.split("in case", 1)[1].strip() == table.strip()
+    *printed, _, verdict = empty_run[0].stdout.splitlines()
+    assert done.stdout.splitlines() == [*printed[-3:], verdict]
 
 
 CUTS = {
@@ -157,7 +159,7 @@ WRONG = {
     "profile": (["--profile", "nope"], "--profile must be one of masks,", "got nope"),
     "backend": (["--backend", "nope"], "--backend must be one of numpy, torch, jax: got nope"),
     "device": (["--device", "cuda"], "--device must be", "got cuda, numpy has cpu"),
-    "case": (["-k", "no_such_case"], "no case matches", "nothing was tested"),
+    "case": (["-k", "no_such_case"], "no verdict: no case matches"),
     "path": (["no/such/test.py"], "not found: no/such/test.py"),
 }
 
@@ -396,5 +398,5 @@ def test_run_that_was_cut_off_says_so_with_the_status_of_pytest(tmp_path, how):
     done = run_raising(tmp_path, error, *options)
     assert done.returncode == status, done.stdout
     got = ".conformance/report.jsonl, without a footer"
-    words = f"a run that was cut off has no verdict: got {got}"
+    words = f"no verdict: the run was cut off: got {got}"
     assert done.stderr.strip().splitlines()[-1] == words

@@ -11,7 +11,7 @@ from conformance.mask_spec import allow, causal, padding, sliding_window
 from conformance.oracle import naive
 from conformance.reports import recorded
 from conformance.reports.diagnosis import NAMES, RIGHT, first_name, name_of
-from conformance.reports.recorded import Call
+from conformance.reports.recorded import RecordedCall
 
 LENGTHS = [7, 0, 4]
 ROWS = {name: Case(name, mask=padding(LENGTHS)) for name in ("mean", "nan", "zero")}
@@ -43,23 +43,23 @@ CASES = ROWS | {
 }
 
 
-def called(case: Case, dtype: str = "float32") -> Call:
-    return Call(case.inputs(dtype), case.options(dtype))
+def called(case: Case, dtype: str = "float32") -> RecordedCall:
+    return RecordedCall(case.inputs(dtype), case.options(dtype))
 
 
-def formula(call: Call, **changes) -> np.ndarray:
+def formula(call: RecordedCall, **changes) -> np.ndarray:
     """Return what a wrong formula gives, in the precision of the call."""
     inputs = changes.pop("inputs", call.inputs)
-    seen = changes.pop("seen", call.seen())
+    seen = changes.pop("seen", call.allowed())
     own = {
         n: call.options[n] for n in ("bias", "scale", "softcap", "empty_rows") if n in call.options
     }
     return naive.attention(*inputs, allowed=seen, **own | changes)["output"]
 
 
-def taken(name: str, call: Call) -> np.ndarray:
+def taken(name: str, call: RecordedCall) -> np.ndarray:
     """Return the answer of an implementation that takes the alternative, made by another route."""
-    (query, key, value), seen = call.inputs, call.seen()
+    (query, key, value), seen = call.inputs, call.allowed()
     (B, _, T, S), D = call.sizes, query.shape[3]
     match name:
         case "mean":
@@ -193,7 +193,7 @@ def test_chance_has_no_name():
 def test_nan_that_a_projection_spreads_to_all_heads_is_nan():
     hidden = coins(61, *MAIN.call) & ~coins(62, 3, 2, 5, 1, true=0.4)
     call = called(Case("heads", mask=allow(hidden)))
-    empty = ~call.seen().any(-1)
+    empty = ~call.allowed().any(-1)
     assert (empty.any(1) != empty.all(1)).any(), "the case needs a token that is empty in one head"
     call.output = np.where(empty.any(1)[:, None, :, None], np.float32(np.nan), formula(call))
     assert name_of(call) == "nan"
@@ -226,7 +226,7 @@ def test_alternative_that_is_the_right_answer_here_is_not_blamed():
     call = called(BY_NAME["causal"])  # all samples have one mask: the first one's is right
     call.inputs = tuple(np.array(x) for x in call.inputs)
     call.inputs[1][:, :, 0] = np.nan
-    call.output = formula(Call(tuple(map(np.nan_to_num, call.inputs)), call.options))
+    call.output = formula(RecordedCall(tuple(map(np.nan_to_num, call.inputs)), call.options))
     assert name_of(call) == "forgiven"
 
 

@@ -279,7 +279,7 @@ def test_time_limit_that_is_none_is_refused(capsys, seconds):
 def test_run_that_reports_nothing_is_no_pass(folder, options):
     done = cli(*CHECK, *ONE, *options, cwd=folder)
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
-    assert done.stderr.endswith("a run that was cut off has no verdict: got no result\n")
+    assert done.stderr.endswith("no verdict: the run was cut off: got no result\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
@@ -302,7 +302,7 @@ def test_report_that_finds_no_room_has_no_verdict(folder, workers):
     done = cli(*CHECK, *only, cwd=folder, first=SMALL)
     assert done.returncode not in (0, pytest.ExitCode.TESTS_FAILED), done.stdout
     assert "the report could not be written: got [Errno 27] File too large" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("a run that was cut off has no verdict: got ")
+    assert done.stderr.splitlines()[-1].startswith("no verdict: the run was cut off: got ")
 
 
 @pytest.mark.parametrize("nested", ["[" * 100_000, '{"a":' * 100_000])
@@ -343,5 +343,5 @@ def test_run_that_is_told_to_end_leaves_what_it_has(folder):
         assert process.poll() is None
     process.terminate()
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 2 and b"a run that was cut off has no verdict" in said
+    assert process.returncode == 2 and b"no verdict: the run was cut off" in said
     assert (folder / ".conformance/report.jsonl").read_text("utf-8").count('"type": "result"') >= 2

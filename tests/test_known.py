@@ -83,7 +83,7 @@ TABLES = "a file of known differences holds tables [[known]] and nothing else"
 WRONG = {
     "no_such_case": (
         ENTRY.replace("reason", 'case = "test_nothing[*]"\nreason'),
-        "a known difference matches a case of the suite: got CLEAN-2, case 'test_nothing[*]'",
+        "a known difference must match a case of the suite: got CLEAN-2, case 'test_nothing[*]'",
     ),
     "no_such_clause": (ENTRY.replace("CLEAN-2", "CLEAN-99"), "has a clause of the contract"),
     "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "reason, link: got no reason in {"),
@@ -198,7 +198,7 @@ def test_entry_of_a_device_that_is_not_there_is_left_alone(folder):
     for wrong in ('case = "test_nothing"', 'subject = "typo"'):
         done = run(folder, f"{text}{wrong}\n", "--clause", "CLEAN-2", "--device", "cpu")
         assert done.returncode == pytest.ExitCode.USAGE_ERROR, wrong
-        assert "a known difference matches a case of the suite" in done.stdout + done.stderr
+        assert "a known difference must match a case of the suite" in done.stdout + done.stderr
 
 
 def test_missing_exception_can_be_written_down(folder):

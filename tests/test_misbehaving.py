@@ -64,14 +64,14 @@ def test_adapter_that_ends_the_process_when_imported_is_no_pass(tmp_path, status
     done = run(tmp_path, f"import os\nos._exit({status})\n{ADAPTER}", *ONE)
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
     told = f"outside a case: the process ended with status {status}\n"
-    assert done.stderr == f"{told}a run that was cut off has no verdict: got no result\n"
+    assert done.stderr == f"{told}no verdict: the run was cut off: got no result\n"
 
 
 def test_adapter_that_ends_the_process_again_and_again_has_no_verdict(tmp_path):
     done = run(tmp_path, misbehaving("__import__('os')._exit(0)"), "smoke")
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR, done.stdout
     assert "a process ended 5 times: the run is given up" in done.stderr
-    assert done.stderr.endswith("no verdict: got .conformance/report.jsonl, without a footer\n")
+    assert done.stderr.endswith("cut off: got .conformance/report.jsonl, without a footer\n")
     lines = (tmp_path / ".conformance/report.jsonl").read_text("utf-8").splitlines()
     assert sum(json.loads(line).get("outcome") == "error" for line in lines) == 5
 

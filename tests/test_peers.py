@@ -20,7 +20,7 @@ from conformance.cases.attention import GROUPED, PLAIN, SQUARE, Case, Shape
 from conformance.mask_spec import allow, causal, padding
 from conformance.oracle.tolerance import LEDGER, Differs, compare
 from conformance.reports.diagnosis import name_of
-from conformance.reports.recorded import Call
+from conformance.reports.recorded import RecordedCall
 from conformance.subjects.adapter import Plugged
 from conformance.subjects.peers import PEERS
 from conformance.subjects.protocol import NotOffered
@@ -135,7 +135,7 @@ def test_mask_points_the_way_that_is_declared(name):
         got = subject.attention(*call[0], **call[1])
         with pytest.raises(Differs, match=r"^output at \("):
             compare(got, exact, naive, "output")
-        assert name_of(Call(*call, got)) == "inverted"
+        assert name_of(RecordedCall(*call, got)) == "inverted"
 
 
 # What is known
@@ -161,7 +161,7 @@ def verdict(subject: Plugged, case: Case, role: str | None = None) -> str:
         inputs[role].swapaxes(1, 2)[hidden] = np.nan
     options = case.options("float32")
     got = subject.attention(*inputs.values(), **options)
-    took = name_of(Call(tuple(inputs.values()), options, got))
+    took = name_of(RecordedCall(tuple(inputs.values()), options, got))
     if took is None:
         exact, naive = (steps["output"] for steps in case.expected("float32"))
         compare(got, exact, naive, "output")
@@ -232,7 +232,7 @@ def test_torch_mha_reads_its_causal_hint_by_its_mode():
     case = Case("causal", SQUARE, causal())
     inputs = case.inputs("float32")
     got = peer("torch-mha-eval").adapter.attention(*inputs, causal=True)
-    assert name_of(Call(inputs, {"mask": causal()}, got)) == "unmasked"
+    assert name_of(RecordedCall(inputs, {"mask": causal()}, got)) == "unmasked"
     with pytest.raises(RuntimeError, match=r"^Need attn_mask if specifying the is_causal hint"):
         peer("torch-mha-train").adapter.attention(*inputs, causal=True)
 

@@ -10,8 +10,11 @@ import pytest
 from conformance.__main__ import main
 from conformance.contract import clauses
 from conformance.reports.diagnosis import NAMES
+from conformance.reports.diff import diff
 from conformance.reports.report import OUTCOMES, line, read, results
-from conformance.reports.summary import as_data, diff, summary
+from conformance.reports.summary import MOST_LINES, as_data, summary
+from conformance.reports.terminal import show
+from conformance.reports.verdict import verdict
 
 HEADER = {
     "type": "header",
@@ -143,17 +146,123 @@ def test_report_that_is_not_whole_is_refused(tmp_path, capsys, name):
     assert said.startswith(words) and str(path) in said and said.count("\n") == 1
 
 
-def test_summary_names_what_is_otherwise_and_leaves_empty_rows_to_their_clause():
-    text = summary(LINES)
-    told = text[text.index("mine on cpu does otherwise in") :].splitlines()
+def texts(lines: list[dict], **options) -> list[str]:
+    return [line.text for line in summary(lines, **options)]
+
+
+def test_summary_ends_with_the_violated_clauses_and_what_is_done_instead():
     mean = NAMES["mean"]
-    assert told[1:6] == [
+    assert texts(LINES, width=100)[-5:] == [
+        "mine on cpu violates 4 clauses:",
         f"  EMPTY-1: {mean} (1)",
-        f"  EMPTY-4: {mean} (1), output: beyond the budget (1)",
+        f"  EMPTY-4: {mean} (1), output: beyond the tolerance (1)",
         "  HALF-1: TypeError (1)",
-        "  for its empty rows alone: ATT-8",
-        "",
+        "  in fully masked rows only: ATT-8",
     ]
+
+
+def test_violated_clauses_take_no_more_than_a_screen():
+    ids = [clause.id for clause in clauses().values() if clause.level == "MUST"][:40]
+    many = whole(*(result(id, "differs", "inverted") for id in ids))
+    told = texts(many, path="report.jsonl")[-MOST_LINES:]
+    assert told[0] == "mine on cpu violates 40 clauses:"
+    assert told[-1] == "  ... and 27 more: python -m conformance summary report.jsonl --wide"
+    assert sum(f": {NAMES['inverted']} (1)" in text for text in told) == MOST_LINES - 2
+    assert sum(f": {NAMES['inverted']} (1)" in text for text in texts(many, wide=True)) == 40
+
+
+def test_summary_shows_the_worst_row_first_and_folds_what_conforms():
+    head, *rows = texts(LINES)[:6]
+    assert head.split()[:5] == ["subject", "device", "profile", "conform", "differ"]
+    shown = ["empty", "attention", "half", "hygiene"]
+    assert [row.split()[2] for row in rows[:4]] == shown
+    assert texts(LINES)[6] == "mine cpu: 0 profiles conform; 1 not offered"
+    fine = whole(result("ATT-1", "conforms"), result("EMPTY-1", "conforms", used=0.5))
+    assert texts(fine)[0] == "mine cpu: 2 profiles conform, worst error 0.50 of the tolerance"
+    assert [row.split()[2] for row in texts(fine, wide=True)[1:3]] == ["attention", "empty"]
+
+
+def test_should_clause_that_differs_has_its_row():
+    """It fails no run, and it is not folded away either."""
+    head, row = texts(whole(result("CLEAN-6", "differs")), width=80)[:2]
+    assert "0 of 1" in row and len(head) <= 80
+
+
+@pytest.mark.parametrize("width", [66, 80, 100, 120, 160])
+def test_summary_fits_the_terminal_and_uses_it(width):
+    lines = texts(LINES, width=width)
+    assert max(map(len, lines)) <= width, lines
+    assert all(line == line.rstrip() for line in lines)
+    title = lines[0].split("  ")
+    assert ("not offered" in title) == (width >= 80)
+    assert ("in case" in title) == (width >= 120)
+    wide = texts(LINES, width=width, wide=True)
+    assert "SHOULD" in wide[0] and wide[0].endswith("in case")
+
+
+def test_table_shows_what_is_in_the_report_in_columns_of_their_own():
+    title, row = texts(LINES, width=80)[:2]
+    for name, value in {"differ": "2", "known": "0", "not offered": "0"}.items():
+        end = title.index(name) + len(name)
+        assert row[:end].split()[-1] == value, name
+
+
+VERDICTS = {
+    "conforms": (["conforms"] * 3, 0, "conforms: 3 clauses", 0),
+    "known": (["conforms", "known difference"], 0, "conforms: 1 clause, 1 known difference", 0),
+    "not_offered": (["conforms", "not offered"], 0, "conforms: 1 clause, 1 not offered", 0),
+    "one": (["differs", "conforms"], 1, "does not conform: ATT-1 differs", 1),
+    "three": (["differs"] * 3, 1, "does not conform: ATT-1, ATT-2 and ATT-3 differ", 1),
+    "five": (["differs"] * 5, 1, "does not conform: ATT-1, ATT-2 and 3 more differ", 1),
+    "error": (
+        ["differs", "error"], 1, "does not conform: ATT-1 differs; ATT-2 raises an error", 1
+    ),
+    "nothing": (
+        ["not offered"], 0, "no verdict: nothing was tested, the subject offers nothing of it", 5
+    ),
+    "died": (
+        ["conforms"], 1,
+        "no verdict: a process ended early, or a test outside the suite failed", 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_verdict_in_words(name):
+    outcomes, status, text, exit_status = VERDICTS[name]
+    report = whole(*(result(f"ATT-{i}", outcome) for i, outcome in enumerate(outcomes, 1)))
+    assert verdict(report, status) == (text, exit_status)
+
+
+def test_verdict_names_first_what_is_not_only_of_fully_masked_rows():
+    report = whole(result("ATT-1", "differs", "mean"), result("EMPTY-1", "differs", "mean"))
+    assert verdict(report, 1)[0] == "does not conform: EMPTY-1 and ATT-1 differ"
+
+
+def test_should_clause_is_no_violation():
+    assert verdict(whole(result("CLEAN-6", "differs"), result("ATT-1", "conforms")), 0)[1] == 0
+
+
+OLD = (
+    '{"type": "header", "schema": 1, "python": "3.11.7", "platform": "Linux", "precision": "full", '
+    '"subjects": [{"subject": "mine", "device": "cpu", "versions": {}, "masks": "attend", '
+    '"capabilities": ["attention"], "dtypes": ["float32"]}], "arguments": ["smoke"], '
+    '"started": "2026-01-01T00:00:00+0000"}\n'
+    '{"type": "case", "case": "test_it[EMPTY-1]", "clause": "EMPTY-1", "level": "MUST", '
+    '"profile": "empty", "dtype": "float32"}\n'
+    '{"type": "result", "case": "test_it[EMPTY-1]", "clause": "EMPTY-1", "subject": "mine", '
+    '"device": "cpu", "test": "test_it[mine-cpu-EMPTY-1]", "outcome": "differs", "took": "mean", '
+    '"used": null, "what": null, "message": "EMPTY-1: off", "seconds": 0.1}\n'
+    '{"type": "footer", "counts": {"differs": 1}, "seconds": 1.5, "exit": 1}\n'
+)
+
+
+def test_report_of_an_earlier_version_is_read(tmp_path, capsys):
+    (tmp_path / "old.jsonl").write_text(OLD, "utf-8")
+    assert main(["summary", str(tmp_path / "old.jsonl")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "does not conform: EMPTY-1 differs"
+    assert said[-2] == f"  EMPTY-1: {NAMES['mean']} (1)"
 
 
 def test_summary_counts_a_clause_once_a_profile():
@@ -178,10 +287,10 @@ def named(name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", ["mine[fast]", "mine[/fast]", ":warning:", "long" * 40])
-def test_summary_shows_a_name_as_it_is(name):
-    row = summary(named(name)).splitlines()[3]
-    assert row.split()[:3] == [name, "cpu", "attention"]
-    assert row.split()[-2:] == ["it:", "output"]
+def test_summary_shows_a_name_as_it_is(capsys, name):
+    show(summary(named(name)))
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split()[:3] == [name, "cpu", "empty"]
 
 
 def test_summary_in_markdown_is_a_table(path, capsys):

@@ -42,6 +42,7 @@ ROOMS = {
         "oracle.tolerance",
         "reports",
         "runs.limit",
+        "runs.options",
         "subjects",
     },
     "__main__": {"contract", "reports", "runs"},

@@ -1,1 +1,1 @@
-"""What a run has found: report, tables, known differences, names of wrong answers."""
+"""The results of a run: report, summary, known differences, diagnosis of wrong answers."""

@@ -1,17 +1,16 @@
-"""Known differences: an adopter's own file of what an implementation does otherwise, and why.
+"""Known differences: a file of the clauses that an implementation violates on purpose, and why.
 
     [[known]]
     clause = "EMPTY-1"
     case = "test_zero_gives_exact_zeros[*]"  # left out: every case of the clause
     subject = "mine"  # left out: every subject
     device = "cuda"  # left out: every device
-    reason = "a row that may see nothing is the mean of all values"
+    reason = "a fully masked row returns the mean of all values"
     link = "https://example.org/issues/1"
 
-Every case that an entry matches must differ; with `outcome = "error"` it may raise. One that has
-begun to conform is an error, and so is an entry that matches nothing; only a device may be one that
-is not there today. Of several entries that match a case, the first counts. An empty file is a file
-too: nothing is known to differ.
+Every case that an entry matches must differ; with `outcome = "error"` it may raise. Like a strict
+xfail, an entry fails the run if its case conforms, or if it matches no case; only its device may be
+absent today. If several entries match a case, the first counts. A file may be empty.
 """
 
 import json
@@ -28,8 +27,8 @@ from ..contract import clauses
 from .report import case_of, results
 
 NEEDED = ("clause", "reason", "link")
-# What a known difference may raise; "differs" is what a report calls so.
-MISSED = pytest.fail.Exception  # where pytest.raises has waited for an exception
+# What a known difference may raise, by its outcome.
+MISSED = pytest.fail.Exception  # pytest.raises saw no exception
 RAISES = {"differs": (AssertionError, MISSED), "error": (Exception, MISSED)}
 
 
@@ -46,7 +45,7 @@ class Known:
     outcome: str = "differs"
 
     def matches(self, clause: str, case: str, subject: str, device: str) -> bool:
-        """Whether the entry speaks of a case."""
+        """Whether the entry is about a case."""
         named = _fits(case, self.case) and _fits(subject, self.subject)
         return clause == self.clause and named and self.is_of(device)
 
@@ -59,7 +58,7 @@ class Known:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Whether a name is of a pattern; what stands in brackets is not one."""
+    """Whether a name fits a pattern, in which brackets are plain letters."""
     return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
@@ -67,7 +66,7 @@ KNOWN = pytest.StashKey[Known]()
 
 
 def read(path: str | Path) -> list[Known]:
-    """Read a file of known differences. Raises ValueError where it holds anything else."""
+    """Read a file of known differences. Raises ValueError if it holds anything else."""
     try:
         file = tomllib.loads(Path(path).read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -87,9 +86,9 @@ def _checked(entry: dict, path: str | Path) -> Known:
     texts = all(isinstance(value, str) for value in entry.values())
     named = entry.keys() <= {field.name for field in fields(Known)}
     if texts and named and all(entry.get(name, "").strip() for name in NEEDED):
-        found = Known(**entry)
-        if found.clause in clauses() and found.outcome in RAISES:
-            return found
+        known = Known(**entry)
+        if known.clause in clauses() and known.outcome in RAISES:
+            return known
     if texts and (lacking := [name for name in NEEDED if not entry.get(name, "").strip()]):
         rule = f"a known difference has {', '.join(NEEDED)}"
         raise ValueError(f"{rule}: got no {', '.join(lacking)} in {entry}, {path}")
@@ -118,24 +117,24 @@ def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:
 
 
 def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
-    """Return the entries of which a report has no case but what was not offered."""
+    """Return the entries that match no case of a report, or only cases that were not offered."""
     tried = [r for r in results(lines) if r["outcome"] != "not offered"]
     return _idle(entries, [(r["clause"], r["case"], r["subject"], r["device"]) for r in tried])
 
 
 def _idle(entries: list[Known], cases: list[tuple[str, str, str, str]]) -> list[Known]:
-    """Return the entries that match no case; a device that is not there today is taken as any."""
+    """Return the entries that match no case; a device that is absent today matches any."""
     there = {device for *_, device in cases}
 
-    def speaks(entry: Known) -> bool:
+    def is_used(entry: Known) -> bool:
         entry = entry if any(map(entry.is_of, there)) else replace(entry, device="*")
         return any(entry.matches(*case) for case in cases)
 
-    return [entry for entry in entries if not speaks(entry)]
+    return [entry for entry in entries if not is_used(entry)]
 
 
 def draft(lines: list[dict]) -> str:
-    """Return a file of known differences for what differs in a report; reasons are to be written.
+    """Return a file of known differences for all that differs in a report, without the reasons.
 
     One entry for a clause of which every case differs, else an entry a case. A device is named
     where the report has its subject on several.

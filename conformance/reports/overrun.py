@@ -1,4 +1,4 @@
-"""What is said of a process that its time limit has ended: where it was."""
+"""The message for a process that its time limit has ended: where it was."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ FRAME = re.compile(r'File "(.*)", line (\d+) in (\S+)')
 
 
 def stack(notes: str | Path, worker: str) -> Path:
-    """Return the file in which a worker, or the one process, tells where it was."""
+    """Return the file to which a worker, or the one process, writes where it was."""
     return Path(notes, f"{worker or 'alone'}.stack")
 
 
 def overrun(notes: str | Path, seconds: float, worker: str = "") -> str:
-    """Return what is to be said of a process that its limit has ended, "" where none was."""
+    """Return the message for a process that its limit has ended, "" if none was."""
     path = stack(notes, worker)
     text = path.read_text("utf-8", "replace") if path.exists() else ""
     if not text:

@@ -1,4 +1,4 @@
-"""A pytest plugin: what every test found, for the report, and for whoever reads a failure."""
+"""A pytest plugin: the result of every test, for the report and for the reader of a failure."""
 
 import json
 import platform
@@ -17,7 +17,7 @@ from ..oracle.tolerance import LEDGER
 from .diagnosis import NAMES, first_name
 from .known import KNOWN
 from .overrun import overrun
-from .report import CRASHED, begun, case_of, entered, line, own_part, results, versions
+from .report import CRASHED, begun, case_of, clause_of, entered, line, results, versions
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
 WHOLE = (
@@ -25,9 +25,9 @@ WHOLE = (
     pytest.ExitCode.TESTS_FAILED,
     pytest.ExitCode.NO_TESTS_COLLECTED,
 )
-# An answer that is not right; also none where an exception should have come, as pytest.raises says.
+# A wrong answer, or no exception where one was expected, as pytest.raises says.
 DIFFERS = (AssertionError, pytest.fail.Exception)
-INTROSPECTION = "\nassert "  # behind it pytest tells how an assertion was written
+INTROSPECTION = "\nassert "  # after it pytest shows the source of an assertion
 REPORTER = "conformance-report"  # the plugin's name
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
@@ -39,15 +39,15 @@ class Reporter:
         self.subjects, self.started = subjects, time.time()
         self.counts: Counter[str] = Counter()
         self.cases: set[str] = set()
-        self.done: set[str] = set()  # tests of which an earlier process has told
+        self.done: set[str] = set()  # tests that an earlier process has reported
         self.crashed: set[str] = set()
-        self.wanted: set[str] = set()  # what workers were given, and what they have told of
+        self.wanted: set[str] = set()  # tests that are to be run, and those that have been
         self.told: set[str] = set()
         self.file: TextIO | None = None
         self.options = config.option
         here = not hasattr(config, "workerinput")  # workers send, and one process writes
         wanted = here and config.option.report and not config.option.collectonly
-        # absolute: what is under test may change the folder
+        # absolute: an adapter may change the folder
         self.path = Path(config.option.report).absolute() if wanted else None
         alone = here and not config.getoption("numprocesses", None)
         self.notes = config.option.notes if alone else None
@@ -77,7 +77,7 @@ class Reporter:
         items[:] = [item for item in items if item.name not in self.done]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if self.options.notes:  # a run must tell of all; the gate of the mutants leaves some out
+        if self.options.notes:  # every test must report; the gate of the mutants leaves some out
             self.wanted |= {item.nodeid for item in session.items}
 
     @pytest.hookimpl(optionalhook=True)
@@ -85,7 +85,7 @@ class Reporter:
         self.wanted |= set(ids)
 
     def pytest_runtest_logstart(self) -> None:
-        """Begin the report: only now, for a run that tests nothing leaves the last one alone."""
+        """Begin the report only now: a run that tests nothing does not replace the last one."""
         if not self.path or self.file:
             return
         self.file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
@@ -107,12 +107,12 @@ class Reporter:
                 print(text, file=self.file, flush=True)
             except OSError as error:  # a full disk
                 self.file = None
-                told = f"the report could not be written: got {error}"
-                pytest.exit(told, pytest.ExitCode.INTERRUPTED)
+                said = f"the report could not be written: got {error}"
+                pytest.exit(said, pytest.ExitCode.INTERRUPTED)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        """Write a note of the case that runs, should it end this process."""
+        """Write a note of the case that runs, in case it ends this process."""
         mark = item.get_closest_marker("clause")
         if not self.notes or mark is None:
             return (yield)
@@ -130,15 +130,15 @@ class Reporter:
         mark = item.get_closest_marker("clause")
         if mark and (report.when == "call" or not report.passed):
             clause, subject = clauses()[mark.args[0]], item.callspec.params["subject"]
-            found = _result(item, call, report, clause, subject)
-            if found["outcome"] in ("differs", "error") and report.failed:
+            result = _result(item, call, report, clause, subject)
+            if result["outcome"] in ("differs", "error") and report.failed:
                 known = item.config.option.known if KNOWN in item.stash else None
-                text = explain(clause, subject, found, _notes(_error(call)), known)
-                if found["outcome"] == "differs":
+                text = explain(clause, subject, result, _notes(_error(call)), known)
+                if result["outcome"] == "differs":
                     report.longrepr = text
                 else:
                     report.sections.append(("contract", text))
-            report.user_properties.append((PROPERTY, found))
+            report.user_properties.append((PROPERTY, result))
         text = printable(report.longreprtext)
         if report.failed and text != report.longreprtext:
             report.longrepr = text  # else no worker could send it
@@ -147,35 +147,35 @@ class Reporter:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.told.add(report.nodeid)
-        vars(report).pop("node", None)  # which process ran it is nothing that a reader needs
-        for name, found in report.user_properties:
-            # what has crashed a worker is run again by the next one: the crash is its result
+        vars(report).pop("node", None)  # a reader does not need to know which process ran it
+        for name, result in report.user_properties:
+            # a test that has crashed a worker is run again by the next: the crash is its result
             new = report.nodeid not in self.crashed
             if name == PROPERTY and new and (report.when == "call" or not report.passed):
-                self._enter(found)
+                self._enter(result)
         if report.failed and not any(name == PROPERTY for name, _ in report.user_properties):
             self.crashed.add(report.nodeid)
             self._enter_crash(report)
 
-    def _enter(self, found) -> None:
-        self.counts[found["outcome"]] += 1
-        for text in entered(found, self.cases):
+    def _enter(self, result) -> None:
+        self.counts[result["outcome"]] += 1
+        for text in entered(result, self.cases):
             self.write(text)
 
     def _enter_crash(self, report: pytest.TestReport) -> None:
-        """Enter a case whose process did not live to tell."""
+        """Enter a case that ended its process before it could report."""
         test = report.nodeid.split("::")[-1]
-        for subject in self.subjects:
-            clause = re.search(rf"{re.escape(own_part(subject))}(\w+-\w+)", test)
-            if clause and clause[1] in clauses():
-                about = {"case": case_of(test, subject), "clause": clause[1], "test": test}
-                about |= {"subject": subject.name, "device": subject.device, "dtype": "unknown"}
-                message = str(report.longrepr).strip() or "the process crashed"
-                worker = re.match(r"worker '(\w+)'", message)
-                limit = (self.options.notes or "", self.options.case_timeout)
-                late = overrun(*limit, worker[1]) if worker else ""
-                report.longrepr = late or message
-                self._enter(about | CRASHED | {"message": late or message})
+        subject, clause = clause_of(test, self.subjects) or (None, "")
+        if subject is None:
+            return
+        about = {"case": case_of(test, subject), "clause": clause, "test": test}
+        about |= {"subject": subject.name, "device": subject.device, "dtype": "unknown"}
+        message = str(report.longrepr).strip() or "the process crashed"
+        worker = re.match(r"worker '(\w+)'", message)
+        limit = (self.options.notes or "", self.options.case_timeout)
+        late = overrun(*limit, worker[1]) if worker else ""
+        report.longrepr = late or message
+        self._enter(about | CRASHED | {"message": late or message})
 
     def pytest_report_header(self) -> list[str]:
         shown = (f"{s.name} on {s.device} ({versions(s.versions())})" for s in self.subjects)
@@ -195,7 +195,7 @@ class Reporter:
 
 
 def described(subject) -> dict:
-    """Return what a subject says of itself."""
+    """Return the header's entry of a subject."""
     return {
         "subject": subject.name,
         "device": subject.device,
@@ -207,7 +207,7 @@ def described(subject) -> dict:
 
 
 def _about(item, clause: str, subject) -> dict:
-    """Return what a result says of its case."""
+    """Return the part of a result that names its case."""
     return {
         "case": case_of(item.name, subject),
         "clause": clause,
@@ -235,7 +235,7 @@ def _outcome(item, report, error) -> str:
 
 def _result(item, call, report, clause, subject) -> dict:
     error = _error(call)
-    found = _about(item, clause.id, subject) | {
+    result = _about(item, clause.id, subject) | {
         "outcome": _outcome(item, report, error),
         "took": None,
         "used": round(LEDGER.used, 4) if report.passed else None,
@@ -244,9 +244,9 @@ def _result(item, call, report, clause, subject) -> dict:
         "seconds": round(report.duration, 4),
     }
     if isinstance(error, DIFFERS):
-        found["took"] = first_name(vars(subject).get("calls", []))
-        found |= getattr(error, "found", {})
-    return found
+        result["took"] = first_name(vars(subject).get("calls", []))
+        result |= getattr(error, "found", {})
+    return result
 
 
 def _message(error: BaseException | None, item) -> str:
@@ -268,19 +268,19 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def explain(clause, subject, found: dict, notes: list[str], known: str | None) -> str:
-    """Return a failure for somebody who never read the suite: what, where, by how much, again."""
-    message = found["message"].removeprefix(f"{clause.id}: ")
+def explain(clause, subject, result: dict, notes: list[str], known: str | None) -> str:
+    """Return a failure as text that needs no knowledge of the suite, and how to repeat it."""
+    message = result["message"].removeprefix(f"{clause.id}: ")
     message = message.removesuffix(printable("\n".join(["", *notes])))
     lines = [
         f"{clause.id} ({clause.level}): {clause.sentence}",
-        f"subject {subject.name}, device {subject.device}, dtype {found['dtype']}, "
-        f"case {found['case']}",
+        f"subject {subject.name}, device {subject.device}, dtype {result['dtype']}, "
+        f"case {result['case']}",
         message,
     ]
-    if found["took"]:
-        lines.append(f"that is what {found['took']!r} gives: {NAMES[found['took']]}")
-    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(found['case'])}"
+    if result["took"]:
+        lines.append(f"this answer is recognised as {result['took']!r}: {NAMES[result['took']]}")
+    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(result['case'])}"
     chosen += f" --known {shlex.quote(known)}" if known else ""
     lines.append(f"run just this: python -m conformance run {chosen}")
     return "\n".join([*lines, *notes])

@@ -7,17 +7,20 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..contract import clauses
 
+# pytest's own statuses, by name: pytest may be missing where a report is read
+OK, FAILED, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
 OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
 ENDS = ["header", "footer"]
 WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
+FOOTER_BYTES = 4096  # more than a footer has
 CRASHED = {"outcome": "error", "took": None, "used": None, "what": None, "seconds": 0.0}
 
 
@@ -37,9 +40,13 @@ def _plain(value):
     return value
 
 
+class CutOffError(ValueError):
+    """A report lacks its header or its footer: its run was cut off, or it is no report."""
+
+
 @cache
 def _schema() -> Any:
-    """Return what checks a line, None without jsonschema: lines are then taken as they are."""
+    """Return a validator of lines; without jsonschema None, and no line is checked."""
     try:
         from jsonschema import Draft202012Validator
     except ImportError:
@@ -48,15 +55,15 @@ def _schema() -> Any:
     return Draft202012Validator(json.loads(text))
 
 
-def entered(found: dict, cases: set[str]) -> Iterator[str]:
+def entered(result: dict, cases: set[str]) -> Iterator[str]:
     """Yield the lines by which a result enters a report: before it its case, if that is new."""
-    found = dict(found)
-    clause, dtype = clauses()[found["clause"]], found.pop("dtype")
-    if found["case"] not in cases:
-        cases.add(found["case"])
+    result = dict(result)
+    clause, dtype = clauses()[result["clause"]], result.pop("dtype")
+    if result["case"] not in cases:
+        cases.add(result["case"])
         about = {"clause": clause.id, "level": clause.level, "profile": clause.profile}
-        yield line(type="case", case=found["case"], **about, dtype=dtype)
-    yield line(type="result", **found)
+        yield line(type="case", case=result["case"], **about, dtype=dtype)
+    yield line(type="result", **result)
 
 
 def enter(path: Path, about: dict, message: str) -> None:
@@ -73,12 +80,6 @@ def trim(path: Path) -> None:
     path.write_text(text[: text.rfind("\n") + 1], "utf-8")
 
 
-def fails(lines: list[dict]) -> bool:
-    """Whether a MUST clause is not kept, known differences apart."""
-    wrong = (r["clause"] for r in results(lines) if r["outcome"] in ("differs", "error"))
-    return any(clauses()[id].level == "MUST" for id in wrong)
-
-
 def begun(path: Path) -> list[dict]:
     """Return the lines of a report that is still being written, as they stand."""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
@@ -89,7 +90,11 @@ def versions(versions: dict[str, str]) -> str:
 
 
 def read(path: str | Path) -> list[dict]:
-    """Read a report. Raises ValueError where lines are missing, doubled or not of the schema."""
+    """Read a report.
+
+    Raises ValueError where lines are missing, doubled or not of the schema, and its subclass
+    `CutOffError` where the report has no header or no footer.
+    """
     try:
         lines = begun(Path(path))
         kinds = [line["type"] for line in lines]
@@ -97,46 +102,57 @@ def read(path: str | Path) -> list[dict]:
         kinds = []
     if kinds[:1] + kinds[-1:] != ENDS or [kind for kind in kinds if kind in ENDS] != ENDS:
         rule = "a report begins with a header and ends with a footer, one of each, in JSON Lines"
-        raise ValueError(f"{rule}: got {path}")
+        raise CutOffError(f"{rule}: got {path}")
     for number, line in enumerate(lines, 1):
         if _schema() and not _schema().is_valid(line):
             raise ValueError(f"a report has lines of report.schema.json: got {path}, line {number}")
         if (id := line.get("clause")) and id not in clauses():
             rule = "a report has clauses of CONTRACT.md"
             raise ValueError(f"{rule}: got {id} in {path}, line {number}")
-    _hold(lines, path)
+    _check(lines, path)
     return lines
 
 
 def has_footer(path: str | Path) -> bool:
     """Whether a report ends with a footer; where it does not, its run was cut off."""
-    return Path(path).read_text("utf-8").rpartition("\n{")[2].startswith('"type": "footer"')
+    with Path(path).open("rb") as file:
+        file.seek(max(0, Path(path).stat().st_size - FOOTER_BYTES))
+        return file.read().rpartition(b"\n{")[2].startswith(b'"type": "footer"')
 
 
-def _hold(lines: list[dict], path: str | Path) -> None:
-    """Hold a report's results against the cases that it names and the counts of its footer."""
+def _check(lines: list[dict], path: str | Path) -> None:
+    """Check a report's results against the cases that it names and the counts of its footer."""
     named = [line["case"] for line in lines if line["type"] == "case"]
     tests = Counter((r["subject"], r["device"], r["test"]) for r in results(lines))
     if twice := [test for test, count in tests.items() if count > 1]:
         raise ValueError(f"a report has one result a test: got {twice[0]} twice in {path}")
     if sorted(named) != sorted({result["case"] for result in results(lines)}):
         raise ValueError(f"a report names each case of its results once: got {path}")
-    counts, found = lines[-1]["counts"], Counter(result["outcome"] for result in results(lines))
-    if Counter(counts) != found:
+    counts, outcomes = lines[-1]["counts"], Counter(r["outcome"] for r in results(lines))
+    if Counter(counts) != outcomes:
         rule = "a footer counts the results of its report"
-        raise ValueError(f"{rule}: got {counts} for {dict(found)} in {path}")
+        raise ValueError(f"{rule}: got {counts} for {dict(outcomes)} in {path}")
 
 
 def case_of(test: str, subject) -> str:
     """Return the name of a test's case, which all subjects share."""
-    return test.replace(own_part(subject), "[", 1)
+    return test.replace(subject_part(subject), "[", 1)
 
 
-def own_part(subject) -> str:
-    r"""Return what in a test's name is of its subject; pytest escapes what is not ASCII.
+def clause_of(test: str, subjects: Iterable) -> tuple[Any, str] | None:
+    """Return the subject and the clause that a test's name holds, None if it holds none."""
+    for subject in subjects:
+        clause = re.search(rf"{re.escape(subject_part(subject))}(\w+-\w+)", test)
+        if clause and clause[1] in clauses():
+            return subject, clause[1]
+    return None
+
+
+def subject_part(subject) -> str:
+    r"""Return the part of a test's name that names its subject; pytest escapes all but ASCII.
 
     >>> from types import SimpleNamespace
-    >>> print(own_part(SimpleNamespace(name="注意", device="cpu")))
+    >>> print(subject_part(SimpleNamespace(name="注意", device="cpu")))
     [\u6ce8\u610f-cpu-
     """
     return f"[{subject.name}-{subject.device}-".encode("unicode_escape").decode("ascii")
@@ -157,7 +173,7 @@ def by_clause(results: list[dict]) -> dict[str, str]:
     outcomes = defaultdict(set)
     for result in results:
         outcomes[result["clause"]].add(result["outcome"])
-    return {id: next(w for w in WORST_FIRST if w in found) for id, found in outcomes.items()}
+    return {id: next(w for w in WORST_FIRST if w in group) for id, group in outcomes.items()}
 
 
 def in_short(result: dict, where: str = "") -> str:
@@ -177,4 +193,5 @@ def in_short(result: dict, where: str = "") -> str:
     what, wanted, got = number.groups()
     if not re.fullmatch(r"(exactly )?(-?\d\S*|True|False)", wanted):
         return f"{what}{where}: not {wanted}"
-    return f"{what}{where}: {'NaN or inf' if re.match('nan|-?inf', got) else 'beyond the budget'}"
+    how = "NaN or inf" if re.match("nan|-?inf", got) else "beyond the tolerance"
+    return f"{what}{where}: {how}"

@@ -1,4 +1,4 @@
-"""What is said of a name that does not exist: those that do, and of many only the nearest."""
+"""The message for a name that does not exist: the names that do, or the nearest of many."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 MANY = 30
 
 
-def must_be_one_of(what: str, names: Iterable[str], given: str) -> str:
+def must_be_one_of(what: str, names: Iterable[str], got: str) -> str:
     """Return a refusal's text.
 
     >>> must_be_one_of("--backend", ["numpy", "torch", "jax"], "tensorflow")
@@ -17,6 +17,6 @@ def must_be_one_of(what: str, names: Iterable[str], given: str) -> str:
     shown = list(names)
     if len(shown) > MANY:
         by_lower = {name.lower(): name for name in shown}
-        near = get_close_matches(given.lower(), by_lower, n=3, cutoff=0.4)
+        near = get_close_matches(got.lower(), by_lower, n=3, cutoff=0.4)
         shown = [*([by_lower[name] for name in near] or shown[:MANY]), "..."]
-    return f"{what} must be one of {', '.join(shown)}: got {given}"
+    return f"{what} must be one of {', '.join(shown)}: got {got}"

@@ -1,20 +1,18 @@
-"""What a report says, as a table for a terminal, for a page, or as JSON; and what has changed."""
+"""The summary of a report: for a terminal, as Markdown for a page, or as data for a program."""
 
-import json
-import sys
 from collections import Counter, defaultdict
+from operator import itemgetter
 
 from ..contract import clauses, profiles
-from .diagnosis import EMPTY_ROWS, NAMES
-from .report import OUTCOMES, by_clause, in_short, results, versions
+from .report import OUTCOMES, by_clause, results, versions
+from .terminal import Line, aligned, cut, folded
+from .verdict import is_must, many, verdict, violations
 
-MOST = 4  # ways in which a clause is not kept
+MOST_LINES = 15  # of violated clauses: a screen holds them with the table above
 NOTE = (
-    "A clause counts once a profile. SHOULD clauses are counted in their own column and never fail "
-    "a run. The worst error is a share of what was allowed."
+    "A profile has one row, and a clause counts once in it. SHOULD clauses are counted in their "
+    "own column and never fail a run. The worst error is relative to its tolerance."
 )
-# How well a case does; what is not offered, or absent, stands apart.
-RANKS: dict[str | None, int] = {"conforms": 2, "known difference": 1, "differs": 0, "error": 0}
 COLUMNS = {
     "subject": "subject",
     "device": "device",
@@ -29,32 +27,89 @@ COLUMNS = {
     "seconds": "seconds",
     "in case": "in case",
 }
+TEXTS = ("subject", "device", "profile", "in case")
+OPTIONAL = ("seconds", "should", "not offered")  # left out of a narrow table, in this order
+LEAST = 20  # of the last column: with less room than this it is left out
 
 
-def summary(lines: list[dict], how: str = "text") -> str:
-    """Return a report's verdicts: subject x device x profile, and what it ran on."""
-    if how == "json":
-        return json.dumps(as_data(lines), indent=2, ensure_ascii=False)
-    rows = [[str(row[name]) for name in COLUMNS] for row in table(lines)]
-    table_text = _markdown(rows) if how == "markdown" else _text(rows)
-    footer, own = lines[-1], results(lines)
-    counts = ", ".join(f"{footer['counts'].get(o, 0)} {o}" for o in OUTCOMES)
-    ending = [*differences(lines), NOTE, *_ran_on(lines[0])]
-    ending.append(f"{len(own)} tests: {counts}; {footer['seconds']} s")
-    return table_text + ("\n\n" if how == "markdown" else "\n").join(ending)
+def summary(
+    report: list[dict], width: int = 80, wide: bool = False, path: str = "REPORT"
+) -> list[Line]:
+    """Return a summary for a terminal: the rows of its table, worst first, and what is violated.
+
+    Profiles in which nothing differs are one line a subject; `wide` gives each its row, and every
+    column in full. `path` is where the report is, for the command that shows more.
+    """
+    rows = sorted(table(report), key=_badness)
+    shown = rows if wide else [row for row in rows if not _is_fine(row)]
+    lines = _table(shown, width, wide) if shown else []
+    lines += [] if wide else _fine(report, rows, width)
+    lines += [*folded(_counts(report), width), *folded(_ran_on(report[0]), width)]
+    if wide:
+        lines += [*folded(report[0]["precision"], width), *folded(NOTE, width)]
+    told = violations(report, width)
+    if not wide and len(told) > MOST_LINES:
+        more = f"  ... and {len(told) - MOST_LINES + 1} more: python -m conformance summary"
+        told[MOST_LINES - 1 :] = [Line(f"{more} {path} --wide")]
+    return [*lines, *told]
 
 
-def as_data(lines: list[dict]) -> dict:
-    """Return the same as data: versions, a row for each profile, what differs."""
-    header, footer = lines[0], lines[-1]
+def _badness(row: dict) -> tuple:
+    """Return what sorts rows: worst first, else in the order of subjects and contract."""
+    return (-row["differs"] - row["error"], -row["known difference"], not _lacks_should(row))
+
+
+def _lacks_should(row: dict) -> bool:
+    kept, _, tried = row["should"].partition(" of ")
+    return kept != tried
+
+
+def _is_fine(row: dict) -> bool:
+    return not (row["differs"] or row["error"] or row["known difference"] or _lacks_should(row))
+
+
+def _fine(report: list[dict], rows: list[dict], width: int) -> list[Line]:
+    """Return a line a subject for the profiles in which nothing differs."""
+    lines = []
+    for about in report[0]["subjects"]:
+        key = (about["subject"], about["device"])
+        fine = [row for row in rows if _is_fine(row) and (row["subject"], row["device"]) == key]
+        offered = [row for row in fine if row["conforms"]]
+        if fine:
+            conform = "profile conforms" if len(offered) == 1 else "profiles conform"
+            text = f"{key[0]} {key[1]}: {len(offered)} {conform}"
+            worst = max((row["worst"] for row in offered if row["worst"] != "exact"), default="")
+            text += f", worst error {worst} of the tolerance" if worst else ""
+            absent = sum(row["not offered"] for row in fine)
+            text += f"; {absent} not offered" if absent else ""
+            lines += folded(text, width, "green" if offered else "")
+    return lines
+
+
+def _counts(report: list[dict]) -> str:
+    counts, seconds = report[-1]["counts"], report[-1]["seconds"]
+    told = ", ".join(f"{counts[name]} {COLUMNS[name]}" for name in OUTCOMES if counts.get(name))
+    return f"{many(len(results(report)), 'test')} in {seconds} s: {told}"
+
+
+def _ran_on(header: dict) -> str:
+    packages: dict[str, str] = {}
+    for about in header["subjects"]:
+        packages |= about["versions"]
+    return versions({"Python": header["python"]} | packages)
+
+
+def as_data(report: list[dict]) -> dict:
+    """Return the summary as data: versions, a row for each profile, what differs."""
+    header, footer = report[0], report[-1]
     return {
         "subjects": header["subjects"],
         "python": header["python"],
         "precision": header["precision"],
-        "profiles": table(lines),
+        "profiles": table(report),
         "differences": [
             {name: r[name] for name in ("subject", "device", "clause", "case", "outcome", "took")}
-            for r in results(lines)
+            for r in results(report)
             if r["outcome"] in ("differs", "error", "known difference")
         ],
         "counts": footer["counts"],
@@ -62,31 +117,41 @@ def as_data(lines: list[dict]) -> dict:
     }
 
 
-def grouped(lines: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+def markdown(report: list[dict]) -> str:
+    """Return the summary as Markdown: a table with every row and column, and what is violated."""
+    rows = [[str(row[name]) for name in COLUMNS] for row in table(report)]
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *rows]
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    told = "\n".join(line.text for line in violations(report, 1000))
+    ends = [NOTE, _ran_on(report[0]), report[0]["precision"], _counts(report)]
+    return "\n\n".join(filter(None, [drawn, told, *ends, verdict(report, report[-1]["exit"])[0]]))
+
+
+def grouped(report: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     """Return the results by subject, device and profile, in the order of header and contract."""
     order = {name: i for i, name in enumerate(profiles())}
-    ranked = {(s["subject"], s["device"]): i for i, s in enumerate(lines[0]["subjects"])}
+    ranked = {(s["subject"], s["device"]): i for i, s in enumerate(report[0]["subjects"])}
     groups = defaultdict(list)
-    for result in results(lines):
+    for result in results(report):
         profile = clauses()[result["clause"]].profile
         groups[result["subject"], result["device"], profile].append(result)
     return {k: groups[k] for k in sorted(groups, key=lambda k: (ranked[k[:2]], order[k[2]]))}
 
 
-def table(lines: list[dict]) -> list[dict]:
+def table(report: list[dict]) -> list[dict]:
     """Return a row for each subject, device and profile."""
     return [
         dict(zip(("subject", "device", "profile"), key, strict=True)) | _row(group)
-        for key, group in grouped(lines).items()
+        for key, group in grouped(report).items()
     ]
 
 
 def _row(group: list[dict]) -> dict:
     by_id = by_clause(group)
-    should = [word for id, word in by_id.items() if clauses()[id].level == "SHOULD"]
-    tried, kept = [word for word in should if word != "not offered"], should.count("conforms")
-    outcomes = Counter(w for id, w in by_id.items() if clauses()[id].level == "MUST")
-    worst = max((r for r in group if r["used"]), key=lambda r: r["used"], default=None)
+    should = [outcome for id, outcome in by_id.items() if not is_must(id)]
+    tried, kept = [o for o in should if o != "not offered"], should.count("conforms")
+    outcomes = Counter(outcome for id, outcome in by_id.items() if is_must(id))
+    worst = max((r for r in group if r["used"]), key=itemgetter("used"), default=None)
     exact = "exact" if outcomes["conforms"] else ""
     return {name: outcomes[name] for name in OUTCOMES} | {
         "should": f"{kept} of {len(tried)}" if tried else "",
@@ -98,102 +163,29 @@ def _row(group: list[dict]) -> dict:
     }
 
 
-def differences(lines: list[dict]) -> list[str]:
-    """Return what each subject does otherwise, clause by clause, and the alternatives it took."""
-    found: dict[tuple, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for r in results(lines):
-        if r["outcome"] in ("differs", "error") and clauses()[r["clause"]].level == "MUST":
-            found[r["subject"], r["device"]][r["clause"]].append(r)
-    sentences = []
-    for (subject, device), own in found.items():
-        rows = [id for id in clauses() if id in own and for_empty_rows_alone(own[id])]
-        others = [_otherwise(id, own[id]) for id in clauses() if id in own and id not in rows]
-        told = [*others, *([f"for its empty rows alone: {', '.join(rows)}"] if rows else [])]
-        sentences.append(f"{subject} on {device} does otherwise in\n  " + "\n  ".join(told) + "\n")
-    return sentences
+def _table(rows: list[dict], width: int, wide: bool) -> list[Line]:
+    """Return a table that is no wider than the terminal, if its names are not."""
+    names = list(COLUMNS)
+    cells = {name: [COLUMNS[name], *(str(row[name]) for row in rows)] for name in names}
+    sizes = {name: max(map(len, cells[name])) + 2 for name in names}
+    if not wide:
+        names.remove("in case")
+        lacking = any(map(_lacks_should, rows))
+        for name in sorted(OPTIONAL, key=lambda name: lacking and name == "should"):
+            if sum(sizes[n] for n in names) - 2 > width:
+                names.remove(name)
+        room = width - sum(sizes[n] for n in names)
+        if len(names) == len(COLUMNS) - 1 and room >= LEAST:
+            names.append("in case")
+            cells["in case"] = [cut(cell, room) for cell in cells["in case"]]
+    left = [number for number, name in enumerate(names) if name in TEXTS]
+    grid = [list(row) for row in zip(*(cells[name] for name in names), strict=True)]
+    head, *drawn = aligned(grid, left)
+    styles = [_style(row) for row in rows]
+    return [Line(head, "bold"), *map(Line, drawn, styles), Line("")]
 
 
-def for_empty_rows_alone(own: list[dict]) -> bool:
-    """Whether a clause differs only because its cases have rows that may see nothing, too."""
-    elsewhere = clauses()[own[0]["clause"]].profile != "empty"
-    return elsewhere and all(r["took"] in EMPTY_ROWS for r in own)
-
-
-def _otherwise(clause: str, own: list[dict]) -> str:
-    ways = Counter(NAMES[r["took"]] if r["took"] else in_short(r) for r in own)
-    shown = [f"{way} ({count})" for way, count in ways.most_common(MOST)]
-    more = [f"and {len(ways) - MOST} more"] if len(ways) > MOST else []
-    return f"{clause}: {', '.join([*shown, *more])}"
-
-
-def _ran_on(header: dict) -> list[str]:
-    shown = "; ".join(
-        f"{s['subject']} on {s['device']}: {versions(s['versions']) or 'no versions told'}"
-        for s in header["subjects"]
-    )
-    return [f"{shown}; Python {header['python']}", header["precision"]]
-
-
-def _text(rows: list[list[str]]) -> str:
-    try:
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        return _markdown(rows)
-    drawn = Table(box=SIMPLE_HEAD, header_style="bold")
-    for name, title in COLUMNS.items():
-        left = name in ("subject", "device", "profile", "in case")
-        width = 50 if name == "in case" else None
-        drawn.add_column(title, no_wrap=True, justify="left" if left else "right", max_width=width)
-    for row in rows:
-        drawn.add_row(*row)
-    # a name is shown as it is, and whole: the table is as wide as it needs
-    console = Console(width=sys.maxsize, markup=False, emoji=False, highlight=False)
-    with console.capture() as capture:
-        console.print(drawn)
-    return capture.get()
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n"
-
-
-def diff(old: list[dict], new: list[dict]) -> tuple[str, bool]:
-    """Return what changed between two reports, case by case, and whether anything got worse.
-
-    Worse is a case that fell in `RANKS`, or that conformed and is not tried any more.
-    """
-    keys = ("subject", "device", "case")
-    before, after = ({tuple(r[k] for k in keys): r for r in results(x)} for x in (old, new))
-    groups: dict[str, list[str]] = defaultdict(list)
-    worse = False
-    for key in [*after, *(k for k in before if k not in after)]:
-        was, now = (x[key]["outcome"] if key in x else None for x in (before, after))
-        if was != now and {was, now} != {None, "not offered"}:
-            clause = (after.get(key) or before[key])["clause"]
-            where = f"{clause} {key[0]} on {key[1]}: {key[2]}"
-            worse |= _is_worse(was, now)
-            groups[_change(was, now)].append(f"  {where} ({was or 'absent'} -> {now or 'absent'})")
-    text = "\n".join(f"{word}: {len(groups[word])}\n" + "\n".join(groups[word]) for word in groups)
-    return text or "nothing has changed", worse
-
-
-def _change(was: str | None, now: str | None) -> str:
-    if was is None:
-        return "new"
-    if now is None:
-        return "gone"
-    if now == "conforms":
-        return "began to conform"
-    if was == "conforms":
-        return "ceased to conform"
-    return "got worse" if _is_worse(was, now) else "otherwise"
-
-
-def _is_worse(was: str | None, now: str | None) -> bool:
-    """Whether a case got worse; `diff` says when."""
-    if now not in RANKS:
-        return was == "conforms"  # nobody knows that it still does
-    return RANKS[now] < RANKS.get(was, 0)
+def _style(row: dict) -> str:
+    if row["differs"] or row["error"]:
+        return "red"
+    return "green" if _is_fine(row) else "yellow"

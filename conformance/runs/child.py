@@ -1,6 +1,5 @@
-"""The process in which the cases run, as the one that waits for it sees it."""
+"""The process in which the cases run: it is started, awaited, and started again if it dies."""
 
-import argparse
 import json
 import os
 import signal
@@ -9,34 +8,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..reports.overrun import overrun
-from ..reports.report import begun, enter, has_footer, results, trim
+from ..reports.report import (
+    FAILED,
+    INTERNAL,
+    INTERRUPTED,
+    NOTHING,
+    begun,
+    enter,
+    has_footer,
+    results,
+    trim,
+)
 
-# pytest's own statuses, by name: nothing of pytest is imported before it is known to be there
-OK, FAILED, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
-RESUME = "--internal-resume"
 DEATHS = 4  # cases that may end the process before the run is given up
 CHILD = """
 import json, sys
-sys.path[:], asked, notes, words = json.loads(sys.argv[1])
-sys.argv[1:] = asked
+sys.path[:], options, words = json.loads(sys.argv[1])
 from conformance.runs.session import main
-main(notes, words)
+main(options, words)
 """
 
 
-def follow(
-    options: argparse.Namespace, words: list[str], shared: list[str], report: Path, notes: Path
-) -> tuple[int, dict, int]:
+def follow(options: dict[str, Any], words: list[str], shared: list[str]) -> tuple[int, dict, int]:
     """Run the cases; after a case that ended its process, go on in a new one.
 
-    Return pytest's status, what the last process has told, and how many processes ended early.
+    `shared` are the words that give the first process its workers. Return pytest's status, what
+    the last process has told, and how many processes ended early.
     """
-    deaths = 0
+    report, notes, deaths = Path(options["report"]), Path(options["notes"]), 0
     with _terminated_gently() as running:
         while True:
-            status, told = _child(options.arguments, [*words, *shared], notes, running)
+            status, told = _child(options, [*words, *shared], running)
             unsure = shared and status in (FAILED, INTERNAL, NOTHING)
             broken = unsure and not has_footer(report)
             if told and not (broken or running.stopped):
@@ -47,12 +52,12 @@ def follow(
             if told:
                 print("a worker has ended: one process runs the other cases", file=sys.stderr)
             trim(report)
-            if not told and not _enter_death(report, notes, status, options.timeout):
+            if not told and not _enter_death(report, notes, status, options["case_timeout"]):
                 return INTERNAL, told, deaths
             if deaths > DEATHS:
                 print(f"a process ended {deaths} times: the run is given up", file=sys.stderr)
                 return INTERNAL, told, deaths
-            words, shared = [*(word for word in words if word != RESUME), RESUME], []
+            options, shared = options | {"resume": True}, []
 
 
 class _Running:
@@ -69,7 +74,7 @@ class _Running:
 
 @contextmanager
 def _terminated_gently() -> Iterator[_Running]:
-    """Hand a request to end on to the process that runs, and keep what it has written."""
+    """Pass a request to end on to the process that runs, and keep what it has written."""
     running = _Running()
     try:
         before = signal.signal(signal.SIGTERM, running.stop)
@@ -82,11 +87,12 @@ def _terminated_gently() -> Iterator[_Running]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _child(asked: list[str], words: list[str], notes: Path, running: _Running) -> tuple[int, dict]:
+def _child(options: dict[str, Any], words: list[str], running: _Running) -> tuple[int, dict]:
     """Run pytest in a process of its own; return its status, and what it told at its end."""
-    path = [os.path.abspath(entry) for entry in sys.path]  # who is tested may change the folder
+    notes = Path(options["notes"])
+    path = [os.path.abspath(entry) for entry in sys.path]  # the adapter may change the folder
     path += [os.getcwd()] * (os.getcwd() not in path)
-    command = [sys.executable, "-c", CHILD, json.dumps([path, asked, str(notes), words])]
+    command = [sys.executable, "-c", CHILD, json.dumps([path, options, words])]
     ended = notes / "ended.json"
     ended.unlink(missing_ok=True)
     running.process = subprocess.Popen(command, env=_environment(notes))
@@ -94,7 +100,7 @@ def _child(asked: list[str], words: list[str], notes: Path, running: _Running) -
         try:
             status = running.process.wait()
             break
-        except KeyboardInterrupt:  # the other process was interrupted too, and tells what it has
+        except KeyboardInterrupt:  # the other process was interrupted too, and reports what it has
             if running.stopped:
                 running.process.kill()
             running.stopped = True
@@ -103,15 +109,15 @@ def _child(asked: list[str], words: list[str], notes: Path, running: _Running) -
 
 
 def _environment(notes: Path) -> dict[str, str]:
-    """Return the environment of a run: this process's settings, and nobody else's pytest."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    # other plugins of this environment have options and warnings of their own
-    own["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    own.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(notes))  # else it writes to this folder
-    own.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a device
+    """Return the environment of a run: this process's own, without the settings of pytest."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # other plugins of this environment have their own options and warnings
+    kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    kept.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(notes))  # else it writes to this folder
+    kept.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a device
     if sys.flags.optimize:
-        own["PYTHONOPTIMIZE"] = str(sys.flags.optimize)
-    return own
+        kept["PYTHONOPTIMIZE"] = str(sys.flags.optimize)
+    return kept
 
 
 def _enter_death(report: Path, notes: Path, status: int, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""Where a report is written while it is not whole, and how it gets to its place."""
+"""The file of a report while its run writes it, and the move to its final place."""
 
 import argparse
 import errno
@@ -10,12 +10,12 @@ REPORT = ".conformance/report.jsonl"
 
 
 class Draft:
-    """A report while it is written: under a name of its own, until `settle` puts it in place.
+    """A report while it is written, under another name, until `settle` puts it in place.
 
-    Two runs in one folder do not meet, and a device or a pipe is written to once, at the end.
+    So two runs in one folder do not meet, and a device or a pipe is written to once, at the end.
     """
 
-    made: Path | None = None  # a folder of its own
+    made: Path | None = None  # the folder made for a report that has no other place
 
     def __init__(self, options: argparse.Namespace, notes: str):
         self.target = Path(options.report).absolute()
@@ -31,7 +31,7 @@ class Draft:
         except OSError:
             if options.report != REPORT:
                 raise
-            self.made = Path(mkdtemp(prefix="conformance-"))  # nobody has asked for a file here
+            self.made = Path(mkdtemp(prefix="conformance-"))  # no file was asked for here
             self.target, self.path = self.made / "report.jsonl", self.made / name
             options.report = str(self.target)
             self._make()
@@ -41,7 +41,7 @@ class Draft:
         self.path.open("w", encoding="utf-8").close()
 
     def settle(self) -> None:
-        """Put what was written in its place; nothing was written by a run that tested nothing."""
+        """Move the report to its place; a run that tested nothing has written none."""
         if not self.path.stat().st_size:
             self.path.unlink()
             if self.made:

@@ -1,7 +1,7 @@
-"""A time limit for each case: a process that gives no answer is ended, and says where it was.
+"""A time limit for each case: a process without an answer is ended, and says where it was.
 
-The watchdog is faulthandler's: it needs no Python code to run, so that a loop inside a library is
-ended too, on every operating system.
+The watchdog is faulthandler's. It needs no Python code to run, so it also ends a loop inside a
+library, on every operating system.
 """
 
 import faulthandler

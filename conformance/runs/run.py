@@ -1,7 +1,7 @@
 """A run: pytest in a process of its own, and a verdict that is read from the report it wrote.
 
-What is under test may end its process, hang, or move to another folder. So this process imports
-nothing of it: `child.py` waits for the other process, and the verdict is told here.
+An adapter may end its process, hang, or move to another folder. So this process never imports it:
+`child.py` starts another one and waits for it, and the verdict is told here.
 """
 
 import argparse
@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..reports.report import fails, has_footer, read
-from .child import FAILED, INTERNAL, INTERRUPTED, NOTHING, OK, USAGE, follow
+from ..reports.report import FAILED, INTERNAL, INTERRUPTED, NOTHING, OK, USAGE, CutOffError, read
+from .child import follow
 from .draft import Draft
 
 SUITE = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
-    """Run the suite, then print its table; nothing collected is an error."""
+    """Run the suite, then print its summary; a run that tests nothing is an error."""
     if lacking := _absent(NEEDED):
         print(f"the suite needs {', '.join(NEEDED)}: got no {_install(lacking)}", file=sys.stderr)
         return USAGE
@@ -61,27 +61,34 @@ def _settled(draft: Draft, report: str) -> int:
     try:
         draft.settle()
     except OSError as error:
-        where = f"{report}; what there is stands in {draft.path}"
+        where = f"{report}; the results so far are in {draft.path}"
         print(f"the report could not be written: got {error}, {where}", file=sys.stderr)
         return INTERRUPTED
     return OK
 
 
 def _judged(options: argparse.Namespace, rest: list[str], draft: Draft, notes: str) -> int:
-    """Run the cases, and return the exit status that their report and pytest stand for."""
-    words = _words(options, rest, draft.path, notes)
-    shared = _sharing(options, rest)
-    status, told, died = follow(options, words, shared, draft.path, Path(notes))
-    if status == NOTHING:
-        print("no case matches what was asked for: nothing was tested", file=sys.stderr)
+    """Run the cases, print the verdict, and return the exit status."""
+    settings = vars(options) | {"report": str(draft.path), "notes": notes}
+    words = [str(SUITE), f"-c{SUITE / 'pytest.ini'}", f"--rootdir={SUITE}", "-q"]
+    for plugin in ("xdist", "_hypothesis_pytestplugin"):
+        words += ["-p", plugin] * _is_there(plugin)
+    status, told, died = follow(settings, [*words, *rest], _sharing(options, rest))
     reported = bool(draft.path.stat().st_size)
+    if status == NOTHING:
+        print("no verdict: no case matches what was asked for", file=sys.stderr)
     if not reported and (status in (USAGE, NOTHING) or told.get("collected")):
         return status  # refused, or only collected: an older report is no verdict of this run
-    if not told or not reported or not has_footer(draft.path):
-        got = f"{options.report}, without a footer" if reported else "no result"
-        print(f"a run that was cut off has no verdict: got {got}", file=sys.stderr)
+    try:
+        report = read(draft.path) if told else []
+    except CutOffError:
+        report = []
+    if not report:
+        cut = f"{options.report}, without a footer" if reported else "no result"
+        print(f"no verdict: the run was cut off: got {cut}", file=sys.stderr)
         return status or INTERNAL
-    return _verdict(options, draft.path, told["whole"]) or status or (FAILED if died else OK)
+    status = status or (FAILED if died else OK)
+    return _told(options, report, status, told["whole"])
 
 
 def cores() -> int:
@@ -96,45 +103,34 @@ def cores() -> int:
         return allowed
 
 
-def _words(options: argparse.Namespace, rest: list[str], report: Path, notes: str) -> list[str]:
-    """Return what pytest is told."""
-    given = [str(SUITE), f"-c{SUITE / 'pytest.ini'}", f"--rootdir={SUITE}", "-q"]
-    for name in ("backend", "subject", "mutant", "profile", "clause", "case"):
-        given += [f"--{name}={value}" for value in getattr(options, name) or []]
-    given += [f"--device={options.device}", f"--report={report}", f"--internal-notes={notes}"]
-    given += ["--fuzz"] * options.fuzz + ["--smoke"] * (options.command == "smoke")
-    given += [f"--known={options.known}"] if options.known else []
-    given += [f"--case-timeout={options.timeout}"]
-    for plugin in ("xdist", "_hypothesis_pytestplugin"):
-        given += ["-p", plugin] * _is_there(plugin)
-    return [*given, *rest]
-
-
 def _sharing(options: argparse.Namespace, rest: list[str]) -> list[str]:
     """Return what makes the whole suite take all cores; a file's cases share the oracle's answers.
 
     Where a case has ended a process the rest is run by one.
     """
-    narrowed = options.clause or options.profile or options.case or options.command == "smoke"
+    narrowed = options.clause or options.profile or options.case or options.smoke
     if narrowed or rest or not _is_there("xdist"):
         return []
     return [f"-n{cores()}", "--dist=loadfile", "--max-worker-restart=0"]
 
 
-def _verdict(options: argparse.Namespace, path: Path, whole: bool) -> int:
-    """Print a whole report; return an exit status where the tests' own does not say enough."""
+def _told(options: argparse.Namespace, report: list[dict], status: int, whole: bool) -> int:
+    """Print a whole report and its verdict; return the exit status, which may be worse now."""
     from ..reports import known
     from ..reports.summary import summary
+    from ..reports.terminal import Line, columns, show
+    from ..reports.verdict import verdict
 
-    lines = read(path)
-    print(f"{summary(lines)}\nreport: {options.report}", flush=True)
-    if set(lines[-1]["counts"]) <= {"not offered"}:
-        print("nothing was tested: all that was asked for is not offered", file=sys.stderr)
-        return NOTHING
+    text, status = verdict(report, status)
     entries = known.read(options.known) if options.known and whole else []
-    if idle := known.idle(entries, lines):
-        text = "; ".join(map(str, idle))
-        rule = "a known difference matches a case of the suite that is offered"
-        print(f"{rule}: got {text} in {options.known}", file=sys.stderr)
-        return FAILED
-    return FAILED if fails(lines) else OK
+    show(summary(report, columns(), path=options.report))
+    print(f"report: {options.report}", flush=True)
+    if idle := known.idle(entries, report):
+        rule = "a known difference must match a case of the suite that is offered"
+        got = f"{'; '.join(map(str, idle))} in {options.known}"
+        print(f"{rule}: got {got}", file=sys.stderr)
+        if status == OK:
+            text, status = f"no verdict: an entry of {options.known} matches nothing", FAILED
+    text += " (smoke: the first case of each test)" if options.smoke and status == OK else ""
+    show([Line(text, "bold green" if status == OK else "bold red")])
+    return status

@@ -13,7 +13,7 @@ import numpy as np
 from conformance.mask_spec import allow
 from conformance.oracle import naive
 from conformance.reports.diagnosis import NAMES, explains
-from conformance.reports.recorded import Call
+from conformance.reports.recorded import RecordedCall
 
 from .numbers import USUAL
 
@@ -30,10 +30,10 @@ OWN_NAMES = {
     "heads": "the first axis is the heads: (H, T, S)",
     "samples": "the first axis is the samples: (B, T, S)",
     "both": "each does its part",
-    "only the mask": "the other one forgotten",
-    "only the flag": "the mask forgotten",
-    "only the bias": "the mask forgotten",
-    "neither": "both forgotten",
+    "only the mask": "the other one ignored",
+    "only the flag": "the mask ignored",
+    "only the bias": "the mask ignored",
+    "neither": "both ignored",
     "NaN": "NaN in place of an answer",
     "key 0 only": "every query sees the first key and no other",
     "finite fill": "the mean, and the scores get a gradient",
@@ -110,7 +110,7 @@ def meaning(name: str) -> str:
     """Return what an alternative's name says; every part of a name in two parts has its own.
 
     >>> meaning("bottom-right, mean")
-    'queries as the last positions; the mean over all keys where nothing may be seen'
+    'queries as the last positions; the mean over all keys in a fully masked row'
     """
     known = NAMES | OWN_NAMES
     if name in known:
@@ -124,7 +124,7 @@ def meaning(name: str) -> str:
 
 def reading(inputs: tuple[np.ndarray, ...], allowed=True, **options) -> np.ndarray:
     """Return what attention gives if a call is read so: what may be seen, and the other options."""
-    call = Call(inputs, {"mask": allow(np.ones((1, 1, 1, 1), bool))} | options)
+    call = RecordedCall(inputs, {"mask": allow(np.ones((1, 1, 1, 1), bool))} | options)
     return call.answer(np.broadcast_to(allowed, call.sizes))
 
 
