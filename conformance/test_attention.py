@@ -258,7 +258,7 @@ def test_samples_and_heads_are_independent(subject, axis):
 
     before, after, _ = _twice(subject, RAGGED, change)
     same(np.delete(after, one, axis), np.delete(before, one, axis), "the others")
-    largest = np.nanmax(abs(after[at] - before[at]))  # an empty row may be NaN: EMPTY-1's
+    largest = np.nanmax(abs(after[at] - before[at]))  # a fully masked row may be NaN: EMPTY-1's
     assert largest > 0.1, "ATT-8: nothing was changed"
 
 

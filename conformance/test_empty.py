@@ -1,4 +1,4 @@
-"""The chapter on rows that may see nothing: zero, NaN or uniform, however they were emptied."""
+"""The chapter on fully masked rows: zero, NaN or uniform, however they were emptied."""
 
 from functools import partial
 
@@ -23,11 +23,11 @@ def case_of(policy: str, mask=None) -> Case:
 
 
 def check_rows(subject, policy: str, dtype: str) -> None:
-    """Hold the empty rows to the policy, exactly, and all others to the oracle."""
+    """Hold the fully masked rows to the policy, exactly, and all others to the oracle."""
     case = case_of(policy)
     steps = check_steps(subject, case, dtype)
     empty = ~ROWS.any(-1)
-    assert 0 < empty.sum() < empty.size, "the case needs empty rows and others"
+    assert 0 < empty.sum() < empty.size, "the case needs fully masked rows and others"
     if policy == "uniform":
         one_ulp = np.spacing(np.float32(1 / 7))
         weights = steps["weights"][empty]
@@ -36,7 +36,7 @@ def check_rows(subject, policy: str, dtype: str) -> None:
         for name in {"weights", "output"} & set(steps):
             rows = steps[name][empty]
             fill = {"zero": 0.0, "nan": np.nan}[policy]
-            same(rows, np.full(rows.shape, fill), f"{name} of empty rows")
+            same(rows, np.full(rows.shape, fill), f"{name} of fully masked rows")
 
 
 @clause("EMPTY-1")
@@ -66,7 +66,7 @@ def test_an_empty_row_is_zero_whatever_its_query_holds(subject, through, fill):
     clean, empty = case_of("zero").inputs("float32"), ~ROWS.any(-1)
     query = np.where(empty[..., None], np.float32(fill), clean[0])
     got = call(query, *clean[1:], mask=allow(ROWS))
-    same(got[empty], np.zeros((empty.sum(), MAIN.D_v)), "rows that see nothing")
+    same(got[empty], np.zeros((empty.sum(), MAIN.D_v)), "fully masked rows")
     check_output(got, *clean, "all other rows", allowed=ROWS)
 
 
@@ -219,7 +219,7 @@ def check_empty_gradients(subject, dtype: str) -> None:
         if not np.isfinite(gradient.astype(np.float32)).all():
             raise Differs(f"the gradient of {name} is not finite")
     empty = ~ROWS.any(-1)
-    same(got["query"][empty], np.zeros((empty.sum(), 11)), "query gradient of empty rows")
+    same(got["query"][empty], np.zeros((empty.sum(), 11)), "query gradient of fully masked rows")
     unseen = ~ROWS.any(2)
     assert unseen.any(), "the case needs a key that nobody sees"
     for name in ("key", "value"):

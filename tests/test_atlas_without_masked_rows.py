@@ -36,7 +36,7 @@ def toy(empty: str, masks: str = "attend"):
 @pytest.mark.parametrize("name", EMPTIED)
 def test_what_is_made_of_empty_rows_is_no_matter(name, empty, masks):
     case = BY_NAME[name]
-    assert not case.allowed().any(-1).all(), "the case has no empty row"
+    assert not case.allowed().any(-1).all(), "the case has no fully masked row"
     own, fair = both(toy(empty, masks))
     with pytest.raises(Differs):
         check_steps(own, case, "float32")

@@ -29,7 +29,7 @@ def hidden_by(mask: np.ndarray, masks: str) -> np.ndarray:
 
 
 def unmasked(array: np.ndarray, empty: np.ndarray, sizes: tuple, masks: str) -> np.ndarray:
-    """Return a mask or a bias that hides nothing from the empty rows."""
+    """Return a mask or a bias that hides nothing from the fully masked rows."""
     array = np.array(np.broadcast_to(array, sizes))
     array[empty] = OPEN[masks] if array.dtype == bool else 0.0
     return array
@@ -59,7 +59,7 @@ class WithoutMaskedRows:
         return self.own.gradients(query, key, value, zeroed(grad, empty), **options)
 
     def unmask(self, query, key, options: dict, sizes: tuple | None = None) -> tuple[dict, Any]:
-        """Return the options without empty rows, and which rows these were: (B, H, T)."""
+        """Return the options without fully masked rows, and which rows these were: (B, H, T)."""
         sizes = sizes or (*query.shape[:3], key.shape[2])
         given = {name: options[name] for name in ("mask", "bias") if options.get(name) is not None}
         allowed = np.ones(sizes, bool)
@@ -89,12 +89,14 @@ class WithoutMaskedRows:
         rows = rows if first else rows.swapaxes(0, 1)
         inputs = (query, key, value, zeroed(grad, rows))
         found = dict(self.own.multihead_gradients(config, parameters, *inputs, **options))
-        if "out_proj.bias" in found:  # the last map's bias is all that an empty row's output is
+        if (
+            "out_proj.bias" in found
+        ):  # the last map's bias is all that a fully masked row's output is
             found["out_proj.bias"] = found["out_proj.bias"] + grad[rows].sum(0)
         return found
 
     def unmask_module(self, config, query, key, options: dict) -> tuple[dict, np.ndarray, bool]:
-        """Return a module's options without empty rows, the rows, and whether batch comes first.
+        """Return a module's options without masked rows, the rows, and whether batch comes first.
 
         Where there are such rows, torch's two masks become one, (B, H, T, S).
         """
