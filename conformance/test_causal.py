@@ -7,7 +7,7 @@ import pytest
 
 from .cases.arrays import normal
 from .cases.attention import LENGTHS, MAIN, SQUARE, Case
-from .cases.compare import check_steps, hold, refused
+from .cases.compare import check_output, check_steps, refused
 from .contract import clause
 from .mask_spec import causal, padding, prefix, segments, sliding_window
 from .oracle import reference
@@ -68,7 +68,7 @@ def test_one_query_against_a_cache_of_five_sees_five_keys(subject):
     require(subject, "attention")
     query, key, value = (normal(n, 3, 2, n, 11, dtype_name="float32") for n in (1, 5, 5))
     got = subject.attention(query, key, value, mask=causal(), query_offset=4)
-    hold(got, query, key, value, "output over all five keys")
+    check_output(got, query, key, value, "output over all five keys")
 
 
 @clause("CAUSE-4")
@@ -113,4 +113,4 @@ def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
     for b, part in enumerate(real):
         alone = [x[b : b + 1, :, part] for x in inputs]
         allowed = reference.allowed(causal(), (1, 2, lengths[b], lengths[b]))
-        hold(padded[b : b + 1, :, part], *alone, f"sample {b} as if alone", allowed=allowed)
+        check_output(padded[b : b + 1, :, part], *alone, f"sample {b} as if alone", allowed=allowed)

@@ -1,4 +1,4 @@
-"""The chapter on rows that may see nothing: zero, NaN or uniform, however they were emptied."""
+"""The chapter on fully masked rows: zero, NaN or uniform, however they were emptied."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import pytest
 from .cases import multihead
 from .cases.arrays import coins, normal
 from .cases.attention import LENGTHS, MAIN, SQUARE, Case, Shape
-from .cases.compare import check_gradients, check_steps, hold
+from .cases.compare import check_gradients, check_output, check_steps
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding
 from .oracle.tolerance import Differs, compare, same
@@ -23,11 +23,11 @@ def case_of(policy: str, mask=None) -> Case:
 
 
 def check_rows(subject, policy: str, dtype: str) -> None:
-    """Hold the empty rows to the policy, exactly, and all others to the oracle."""
+    """Hold the fully masked rows to the policy, exactly, and all others to the oracle."""
     case = case_of(policy)
     steps = check_steps(subject, case, dtype)
     empty = ~ROWS.any(-1)
-    assert 0 < empty.sum() < empty.size, "the case needs empty rows and others"
+    assert 0 < empty.sum() < empty.size, "the case needs fully masked rows and others"
     if policy == "uniform":
         one_ulp = np.spacing(np.float32(1 / 7))
         weights = steps["weights"][empty]
@@ -36,7 +36,7 @@ def check_rows(subject, policy: str, dtype: str) -> None:
         for name in {"weights", "output"} & set(steps):
             rows = steps[name][empty]
             fill = {"zero": 0.0, "nan": np.nan}[policy]
-            same(rows, np.full(rows.shape, fill), f"{name} of empty rows")
+            same(rows, np.full(rows.shape, fill), f"{name} of fully masked rows")
 
 
 @clause("EMPTY-1")
@@ -66,8 +66,8 @@ def test_an_empty_row_is_zero_whatever_its_query_holds(subject, through, fill):
     clean, empty = case_of("zero").inputs("float32"), ~ROWS.any(-1)
     query = np.where(empty[..., None], np.float32(fill), clean[0])
     got = call(query, *clean[1:], mask=allow(ROWS))
-    same(got[empty], np.zeros((empty.sum(), MAIN.D_v)), "rows that see nothing")
-    hold(got, *clean, "all other rows", allowed=ROWS)
+    same(got[empty], np.zeros((empty.sum(), MAIN.D_v)), "fully masked rows")
+    check_output(got, *clean, "all other rows", allowed=ROWS)
 
 
 @clause("EMPTY-2")
@@ -120,11 +120,13 @@ def test_it_does_not_matter_how_a_row_was_emptied(subject, way, policy):
     allowed = np.broadcast_to((np.arange(3) != 1)[:, None, None, None], MAIN.call)
     steps = subject.steps(*inputs, empty_rows=policy, **ways(1)[way])
     output = subject.attention(*inputs, empty_rows=policy, **ways(1)[way])
-    hold(output, *inputs, "output", allowed=allowed, empty_rows=policy)
-    hold(steps["output"], *inputs, "output of the steps", allowed=allowed, empty_rows=policy)
+    check_output(output, *inputs, "output", allowed=allowed, empty_rows=policy)
+    check_output(
+        steps["output"], *inputs, "output of the steps", allowed=allowed, empty_rows=policy
+    )
     if "blocked" in subject.capabilities:
         walked = subject.blocked(*inputs, tile=TILE, empty_rows=policy, **ways(1)[way])
-        hold(walked, *inputs, "output by tiles", allowed=allowed, empty_rows=policy)
+        check_output(walked, *inputs, "output by tiles", allowed=allowed, empty_rows=policy)
     if "weights" in steps:
         expected = {"zero": 0.0, "nan": np.nan, "uniform": np.float32(1 / 7)}[policy]
         compare(steps["weights"][1], np.full((2, 5, 7), expected), expected, "weights of the row")
@@ -217,7 +219,7 @@ def check_empty_gradients(subject, dtype: str) -> None:
         if not np.isfinite(gradient.astype(np.float32)).all():
             raise Differs(f"the gradient of {name} is not finite")
     empty = ~ROWS.any(-1)
-    same(got["query"][empty], np.zeros((empty.sum(), 11)), "query gradient of empty rows")
+    same(got["query"][empty], np.zeros((empty.sum(), 11)), "query gradient of fully masked rows")
     unseen = ~ROWS.any(2)
     assert unseen.any(), "the case needs a key that nobody sees"
     for name in ("key", "value"):
@@ -246,7 +248,7 @@ def test_a_finite_fill_is_not_a_mask(subject, fill):
     inputs = case_of("zero").inputs("float32")
     bias = np.full((5, 7), fill, np.float32)
     got = subject.attention(*inputs, bias=bias)
-    hold(got, *inputs, "output", bias=bias)
+    check_output(got, *inputs, "output", bias=bias)
     mean = inputs[2].astype(np.float64).mean(2, keepdims=True)
     # -1e9 swallows the scores (its ulp is 64), so the mean is all that is left
     compare(got, np.broadcast_to(mean, got.shape), inputs[2].mean(2, keepdims=True), "mean of V")
@@ -271,4 +273,4 @@ def test_a_hidden_column_is_not_a_nan(subject, policy):
     bias = np.where(np.arange(7) == 3, -np.inf, 0).astype(np.float32) * np.ones((5, 1), np.float32)
     got = subject.attention(query, key, value, bias=bias, empty_rows=policy)
     others = np.delete(np.arange(7), 3)
-    hold(got, query, key[:, :, others], value[:, :, others], "output without the column")
+    check_output(got, query, key[:, :, others], value[:, :, others], "output without the column")

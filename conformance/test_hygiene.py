@@ -7,7 +7,7 @@ import pytest
 
 from .cases.arrays import coins, normal
 from .cases.attention import MAIN, Case
-from .cases.compare import hold
+from .cases.compare import check_output
 from .cases.multihead import CROSS
 from .contract import clause
 from .mask_spec import causal, hide, padding
@@ -37,31 +37,31 @@ def dirty(role: str, fill: float) -> list[np.ndarray]:
     return [query, key, value]
 
 
-def check_output(subject, role: str, fill: float, way: str) -> None:
+def check_ways(subject, role: str, fill: float, way: str) -> None:
     require(subject, "attention")
     inputs = dirty(role, fill)
     for policy in ("zero", "nan") if "empty_rows" in subject.capabilities else ("zero",):
         got = subject.attention(*inputs, empty_rows=policy, **WAYS[way])
-        hold(got, *CLEAN.inputs("float32"), "output", allowed=SEEN, empty_rows=policy)
+        check_output(got, *CLEAN.inputs("float32"), "output", allowed=SEEN, empty_rows=policy)
     steps = subject.steps(*inputs, **WAYS[way])
-    hold(steps["output"], *CLEAN.inputs("float32"), "output of the steps", allowed=SEEN)
+    check_output(steps["output"], *CLEAN.inputs("float32"), "output of the steps", allowed=SEEN)
     if "blocked" in subject.capabilities:
         walked = subject.blocked(*inputs, tile=TILE, **WAYS[way])
-        hold(walked, *CLEAN.inputs("float32"), "output by tiles", allowed=SEEN)
+        check_output(walked, *CLEAN.inputs("float32"), "output by tiles", allowed=SEEN)
 
 
 @clause("CLEAN-1")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fill", GARBAGE)
 def test_a_hidden_key_may_hold_anything(subject, fill, way):
-    check_output(subject, "key", fill, way)
+    check_ways(subject, "key", fill, way)
 
 
 @clause("CLEAN-2")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fill", GARBAGE)
 def test_a_hidden_value_may_hold_anything(subject, fill, way):
-    check_output(subject, "value", fill, way)
+    check_ways(subject, "value", fill, way)
 
 
 @clause("CLEAN-3")
@@ -169,7 +169,7 @@ def test_a_bias_that_is_nan_reaches_exactly_those_who_see_it(subject, through, s
 @clause("CLEAN-5")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_huge_hidden_number_does_not_leak(subject, way):
-    check_output(subject, "both", 1e30, way)
+    check_ways(subject, "both", 1e30, way)
 
 
 @clause("CLEAN-6")

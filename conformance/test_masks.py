@@ -7,7 +7,7 @@ import pytest
 
 from .cases.arrays import coins
 from .cases.attention import LENGTHS, MAIN, MASKS
-from .cases.compare import hold
+from .cases.compare import check_output
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, segments, sliding_window
 from .oracle import reference
@@ -199,7 +199,9 @@ def test_packed_sequences_equal_the_same_sequences_alone(subject, two):
         part = np.s_[:, :, start:stop]
         seen = np.broadcast_to(np.tri(stop - start, dtype=bool), (1, 2, stop - start, stop - start))
 
-        hold(packed[part], query[part], key[part], value[part], f"{start}..{stop}", allowed=seen)
+        check_output(
+            packed[part], query[part], key[part], value[part], f"{start}..{stop}", allowed=seen
+        )
 
 
 @pytest.mark.untyped

@@ -12,8 +12,8 @@ from .contract import clause
 from .oracle.tolerance import LEDGER, check_dtype
 from .oracle.tolerance import dtype as numpy_dtype
 from .vectors import load, manifest
-from .vectors.judge import judge
-from .vectors.put import offered, put
+from .vectors.check_answer import check_answer
+from .vectors.run_vector import offered, run_vector
 
 ENTRIES = manifest()["vectors"]
 # In these, one of each chapter, float64 and float16 are looked at too.
@@ -37,10 +37,10 @@ def params(own: str) -> list:
 def check(subject, id: str, dtype: str) -> None:
     """Put a vector to a subject and judge its answer."""
     vector = offered(subject, load()[id])
-    answer = put(subject, vector, dtype)
-    taken = judge(vector, answer, dtype)
+    answer = run_vector(subject, vector, dtype)
+    taken = check_answer(vector, answer, dtype)
     if vector.refused:  # whoever refuses everything has refused nothing
-        put(subject, offered(subject, load()[vector.expect[0].answered]), dtype)
+        run_vector(subject, offered(subject, load()[vector.expect[0].answered]), dtype)
     if taken:
         LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")
     if vector.call in ("attention", "multihead") and not vector.refused:

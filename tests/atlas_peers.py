@@ -9,7 +9,7 @@ from conformance.oracle import naive
 
 
 class Toy:
-    """Attention with settings: what a mask says, what an empty row becomes, where causal starts."""
+    """Attention with settings: masks, fully masked rows, where causal starts."""
 
     name = "toy-zero"
     mask_polarity = "attend"
@@ -84,7 +84,7 @@ class Caster(Toy):
 
 
 class Mean(Toy):
-    """Gives the mean to a row that may see nothing."""
+    """Gives the mean to a fully masked row."""
 
     name, empty = "toy-mean", "mean"
 
@@ -106,7 +106,7 @@ class Hangs(Toy):
 
 
 class Layer:
-    """A multi-head attention that gives the mean to rows that may see nothing."""
+    """A multi-head attention that gives the mean to fully masked rows."""
 
     policy, mask_polarity = "uniform", "attend"
     capabilities = frozenset({"multihead", "weights", "gradients", "bias"})

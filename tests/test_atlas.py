@@ -245,14 +245,19 @@ def test_variants_are_held_against_each_other(measured):
     assert "(#do-a-mask-and-a-bias-work-together)" not in own, "they agree on it"
 
 
-def result(clause: str, outcome: str, took=None, spared=None) -> dict:
-    about = {"clause": clause, "outcome": outcome, "took": took, "spared": spared}
+def result(clause: str, outcome: str, took=None, without_masked_rows=None) -> dict:
+    about = {
+        "clause": clause,
+        "outcome": outcome,
+        "took": took,
+        "without_masked_rows": without_masked_rows,
+    }
     return about | {"case": "a[x]", "message": "", "dtype": "float32"}
 
 
 def test_what_is_owed_to_empty_rows_is_set_apart():
     mean = result("CAUSE-5", "differs", "mean", "conforms")
-    assert matrix.verdict([mean, result("CAUSE-5", "conforms")]) == "empty rows"
+    assert matrix.verdict([mean, result("CAUSE-5", "conforms")]) == "fully masked rows"
     assert matrix.verdict([result("CAUSE-5", "differs", "mean", "differs")]) == "differs"
     assert matrix.verdict([mean, result("CAUSE-5", "differs", "top-left")]) == "differs"
     assert matrix.verdict([mean, result("CAUSE-5", "error")]) == "error"
@@ -264,7 +269,7 @@ def test_what_is_owed_to_empty_rows_is_set_apart():
     assert matrix.how(named) == "top-left (1); 1 of 3 cases"
     assert matrix.how([mean]) == ""
     further = result("ATT-2", "differs", "mean", "not offered")
-    assert matrix.verdict([further]) == "empty rows"
+    assert matrix.verdict([further]) == "fully masked rows"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +326,7 @@ def test_the_suite_runs_on_a_peer_and_again_without_its_empty_rows(tmp_path, mon
     assert words["toy-mean"]["EMPTY-1"] == "differs" and words["toy-zero"]["EMPTY-1"] == (
         "conforms"
     )
-    assert words["toy-mean"]["HALF-5"] == "empty rows"
+    assert words["toy-mean"]["HALF-5"] == "fully masked rows"
     assert words["toy-zero"]["HALF-5"] == "conforms"
     cases = [result["case"] for own in found.values() for result in own["results"]]
     assert cases and not any("pair_by_pair" in case for case in cases)

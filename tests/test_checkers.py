@@ -11,7 +11,7 @@ import pytest
 from conformance import subjects
 from conformance.cases import multihead
 from conformance.cases.attention import BY_NAME, PLAIN, SQUARE, Case
-from conformance.cases.compare import check_gradients, check_steps, hold
+from conformance.cases.compare import check_gradients, check_output, check_steps
 from conformance.mask_spec import causal
 from conformance.mutants import MUTANTS, broken
 from conformance.oracle.tolerance import LEDGER, Differs
@@ -58,11 +58,11 @@ def test_hold_looks_at_what_is_seen(numpy_subject):
     case = Case("square", SQUARE, causal())
     inputs = case.inputs("float32")
     got = numpy_subject.attention(*inputs, mask=causal())
-    hold(got, *inputs, "output", allowed=case.allowed())
+    check_output(got, *inputs, "output", allowed=case.allowed())
     with pytest.raises(Differs, match=r"^output at \("):
-        hold(got, *inputs, "output")
+        check_output(got, *inputs, "output")
     with pytest.raises(Differs, match=r"^output at \("):
-        hold(got, *inputs, "output", allowed=case.allowed(), scale=1.0)
+        check_output(got, *inputs, "output", allowed=case.allowed(), scale=1.0)
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias"])

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import attn_torch
 from conformance.cases.attention import SQUARE, Case
-from conformance.cases.compare import check_gradients, hold
+from conformance.cases.compare import check_gradients, check_output
 from conformance.cases.multihead import SELF
 from conformance.mask_spec import causal, padding, sliding_window
 from conformance.oracle.reference import allowed
@@ -132,7 +132,7 @@ CASES = [
 def test_attention_by_the_kernel_is_one_graph(case):
     subject, inputs = Compiled(whole=True), case.inputs("float32")
     got = subject.attention(*inputs, **case.options("float32"))
-    hold(got, *inputs, "compiled output", allowed=case.allowed(), **case.numbers("float32"))
+    check_output(got, *inputs, "compiled output", allowed=case.allowed(), **case.numbers("float32"))
     check_gradients(subject, case)
     assert subject.backend.frame_count == 2  # with and without gradients
 

@@ -44,8 +44,8 @@ sys.modules |= dict.fromkeys(hidden)
 JUDGE = """
 from conformance.contract import clauses
 from conformance.oracle.tolerance import Differs
-from conformance.vectors import load, manifest, put
-from conformance.vectors.judge import judge
+from conformance.vectors import load, manifest, run_vector
+from conformance.vectors.check_answer import check_answer
 assert clauses()["EMPTY-2"].level == "MUST" and len(manifest()["vectors"]) == len(load())
 judged = refused = 0
 for vector in load().values():
@@ -53,10 +53,10 @@ for vector in load().values():
     if numbers and "float32" in vector.dtypes:
         assert vector.cast("float32").inputs["query"].dtype == "float32"
         right = {part.tensor: part.expected for part in vector.expect}
-        judge(vector, right, "float32")
+        check_answer(vector, right, "float32")
         judged += 1
         try:
-            judge(vector, {name: array + 1 for name, array in right.items()}, "float32")
+            check_answer(vector, {name: array + 1 for name, array in right.items()}, "float32")
         except Differs:
             refused += 1
 assert judged == refused > 20, (judged, refused)

@@ -13,7 +13,7 @@ from conformance.cases.attention import BY_NAME
 from conformance.contract import clauses
 from conformance.mutants import CHAPTERS, MUTANTS, Mutant, load, named
 from tools.mutants import gate
-from tools.mutants.judge import Result, judge, results
+from tools.mutants.verdict import Result, decide, results
 
 ROOT = Path(__file__).parents[1]
 MUST = [clause.id for clause in clauses().values() if clause.level == "MUST"]
@@ -101,22 +101,22 @@ def complaints(
     *results_: Result, mutant: Mutant | None = None, right=RIGHT, **options
 ) -> list[str]:
     options = {"all_clauses": False} | options
-    return judge([mutant or made_up()], [*right, *results_], **options).complaints
+    return decide([mutant or made_up()], [*right, *results_], **options).complaints
 
 
 def test_judge_passes_what_every_named_clause_catches():
     found = of("wrong", MASK_1="differs", ATT_1="differs", ATT_2="differs")
-    judgement = judge([made_up()], [*RIGHT, *found], all_clauses=False)
-    assert judgement.complaints == []
-    assert judgement.kills == {
+    verdict = decide([made_up()], [*RIGHT, *found], all_clauses=False)
+    assert verdict.complaints == []
+    assert verdict.kills == {
         "wrong": {id: f"message of {id.replace('-', '_')}" for id in ("MASK-1", "ATT-1", "ATT-2")}
     }
 
 
 def test_judge_keeps_kills_in_the_contracts_order():
     found = of("wrong", ATT_2="differs", MASK_1="differs", ATT_1="differs")
-    judgement = judge([made_up()], [*RIGHT, *found], all_clauses=False)
-    assert list(judgement.kills["wrong"]) == ["MASK-1", "ATT-1", "ATT-2"]
+    verdict = decide([made_up()], [*RIGHT, *found], all_clauses=False)
+    assert list(verdict.kills["wrong"]) == ["MASK-1", "ATT-1", "ATT-2"]
 
 
 def test_judge_reports_a_survivor():
@@ -198,9 +198,9 @@ def test_judge_knows_the_tests_that_catch_nothing():
     ]
     right.append(Result("numpy", "ATT-1", "three[a]", "not offered", ""))
     wrong = [Result("wrong", "ATT-1", "one[b]", "differs", "")]
-    judgement = judge([made_up(clauses=("ATT-1",))], [*right, *wrong], all_clauses=False)
-    assert judgement.tests == {("ATT-1", "one"), ("ATT-1", "two")}
-    assert judgement.idle == {("ATT-1", "two")}
+    verdict = decide([made_up(clauses=("ATT-1",))], [*right, *wrong], all_clauses=False)
+    assert verdict.tests == {("ATT-1", "one"), ("ATT-1", "two")}
+    assert verdict.idle == {("ATT-1", "two")}
 
 
 def test_results_are_read_from_a_report(tmp_path):
@@ -286,9 +286,9 @@ def test_a_mutant_that_is_secretly_right_survives(tmp_path, method, depth):
     options = [depth, "--clause=ATT-1", "--clause=MASK-4", "--clause=CLEAN-2"]
     found = secret_run(tmp_path, method, "ATT-1", "MASK-4", options=options)
     mutant = Mutant("secretly-right", "Nothing.", ("ATT-1", "MASK-4"), method, print)
-    judgement = judge([mutant], found, all_clauses=False)
-    assert judgement.kills == {"secretly-right": {}}
-    assert [text.splitlines()[0] for text in judgement.complaints] == [
+    verdict = decide([mutant], found, all_clauses=False)
+    assert verdict.kills == {"secretly-right": {}}
+    assert [text.splitlines()[0] for text in verdict.complaints] == [
         "secretly-right survives: Nothing."
     ]
     reached = {r.clause for r in found if r.subject == "secretly-right"}

@@ -1,7 +1,7 @@
 """JAX's blocked path where logits leave float32: what is allowed and overflows is not hidden.
 
 NumPy and torch look at the numbers and send such calls to the textbook formula; under jax.jit
-nobody can look, so the blocked path must know an overflow from an empty row by itself.
+nobody can look, so the blocked path must know an overflow from a fully masked row by itself.
 """
 
 import jax.numpy as jnp

@@ -273,7 +273,7 @@ def test_gradients_are_the_slopes_of_the_forward(name):
     found = reference.gradients(**arrays, grad=grad, allowed=PART, **options)
     check_slopes(objective, arrays, found, abs(grad).sum() * largest(arrays["value"]))
     if options.get("empty_rows") != "uniform":
-        assert not found["query"][1, 2, 0].any(), "the query of an empty row"
+        assert not found["query"][1, 2, 0].any(), "the query of a fully masked row"
 
 
 def test_gradients_of_a_hiding_bias_are_those_of_the_mask():

@@ -154,7 +154,7 @@ def test_nothing_imports_conftest():
             "reports may not import runs.run.run",
         ),
         (
-            "vectors/judge.py",
+            "vectors/check_answer.py",
             "from ..oracle.expected import attention",
             "vectors may not import oracle.expected.attention",
         ),

@@ -9,8 +9,8 @@ import pytest
 
 from conformance.contract import clauses
 from conformance.mask_spec import allow
-from conformance.vectors import HERE, load, verify
-from tools.vectors import exact, freeze, telling
+from conformance.vectors import HERE, check_files, load
+from tools.vectors import discrimination, exact, freeze
 from tools.vectors.cases import all_cases, make
 
 CASES = {case.id: case for case in all_cases()}
@@ -57,9 +57,9 @@ def test_alternatives_are_for_what_the_contract_leaves_open():
 
 
 def test_files_are_small_and_their_digest_is_theirs():
-    content = (HERE / verify.TENSORS).read_bytes()
-    found = json.loads((HERE / verify.MANIFEST).read_text("utf-8"))
-    assert len(content) + (HERE / verify.MANIFEST).stat().st_size < 2 * 1024 * 1024
+    content = (HERE / check_files.TENSORS).read_bytes()
+    found = json.loads((HERE / check_files.MANIFEST).read_text("utf-8"))
+    assert len(content) + (HERE / check_files.MANIFEST).stat().st_size < 2 * 1024 * 1024
     assert found["tensors"]["sha256"] == sha256(content).hexdigest()
 
 
@@ -102,13 +102,13 @@ def test_relations_that_the_clauses_name_hold_in_the_stored_bits():
 
 def test_exemptions_are_few_and_have_a_reason_of_the_list():
     reasons = {v for k, v in vars(make).items() if k.isupper() and isinstance(v, str)}
-    answered = [v for v in VECTORS.values() if v.call in telling.WEIGHTED and not v.refused]
+    answered = [v for v in VECTORS.values() if v.call in discrimination.WEIGHTED and not v.refused]
     assert len(answered) > 80
-    for name in telling.PROPERTIES:
+    for name in discrimination.PROPERTIES:
         excused = [v.id for v in answered if name in v.exempt]
         assert len(excused) <= len(answered) / 8, f"{name}: {excused}"
     for vector in VECTORS.values():
         assert set(vector.exempt.values()) <= reasons, vector.id
-        if vector.call in telling.WEIGHTED and not vector.refused:
+        if vector.call in discrimination.WEIGHTED and not vector.refused:
             assert make.NO_WEIGHTS not in vector.exempt.values(), vector.id
         assert (make.NO_ANSWER in vector.exempt.values()) == vector.refused, vector.id

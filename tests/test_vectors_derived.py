@@ -14,8 +14,8 @@ import pytest
 
 from conformance.mask_spec import allow, padding
 from conformance.oracle import reference
-from conformance.vectors import HERE, Unfit, load, manifest, verify
-from tools.vectors import compare, exact, freeze, progress, sets
+from conformance.vectors import HERE, VectorsError, check_files, load, manifest
+from tools.vectors import check_stored, exact, freeze, progress, sets
 from tools.vectors.cases import all_cases, make
 from tools.vectors.derive import complete
 
@@ -53,7 +53,7 @@ IDLE = {
 
 @pytest.mark.parametrize("name", IDLE)
 def test_idle_vector_is_refused(tmp_path, name):
-    with pytest.raises(Unfit) as error:
+    with pytest.raises(VectorsError) as error:
         freeze.write(tmp_path, [IDLE[name]])
     said = re.search(rf"ATT-1\.made_up tells nothing about {name}: got (.+)", str(error.value))
     assert said, str(error.value)
@@ -63,7 +63,7 @@ def test_idle_vector_is_refused(tmp_path, name):
 
 def test_vector_whose_values_are_all_alike_tells_nothing(tmp_path):
     parts = make.close("output")
-    with pytest.raises(Unfit) as error:
+    with pytest.raises(VectorsError) as error:
         freeze.write(tmp_path, [renamed(ONE, inputs=ONE.inputs | FLAT, expect=parts)])
     for name in ("unmasked", "transposed", "uniform", "unscaled"):
         assert f"tells nothing about {name}" in str(error.value)
@@ -71,7 +71,7 @@ def test_vector_whose_values_are_all_alike_tells_nothing(tmp_path):
 
 def test_exemption_from_what_is_there_is_refused(tmp_path):
     case = renamed(ONE, exempt={"hidden": "no", "speed": "no"})
-    with pytest.raises(Unfit) as error:
+    with pytest.raises(VectorsError) as error:
         freeze.write(tmp_path, [case])
     assert "ATT-1.made_up is exempt from hidden, and has it: got 60" in str(error.value)
     assert "ATT-1.made_up is exempt from speed, which is no property" in str(error.value)
@@ -80,20 +80,20 @@ def test_exemption_from_what_is_there_is_refused(tmp_path):
 def test_empty_region_is_refused(tmp_path):
     part = make.zero("output", np.zeros((3, 2, 5), bool))
     case = renamed(ONE, expect=(part, *ONE.expect))
-    with pytest.raises(Unfit, match="says nothing about output: its region is empty"):
+    with pytest.raises(VectorsError, match="says nothing about output: its region is empty"):
         freeze.write(tmp_path, [case])
 
 
 def test_number_that_a_dtype_cannot_hold_is_refused(tmp_path):
     query = ONE.inputs["query"].copy()
     query[0, 0, 0, 0] = 1 / 3
-    with pytest.raises(Unfit, match=r"float32 cannot hold .*0\.333.* of query"):
+    with pytest.raises(VectorsError, match=r"float32 cannot hold .*0\.333.* of query"):
         freeze.write(tmp_path, [renamed(ONE, inputs=ONE.inputs | {"query": query})])
 
 
 def test_expectation_that_no_derivation_gives_is_refused(tmp_path):
     case = renamed(ONE, expect=(make.zero("output"), *ONE.expect))
-    with pytest.raises(Unfit) as error:
+    with pytest.raises(VectorsError) as error:
         freeze.write(tmp_path, [case])
     for name in ("the loop oracle", "exact arithmetic"):
         assert f"{name} does not say what the case expects" in str(error.value)
@@ -107,8 +107,8 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert text.startswith("2 vectors of 2 clauses written: ")
     for id, vector in load(tmp_path).items():
         stored = load()[id]
-        kept = replace(stored, rivals=CASES[id].rivals)
-        assert compare.differences(kept, complete(CASES[id])) == []
+        kept = replace(stored, distractors=CASES[id].distractors)
+        assert check_stored.differences(kept, complete(CASES[id])) == []
         for mine, theirs in zip(vector.expect, stored.expect, strict=True):
             np.testing.assert_array_equal(mine.expected, theirs.expected)
 
@@ -122,7 +122,7 @@ def test_written_again_the_files_are_the_same_bytes(tmp_path):
 
 def test_numbers_of_eight_bytes_are_aligned(tmp_path):
     freeze.write(tmp_path, [CASES["MASK-12.square"], CASES["MASK-1.other_id"], ONE])
-    content = (tmp_path / verify.TENSORS).read_bytes()
+    content = (tmp_path / check_files.TENSORS).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     entries = json.loads(content[8:start]).values()
     assert any(entry["dtype"] == "BOOL" and entry["data_offsets"][1] % 8 for entry in entries)
@@ -133,9 +133,11 @@ def test_numbers_of_eight_bytes_are_aligned(tmp_path):
 
 def test_id_cannot_be_dropped_without_a_reason(tmp_path, monkeypatch):
     freeze.write(tmp_path, [ONE, GRADIENT])
-    with pytest.raises(Unfit, match=r"name a reason in RETIRED for giving up GRAD-1\.softcap"):
+    with pytest.raises(
+        VectorsError, match=r"name a reason in RETIRED for giving up GRAD-1\.softcap"
+    ):
         freeze.write(tmp_path, [ONE])
-    for module in (compare, freeze):
+    for module in (check_stored, freeze):
         monkeypatch.setattr(module, "RETIRED", {GRADIENT.id: "made up"})
     freeze.write(tmp_path, [ONE])
     assert manifest(tmp_path)["retired"] == {GRADIENT.id: "made up"}
@@ -145,7 +147,7 @@ def test_id_cannot_be_given_to_other_numbers(tmp_path):
     freeze.write(tmp_path, [ONE])
     other = replace(ONE, inputs=ONE.inputs | {"key": -ONE.inputs["key"]})
     text = r"give it a new one: ATT-1\.causal, numbers key at \(0, 0, 0, 0\)"
-    with pytest.raises(Unfit, match=text):
+    with pytest.raises(VectorsError, match=text):
         freeze.write(tmp_path, [other])
     freeze.write(tmp_path, [replace(ONE, shows="the same in other words")])
 

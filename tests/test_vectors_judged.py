@@ -11,8 +11,8 @@ from conformance.oracle.tolerance import Differs
 from conformance.subjects.protocol import NotOffered
 from conformance.test_vectors import check
 from conformance.vectors import HERE, load
-from conformance.vectors.judge import Refused, judge
-from conformance.vectors.put import offered, put
+from conformance.vectors.check_answer import Refused, check_answer
+from conformance.vectors.run_vector import offered, run_vector
 from conformance.vectors.vector import Part, Vector
 from tools.vectors.cases import make
 
@@ -67,9 +67,9 @@ JUDGED = {
 def test_judge_accepts_the_right_and_refuses_the_wrong(name):
     part, right, wrong, text = JUDGED[name]
     vector = vector_of(part)
-    judge(vector, {"output": right}, "float32")
+    check_answer(vector, {"output": right}, "float32")
     with pytest.raises(Differs, match=text) as error:
-        judge(vector, {"output": wrong}, "float32")
+        check_answer(vector, {"output": wrong}, "float32")
     assert ("expected shape" in text) == (error.value.found.get("took") == "shape")
     assert str(error.value).endswith("; it shows that y")
 
@@ -77,41 +77,41 @@ def test_judge_accepts_the_right_and_refuses_the_wrong(name):
 def test_judge_tells_place_and_numbers_as_data():
     wrong = changed(2.9)
     with pytest.raises(Differs) as caught:
-        judge(vector_of(close()), {"output": wrong}, "float32")
+        check_answer(vector_of(close()), {"output": wrong}, "float32")
     found = caught.value.found
     assert (found["got"], found["expected"]) == (wrong[found["index"]], RIGHT[found["index"]])
     assert found["error"] == abs(found["got"] - found["expected"]) > found["allowed"]
 
 
 def test_judge_takes_the_allowed_error_of_the_calls_dtype():
-    judge(vector_of(close()), {"output": changed(2.9)}, "float16")
+    check_answer(vector_of(close()), {"output": changed(2.9)}, "float16")
     with pytest.raises(Differs):
-        judge(vector_of(close()), {"output": changed(2.9)}, "float32")
+        check_answer(vector_of(close()), {"output": changed(2.9)}, "float32")
 
 
 def test_judge_reports_the_alternative_taken():
-    assert judge(vector_of(OPEN), {"output": NANS}, "float32") == ["nan"]
-    assert judge(vector_of(SIDED), {"output": 0 * RIGHT}, "float32") == ["zero"]
+    assert check_answer(vector_of(OPEN), {"output": NANS}, "float32") == ["nan"]
+    assert check_answer(vector_of(SIDED), {"output": 0 * RIGHT}, "float32") == ["zero"]
 
 
 def test_judge_wants_a_refusal_where_one_is_due_and_nowhere_else():
-    judge(vector_of(REFUSAL), Refused("heads"), "float32")
+    check_answer(vector_of(REFUSAL), Refused("heads"), "float32")
     with pytest.raises(Differs, match=r"expected a refusal \(heads divide\), got an answer"):
-        judge(vector_of(REFUSAL), {"output": RIGHT}, "float32")
+        check_answer(vector_of(REFUSAL), {"output": RIGHT}, "float32")
     with pytest.raises(Differs, match="expected an answer, got a refusal: not today"):
-        judge(vector_of(close()), Refused("not today"), "float32")
+        check_answer(vector_of(close()), Refused("not today"), "float32")
 
 
 def test_judge_wants_every_tensor_and_every_part():
     with pytest.raises(Differs, match="output: expected an array, got none"):
-        judge(vector_of(close()), {"weights": RIGHT}, "float32")
+        check_answer(vector_of(close()), {"weights": RIGHT}, "float32")
     with pytest.raises(Differs, match="expected NaN"):
-        judge(vector_of(close(), make.nan("output")), {"output": RIGHT}, "float32")
+        check_answer(vector_of(close(), make.nan("output")), {"output": RIGHT}, "float32")
 
 
 def test_judge_refuses_a_kind_that_it_does_not_know():
     with pytest.raises(ValueError, match="an expectation of the format: got almost"):
-        judge(vector_of(Part(kind="almost", tensor="output")), {"output": RIGHT}, "float32")
+        check_answer(vector_of(Part(kind="almost", tensor="output")), {"output": RIGHT}, "float32")
 
 
 # Wrong subjects: each mistake, and a vector of the clause that must refuse it
@@ -179,12 +179,12 @@ MISTAKES = [
 @pytest.mark.parametrize(("mistake", "id"), MISTAKES, ids=lambda x: getattr(x, "__name__", x))
 def test_wrong_subject_is_refused_by_the_vector_of_the_clause(monkeypatch, mistake, id):
     subject, vector = subjects.load("numpy"), VECTORS[id]
-    judge(vector, put(subject, vector, vector.dtypes[-1]), vector.dtypes[-1])
+    check_answer(vector, run_vector(subject, vector, vector.dtypes[-1]), vector.dtypes[-1])
     dtype = "float32" if "float32" in vector.dtypes else vector.dtypes[0]
     right = subject.attention
     monkeypatch.setattr(subject, "attention", lambda *x, **o: mistake(right, *x, **o))
     with pytest.raises(Differs, match=re.escape(f"vector {id}: ")):
-        judge(vector, put(subject, vector, dtype), dtype)
+        check_answer(vector, run_vector(subject, vector, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -195,8 +195,8 @@ def test_allowed_errors_of_every_dtype_suit_a_right_subject(dtype):
             continue
         try:
             with np.errstate(invalid="ignore"):  # NumPy's maximum of bfloat16 warns of a NaN
-                answer = put(subject, vector, dtype)
-            judge(vector, answer, dtype)
+                answer = run_vector(subject, vector, dtype)
+            check_answer(vector, answer, dtype)
             judged += 1
         except NotOffered:
             assert any(part.tensor.startswith("grad_") for part in vector.expect), vector.id
@@ -226,7 +226,7 @@ def test_who_has_no_weights_is_judged_by_the_output():
         dtype = "float32" if "float32" in vector.dtypes else vector.dtypes[0]
         try:
             own = offered(subject, vector)
-            judge(own, put(subject, own, dtype), dtype)
+            check_answer(own, run_vector(subject, own, dtype), dtype)
         except NotOffered:
             left[vector.id] = {part.tensor for part in vector.expect}
     about = {id for id in left if VECTORS[id].clause in ("ATT-2", "EMPTY-3", "MHA-5", "DOC-A5")}
@@ -241,7 +241,7 @@ def test_wrong_output_is_seen_without_weights(monkeypatch):
     monkeypatch.setattr(subject, "multihead", lambda *x, **o: (1.01 * right(*x, **o)[0], None))
     vector = offered(subject, VECTORS[id])
     with pytest.raises(Differs, match=f"vector {id}: output at"):
-        judge(vector, put(subject, vector, "float32"), "float32")
+        check_answer(vector, run_vector(subject, vector, "float32"), "float32")
 
 
 def test_who_offers_steps_alone_has_weights_to_show():
@@ -281,4 +281,4 @@ def test_error_that_is_no_refusal_is_not_taken_for_one(monkeypatch):
 
     monkeypatch.setattr(subject, "attention", crash)
     with pytest.raises(ZeroDivisionError):
-        put(subject, vector, "float32")
+        run_vector(subject, vector, "float32")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator, SchemaError
 
-from conformance.vectors import HERE, Unfit, load, tensors, verify
+from conformance.vectors import HERE, VectorsError, check_files, load, tensors
 from conformance.vectors.vector import Part
 from tools.vectors import freeze
 from tools.vectors.cases import all_cases
@@ -43,26 +43,28 @@ def check(folder: Path, *ids: str) -> str:
 
 def edit(folder: Path, change) -> None:
     """Change the manifest: the function gets it, and the entries by their ids."""
-    found = json.loads((folder / verify.MANIFEST).read_text("utf-8"))
+    found = json.loads((folder / check_files.MANIFEST).read_text("utf-8"))
     change(found, {entry["id"]: entry for entry in found["vectors"]})
-    (folder / verify.MANIFEST).write_text(json.dumps(found), "utf-8")
+    (folder / check_files.MANIFEST).write_text(json.dumps(found), "utf-8")
 
 
 def spoil(folder: Path, name: str, change) -> None:
     """Change a tensor of the file, and let the manifest have the new digest."""
-    arrays, _ = tensors.read(folder / verify.TENSORS)
+    arrays, _ = tensors.read(folder / check_files.TENSORS)
     arrays[name] = arrays[name].copy()
     change(arrays[name])
-    tensors.write(folder / verify.TENSORS, arrays)
-    digest = sha256((folder / verify.TENSORS).read_bytes()).hexdigest()
+    tensors.write(folder / check_files.TENSORS, arrays)
+    digest = sha256((folder / check_files.TENSORS).read_bytes()).hexdigest()
     edit(folder, lambda found, _: found["tensors"].update(sha256=digest))
 
 
 def test_changed_byte_is_refused(folder):
-    content = bytearray((folder / verify.TENSORS).read_bytes())
+    content = bytearray((folder / check_files.TENSORS).read_bytes())
     content[-1] ^= 1
-    (folder / verify.TENSORS).write_bytes(content)
-    with pytest.raises(Unfit, match=r"the manifest's SHA-256 is [0-9a-f]{64}, the file's is"):
+    (folder / check_files.TENSORS).write_bytes(content)
+    with pytest.raises(
+        VectorsError, match=r"the manifest's SHA-256 is [0-9a-f]{64}, the file's is"
+    ):
         load(folder)
     assert "the manifest's SHA-256 is" in check(folder)
 
@@ -84,9 +86,9 @@ def both(folder: Path) -> list[Part]:
 
 @pytest.mark.parametrize("size", [3, 100, 5000])
 def test_file_cut_short_is_refused(folder, size):
-    content = (folder / verify.TENSORS).read_bytes()
-    (folder / verify.TENSORS).write_bytes(content[:size])
-    with pytest.raises(Unfit, match="the manifest's SHA-256 is"):
+    content = (folder / check_files.TENSORS).read_bytes()
+    (folder / check_files.TENSORS).write_bytes(content[:size])
+    with pytest.raises(VectorsError, match="the manifest's SHA-256 is"):
         load(folder)
     assert check(folder).endswith("cannot be read")
 
@@ -120,7 +122,7 @@ def drop_last(found, by_id):
 
 
 def test_schema_is_one():
-    schema = json.loads((HERE / verify.SCHEMA).read_text("utf-8"))
+    schema = json.loads((HERE / check_files.SCHEMA).read_text("utf-8"))
     Draft202012Validator.check_schema(schema)
     with pytest.raises(SchemaError):
         Draft202012Validator.check_schema(schema | {"type": "dict"})
@@ -151,7 +153,7 @@ UNFIT = {
 def test_tampered_manifest_is_refused(folder, name):
     change, text = UNFIT[name]
     edit(folder, change)
-    with pytest.raises(Unfit, match=text):
+    with pytest.raises(VectorsError, match=text):
         load(folder)
     assert check(folder), "the check does not mind"
 

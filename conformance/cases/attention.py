@@ -103,13 +103,11 @@ class Case:
     def allowed(self) -> np.ndarray:
         return reference.allowed(self.mask, self.shape.call, self.query_offset)
 
-    @cache  # noqa: B019
     def expected(self, dtype_name: str) -> tuple[dict, dict]:
         """Return the oracle's steps and the naive formula's."""
         inputs, options = self.inputs(dtype_name), self.numbers(dtype_name)
         return expected.attention(*inputs, allowed=self.allowed(), **options)
 
-    @cache  # noqa: B019
     def expected_gradients(self, dtype_name: str) -> tuple[dict, dict]:
         """Return the oracle's gradients and the naive formula's."""
         inputs, options = self.inputs(dtype_name), self.numbers(dtype_name)

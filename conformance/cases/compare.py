@@ -10,7 +10,7 @@ from ..subjects.protocol import NotOffered, Subject, require
 from .attention import Case
 
 
-def hold(got, query, key, value, what: str, *, allowed=None, **numbers) -> None:
+def check_output(got, query, key, value, what: str, *, allowed=None, **numbers) -> None:
     """Hold an output against the oracle's for these very inputs."""
     if allowed is None:
         allowed = np.ones((*query.shape[:3], key.shape[2]), bool)

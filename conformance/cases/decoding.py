@@ -1,7 +1,6 @@
 """Tokens that come one after the other: a model that decodes them, and what it should give."""
 
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
@@ -129,7 +128,6 @@ class Stream:
             masks = ModelCase(self.kind, self.changes).masks(inputs, **names)
         return layers(self.kind, parameters, self.config, inputs, masks)
 
-    @cache  # noqa: B019 - streams are constants
     def whole(self, dtype_name: str = "float32") -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs of all the tokens in one causal pass."""
         return self.one_pass(self.tokens(dtype_name))

@@ -1,7 +1,6 @@
 """Calls of multi-head attention: configuration, parameters and inputs, and their expectation."""
 
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
@@ -49,23 +48,14 @@ class MultiHeadCase:
     def grad(self, dtype_name: str = "float32") -> np.ndarray:
         return normal(self.seed + 3, 3, 5, self.config["embed_dim"], dtype_name=dtype_name)
 
-    @cache  # noqa: B019 - calls are constants
-    def _expected(self, allowed: bytes, empty_rows: str, dtype_name: str, bias: bytes | None):
-        query, key, value = self.inputs(dtype_name)
-        sizes = (3, self.heads[0], 5, key.shape[1])
-        options = {"allowed": np.frombuffer(allowed, bool).reshape(sizes), "empty_rows": empty_rows}
-        if bias is not None:
-            options["bias"] = np.frombuffer(bias, np.float32).reshape(sizes)
-        arguments = (self.parameters(dtype_name), *self.heads, query, key, value)
-        return expected.multihead(*arguments, **options)
-
     def expected(self, allowed, *, empty_rows="zero", dtype_name="float32", bias=None):
-        """Return output and weights, exact and naive, for what is seen: bool (B, H, T, S)."""
-        allowed = np.ascontiguousarray(allowed).tobytes()
+        """Return output and weights, exact and naive; `allowed` is bool (B, H, T, S)."""
+        options = {"allowed": allowed, "empty_rows": empty_rows}
         if bias is not None:
             sizes = (3, self.heads[0], 5, self.S or 5)
-            bias = np.ascontiguousarray(np.broadcast_to(bias, sizes), np.float32).tobytes()
-        return self._expected(allowed, empty_rows, dtype_name, bias)
+            options["bias"] = np.broadcast_to(np.asarray(bias, np.float32), sizes)
+        arguments = (self.parameters(dtype_name), *self.heads, *self.inputs(dtype_name))
+        return expected.multihead(*arguments, **options)
 
     def check(
         self, subject: Subject, options: dict, allowed, *, empty_rows="zero", bias=None,

@@ -155,7 +155,7 @@ def test_each_mask_goes_where_the_table_says(subject, parameters, place):
 
 
 def attend(subject, S=10, D_v=16, **options):
-    """Return the output for five samples of ten queries, empty rows as NaN."""
+    """Return the output for five samples of ten queries, fully masked rows as NaN."""
     require(subject, "attention")
     shapes = ((N, 2, 10, 16), (N, 2, S, 16), (N, 2, S, D_v))
     arrays = (normal(i, *shape).astype(np.float32) for i, shape in enumerate(shapes))

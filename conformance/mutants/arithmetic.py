@@ -1,6 +1,6 @@
 """What mistakes in attention compute with, so that nothing but the mistake is wrong.
 
-Where a mistake makes the weights or the output again, a row that may see nothing stays as it was,
+Where a mistake makes the weights or the output again, a fully masked row stays as it was,
 and a weight of 0 hides what it stands for, whatever that is.
 """
 

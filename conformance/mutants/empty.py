@@ -1,4 +1,4 @@
-"""Mistakes with rows that may see nothing, and with what hidden positions may hold."""
+"""Mistakes with fully masked rows, and with what hidden positions may hold."""
 
 import numpy as np
 
@@ -10,19 +10,19 @@ from .mutant import breaks
 
 @breaks("steps", "EMPTY-1", "EMPTY-2", "EMPTY-4", "DOC-A12")
 def empty_row_mean(right, *inputs, **options):
-    """An empty row is the mean of all values, whatever was asked for."""
+    """A fully masked row is the mean of all values, whatever was asked for."""
     return right(*inputs, **options | {"empty_rows": "uniform"})
 
 
 @breaks("steps", "EMPTY-2", "EMPTY-3", "EMPTY-4", "DOC-A12")
 def empty_row_zero(right, *inputs, **options):
-    """An empty row is 0, whatever was asked for."""
+    """A fully masked row is 0, whatever was asked for."""
     return right(*inputs, **options | {"empty_rows": "zero"})
 
 
 @breaks("steps", "EMPTY-1", "EMPTY-3", "EMPTY-4", "EMPTY-7")
 def empty_row_nan(right, *inputs, **options):
-    """An empty row is NaN, whatever was asked for."""
+    """A fully masked row is NaN, whatever was asked for."""
     return right(*inputs, **options | {"empty_rows": "nan"})
 
 
@@ -38,14 +38,14 @@ def empty_row_unmasked(right, *inputs, mask=None, query_offset=None, **options):
 
 @breaks("steps", "EMPTY-1")
 def empty_query_shows(right, *inputs, **options):
-    """NaN in the query of an empty row reaches its output, which should be 0."""
+    """NaN in the query of a fully masked row reaches its output, which should be 0."""
     steps = right(*inputs, **options)
     return steps | {"output": steps["output"] + 0 * inputs[0].sum(-1, keepdims=True)}
 
 
 @breaks("steps", "EMPTY-2", "DOC-A12")
 def nan_spreads(right, *inputs, **options):
-    """One empty row makes its whole sample NaN."""
+    """One fully masked row makes its whole sample NaN."""
     steps = right(*inputs, **options)
     rows = np.isneginf(steps["masked_scores"]).all(-1, keepdims=True)
     if options.get("empty_rows") != "nan":
@@ -56,7 +56,7 @@ def nan_spreads(right, *inputs, **options):
 
 @breaks("steps", "EMPTY-3")
 def uniform_over_one_less(right, *inputs, **options):
-    """The mean of an empty row is divided by S - 1."""
+    """The mean of a fully masked row is divided by S - 1."""
     steps = right(*inputs, **options)
     keys = inputs[1].shape[2]
     if options.get("empty_rows") != "uniform" or keys < 2:

@@ -55,7 +55,7 @@ def fast_gradients_apart(right, *call, through="attention", **options):
 
 @breaks("gradients", "EMPTY-6", "EMPTY-7", base="torch")
 def empty_row_gradient_nan(right, *call, **options):
-    """The gradient of an empty row is NaN, as it is where NaN is cleaned after the softmax."""
+    """The gradient of a fully masked row is NaN, as where NaN is cleaned after the softmax."""
     found = right(*call, **options)
     rows = ~allowed_by(options.get("mask"), call, options.get("query_offset")).any(
         -1, keepdims=True
@@ -65,7 +65,7 @@ def empty_row_gradient_nan(right, *call, **options):
 
 @breaks("gradients", "EMPTY-6", base="torch")
 def empty_row_gradient_leaks(right, query, key, value, grad, **options):
-    """An empty row sends its gradient on to all values, as if it had seen them alike."""
+    """A fully masked row sends its gradient on to all values, as if it had seen them alike."""
     found = right(query, key, value, grad, **options)
     allowed = allowed_by(options.get("mask"), (query, key), options.get("query_offset"))
     rows = ~allowed.any(-1, keepdims=True)

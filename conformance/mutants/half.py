@@ -68,7 +68,7 @@ def dtypes_mixed(right, *inputs, **options):
 
 @breaks("steps", "EMPTY-7")
 def empty_rows_in_16_bits(right, *inputs, **options):
-    """In 16 bits an empty row is NaN whatever was asked for."""
+    """In 16 bits a fully masked row is NaN whatever was asked for."""
     if inputs[0].dtype in (numpy_dtype("float16"), numpy_dtype("bfloat16")):
         options = options | {"empty_rows": "nan"}
     return right(*inputs, **options)

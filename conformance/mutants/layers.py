@@ -121,7 +121,7 @@ def layer_empty_row_nan(right, kind, config, *call, **options):
 
 @breaks("layer", "DOC-A12", "LAYER-2")
 def layer_empty_row_zero(right, kind, config, *call, **options):
-    """A layer's empty rows attend to nothing, whatever was asked for."""
+    """A layer's fully masked rows attend to nothing, whatever was asked for."""
     return right(kind, config | {"empty_rows": "zero"}, *call, **options)
 
 

@@ -141,7 +141,7 @@ def padded_queries_zeroed(right, config, *call, key_padding_mask=None, **options
 
 @breaks("multihead", "EMPTY-4")
 def training_empties_otherwise(right, config, *call, training=False, **options):
-    """In training another path runs, on which an empty row is 0 whatever was asked for."""
+    """In training another path runs, on which a fully masked row is 0 whatever was asked for."""
     config = config | {"empty_rows": "zero"} if training else config
     return right(config, *call, training=training, **options)
 

@@ -118,7 +118,7 @@ def gradients(
     for b, h, t in product(range(B), range(H), range(T)):
         weights = steps["weights"][b, h, t]
         if np.isneginf(steps["masked_scores"][b, h, t]).all():
-            continue  # the weights of an empty row are constants
+            continue  # the weights of a fully masked row are constants
         d_weights = [
             math.fsum(float(grad[b, h, t, d] * value[b, h // group, s, d]) for d in range(D_v))
             for s in range(S)

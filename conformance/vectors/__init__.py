@@ -5,14 +5,14 @@ from functools import cache
 from pathlib import Path
 
 from . import tensors
+from .check_files import MANIFEST, TENSORS, faults
 from .exchange import vector_from_json
 from .vector import Vector
-from .verify import MANIFEST, TENSORS, faults
 
 HERE = Path(__file__).parent
 
 
-class Unfit(ValueError):
+class VectorsError(ValueError):
     """Frozen vectors that are not what they must be; the text says which, and why."""
 
 
@@ -22,7 +22,7 @@ def manifest(folder: Path = HERE) -> dict:
 
 
 def load(folder: Path = HERE) -> dict[str, Vector]:
-    """Return every vector by its id. Raises `Unfit` where the files are not what they must be."""
+    """Return every vector by its id. Raises VectorsError where the files are invalid."""
     return _load(Path(folder))
 
 
@@ -31,6 +31,6 @@ def _load(folder: Path) -> dict[str, Vector]:
     found = manifest(folder)
     wrong = list(faults(found, folder))
     if wrong:
-        raise Unfit("\n".join(wrong))
+        raise VectorsError("\n".join(wrong))
     arrays, _ = tensors.read(folder / TENSORS)
     return {entry["id"]: vector_from_json(entry, arrays) for entry in found["vectors"]}

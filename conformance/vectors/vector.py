@@ -53,7 +53,7 @@ class Vector:
     empty_rows: str = "zero"
     dtypes: tuple[str, ...] = DTYPES
     mixed: dict[str, str] = field(default_factory=dict)  # inputs of another dtype than the call's
-    rivals: tuple[str, ...] = ()  # wrong answers of the clause's own that the vector refuses
+    distractors: tuple[str, ...] = ()  # wrong answers of the clause's own that the vector refuses
     telling: dict[str, float] = field(default_factory=dict)
     exempt: dict[str, str] = field(default_factory=dict)
 

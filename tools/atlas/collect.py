@@ -33,7 +33,7 @@ AT_ONCE = 2
 PROFILES = (
     "attention", "empty", "hygiene", "causal", "gradients", "half", "multihead", "cache",
 )  # fmt: skip
-SPARED = "tools.atlas.spared:"
+WITHOUT_MASKED_ROWS = "tools.atlas.without_masked_rows:"
 AGREEMENT = Path(conformance.__file__).with_name("test_agreement.py")
 SLIM = ("clause", "case", "outcome", "took", "message", "dtype")
 SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
@@ -113,7 +113,8 @@ def answers(entry: Entry, folder: Path) -> dict:
 def contract(entries: list[Entry], folder: Path) -> dict[str, dict]:
     """Return the contract run's results by peer, or why there are none.
 
-    What differs is run again on peers that are spared their empty rows: `spared` is that outcome.
+    A case that differs is run again on the peers without fully masked rows; its outcome there is
+    `without_masked_rows`.
     """
     out = folder / f"{entries[0].name}.report.jsonl"
     chosen = [f"--profile={profile}" for profile in PROFILES]
@@ -122,15 +123,17 @@ def contract(entries: list[Entry], folder: Path) -> dict[str, dict]:
         return {entry.name: {"results": [], "failed": failed} for entry in entries}
     wrong = {r["clause"] for r in found if r["outcome"] in WRONG}
     again = [f"--clause={id}" for id in sorted(wrong) if clauses()[id].profile != "empty"]
-    spared: list[dict] = []
+    without_masked_rows: list[dict] = []
     if again:
-        spared, failed = suite(entries, SPARED, again, out.with_suffix(".spared.jsonl"))
-    outcomes = {(r["subject"], r["case"]): r["outcome"] for r in spared}
+        without_masked_rows, failed = suite(
+            entries, WITHOUT_MASKED_ROWS, again, out.with_suffix(".unmasked.jsonl")
+        )
+    outcomes = {(r["subject"], r["case"]): r["outcome"] for r in without_masked_rows}
     rows: dict[str, list[dict]] = {entry.name: [] for entry in entries}
     for result in found:
         row = {name: result[name] for name in SLIM}
         if result["outcome"] in WRONG:
-            row["spared"] = outcomes.get((result["subject"], result["case"]))
+            row["without_masked_rows"] = outcomes.get((result["subject"], result["case"]))
         rows[result["subject"]].append(row)
     return {name: {"results": own, "failed": failed} for name, own in rows.items()}
 

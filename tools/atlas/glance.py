@@ -10,7 +10,7 @@ GLANCE = {
     "true": "True is",
     "float-inf": "0 / -inf mask",
     "rank-2": "(B, S), B = T",
-    "empty": "empty row",
+    "empty": "fully masked row",
     "gradient-others": "others' gradients",
     "causal-one-query": "causal, T = 1",
     "mask-and-causal": "mask and causal",
@@ -18,7 +18,7 @@ GLANCE = {
 }
 STANDS_OUT = [
     ("nan-value", "poisoned", "let NaN in a hidden value reach the output"),
-    ("empty", "zero", "give 0 for a row that may see nothing"),
+    ("empty", "zero", "give 0 for a fully masked row"),
     ("empty", "mean", "give it the mean of all values, hidden ones too"),
     ("empty", "nan", "give it NaN"),
     ("gradient-others", "nan", "let such a row spoil the gradients of the others"),

@@ -1,4 +1,4 @@
-"""The contract run as a table: clause by peer, with what is owed to empty rows alone set apart."""
+"""The contract run as a table: clause by peer, failures by fully masked rows set apart."""
 
 from collections import Counter, defaultdict
 
@@ -9,32 +9,32 @@ WRONG = ("differs", "error")
 SYMBOLS = {
     "conforms": "●",
     "differs": "○",
-    "empty rows": "◐",
+    "fully masked rows": "◐",
     "error": "✕",
     "not offered": "·",
 }
 LEGEND = {
     "conforms": "conforms in every case that it offers",
     "differs": "gives another answer in some case",
-    "empty rows": "conforms but for rows that may see nothing, which are EMPTY-1's matter",
+    "fully masked rows": "conforms but for fully masked rows, which are EMPTY-1's matter",
     "error": "raises where an answer is due",
     "not offered": "not offered",
 }
 
 
 def owed_to_empty_rows(result: dict) -> bool:
-    """Whether a case of another chapter passes once the peer is spared its empty rows.
+    """Whether a case of another chapter passes on the peer without fully masked rows.
 
     Or comes so far that the peer offers no more of it.
     """
     elsewhere = clauses()[result["clause"]].profile != "empty"
-    return elsewhere and result.get("spared") in ("conforms", "not offered")
+    return elsewhere and result.get("without_masked_rows") in ("conforms", "not offered")
 
 
 def verdict(results: list[dict]) -> str:
     """Return one word for the results of one clause: the worst, refusals after differences."""
-    outcomes = {"empty rows" if owed_to_empty_rows(r) else r["outcome"] for r in results}
-    order = ("differs", "error", "empty rows", "conforms")
+    outcomes = {"fully masked rows" if owed_to_empty_rows(r) else r["outcome"] for r in results}
+    order = ("differs", "error", "fully masked rows", "conforms")
     return next((word for word in order if word in outcomes), "not offered")
 
 
@@ -65,7 +65,7 @@ def shown_profiles(found: dict[str, dict[str, str]]) -> dict[str, list[str]]:
 def how(results: list[dict]) -> str:
     """Return how a clause is not kept: the alternatives taken, refusals, and how often.
 
-    Nothing is said of what is owed to empty rows alone.
+    Nothing is said of what is owed to fully masked rows alone.
     """
     wrong = [r for r in results if r["outcome"] in WRONG and not owed_to_empty_rows(r)]
     if not wrong:

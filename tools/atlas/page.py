@@ -162,7 +162,7 @@ def folded(title: str, text: str) -> str:
 
 
 EMPTY_ROW = (
-    "The mean over all keys, which is what some give to a row that may see nothing, is 37. Masks "
+    "The mean over all keys, which is what some give to a fully masked row, is 37. Masks "
     "are drawn a row a query, ■ for True. A question asks for the contract's answer too; it is "
     '"refused" where several readings are in use, so that a library that answers has taken one.'
 )

@@ -129,7 +129,7 @@ def reading(inputs: tuple[np.ndarray, ...], allowed=True, **options) -> np.ndarr
 
 
 def policies(inputs: tuple[np.ndarray, ...], allowed, before: str = "") -> Answers:
-    """Return the four answers to a row that may see nothing, under their names."""
+    """Return the four answers to a fully masked row, under their names."""
     empty = ~np.asarray(allowed).any(-1, keepdims=True)
     named = {"zero": "zero", "mean": "uniform", "nan": "nan"}
     found = [(n, reading(inputs, allowed, empty_rows=policy)) for n, policy in named.items()]
@@ -138,7 +138,7 @@ def policies(inputs: tuple[np.ndarray, ...], allowed, before: str = "") -> Answe
 
 
 def gradients(inputs: tuple[np.ndarray, ...], grad: np.ndarray, allowed) -> Answers:
-    """Return the gradients of query, key and value, as a row that may see nothing shapes them.
+    """Return the gradients of query, key and value, as a fully masked row shapes them.
 
     A NaN may reach some of the three and not the others; every such answer is "nan".
     """

@@ -18,8 +18,8 @@ from conformance import subjects
 from conformance.contract import clauses
 from conformance.mutants import MUTANTS, Mutant, named
 
-from .judge import Judgement, Result, judge, results
 from .page import write
+from .verdict import GateVerdict, Result, decide, results
 
 # Two halves that take about as long as each other, each a process; torch is in the first alone.
 SHARDS = {
@@ -31,7 +31,7 @@ CHILD = "import sys; sys.path[:] = {path!r}; from {package}.shard import main; s
 REPORTS = ("right.jsonl", "wrong.jsonl", "both.jsonl")  # those that a shard may write
 
 
-class Broken(Exception):
+class SuiteBrokenError(Exception):
     """The suite broke down, so that there is nothing to judge."""
 
 
@@ -61,17 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         started = time.monotonic()
         found = run(mutants, options.folder, options.quick)
-    except (Broken, OSError, ValueError) as error:
+    except (SuiteBrokenError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    judgement = judge(mutants, found, all_clauses=not options.names)
+    verdict = decide(mutants, found, all_clauses=not options.names)
     seconds = time.monotonic() - started
     depth = "some" if options.names else "quick" if options.quick else "whole"
-    print(summary(mutants, judgement, seconds, depth))
-    if judgement.complaints:
+    print(summary(mutants, verdict, seconds, depth))
+    if verdict.complaints:
         return 1
     if options.page:
-        write(options.page, mutants, judgement)
+        write(options.page, mutants, verdict)
     return 0
 
 
@@ -80,7 +80,9 @@ def run(mutants: list[Mutant], folder: Path, quick: bool = False) -> list[Result
     bases = dict.fromkeys(mutant.base for mutant in mutants)
     lacking = {base: subjects.missing(base) for base in bases}
     if wanted := [f"{base} lacks {', '.join(names)}" for base, names in lacking.items() if names]:
-        raise Broken(f"what a mutant is made of must be installed: got {'; '.join(wanted)}")
+        raise SuiteBrokenError(
+            f"what a mutant is made of must be installed: got {'; '.join(wanted)}"
+        )
     shards: dict[str, list[str]] = {}
     for shard, chapters in SHARDS.items():
         if names := [mutant.name for mutant in mutants if mutant.chapter in chapters]:
@@ -114,7 +116,10 @@ PHASES = {"Rights": "right subjects", "Wrongs": "mutants", "Quick": "mutants"}
 
 
 def follow(running: dict[str, subprocess.Popen], folders: dict[str, Path]) -> None:
-    """Show how far the shards are until all have ended. Raises `Broken` where one breaks down."""
+    """Show how far the shards are until all have ended.
+
+    Raises `SuiteBrokenError` where one breaks down.
+    """
     bars = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -134,11 +139,11 @@ def follow(running: dict[str, subprocess.Popen], folders: dict[str, Path]) -> No
 
 
 def ended_well(running: dict[str, subprocess.Popen], folders: dict[str, Path]) -> set[str]:
-    """Return the shards that have ended. Raises `Broken` where one ended badly."""
+    """Return the shards that have ended. Raises `SuiteBrokenError` where one ended badly."""
     for shard, process in running.items():
         if process.poll():
             log = (folders[shard] / "log.txt").read_text("utf-8", "replace")
-            raise Broken(f"the suite broke down ({process.returncode}):\n{log[-3000:]}")
+            raise SuiteBrokenError(f"the suite broke down ({process.returncode}):\n{log[-3000:]}")
     return {shard for shard, process in running.items() if process.returncode == 0}
 
 
@@ -151,25 +156,23 @@ def progress_of(folder: Path) -> tuple[str, int, int] | None:
     return phase, int(done), int(total)
 
 
-def summary(mutants: list[Mutant], judgement: Judgement, seconds: float, depth: str) -> str:
+def summary(mutants: list[Mutant], verdict: GateVerdict, seconds: float, depth: str) -> str:
     """Return the complaints, if any, and how it went; `depth` is "whole", "quick" or "some"."""
-    lines = [f"{complaint}\n" for complaint in judgement.complaints]
+    lines = [f"{complaint}\n" for complaint in verdict.complaints]
     if depth == "some":
-        kills = judgement.kills.items()
+        kills = verdict.kills.items()
         lines += [f"{name} is caught by {', '.join(caught) or 'nothing'}" for name, caught in kills]
     if depth == "whole":  # to be known, and no failure: a new test may come before its mutant
-        lines += [
-            f"{test} of {clause} catches no mutant" for clause, test in sorted(judgement.idle)
-        ]
-        busy = len(judgement.tests) - len(judgement.idle)
-        lines.append(f"{busy} of {len(judgement.tests)} tests of the suite catch a mutant")
+        lines += [f"{test} of {clause} catches no mutant" for clause, test in sorted(verdict.idle)]
+        busy = len(verdict.tests) - len(verdict.idle)
+        lines.append(f"{busy} of {len(verdict.tests)} tests of the suite catch a mutant")
     if depth != "some":
         must = [clause.id for clause in clauses().values() if clause.level == "MUST"]
-        busy = sum(id in judgement.catches() for id in must)
+        busy = sum(id in verdict.catches() for id in must)
         lines.append(f"{busy} of {len(must)} MUST clauses catch a mutant")
-    caught = sum(set(m.clauses) <= judgement.kills[m.name].keys() for m in mutants)
+    caught = sum(set(m.clauses) <= verdict.kills[m.name].keys() for m in mutants)
     counted = f"{caught} of {len(mutants)} mutants are caught by every clause that they name"
-    return "\n".join([*lines, f"{counted}; {judgement.cases} cases, {seconds:.0f} s"])
+    return "\n".join([*lines, f"{counted}; {verdict.cases} cases, {seconds:.0f} s"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from conformance.contract import clauses, profiles
 from conformance.mutants import CHAPTERS, Mutant
 
-from .judge import Judgement
+from .verdict import GateVerdict
 
 INTRODUCTION = """# The kill matrix
 
@@ -32,15 +32,15 @@ catch at least one. {cases} cases were run.
 """
 
 
-def write(path: Path, mutants: list[Mutant], judgement: Judgement) -> None:
+def write(path: Path, mutants: list[Mutant], verdict: GateVerdict) -> None:
     """Write the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(mutants, judgement), "utf-8")
+    path.write_text(page(mutants, verdict), "utf-8")
 
 
-def page(mutants: list[Mutant], judgement: Judgement) -> str:
+def page(mutants: list[Mutant], verdict: GateVerdict) -> str:
     """Return a page in Markdown: a table of mutants a chapter, and what each clause catches."""
-    catches = judgement.catches()
+    catches = verdict.catches()
     must = [clause.id for clause in clauses().values() if clause.level == "MUST"]
     bases = dict.fromkeys(mutant.base for mutant in mutants)
     head = INTRODUCTION.format(
@@ -51,21 +51,21 @@ def page(mutants: list[Mutant], judgement: Judgement) -> str:
         kills=catches.total(),
         busy=sum(id in catches for id in must),
         must=len(must),
-        busy_tests=len(judgement.tests) - len(judgement.idle),
-        tests=len(judgement.tests),
-        cases=f"{judgement.cases:,}",
+        busy_tests=len(verdict.tests) - len(verdict.idle),
+        tests=len(verdict.tests),
+        cases=f"{verdict.cases:,}",
     )
     lines = [head.strip()]
     for chapter, title in CHAPTERS.items():
         own = [mutant for mutant in mutants if mutant.chapter == chapter]
         lines += ["", f"## {title}", "", "| mutant | what is wrong | breaks | caught by |"]
-        lines += ["|---|---|---|---|", *(row(mutant, judgement) for mutant in own)]
-    return "\n".join([*lines, *by_clause(judgement), ""])
+        lines += ["|---|---|---|---|", *(row(mutant, verdict) for mutant in own)]
+    return "\n".join([*lines, *by_clause(verdict), ""])
 
 
-def row(mutant: Mutant, judgement: Judgement) -> str:
+def row(mutant: Mutant, verdict: GateVerdict) -> str:
     named = ", ".join(f"**{id}**" for id in mutant.clauses)
-    others = shortened([id for id in judgement.kills[mutant.name] if id not in mutant.clauses])
+    others = shortened([id for id in verdict.kills[mutant.name] if id not in mutant.clauses])
     base = "" if mutant.base == "numpy" else f" ({mutant.base})"
     cells = (f"`{mutant.name}`", mutant.sentence, f"`{mutant.method}`{base}")
     return f"| {' | '.join(cells)} | {'; '.join([named, *others])} |"
@@ -95,9 +95,9 @@ def _runs(numbers: list[int]) -> list[str]:
     return [text for texts in shown for text in texts]
 
 
-def by_clause(judgement: Judgement) -> list[str]:
+def by_clause(verdict: GateVerdict) -> list[str]:
     """Return the tables of how many mutants each clause catches, a line a profile."""
-    catches = judgement.catches()
+    catches = verdict.catches()
     lines = [
         "",
         "## What each clause catches",

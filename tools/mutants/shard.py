@@ -25,7 +25,7 @@ from conformance.mutants.mutant import Altered
 from conformance.reports.plugin import PROPERTY
 from conformance.subjects.stash import SUBJECTS
 
-from .judge import case_of, is_kill
+from .verdict import case_of, is_kill
 
 SUITE = Path(conformance.__file__).parent
 # Not run: random examples, which shrink for long, and subjects against each other.

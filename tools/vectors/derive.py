@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from conformance.oracle.tolerance import Differs
-from conformance.vectors.judge import distance, judge
+from conformance.vectors.check_answer import check_answer, distance
 from conformance.vectors.vector import Part, Vector
 
-from . import bound, exact, oracle, sets, telling
+from . import bound, discrimination, exact, oracle, sets
 
 
 @dataclass
@@ -42,7 +42,7 @@ def complete(case: Vector, stored: Vector | None = None) -> Derived:
     found.vector = replace(case, expect=expect)
     for name, answer in (("the loop oracle", found.first), ("exact arithmetic", found.second)):
         try:
-            judge(found.vector, answer, case.dtypes[0])
+            check_answer(found.vector, answer, case.dtypes[0])
         except Differs as error:
             wrong.append(f"{case.id}: {name} does not say what the case expects: {error}")
     return found
@@ -123,6 +123,6 @@ def _filled(part: Part, tensor: str, answer: dict, allowed: dict) -> Part:
 
 def noted(vector: Vector) -> tuple[Vector, list[str]]:
     """Return a completed vector with the notes of what it tells apart, and what it fails to."""
-    notes = telling.notes(vector)
+    notes = discrimination.notes(vector)
     kept = {name: number for name, number in notes.items() if name not in vector.exempt}
-    return replace(vector, telling=kept), telling.faults(vector, notes)
+    return replace(vector, telling=kept), discrimination.faults(vector, notes)

@@ -74,7 +74,7 @@ class ExactRow:
 
     @classmethod
     def empty(cls, policy: str, size: int) -> "ExactRow":
-        """Return a row that sees nothing: no key, or every key alike, or none that is a number."""
+        """Return a fully masked row: no key, or every key alike, or none that is a number."""
         row = cls((), {}, {}, Fraction(1), None)
         if policy == "uniform" and size:
             row.exps, row.total = dict.fromkeys(range(size), Fraction(1)), Fraction(size)
@@ -138,7 +138,7 @@ def backward(found, query, key, value, grad, bias) -> dict[str, np.ndarray]:
         for s, weight in row.weights.items():
             by["value"][b, g, s] += shortened(weight) * own
         if not row.slopes:
-            continue  # an empty row's weights are constants
+            continue  # a fully masked row's weights are constants
         pulls = row.pulls({s: sum(own * value[b, g, s]) for s in row.exps})
         for s, pull in pulls.items():
             by["query"][b, h, t] += pull * shortened(row.slopes[s]) * key[b, g, s]

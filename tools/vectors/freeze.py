@@ -15,13 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from conformance.vectors import HERE, Unfit, manifest, tensors
+from conformance.vectors import HERE, VectorsError, manifest, tensors
+from conformance.vectors.check_files import MANIFEST, TENSORS, faults, misshapen, readable, unsound
 from conformance.vectors.exchange import Store, vector_from_json, vector_to_json
 from conformance.vectors.vector import Vector
-from conformance.vectors.verify import MANIFEST, TENSORS, faults, misshapen, readable, unsound
 
 from .cases import RETIRED, all_cases
-from .compare import differences, frozen_differences
+from .check_stored import differences, frozen_differences
 from .derive import Derived, complete, noted
 from .progress import watched
 
@@ -70,7 +70,7 @@ def check(folder: Path = HERE, cases: list[Vector] | None = None) -> list[str]:
             wrong.append(f"{case.id} is not stored: write the vectors")
             continue
         try:
-            own = replace(vector_from_json(stored[case.id], arrays), rivals=case.rivals)
+            own = replace(vector_from_json(stored[case.id], arrays), distractors=case.distractors)
             wrong += differences(own, complete(case, own))
         except (KeyError, TypeError, ValueError) as error:
             wrong.append(f"{case.id} cannot be compared: {error!r}")
@@ -78,7 +78,7 @@ def check(folder: Path = HERE, cases: list[Vector] | None = None) -> list[str]:
 
 
 def derive(cases: list[Vector]) -> list[Vector]:
-    """Return cases completed. Raises `Unfit` with all that speaks against any of them."""
+    """Return cases completed. Raises `VectorsError` with all that speaks against any of them."""
     done, wrong = [], []
     for case in watched(cases, "deriving vectors"):
         found: Derived = complete(case)
@@ -86,7 +86,7 @@ def derive(cases: list[Vector]) -> list[Vector]:
         wrong += found.faults + vain
         done.append(vector)
     if wrong:
-        raise Unfit("\n".join(wrong))
+        raise VectorsError("\n".join(wrong))
     return done
 
 
@@ -96,7 +96,7 @@ def write(folder: Path = HERE, cases: list[Vector] | None = None) -> str:
     entries = [vector_to_json(vector, store) for vector in vectors]
     wrong = frozen_differences(folder, {vector.id: vector for vector in vectors})
     if wrong:
-        raise Unfit("\n".join(wrong))
+        raise VectorsError("\n".join(wrong))
     with TemporaryDirectory(dir=folder) as place:
         new = Path(place)
         # Eight bytes a number first, so that every one of them is aligned.
@@ -106,7 +106,7 @@ def write(folder: Path = HERE, cases: list[Vector] | None = None) -> str:
         (new / MANIFEST).write_text(text_of(found), "utf-8")
         wrong = list(faults(found, new))
         if wrong:
-            raise Unfit("\n".join(wrong))
+            raise VectorsError("\n".join(wrong))
         for name in (TENSORS, MANIFEST):
             (new / name).replace(folder / name)
     return summary(found, "written", folder)

@@ -1,4 +1,4 @@
-"""A row that may see nothing: what it becomes, by every way of emptying it, and backwards."""
+"""A fully masked row: what it becomes, by every way of emptying it, and backwards."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..markdown import numbers
 from ..numbers import MIDDLE_EMPTY, additive, inputs, square
 from ..question import Answers, OwnMask, Question, gradients, policies, reading
 
-THEME = "A row that may see nothing"
+THEME = "A fully masked row"
 SEEN = square(MIDDLE_EMPTY)
 SMALLEST = float(np.finfo("float32").min)
 AS_BIAS = "The array goes to the bias where there is one beside the mask, else to the mask."
@@ -29,7 +29,7 @@ def forward(name: str, title: str, clause: str, sentence: str, **changes) -> Que
 
 def own_mask() -> Question:
     return forward(
-        "empty", "What is a row that may see nothing?", "EMPTY-1",
+        "empty", "What is a fully masked row?", "EMPTY-1",
         "The second of three queries is hidden from every key, by the library's own kind of mask.",
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def weights() -> Question:
         return reading((*given[:2], units), allowed, empty_rows=policy)
 
     return forward(
-        "empty-weights", "What are an empty row's weights?", "EMPTY-1",
+        "empty-weights", "What are a fully masked row's weights?", "EMPTY-1",
         "The second of three queries is hidden from every key, and the weights are asked for. The "
         "answers are the weights, row by row.",
         how="weights", needs=("weights",),
@@ -112,7 +112,9 @@ def gradient(name: str, title: str, clause: str, sentence: str, rows: list[int])
 
     def answers() -> Answers:
         found = gradients(given, grad, SEEN)
-        if 1 not in rows:  # nothing reads the empty row, so that what it gives makes no difference
+        if (
+            1 not in rows
+        ):  # nothing reads the fully masked row, so that what it gives makes no difference
             found = [("right" if name == "zero" else name, a) for name, a in found]
             found = [(name, a) for name, a in found if name in ("right", "nan")]
         return [(name, largest(arrays)) for name, arrays in found]
@@ -154,11 +156,11 @@ QUESTIONS = [
         "empty-min", "What is a row emptied by the smallest float32?", "EMPTY-8", SMALLEST, "mean"
     ),
     gradient(
-        "gradient-empty", "Which gradients come from an empty row?", "EMPTY-6",
-        "The loss reads the empty row's output, and nothing else.", [1],
+        "gradient-empty", "Which gradients come from a fully masked row?", "EMPTY-6",
+        "The loss reads the fully masked row's output, and nothing else.", [1],
     ),
     gradient(
-        "gradient-others", "Does an empty row spoil the other rows' gradients?", "EMPTY-6",
+        "gradient-others", "Does a fully masked row spoil the other rows' gradients?", "EMPTY-6",
         "The loss reads the other two rows; the empty one should not be felt.", [0, 2],
     ),
     gradient_of_a_fill(),

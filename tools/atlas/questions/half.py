@@ -1,4 +1,4 @@
-"""Sixteen bits: sums that stall, products that overflow, rows that may see nothing."""
+"""Sixteen bits: sums that stall, products that overflow, fully masked rows."""
 
 import ml_dtypes
 import numpy as np
@@ -79,7 +79,7 @@ def empty_row() -> Question:
     return Question(
         name="half-empty",
         theme=THEME,
-        title="What is a row that may see nothing, in float16?",
+        title="What is a fully masked row, in float16?",
         clause="EMPTY-7",
         sentence="The second of three queries is hidden from every key, by the library's own kind "
         "of mask.",

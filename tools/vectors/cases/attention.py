@@ -47,9 +47,9 @@ FORMULA = [
            shape=HAND, inputs=HAND_INPUTS, mask=causal(), query_offset=1,
            exempt=exempt(BY_HAND, "distinct_sizes")),
     attend("ATT-1.plain", "without a mask every query sees every key", exempt=UNMASKED,
-           rivals=("scaled_by_the_values_width",)),
+           distractors=("scaled_by_the_values_width",)),
     attend("ATT-1.causal", "left out, the scale is 1/sqrt(D) of the keys and not of the values",
-           seed=1, **CAUSAL, rivals=("scaled_by_the_values_width", "offset_of_zero")),
+           seed=1, **CAUSAL, distractors=("scaled_by_the_values_width", "offset_of_zero")),
     attend("ATT-1.window_or_prefix", "the mask may be a union of structures",
            seed=2, mask=sliding_window(1) | prefix([2, 0, 5]), query_offset=2),
     attend("ATT-1.negative_scale", "a scale may be negative", scale=-0.75, **CAUSAL),
@@ -70,9 +70,9 @@ DISTRIBUTION = [
 NARROW = MAIN._replace(D=13, D_v=11)
 SHAPES = [
     attend("ATT-3.narrow_values", "values may be narrower than keys", shape=NARROW, seed=4,
-           **RAGGED, rivals=("scaled_by_the_values_width",)),
+           **RAGGED, distractors=("scaled_by_the_values_width",)),
     attend("ATT-3.tall", "there may be more queries than keys", shape=TALL, seed=4, mask=causal(),
-           query_offset=0, rivals=("offset_of_the_end",)),
+           query_offset=0, distractors=("offset_of_the_end",)),
     attend("ATT-3.no_query", "no query gives an output of no rows", shape=MAIN._replace(T=0),
            **CAUSAL, exempt=EVERYTHING),
     attend("ATT-3.no_key", "without any key every row is empty", zero("output"),
@@ -83,13 +83,14 @@ ROWS = normal(21, 3, 2, 5, 1)
 HOLES = np.where(coins(22, *MAIN.call, true=0.4), -np.inf, normal(23, *MAIN.call))
 BIASES = [
     attend("ATT-4.rank_2", "a bias (T, S) is added for all samples and heads",
-           inputs={"bias": normal(24, 5, 7)}, mask=padding(LENGTHS), rivals=("bias_forgotten",)),
+           inputs={"bias": normal(24, 5, 7)}, mask=padding(LENGTHS),
+           distractors=("bias_forgotten",)),
     attend("ATT-4.rank_4", "a bias (B, H, T, S) is added beside a mask",
-           inputs={"bias": normal(25, *MAIN.call)}, **CAUSAL, rivals=("bias_forgotten",)),
+           inputs={"bias": normal(25, *MAIN.call)}, **CAUSAL, distractors=("bias_forgotten",)),
     attend("ATT-4.per_head", "a bias may have axes of 1", mask=padding([7, 1, 4]),
-           inputs={"bias": normal(26, 1, 2, 1, 7)}, rivals=("bias_forgotten",)),
+           inputs={"bias": normal(26, 1, 2, 1, 7)}, distractors=("bias_forgotten",)),
     attend("ATT-4.minus_infinity", "-inf in a bias hides like a mask, its finite numbers are added",
-           inputs={"bias": HOLES}, rivals=("bias_forgotten",)),
+           inputs={"bias": HOLES}, distractors=("bias_forgotten",)),
     attend("ATT-4.constant_along_a_row", "a bias that is constant along a row changes nothing",
            inputs={"bias": ROWS}, **CAUSAL),
     attend("ATT-4.without_the_constant", "the call without that constant has the same answer",
@@ -99,7 +100,7 @@ BIASES = [
 HEADS = {"mask": causal() & padding([7, 4]), "query_offset": 2}
 GROUPS = [
     attend("ATT-5.grouped", "query head h reads key/value head h // (H / H_kv)", shape=GROUPED,
-           seed=5, **HEADS, rivals=("heads_tiled",)),
+           seed=5, **HEADS, distractors=("heads_tiled",)),
     attend("ATT-5.one_kv_head", "one key/value head serves all query heads", seed=5,
            shape=GROUPED._replace(H=3, H_kv=1), mask=hide(coins(31, 2, 3, 5, 7, true=0.3))),
     attend("ATT-5.not_divisible", "4 query heads over 3 key/value heads are refused",
@@ -109,7 +110,7 @@ GROUPS = [
 SOFTCAP = [
     attend("ATT-6.before_bias_and_mask", "the softcap is applied to the scaled scores, then the "
            "bias is added, then the mask applied", inputs={"bias": normal(32, 5, 7)}, softcap=0.75,
-           **CAUSAL, rivals=("softcap_after_the_bias", "softcap_forgotten")),
+           **CAUSAL, distractors=("softcap_after_the_bias", "softcap_forgotten")),
 ]  # fmt: skip
 
 # Rows 0 to 2 see one key each, far below zero; rows 3 and 4 see several, without a bias.

@@ -82,11 +82,11 @@ COLUMN = np.where(np.arange(7) == 3, -np.inf, 0.0) * np.ones((5, 1))
 FILLS = [
     attend("EMPTY-8.finite_fill", "row 2, filled with -1e30, is the mean of all values and not an "
            "empty row", seed=13, inputs={"bias": FILL}, mask=padding([7, 7, 4]),
-           dtypes=("float64", "float32", "bfloat16"), rivals=("bias_forgotten",)),
+           dtypes=("float64", "float32", "bfloat16"), distractors=("bias_forgotten",)),
     attend("EMPTY-8.float16", "in float16 -1e9 is -inf: row 2 is empty", zero("output", FILLED),
            zero("weights", FILLED), *close("output", "weights", region=~FILLED), seed=13,
            inputs={"bias": BILLION}, mask=padding([7, 7, 4]), dtypes=("float16",),
-           rivals=("bias_forgotten",)),
+           distractors=("bias_forgotten",)),
     attend("EMPTY-9.column_of_a_bias", "a column of -inf is a key without influence, not a NaN",
            seed=13, inputs={"bias": COLUMN}, empty_rows="nan"),
     attend("EMPTY-9.hidden_column", "a column that a mask hides has no influence, nor is it a NaN",

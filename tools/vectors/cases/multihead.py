@@ -51,7 +51,8 @@ def attend(id: str, shows: str, *expect: Part, sizes=SIZES, seed=1, **fields) ->
 
 SPLIT = [
     attend("MHA-1.eight_heads", "a head is a run of neighbouring features", sizes=EIGHT, seed=2,
-           masks={"attn_mask": coins(61, 2, 8, 7, 5, true=0.3)}, rivals=("heads_interleaved",)),
+           masks={"attn_mask": coins(61, 2, 8, 7, 5, true=0.3)},
+           distractors=("heads_interleaved",)),
 ]  # fmt: skip
 
 IDENTITY = {f"{name}.weight": np.eye(14) for name in NAMES}
@@ -63,7 +64,7 @@ LAST_MAP = [
            masks={"key_padding_mask": PADDED}, parameters=IDENTITY, **ALONE),
     attend("MHA-3.last_map", "one head differs from plain attention by the last map",
            masks={"key_padding_mask": PADDED}, parameters=MAPPED, **ALONE,
-           rivals=("last_map_forgotten",)),
+           distractors=("last_map_forgotten",)),
 ]  # fmt: skip
 
 CELLS = coins(62, 3, 2, 5, 11, true=0.3)
@@ -80,14 +81,14 @@ MASKS = [
            masks={"attn_mask": CELLS}),
     attend("MHA-4.float_rank_2", "a float attn_mask is added", seed=4,
            masks={"attn_mask": normal(65, 5, 11), "key_padding_mask": PADDED},
-           rivals=("bias_forgotten",)),
+           distractors=("bias_forgotten",)),
     attend("MHA-4.float_rank_3", "a float attn_mask (B*H, T, S) too has a sample's heads together",
            seed=4, masks={"attn_mask": ADDED.reshape(6, 5, 11), "key_padding_mask": PADDED},
-           rivals=("bias_forgotten",)),
+           distractors=("bias_forgotten",)),
     attend("MHA-4.look_ahead", "the document's look-ahead mask is a float attn_mask", seed=4,
            masks={"attn_mask": LOOK_AHEAD}),
     attend("MHA-4.structure", "an attn_mask may be a structure, and goes by the query offset",
-           mask=sliding_window(2, 1), query_offset=6, rivals=("offset_of_zero",)),
+           mask=sliding_window(2, 1), query_offset=6, distractors=("offset_of_zero",)),
     attend("MHA-4.together", "a structure and key_padding_mask hide what either hides",
            mask=causal() & padding([11, 2, 7]), query_offset=6,
            masks={"key_padding_mask": HIDDEN}),
@@ -109,11 +110,11 @@ BIAS = parameters(14, 1)["out_proj.bias"]
 QUERIES = [
     attend("MHA-7.padded_query", "padding hides keys and not queries: a padded position's output "
            "is not 0", sizes=SIZES | {"T": 11}, seed=6, given={"query": X, "key": X, "value": X},
-           masks={"key_padding_mask": PADDED}, rivals=("padded_queries_zeroed",),
+           masks={"key_padding_mask": PADDED}, distractors=("padded_queries_zeroed",),
            exempt=exempt(SQUARE_CALL, "distinct_sizes")),
     attend("MHA-7.empty_row", "an empty row gives exactly the last map's bias",
            exact("output", EMPTIED), *close("output", region=~EMPTIED),
-           masks={"key_padding_mask": HIDDEN}, rivals=("uniform_rows",)),
+           masks={"key_padding_mask": HIDDEN}, distractors=("uniform_rows",)),
     attend("EMPTY-4.key_padding_mask", "a row emptied by key_padding_mask is an empty row like any",
            zero("weights", EMPTIED), *close("weights", region=~EMPTIED), seed=6,
            masks={"key_padding_mask": HIDDEN}),

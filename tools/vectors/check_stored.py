@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from conformance.vectors import manifest, tensors
+from conformance.vectors.check_answer import distance
+from conformance.vectors.check_files import MANIFEST, TENSORS
 from conformance.vectors.exchange import Store, vector_from_json, vector_to_json
-from conformance.vectors.judge import distance
 from conformance.vectors.vector import Part, Vector
-from conformance.vectors.verify import MANIFEST, TENSORS
 
 from .cases import RETIRED
 from .derive import Derived, noted, said

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..oracle.tolerance import Differs
 from ..subjects.protocol import NotOffered, Subject, require
-from .judge import Refused
+from .check_answer import Refused
 from .vector import Vector
 
 NEEDS = {
@@ -39,7 +39,7 @@ def offered(subject: Subject, vector: Vector) -> Vector:
     return replace(vector, expect=tuple(kept))
 
 
-def put(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
+def run_vector(subject: Subject, vector: Vector, dtype: str) -> Answers | Refused:
     """Return a subject's answer in a dtype: arrays by the tensors' names, or its refusal.
 
     An error is a refusal only where the vector wants one: a ValueError or a TypeError where the

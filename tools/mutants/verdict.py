@@ -46,7 +46,7 @@ def results(path: str | Path) -> list[Result]:
 
 
 @dataclass
-class Judgement:
+class GateVerdict:
     """Which clauses caught which mutant, by which message; and what is wrong with that."""
 
     kills: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Judgement:
         return Counter(clause for caught in self.kills.values() for clause in caught)
 
 
-def judge(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> Judgement:
+def decide(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> GateVerdict:
     """Hold the results of right subjects and mutants against what the mutants name.
 
     `all_clauses`: every MUST clause must catch a mutant, too.
@@ -68,29 +68,29 @@ def judge(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> J
     by_subject: dict[str, dict[str, Result]] = defaultdict(dict)
     for result in found:
         by_subject[result.subject][result.case] = result
-    judgement = Judgement(cases=len(found))
+    verdict = GateVerdict(cases=len(found))
     for base in dict.fromkeys(mutant.base for mutant in mutants):
         right = by_subject[base].values()
-        judgement.complaints += right_complaints(base, right)
-        judgement.tests |= {r.test for r in right if r.outcome == "conforms"}
-    judgement.idle = set(judgement.tests)
+        verdict.complaints += right_complaints(base, right)
+        verdict.tests |= {r.test for r in right if r.outcome == "conforms"}
+    verdict.idle = set(verdict.tests)
     for mutant in mutants:
         own, beside = by_subject[mutant.name], by_subject[mutant.base]
         proved = [r for r in own.values() if beside.get(r.case, r).outcome == "conforms"]
         kills = [r for r in proved if is_kill(mutant, r.outcome)]
-        judgement.idle -= {r.test for r in kills}
+        verdict.idle -= {r.test for r in kills}
         caught = {r.clause: r.message for r in reversed(kills)}
-        judgement.kills[mutant.name] = {id: caught[id] for id in clauses() if id in caught}
-        judgement.complaints += mutant_complaints(mutant, caught, proved)
+        verdict.kills[mutant.name] = {id: caught[id] for id in clauses() if id in caught}
+        verdict.complaints += mutant_complaints(mutant, caught, proved)
     if all_clauses:
-        idle = clauses().keys() - judgement.catches().keys()
-        judgement.complaints += [
+        idle = clauses().keys() - verdict.catches().keys()
+        verdict.complaints += [
             f"{c.id} catches no mutant: {c.sentence}\n  a clause that catches nothing proves "
             "nothing: add a mutant that breaks it, or a test that sees it broken"
             for c in clauses().values()
             if c.id in idle and c.level == "MUST"
         ]
-    return judgement
+    return verdict
 
 
 def is_kill(mutant: Mutant, outcome: str) -> bool:

@@ -10,16 +10,16 @@ from decimal import ROUND_FLOOR, Context
 import numpy as np
 
 from conformance.oracle.tolerance import dtype, eps
-from conformance.vectors.judge import distance
+from conformance.vectors.check_answer import distance
 from conformance.vectors.vector import Part, Vector
 
-from . import oracle, rivals
+from . import distractors, oracle
 
 BUDGETS = 100  # how far from the right answer a wrong one must lie
 LEAST = {"hidden": 1, "visible": 1, "distinct_sizes": 1, "top_weight": 0.5}
 WEIGHTED = ("attention", "multihead")
 DISTINCT = ("B", "H", "T", "S", "D", "D_v", "E")  # H_kv is H where heads are not grouped
-PROPERTIES = (*LEAST, *rivals.ALWAYS)
+PROPERTIES = (*LEAST, *distractors.ALWAYS)
 
 
 def notes(vector: Vector) -> dict[str, float]:
@@ -37,12 +37,12 @@ def notes(vector: Vector) -> dict[str, float]:
     found |= {"hidden": int((~allowed).sum()), "visible": int(allowed.sum())}
     if vector.call not in WEIGHTED:
         found["unmasked"] = found["hidden"]
-        found["transposed"] = int((rivals.column_by_column(allowed) != allowed).sum())
+        found["transposed"] = int((distractors.column_by_column(allowed) != allowed).sum())
         return found
     weights = oracle.derive(vector)["weights"]
     found["top_weight"] = down(float(np.nan_to_num(weights).max(initial=0.0)))
-    for name in (*rivals.ALWAYS, *vector.rivals):
-        wrong = (rivals.ALWAYS | rivals.OTHERS)[name](vector)
+    for name in (*distractors.ALWAYS, *vector.distractors):
+        wrong = (distractors.ALWAYS | distractors.OTHERS)[name](vector)
         found[name] = down(max(0.0, *(apart(part, vector, wrong) for part in flat(vector))))
     return found
 

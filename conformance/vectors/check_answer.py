@@ -15,7 +15,9 @@ class Refused(Exception):
     """The call was refused, as an answer: the error is its cause."""
 
 
-def judge(vector: Vector, answer: Mapping[str, np.ndarray] | Refused, dtype: str) -> list[str]:
+def check_answer(
+    vector: Vector, answer: Mapping[str, np.ndarray] | Refused, dtype: str
+) -> list[str]:
     """Hold an answer against a vector; return the alternatives that it took.
 
     The answer is a dict of arrays by the tensors' names, or `Refused`; the dtype is that of the
@@ -36,7 +38,7 @@ def judge(vector: Vector, answer: Mapping[str, np.ndarray] | Refused, dtype: str
         if part.kind == "either":
             taken.append(choose(vector, part, got, dtype))
         else:
-            hold(vector, part, got, dtype)
+            check_part(vector, part, got, dtype)
     return taken
 
 
@@ -55,7 +57,7 @@ def choose(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> str:
     raise _differs(vector, f"{part.tensor} takes no alternative: {'; '.join(said)}")
 
 
-def hold(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> None:
+def check_part(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> None:
     """Hold one tensor against one part, which is not an `either`."""
     if wrong := misfit(vector, part, got, dtype):
         text, found = wrong

@@ -1,4 +1,4 @@
-"""A peer that is spared its empty rows passes where these alone are to blame, and nowhere else."""
+"""A peer without fully masked rows passes where these alone are to blame, and nowhere else."""
 
 import atlas_peers
 import numpy as np
@@ -6,13 +6,13 @@ import pytest
 
 from conformance.cases import multihead
 from conformance.cases.attention import BY_NAME, LENGTHS, MAIN, Case
-from conformance.cases.compare import check_gradients, check_steps, hold
+from conformance.cases.compare import check_gradients, check_output, check_steps
 from conformance.mask_spec import causal, padding
 from conformance.oracle import reference
 from conformance.oracle.tolerance import Differs
 from conformance.subjects.adapter import Plugged
-from tools.atlas import spared
-from tools.atlas.spared import Spared, hidden_by
+from tools.atlas import without_masked_rows
+from tools.atlas.without_masked_rows import WithoutMaskedRows, hidden_by
 
 EMPTIED = ["padding", "causal_and_padding", "allow"]
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]
@@ -20,7 +20,7 @@ SEEN = np.broadcast_to(~HIDDEN[:, None, None], (3, 2, 5, 7))
 
 
 def both(own) -> tuple[Plugged, Plugged]:
-    return Plugged(own, "own"), Plugged(Spared(own), "spared")
+    return Plugged(own, "own"), Plugged(WithoutMaskedRows(own), "without_masked_rows")
 
 
 def toy(empty: str, masks: str = "attend"):
@@ -36,20 +36,20 @@ def toy(empty: str, masks: str = "attend"):
 @pytest.mark.parametrize("name", EMPTIED)
 def test_what_is_made_of_empty_rows_is_no_matter(name, empty, masks):
     case = BY_NAME[name]
-    assert not case.allowed().any(-1).all(), "the case has no empty row"
+    assert not case.allowed().any(-1).all(), "the case has no fully masked row"
     own, fair = both(toy(empty, masks))
     with pytest.raises(Differs):
         check_steps(own, case, "float32")
     check_steps(fair, case, "float32")
 
 
-def test_a_row_that_a_bias_empties_is_spared_too():
+def test_a_row_that_a_bias_empties_is_unmasked_too():
     own, fair = both(toy("nan"))
     inputs = Case("plain").inputs("float32")
     bias = np.where(SEEN, 0, -np.inf).astype(np.float32)
     with pytest.raises(Differs):
-        hold(own.attention(*inputs, bias=bias), *inputs, "output", allowed=SEEN)
-    hold(fair.attention(*inputs, bias=bias), *inputs, "output", allowed=SEEN)
+        check_output(own.attention(*inputs, bias=bias), *inputs, "output", allowed=SEEN)
+    check_output(fair.attention(*inputs, bias=bias), *inputs, "output", allowed=SEEN)
 
 
 def test_a_causal_flag_and_padding_on_the_left():
@@ -62,8 +62,8 @@ def test_a_causal_flag_and_padding_on_the_left():
     options = {"mask": causal() & padding(hidden=hidden)}
     allowed = np.broadcast_to(allowed, (1, 2, 3, 3))
     with pytest.raises(Differs):
-        hold(both(own)[0].attention(*inputs, **options), *inputs, "output", allowed=allowed)
-    hold(both(own)[1].attention(*inputs, **options), *inputs, "output", allowed=allowed)
+        check_output(both(own)[0].attention(*inputs, **options), *inputs, "output", allowed=allowed)
+    check_output(both(own)[1].attention(*inputs, **options), *inputs, "output", allowed=allowed)
 
 
 @pytest.mark.parametrize("policy", ["uniform", "nan"])
@@ -100,7 +100,7 @@ def test_torchs_two_masks_become_one(rank):
     mask[..., -1] = True
     allowed = SEEN & ~(mask.reshape(3, 2, 5, 7) if rank == 3 else mask)
     rows = allowed.any(-1)
-    assert (rows.any(1) == rows.all(1)).all(), "a row that is empty in some heads is not spared"
+    assert (rows.any(1) == rows.all(1)).all(), "a row that is empty in some heads stays as it is"
     options = {"key_padding_mask": HIDDEN, "attn_mask": mask}
     with pytest.raises(Differs):
         multihead.CROSS.check(own, options, allowed)
@@ -122,7 +122,7 @@ def test_what_differs_elsewhere_still_differs():
             return super().attention(*inputs, mask=mask if mask is None else ~mask)
 
     with pytest.raises(Differs):
-        check_steps(Plugged(Spared(Leaks()), "leaks"), BY_NAME["padding"], "float32")
+        check_steps(Plugged(WithoutMaskedRows(Leaks()), "leaks"), BY_NAME["padding"], "float32")
 
 
 def test_a_mask_hides_by_its_own_sense():
@@ -133,8 +133,11 @@ def test_a_mask_hides_by_its_own_sense():
     assert not hidden_by(np.full((2, 2), -1e9), "add").any()
 
 
-def test_a_peer_is_spared_by_its_name_and_nothing_else_is():
-    assert spared.__getattr__("atlas_peers:Mean")().attention.__func__ is Spared.attention
-    assert not hasattr(spared, "pytest_plugins")
+def test_a_peer_is_found_by_its_name_and_nothing_else_is():
+    assert (
+        without_masked_rows.__getattr__("atlas_peers:Mean")().attention.__func__
+        is WithoutMaskedRows.attention
+    )
+    assert not hasattr(without_masked_rows, "pytest_plugins")
     with pytest.raises(ValueError, match="it must name a class of atlas_peers: got Nobody"):
-        spared.__getattr__("atlas_peers:Nobody")
+        without_masked_rows.__getattr__("atlas_peers:Nobody")
