@@ -51,7 +51,7 @@ def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) ->
     """Attend with one query a sample, which is allowed the sample's first `lengths[b]` keys.
 
     No mask is needed: samples of one length share a call. Keys are not looked through, which would
-    take as long as the kernel, so one that is not finite must be NaN: see `mark_nonfinite`.
+    take as long as the kernel, so one that is not finite must be NaN: as `mark_nonfinite` makes it.
     """
     scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows

@@ -58,5 +58,5 @@ def mark_nonfinite(key: Tensor, value: Tensor) -> Tensor:
     """Put NaN for a key that is not finite or whose value is not: -inf would hide it."""
     if surely_finite(key, value):
         return key
-    good = key.isfinite().all(-1, keepdim=True) & value.isfinite().all(-1, keepdim=True)
-    return key.where(good, torch.nan)
+    finite = key.isfinite().all(-1, keepdim=True) & value.isfinite().all(-1, keepdim=True)
+    return key.where(finite, torch.nan)

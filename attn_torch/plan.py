@@ -71,7 +71,7 @@ class BlockCells(Cells):
         return super().cells(table[:, self._heads] if table.shape[1] > 1 else table)
 
 
-class Span(NamedTuple):
+class KeyRange(NamedTuple):
     """The tiles that one sample's block of rows is allowed, which are partial, if one is full."""
 
     tiles: Sequence[int]
@@ -92,36 +92,36 @@ def plan(
 
     Neighbouring samples with the same columns go together, up to the scores held at once.
     """
-    spans = _spans(full.all(1), needed.any(1), call.bias is not None)
+    key_ranges = _key_ranges(full.all(1), needed.any(1), call.bias is not None)
     blocks = []
-    for i, line in enumerate(spans):
+    for i, line in enumerate(key_ranges):
         rows = slice(i * tile[0], min((i + 1) * tile[0], call.sizes[2]))
         by_sample = zip(
             line if len(line) > 1 else line * call.sizes[0], range(call.sizes[0]), strict=True
         )
-        for span, group in groupby(by_sample, itemgetter(0)):
+        for key_range, group in groupby(by_sample, itemgetter(0)):
             samples = [sample for _, sample in group]
-            columns, partial, place = _columns(span, tile[1], call.sizes[3], device)
+            columns, partial, place = _columns(key_range, tile[1], call.sizes[3], device)
             scores = (rows.stop - rows.start) * _length(columns) * call.sizes[1] // kv_heads
             for part in _parts(samples, kv_heads, scores, device):
-                blocks.append(Block(*part, rows, columns, partial, place, span.has_full))
+                blocks.append(Block(*part, rows, columns, partial, place, key_range.has_full))
     return blocks
 
 
-def _spans(full: Tensor, needed: Tensor, biased: bool) -> list[list[Span]]:
+def _key_ranges(full: Tensor, needed: Tensor, biased: bool) -> list[list[KeyRange]]:
     """Return what is allowed, by block of rows, then by sample (one for all, or each)."""
     if biased:  # a bias may hide anything
         full = torch.zeros_like(full)
     facts = torch.stack((*_ends(needed), *_ends(needed & ~full), needed.sum(-1), full.any(-1)), -1)
     lines = []
     for i, line in enumerate(facts.transpose(0, 1).tolist()):
-        spans = []
+        key_ranges = []
         for sample, (first, last, first_partial, last_partial, count, has_full) in enumerate(line):
             tiles: Sequence[int] = range(first, last + 1)
             if count < len(tiles):
                 tiles = needed[sample, i].nonzero().flatten().tolist()
-            spans.append(Span(tiles, first_partial, last_partial, bool(has_full)))
-        lines.append(spans)
+            key_ranges.append(KeyRange(tiles, first_partial, last_partial, bool(has_full)))
+        lines.append(key_ranges)
     return lines
 
 
@@ -133,19 +133,22 @@ def _ends(flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(
-    span: Span, width: int, keys: int, device: torch.device
+    key_range: KeyRange, width: int, keys: int, device: torch.device
 ) -> tuple[Columns, Columns, slice]:
-    """Return the columns of a span, those of them that are partial, and where among them."""
-    if not len(span.tiles):
+    """Return the columns of a range, those of them that are partial, and where among them."""
+    if not len(key_range.tiles):
         return None, None, slice(0)
-    start, stop = span.tiles[0] * width, min((span.tiles[-1] + 1) * width, keys)
+    start, stop = key_range.tiles[0] * width, min((key_range.tiles[-1] + 1) * width, keys)
     columns, indices = slice(start, stop), None
-    if not isinstance(span.tiles, range):  # there are gaps
-        indices = (torch.tensor(span.tiles)[:, None] * width + torch.arange(width)).flatten()
+    if not isinstance(key_range.tiles, range):  # there are gaps
+        indices = (torch.tensor(key_range.tiles)[:, None] * width + torch.arange(width)).flatten()
         indices = indices[indices < keys].to(device)
-    if span.last_partial < span.first_partial:
+    if key_range.last_partial < key_range.first_partial:
         return columns if indices is None else indices, None, slice(0)
-    ends = span.tiles.index(span.first_partial), span.tiles.index(span.last_partial) + 1
+    ends = (
+        key_range.tiles.index(key_range.first_partial),
+        key_range.tiles.index(key_range.last_partial) + 1,
+    )
     place = slice(
         ends[0] * width, min(ends[1] * width, _length(columns if indices is None else indices))
     )

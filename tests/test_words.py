@@ -22,7 +22,7 @@ NAMES = {
     r"_pull": "backward_tile",
     r"of_(query|key|value|bias|scores)": "d_query, d_key and so on",
     r"exactly": "no_autocast",
-    r"Walk|walk": "TileLoop, loop",
+    r"Walk": "TileLoop",
     r"grains?": "step",
     r"tame": "surely_finite",
     r"span": "key_range",
@@ -45,15 +45,6 @@ PROSE = {
 LEARNERS = {"draw.py", "masks.py", "attention.py"}
 SEES = r"\bsees?\b"
 TEXT = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-
-# Files that still have retired words.
-UNFINISHED = {
-    "blocked.py",
-    "decoding.py",
-    "fused.py",
-    "numerics.py",
-    "plan.py",
-}
 
 
 def retired(path: Path) -> Iterator[str]:
@@ -80,15 +71,8 @@ def _retired(file: str, token: tokenize.TokenInfo) -> Iterator[tuple[str, str]]:
 def test_no_retired_word_stands_in_a_backend(backend):
     paths = sorted((ROOT / backend).rglob("*.py"))
     assert len(paths) > 10
-    lines = [line for path in paths if path.name not in UNFINISHED for line in retired(path)]
+    lines = [line for path in paths for line in retired(path)]
     assert not lines, "\n".join([f"retired words in {backend}:", *lines])
-
-
-@pytest.mark.parametrize("file", sorted(UNFINISHED))
-def test_unfinished_file_still_has_a_retired_word(file):
-    paths = [ROOT / backend / file for backend in BACKENDS]
-    lines = [line for path in paths if path.exists() for line in retired(path)]
-    assert lines, f"remove {file} from UNFINISHED: its words are the field's"
 
 
 SOURCES = {
