@@ -260,7 +260,7 @@ def test_a_mutant_alone_runs_on_whatever_uses_what_it_breaks(monkeypatch, tmp_pa
 
 SECRET = """
 import sys
-from conformance.mutants import shard
+from tools.mutants import shard
 from conformance.mutants.mutant import breaks
 
 @breaks({method!r}, *{clauses!r})
