@@ -1,1 +1,1 @@
-"""The contract of masked attention, and the suite that holds implementations against it."""
+"""The contract of masked attention, and the suite that checks implementations."""

@@ -19,7 +19,7 @@ CASES = [
 
 
 def others(request, subject, capability: str) -> list:
-    """Return the other subjects of the run that offer the capability, of the house's own.
+    """Return the other subjects of the run that offer the capability, of the project's own.
 
     Somebody else's mistake is none of an adapter's.
     """

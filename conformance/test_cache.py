@@ -131,7 +131,7 @@ RAGGED = {
 
 
 def check_ragged(subject, stream: Stream, pieces, garbage=0.0) -> None:
-    """Feed pieces with hidden tokens; hold each sample against a pass over its own tokens."""
+    """Feed pieces with hidden tokens; check each sample against a pass over its own tokens."""
     x, whole = stream.tokens(length=sum(h.shape[1] for h in pieces)), np.hstack(pieces)
     tokens = stream.kind == "seq2seq"
     x = np.where(whole, 0, x) if tokens else np.where(whole[..., None], np.float32(garbage), x)

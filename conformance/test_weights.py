@@ -212,7 +212,7 @@ def test_torchs_own_module_gives_the_same_and_takes_it_back(subject, name):
 
 
 def check_outputs(subject, call, ours: dict, peer) -> None:
-    """Hold our output and the peer's against the oracle's."""
+    """Check our output and the peer's against the oracle's."""
     import torch
 
     if kind_of(call) == "attention":

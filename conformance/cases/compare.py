@@ -11,7 +11,7 @@ from .attention import Case
 
 
 def check_output(got, query, key, value, what: str, *, allowed=None, **numbers) -> None:
-    """Hold an output against the oracle's for these very inputs."""
+    """Check an output against the oracle's for the same inputs."""
     if allowed is None:
         allowed = np.ones((*query.shape[:3], key.shape[2]), bool)
     exact, naive = expected.attention(query, key, value, allowed=allowed, **numbers)
@@ -26,7 +26,7 @@ def steps_of(subject: Subject) -> list[str]:
 
 
 def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarray]:
-    """Run a case by every path, hold each output and each step against the oracle; return these."""
+    """Run a case by every path, check each output and step against the oracle; return the steps."""
     require(subject, "attention")
     got = subject.steps(*case.inputs(dtype), **case.options(dtype))
     output = subject.attention(*case.inputs(dtype), **case.options(dtype))
@@ -41,7 +41,7 @@ def check_steps(subject: Subject, case: Case, dtype: str) -> dict[str, np.ndarra
 
 
 def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Run a case backwards and hold every gradient against the oracle's; return them."""
+    """Run a case backwards and check every gradient against the oracle's; return them."""
     require(subject, "gradients")
     got = subject.gradients(*case.inputs(dtype), case.grad(dtype), **case.options(dtype))
     exact, naive = case.expected_gradients(dtype)
@@ -56,10 +56,10 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
 def refused(
     subject: Subject, call: Callable, error: type[Exception], *texts: str, beside: Callable
 ) -> None:
-    """See that a call is refused; by this error with these texts, where the contract's are offered.
+    """Check that a call is refused, with this error and these texts if the subject offers "errors".
 
-    An implementation of one's own has its own words; that it does not refuse everything is seen
-    by the call `beside`, which is right.
+    Other implementations may use their own words. The call `beside` is right and must not be
+    refused: it shows that the subject does not refuse everything.
     """
     beside()
     own = "errors" in subject.capabilities

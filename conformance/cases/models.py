@@ -139,7 +139,7 @@ class ModelCase:
     def check(
         self, subject: Subject, options: dict | None = None, *, dtype_name="float32", **masks
     ) -> dict[str, np.ndarray]:
-        """Run the model, hold its output and every attention's weights against the oracle."""
+        """Run the model, check its output and every attention's weights against the oracle."""
         inputs = self.inputs(dtype_name)
         got = self.run(subject, inputs, need_weights=True, **options or {})
         exact, naive = self.expected(inputs, **masks)

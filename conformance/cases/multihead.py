@@ -61,7 +61,7 @@ class MultiHeadCase:
         self, subject: Subject, options: dict, allowed, *, empty_rows="zero", bias=None,
         dtype_name="float32", **call,
     ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
-        """Run the call and hold output and averaged weights against the oracle; return both."""
+        """Run the call and check output and averaged weights against the oracle; return both."""
         require(subject, "multihead")
         config = self.config | {"empty_rows": empty_rows}
         inputs = self.inputs(dtype_name)[: 1 if self.S is None else 3]
@@ -91,7 +91,7 @@ class MultiHeadCase:
         return expected.multihead_gradients(*arguments, allowed=np.asarray(allowed)[keep])
 
     def check_gradients(self, subject: Subject, options: dict, allowed) -> dict[str, np.ndarray]:
-        """Run the call backwards and hold every gradient against the oracle; return them."""
+        """Run the call backwards and check every gradient against the oracle; return them."""
         require(subject, "gradients")
         parameters, (query, key, value) = self.parameters("float32"), self.inputs()
         got = subject.multihead_gradients(

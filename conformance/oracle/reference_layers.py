@@ -2,7 +2,7 @@
 
 The wiring is written once and takes its arithmetic from `ops`: `Exact` here, float64 with exact
 sums, and the naive formulas of `naive_layers.py`, whose distance from it makes the budget. It is
-held against torch.nn in float64 in `tests/test_reference_layers.py`.
+checked against torch.nn in float64 in `tests/test_reference_layers.py`.
 
 A model is a kind and a flat dict of parameters under dotted names, matrices (out, in). Its masks
 are options of attention (`allowed`, `bias`) under "src", "tgt" and "memory". What it gives is

@@ -74,7 +74,7 @@ def allowance(exact, naive, dtype) -> float:
 
 
 def compare(got, exact, naive, what: str) -> None:
-    """Hold an answer against the oracle, within the budget of its own dtype.
+    """Check an answer against the oracle, within the budget of its own dtype.
 
     NaN and inf must stand exactly where the oracle has them. Raises `Differs`.
     """
@@ -88,7 +88,7 @@ def compare(got, exact, naive, what: str) -> None:
 
 
 def close(got, other, naive, exact, what: str) -> None:
-    """Hold two answers of equal standing against each other, within the budget of the case.
+    """Check that two answers agree within the budget of the case; neither is the reference.
 
     Both must be finite: NaN and infinity are close to nothing.
     """
@@ -133,7 +133,7 @@ def _index(error: np.ndarray) -> tuple[int, ...]:
 
 
 def same(got, expected, what: str) -> None:
-    """Hold an answer against one that it must equal bit for bit, NaN where NaN, dtype aside."""
+    """Check that an answer equals another bit for bit, NaN where NaN, dtype aside."""
     got, expected = np.asarray(got), np.asarray(expected)
     check_shape(got, expected.shape, what)
     a, b = _plain(got), _plain(expected)
@@ -154,7 +154,7 @@ def same(got, expected, what: str) -> None:
 
 
 def check_each(right, got, what: str, rule: str) -> None:
-    """Hold every number of an answer to a rule; `right` says of which it is true."""
+    """Check every number of an answer by a rule; `right` says of which it is true."""
     got = np.asarray(got)
     wrong = ~np.broadcast_to(right, got.shape)
     if wrong.any():

@@ -60,11 +60,11 @@ def find(name: str) -> type:
 
 
 def plug(name: str, device: str = "auto") -> list[Plugged]:
-    """Return an adapter of one's own as a subject, on each of its devices or on one of them.
+    """Return a third-party adapter as a subject, on each of its devices or on one of them.
 
     A class with `devices` is called with one of them, any other without arguments.
     """
-    with warnings.catch_warnings():  # a framework's warnings are no business of the suite's
+    with warnings.catch_warnings():  # a framework's warnings are not shown
         warnings.simplefilter("ignore")
         adapter = find(name)
     named = getattr(adapter, "devices", ["cpu"])

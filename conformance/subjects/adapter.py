@@ -1,4 +1,4 @@
-"""A subject made of an adapter: of the little that an implementation of your own has to say.
+"""A subject made of an adapter, the small class that calls your own implementation.
 
     class Subject:
         mask_polarity = "attend"  # what True says: "attend" or "hide"; "add" is 0 and -inf
@@ -24,7 +24,7 @@ from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabiliti
 POLARITIES = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-# What an adapter cannot offer, since the suite asks the house's own backends for it by their names.
+# What an adapter cannot offer: the suite calls the project's own backends for it by name.
 OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting"}
 METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
 METHODS |= {"parameters": "parameters", "cache": "decoding"}

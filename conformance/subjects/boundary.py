@@ -14,7 +14,8 @@ from .protocol import NotOffered
 def ask(take: Callable, function: Callable, /, *args, **options):
     """Call an adapter and `take` what it answers: a copy, for it may use its arrays again.
 
-    Its framework's warnings are no business of the suite's, and its assertions no verdict.
+    Warnings of its framework are silenced. An AssertionError inside the adapter is an error, and
+    not a failed clause.
     """
     given = [(array, array.copy()) for array in arrays((*args, *options.values()))]
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -18,7 +18,7 @@ class Refused(Exception):
 def check_answer(
     vector: Vector, answer: Mapping[str, np.ndarray] | Refused, dtype: str
 ) -> list[str]:
-    """Hold an answer against a vector; return the alternatives that it took.
+    """Check an answer against a vector; return the alternatives that it took.
 
     The answer is a dict of arrays by the tensors' names, or `Refused`; the dtype is that of the
     call's numbers. Raises `Differs`.
@@ -58,7 +58,7 @@ def choose(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> str:
 
 
 def check_part(vector: Vector, part: Part, got: np.ndarray, dtype: str) -> None:
-    """Hold one tensor against one part, which is not an `either`."""
+    """Check one tensor against one part, which is not an `either`."""
     if wrong := misfit(vector, part, got, dtype):
         text, found = wrong
         raise _differs(vector, text, **found)

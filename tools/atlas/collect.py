@@ -144,7 +144,7 @@ def suite(
     """Run the suite on some peers in one process; return the results, or why there are none."""
     out.unlink(missing_ok=True)
     words = ["-m", "conformance", "run", "--device", "cpu", "--report", str(out), *chosen]
-    words += ["--ignore", str(AGREEMENT)]  # where peers are held against each other
+    words += ["--ignore", str(AGREEMENT)]  # where peers are compared with each other
     for entry in entries:
         words += ["--subject", f"{prefix}{entry.subject}"]
     text, failed = run(words, entries[0].environment, SECONDS["contract"])

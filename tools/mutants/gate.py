@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("tools.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="mutants; all if none is named")
     parser.add_argument(
-        "--quick", action="store_true", help="hold each mutant against what it names and no more"
+        "--quick", action="store_true", help="run each mutant on the clauses that it names only"
     )
     parser.add_argument(
         "--page", type=Path, help="where the kill matrix goes, in Markdown, if the gate passes"

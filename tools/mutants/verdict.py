@@ -61,7 +61,7 @@ class GateVerdict:
 
 
 def decide(mutants: list[Mutant], found: list[Result], *, all_clauses: bool) -> GateVerdict:
-    """Hold the results of right subjects and mutants against what the mutants name.
+    """Check the results of right subjects and mutants against the clauses that the mutants name.
 
     `all_clauses`: every MUST clause must catch a mutant, too.
     """

@@ -1,4 +1,4 @@
-"""Peers: other libraries' attention, held against the contract as anybody's own would be.
+"""Peers: other libraries' attention, checked like any adapter.
 
     python -m conformance run --subject torch-sdpa
 
