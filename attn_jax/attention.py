@@ -94,7 +94,7 @@ def attention_steps(
 
 
 def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
-    """Return the output of a checked call, by the fast way or by the textbook's."""
+    """Return the output of a checked call: by tiles, or by the textbook."""
     textbook = call.dropout > 0 or 0 in (*call.sizes, value.shape[3])
     if call.sizes[2] == 1 and not textbook:
         return _attend_one_query(query, key, value, call)
@@ -137,11 +137,12 @@ def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Arr
     """The formula for one query a head, with the keys that it is allowed made an array of."""
     allowed = _allowed(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
-    return _attend_once(query, key, value, call._replace(mask=allow(allowed), query_offset=0))
+    call = call._replace(mask=allow(allowed), query_offset=0)
+    return _attend_or_textbook(query, key, value, call)
 
 
 @jax.custom_jvp
-def _attend_once(query: Array, key: Array, value: Array, call: Call) -> Array:
+def _attend_or_textbook(query: Array, key: Array, value: Array, call: Call) -> Array:
     """Attend from one query a head, reading keys and values once and copying neither.
 
     They are not looked through for what is not finite: where there is any, allowed or hidden, a
@@ -159,8 +160,8 @@ def _attend_once(query: Array, key: Array, value: Array, call: Call) -> Array:
     return lax.cond(fine, lambda *_: output, _textbook, query, key, value, call)
 
 
-@_attend_once.defjvp
-def _attend_once_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+@_attend_or_textbook.defjvp
+def _attend_or_textbook_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return jax.jvp(_textbook, primals, tangents)
 
 

@@ -124,7 +124,7 @@ def _forward(
 
 
 def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Array]:
-    """Write the log-sum-exp and the output of one block of queries: inf and 0 where empty."""
+    """Write a block's log-sum-exp and output: inf and 0 for a fully masked row."""
     block = loop.block(work)
     query = loop.queries(block)
 
@@ -148,7 +148,7 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
 def _online_softmax_step(
     loop: TileLoop, at: tuple, query: Array, masked: bool, state: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
-    """Take one tile into the running maximum, sum and weighted values of its rows."""
+    """Update the running maximum, sum and weighted values of the rows by one tile."""
     running_max, total, sums = state
     key, value = loop.keys(at, masked)
     scores, _ = loop.scores(at, query, key, masked)

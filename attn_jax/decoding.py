@@ -60,7 +60,7 @@ def _decode(
     """Take the prompt, then one token after the other, in one loop."""
     model, (max_new_tokens, capacity, cached) = nnx.merge(graph, state), settings
     model.eval()  # this copy: nothing can be drawn inside the loop
-    start = _cached if cached else _again
+    start = _cached_step if cached else _uncached_step
     step, memory = start(model, src, prompt, max_new_tokens, capacity)
     chosen = jnp.full((len(src), max_new_tokens), model.padding_idx, prompt.dtype)
 
@@ -79,7 +79,7 @@ def _decode(
     return lax.while_loop(more, take, at)[3]
 
 
-def _cached(
+def _cached_step(
     model: Seq2SeqTransformer,
     src: Array,
     prompt: Array,
@@ -96,7 +96,7 @@ def _cached(
     return step, cache.layers
 
 
-def _again(
+def _uncached_step(
     model: Seq2SeqTransformer,
     src: Array,
     prompt: Array,

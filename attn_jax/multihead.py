@@ -146,7 +146,7 @@ class MultiHeadAttention(nnx.Module):
     def _decode_packed(
         self, x: Array, cache: KVCache, counts: Array | None, mask: Mask | None
     ) -> tuple[Array, KVCache]:
-        """Decode checked tokens; where some are hidden, these stand last and `counts` do not."""
+        """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
         cache = cache._write(key, value, counts)

@@ -71,7 +71,8 @@ class TileLoop:
         self.heads, self.rows, self.columns = tile
         self.kv_heads = max(1, self.heads // self.group)
         self.shape = (1, *tile)
-        lowest = jnp.finfo(self.dtype).min  # an overflow's mark; a number that low is raised
+        # The lowest number marks a score that overflowed; a real score that low is raised.
+        lowest = jnp.finfo(self.dtype).min
         self.lowest = lowest, np.nextafter(lowest, lowest.dtype.type(0))
         # Tiles start at any multiple of `step`, half their width: they follow a window closely.
         self.step = self.columns // (1 if self.columns % 2 else 2)
@@ -84,7 +85,7 @@ class TileLoop:
         self.last = jnp.where(self.needed.any(-1), last, self.first)
 
     def _evaluate_tiles(self) -> tuple[Array, Array]:
-        """Evaluate the mask for every step; one that must be masked for any reason is not full."""
+        """Evaluate the mask for every step; a full one needs no masking for any reason."""
         full = needed = jnp.ones((1, 1, 1, 1), bool)
         if self.call.mask is not None:
             cells = Cells(self.sizes, self.query_offset, xp=jnp)
@@ -122,7 +123,7 @@ class TileLoop:
         return nonfinite, ~queries, bound < HUGE
 
     def block(self, work: Array) -> Block:
-        """Count blocks of queries from the last: it may reach back, and the next one overwrites."""
+        """Take blocks from the last one on: it is moved back to fit, and the next overwrites."""
         unit, block = work // self.blocks, self.blocks - 1 - work % self.blocks
         units = self.sizes[1] // self.heads
         return unit // units, unit % units * self.heads, block
@@ -209,7 +210,7 @@ class TileLoop:
         return lax.optimization_barrier(scores), slope  # else XLA does all this again for every use
 
     def _allowed(self, at: tuple) -> Array:
-        """Return what of a tile the mask allows, without what an earlier tile has taken."""
+        """Return what the mask allows of a tile, without what an earlier tile did already."""
         row, column = self.corner(at)[2:]
         allowed = row + jnp.arange(self.rows)[:, None] >= at[2] * self.rows
         allowed = allowed & (column + jnp.arange(self.columns) >= at[3] * self.step)

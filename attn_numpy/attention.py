@@ -91,7 +91,7 @@ def attention_steps(
 
 
 def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) -> np.ndarray:
-    """Return the output of a checked call, by the fast way or by the textbook's."""
+    """Return the output of a checked call: by tiles, or by the textbook."""
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]):
         return attend_steps(query, key, value, call).output
     bounded = is_bounded(query, key, value, call.scale)

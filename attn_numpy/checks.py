@@ -1,7 +1,7 @@
 """Every message that a wrong call gets: the rule, then what was given.
 
-A check returns what it accepts where that was a list, an int or another dtype: lengths, ids and
-offsets. All three backends have this file byte for byte; what differs is in `arrays.py`.
+Checks of lengths, ids and offsets also return them, as arrays of integers. All three
+backends have this file byte for byte; what differs is in `arrays.py`.
 """
 
 import math
@@ -56,7 +56,7 @@ def check_array(name: str, array: Any, axes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be ({', '.join(axes)}): got {tuple(array.shape)}")
 
 
-def check_rank_and_float(name: str, array: Any, axes: tuple[str, ...]) -> None:
+def check_rank_and_dtype(name: str, array: Any, axes: tuple[str, ...]) -> None:
     check_array(name, array, axes)
     if dtype_name(array) not in FLOATS:
         rule = f"{name} must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
@@ -244,9 +244,9 @@ def check_attention(
 
 
 def _check_shapes(query: Any, key: Any, value: Any) -> None:
-    check_rank_and_float("query", query, ("B", "H", "T", "D"))
-    check_rank_and_float("key", key, ("B", "H_kv", "S", "D"))
-    check_rank_and_float("value", value, ("B", "H_kv", "S", "D_v"))
+    check_rank_and_dtype("query", query, ("B", "H", "T", "D"))
+    check_rank_and_dtype("key", key, ("B", "H_kv", "S", "D"))
+    check_rank_and_dtype("value", value, ("B", "H_kv", "S", "D_v"))
     check_same_dtype(query, key, value)
     check_same_batch(query.shape[0], key.shape[0], value.shape[0])
     if query.shape[3] != key.shape[3]:
@@ -354,7 +354,7 @@ def check_memory(key: Any, value: Any, dims: dict[str, int], dtype: str, batch_f
 
 
 def check_features(name: str, array: Any, axes: tuple[str, ...], features: int, dtype: str) -> None:
-    check_rank_and_float(name, array, axes)
+    check_rank_and_dtype(name, array, axes)
     if array.shape[2] != features:
         raise ValueError(f"{name} must have {features} features: got {array.shape[2]}")
     if dtype_name(array) != dtype:
@@ -409,7 +409,7 @@ def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
     check_cache(cache)
     batch, heads, _, head_dim = cache.key.shape
     for name, array in (("key", key), ("value", value)):
-        check_rank_and_float(name, array, ("B", "H_kv", "T", "D"))
+        check_rank_and_dtype(name, array, ("B", "H_kv", "T", "D"))
         got = tuple(array.shape)
         wanted = (batch, heads, key.shape[2], head_dim)
         if got != wanted:
@@ -519,7 +519,7 @@ def check_decode(
 
 
 def check_hidden_tokens(x: Any, hidden: Any, batch_first: bool) -> None:
-    check_rank_and_float("x", x, _steps(batch_first))
+    check_rank_and_dtype("x", x, _steps(batch_first))
     check_array("hidden", hidden, ("B", "T"))
     check_bool("hidden", hidden, "True hides")
     wanted = tuple(x.shape[:2] if batch_first else x.shape[1::-1])

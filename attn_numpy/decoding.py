@@ -36,7 +36,9 @@ def greedy_decode(
     (2, 4)
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
-    step = _cached(model, src, prompt, max_new_tokens, capacity) if cached else _again(model, src)
+    step = _uncached_step(model, src)
+    if cached:
+        step = _cached_step(model, src, prompt, max_new_tokens, capacity)
     dtype = np.promote_types(prompt.dtype, np.int32)  # so that every token fits
     chosen = np.full((len(src), max_new_tokens), model.padding_idx, dtype)
     ended, new = np.zeros(len(src), bool), prompt
@@ -50,7 +52,7 @@ def greedy_decode(
     return chosen
 
 
-def _cached(
+def _cached_step(
     model: Seq2SeqTransformer,
     src: np.ndarray,
     prompt: np.ndarray,
@@ -68,7 +70,7 @@ def _cached(
     return step
 
 
-def _again(model: Seq2SeqTransformer, src: np.ndarray) -> Step:
+def _uncached_step(model: Seq2SeqTransformer, src: np.ndarray) -> Step:
     """Return the same, but everything before is computed again."""
     tokens = np.zeros((len(src), 0), src.dtype)
 

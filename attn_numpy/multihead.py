@@ -140,7 +140,7 @@ class MultiHeadAttention(Module):
     def _decode_packed(
         self, x: np.ndarray, cache: KVCache, counts: np.ndarray | None, mask: Mask | None
     ) -> tuple[np.ndarray, KVCache]:
-        """Decode checked tokens; where some are hidden, these stand last and `counts` do not."""
+        """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
         cache = cache._write(key, value, counts)

@@ -94,7 +94,7 @@ def attention_steps(
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """Return the output of a checked call, by the fast way or by the textbook's."""
+    """Return the output of a checked call: by tiles, or by the textbook."""
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or query.is_meta:
         return attend_steps(query, key, value, call).output
     with no_autocast(query):

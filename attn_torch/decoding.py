@@ -38,7 +38,9 @@ def greedy_decode(
     torch.Size([2, 4])
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
-    step = _cached(model, src, prompt, max_new_tokens, capacity) if cached else _again(model, src)
+    step = _uncached_step(model, src)
+    if cached:
+        step = _cached_step(model, src, prompt, max_new_tokens, capacity)
     prompt = prompt.to(torch.promote_types(prompt.dtype, torch.int32))  # so that every token fits
     chosen = prompt.new_full((len(src), max_new_tokens), model.padding_idx)
     ended, new = torch.zeros(len(src), dtype=torch.bool, device=prompt.device), prompt
@@ -52,7 +54,7 @@ def greedy_decode(
     return chosen
 
 
-def _cached(
+def _cached_step(
     model: Seq2SeqTransformer,
     src: Tensor,
     prompt: Tensor,
@@ -70,7 +72,7 @@ def _cached(
     return step
 
 
-def _again(model: Seq2SeqTransformer, src: Tensor) -> Step:
+def _uncached_step(model: Seq2SeqTransformer, src: Tensor) -> Step:
     """Return the same, but everything before is computed again."""
     tokens = src.new_zeros((len(src), 0))
 

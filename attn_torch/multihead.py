@@ -142,7 +142,7 @@ class MultiHeadAttention(nn.Module):
     def _decode_packed(
         self, x: Tensor, cache: KVCache, counts: Tensor | None, mask: Mask | None
     ) -> tuple[Tensor, KVCache]:
-        """Decode checked tokens; where some are hidden, these stand last and `counts` do not."""
+        """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
         cache = cache._write(mark_nonfinite(key, value), value, counts)

@@ -40,7 +40,7 @@ def test_subjects_agree_pair_by_pair(request, subject, case, dtype):
     ours = subject.attention(*inputs, **options)
     for other in others(request, subject, "attention"):
         theirs = other.attention(*inputs, **options)
-        close(ours, theirs, naive["output"], exact["output"], f"against {other.name}")
+        close(ours, theirs, exact["output"], naive["output"], f"against {other.name}")
 
 
 @clause("GRAD-1")
@@ -54,7 +54,7 @@ def test_gradients_agree_pair_by_pair(request, subject, case):
         )
         for name in exact:
             close(
-                ours[name], theirs[name], naive[name], exact[name], f"{name} against {other.name}"
+                ours[name], theirs[name], exact[name], naive[name], f"{name} against {other.name}"
             )
 
 
@@ -69,4 +69,4 @@ def test_modules_agree_pair_by_pair(request, subject, name):
     ours, _ = subject.multihead(*arguments, key_padding_mask=hidden)
     for other in others(request, subject, "multihead"):
         theirs, _ = other.multihead(*arguments, key_padding_mask=hidden)
-        close(ours, theirs, naive["output"], exact["output"], f"against {other.name}")
+        close(ours, theirs, exact["output"], naive["output"], f"against {other.name}")

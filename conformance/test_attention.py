@@ -219,7 +219,7 @@ def _twice(subject, case, change, dtype="float32"):
     before = subject.attention(*inputs, **options)
     changed, mask = change(*inputs, case.allowed())
     after = subject.attention(*changed, **options | {"mask": allow(mask)})
-    return before, after, (naive["output"], exact["output"])
+    return before, after, (exact["output"], naive["output"])
 
 
 @clause("ATT-8")
@@ -318,7 +318,7 @@ def test_asking_for_steps_does_not_change_the_output(subject, case):
     steps = check_steps(subject, case, "float32")
     output = subject.attention(*case.inputs("float32"), **case.options("float32"))
     exact, naive = case.expected("float32")
-    close(output, steps["output"], naive["output"], exact["output"], "output with and without")
+    close(output, steps["output"], exact["output"], naive["output"], "output with and without")
 
 
 PATHS = [PLAIN, *MASKED, *MIXED, *SHAPES, *SCALES[:2]]
@@ -332,7 +332,7 @@ def test_walking_tiles_gives_the_textbooks_output(subject, case):
     got = subject.blocked(*case.inputs("float32"), tile=TILE, **case.options("float32"))
     textbook = subject.steps(*case.inputs("float32"), **case.options("float32"))["output"]
     compare(got, exact["output"], naive["output"], "output by tiles")
-    close(got, textbook, naive["output"], exact["output"], "output by tiles and by the textbook")
+    close(got, textbook, exact["output"], naive["output"], "output by tiles and by the textbook")
 
 
 @clause("ATT-9")

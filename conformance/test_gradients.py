@@ -57,4 +57,4 @@ def test_gradients_of_both_paths_agree(subject, case, through):
     textbook = subject.gradients(*arguments, through="steps", **case.options("float32"))
     exact, naive = case.expected_gradients("float32")
     for role in fast:
-        close(fast[role], textbook[role], naive[role], exact[role], f"gradient of {role}")
+        close(fast[role], textbook[role], exact[role], naive[role], f"gradient of {role}")

@@ -278,7 +278,7 @@ def test_asking_for_weights_does_not_change_the_output(subject, kind):
     plain, asked = (call.run(subject, inputs, need_weights=n)["output"] for n in (False, True))
     exact, naive = call.expected(inputs)
     compare(plain, exact["output"], naive["output"], "output without weights")
-    close(asked, plain, naive["output"], exact["output"], "output with weights, and without")
+    close(asked, plain, exact["output"], naive["output"], "output with weights, and without")
 
 
 @clause("LAYER-4")

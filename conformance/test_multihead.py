@@ -321,4 +321,4 @@ def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
         if name == "weights":
             in_exact, in_naive = in_exact.mean(1), in_naive.mean(1)
         compare(own, in_exact, in_naive, f"the peer's own {name}")
-        close(got, own, in_naive, in_exact, f"{name} against {peer}")
+        close(got, own, in_exact, in_naive, f"{name} against {peer}")

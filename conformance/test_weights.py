@@ -287,7 +287,7 @@ def test_flaxs_own_module_gives_the_same_and_takes_it_back(subject):
         ours, 2, 2, *inputs, allowed=np.ones((3, 2, 5, 7), bool)
     )
     compare(theirs, exact["output"], naive["output"], "flax's own output")
-    close(got, theirs, naive["output"], exact["output"], "output against flax.nnx")
+    close(got, theirs, exact["output"], naive["output"], "output against flax.nnx")
     back = subject.export_weights("attention", CROSS.config, ours, "nnx")
     moved = nnx.MultiHeadAttention(2, 14, decode=False, rngs=nnx.Rngs(1))
     nnx.update(moved, nested({n: jnp.asarray(x) for n, x in back.items()}))

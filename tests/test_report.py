@@ -16,7 +16,7 @@ from conformance.reports.report import OUTCOMES, line, read, results
 from conformance.reports.summary import MOST_LINES, as_data, summary
 from conformance.reports.terminal import show
 from conformance.reports.verdict import verdict
-from conformance.runs.run import _told
+from conformance.runs.run import _print_verdict
 
 HEADER = {
     "type": "header",
@@ -248,13 +248,13 @@ def test_run_with_an_unused_known_difference_has_no_verdict(tmp_path, capsys):
     )
     asked = {"known": str(tmp_path / "known.toml"), "report": "r.jsonl", "smoke": False}
     report = whole(result("ATT-1", "conforms"))
-    assert _told(Namespace(**asked), report, 0, whole=True) == 1
+    assert _print_verdict(Namespace(**asked), report, 0, whole=True) == 1
     said = capsys.readouterr()
     assert said.err.startswith(
         "a known difference must match a case of the suite that is offered: "
     )
     assert said.out.endswith(f"no verdict: an entry of {asked['known']} matches nothing\n")
-    assert _told(Namespace(**asked | {"known": None}), report, 0, whole=True) == 0
+    assert _print_verdict(Namespace(**asked | {"known": None}), report, 0, whole=True) == 0
     assert capsys.readouterr().out.endswith("report: r.jsonl\nconforms: 1 clause\n")
 
 

@@ -1,4 +1,4 @@
-"""Deliberately wrong implementations, and the gate that proves that the suite catches every one.
+"""Deliberately wrong implementations; `tools/mutants/` proves that the suite catches each of them.
 
 Each mutant is a right subject with one mistake in front of one method. It says in a sentence what
 is wrong, and which clauses of the contract must catch it.

@@ -20,7 +20,7 @@ def allowed_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:
     return reference.allowed(mask, (*query.shape[:3], key.shape[2]), query_offset)
 
 
-def with_seen(right, inputs, mask, query_offset, options, change: Callable) -> dict:
+def with_allowed(right, inputs, mask, query_offset, options, change: Callable) -> dict:
     """Attend with what is seen changed; a call that the right one refuses stays refused."""
     right(*inputs, mask=mask, query_offset=query_offset, **options)
     allowed = allowed_by(mask, inputs, query_offset)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .arithmetic import attended, nan_where, over_heads, recomputes, softmax, with_seen
+from .arithmetic import attended, nan_where, over_heads, recomputes, softmax, with_allowed
 from .mutant import breaks
 
 # Rows that may see nothing
@@ -33,7 +33,7 @@ def empty_row_unmasked(right, *inputs, mask=None, query_offset=None, **options):
     def change(allowed):
         return allowed | ~allowed.any(-1, keepdims=True)
 
-    return with_seen(right, inputs, mask, query_offset, options, change)
+    return with_allowed(right, inputs, mask, query_offset, options, change)
 
 
 @breaks("steps", "EMPTY-1")

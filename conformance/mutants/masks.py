@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from ..mask_spec import Spec, allow, hide, padding, predicate, prefix, segments, sliding_window
-from .arithmetic import allowed_by, attended, recomputes, softmax, with_seen
+from .arithmetic import allowed_by, attended, recomputes, softmax, with_allowed
 from .mutant import breaks
 
 # In front of attention, which is given a mask and makes of it what it does
@@ -30,7 +30,7 @@ def transposed(right, *inputs, mask=None, query_offset=None, **options):
     def change(allowed):
         return allowed.swapaxes(2, 3) if allowed.shape[2] == allowed.shape[3] else allowed
 
-    return with_seen(right, inputs, mask, query_offset, options, change)
+    return with_allowed(right, inputs, mask, query_offset, options, change)
 
 
 @breaks("steps", "ATT-1", "CAUSE-5", "CLEAN-2")
@@ -40,7 +40,7 @@ def first_sample_mask(right, *inputs, mask=None, query_offset=None, **options):
     def change(allowed):
         return np.broadcast_to(allowed[:1], allowed.shape)
 
-    return with_seen(right, inputs, mask, query_offset, options, change)
+    return with_allowed(right, inputs, mask, query_offset, options, change)
 
 
 @breaks("steps", "ATT-1")
@@ -50,7 +50,7 @@ def first_head_mask(right, *inputs, mask=None, query_offset=None, **options):
     def change(allowed):
         return np.broadcast_to(allowed[:, :1], allowed.shape)
 
-    return with_seen(right, inputs, mask, query_offset, options, change)
+    return with_allowed(right, inputs, mask, query_offset, options, change)
 
 
 @breaks("steps", "ATT-1", "CAUSE-5", "CLEAN-1", "CLEAN-2")

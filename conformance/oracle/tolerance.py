@@ -87,7 +87,7 @@ def compare(got, exact, naive, what: str) -> None:
     _within(limit, error, wide, exact, what)
 
 
-def close(got, other, naive, exact, what: str) -> None:
+def close(got, other, exact, naive, what: str) -> None:
     """Check that two answers agree within the budget of the case; neither is the reference.
 
     Both must be finite: NaN and infinity are close to nothing.

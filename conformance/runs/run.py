@@ -23,10 +23,10 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a Linux container
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Run the suite, then print its summary; a run that tests nothing is an error."""
-    if lacking := _absent(NEEDED):
+    if lacking := _missing(NEEDED):
         print(f"the suite needs {', '.join(NEEDED)}: got no {_install(lacking)}", file=sys.stderr)
         return USAGE
-    if lacking := _absent(HELPFUL):
+    if lacking := _missing(HELPFUL):
         print(f"works without what is not installed: {_install(lacking)}", file=sys.stderr)
     with TemporaryDirectory(ignore_cleanup_errors=True) as notes:
         try:
@@ -36,13 +36,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             return USAGE
         status = OK
         try:
-            status = _judged(options, rest, draft, notes)
+            status = _run_cases(options, rest, draft, notes)
         finally:
-            status = _settled(draft, options.report) or status
+            status = _settle(draft, options.report) or status
         return status
 
 
-def _absent(packages: dict[str, str]) -> list[str]:
+def _missing(packages: dict[str, str]) -> list[str]:
     return [pip for name, pip in packages.items() if not _is_there(name)]
 
 
@@ -57,7 +57,7 @@ def _install(packages: list[str]) -> str:
     return f"{', '.join(packages)} (python -m pip install {' '.join(packages)})"
 
 
-def _settled(draft: Draft, report: str) -> int:
+def _settle(draft: Draft, report: str) -> int:
     try:
         draft.settle()
     except OSError as error:
@@ -67,7 +67,7 @@ def _settled(draft: Draft, report: str) -> int:
     return OK
 
 
-def _judged(options: argparse.Namespace, rest: list[str], draft: Draft, notes: str) -> int:
+def _run_cases(options: argparse.Namespace, rest: list[str], draft: Draft, notes: str) -> int:
     """Run the cases, print the verdict, and return the exit status."""
     settings = vars(options) | {"report": str(draft.path), "notes": notes}
     words = [str(SUITE), f"-c{SUITE / 'pytest.ini'}", f"--rootdir={SUITE}", "-q"]
@@ -88,7 +88,7 @@ def _judged(options: argparse.Namespace, rest: list[str], draft: Draft, notes: s
         print(f"no verdict: the run was cut off: got {cut}", file=sys.stderr)
         return status or INTERNAL
     status = status or (FAILED if died else OK)
-    return _told(options, report, status, told["whole"])
+    return _print_verdict(options, report, status, told["whole"])
 
 
 def cores() -> int:
@@ -114,7 +114,9 @@ def _sharing(options: argparse.Namespace, rest: list[str]) -> list[str]:
     return [f"-n{cores()}", "--dist=loadfile", "--max-worker-restart=0"]
 
 
-def _told(options: argparse.Namespace, report: list[dict], status: int, whole: bool) -> int:
+def _print_verdict(
+    options: argparse.Namespace, report: list[dict], status: int, whole: bool
+) -> int:
     """Print a whole report and its verdict; return the exit status, which may be worse now."""
     from ..reports import known
     from ..reports.summary import summary
