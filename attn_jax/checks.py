@@ -136,6 +136,9 @@ def check_hidden(hidden: Any) -> Array:
 
 
 def check_cells(name: str, array: Any) -> Array:
+    if is_array(array) and array.ndim == 2:
+        rule = f"{name} must be (B, H, T, S), write array[None, None] for (T, S)"
+        raise ValueError(f"{rule}: got {tuple(array.shape)}")
     check_array(name, array, CALL)
     check_bool(name, array, "True is allowed" if name == "allow" else "True is hidden")
     return array

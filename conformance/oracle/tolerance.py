@@ -98,8 +98,9 @@ def close(got, other, exact, naive, what: str) -> None:
     limit = allowance(exact, naive, got.dtype)
     _check_floats(other, what)
     got, other = got.astype(np.float64), other.astype(np.float64)
-    error = np.where(np.isfinite(got) & np.isfinite(other), _off(got, other), np.inf)
-    _within(limit, error, got, other, what)
+    _check_finite(got, what)
+    _check_finite(other, f"{what}, the other answer")
+    _within(limit, _off(got, other), got, other, what)
 
 
 def _off(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -183,6 +184,14 @@ def check_dtype(got: np.ndarray, dtype, what: str) -> None:
 def _check_floats(got: np.ndarray, what: str) -> None:
     if got.dtype.kind not in "fV":  # NumPy knows bfloat16 as V, not as a float
         raise Differs(f"{what}: expected floats, got {got.dtype.name}", took="dtype")
+
+
+def _check_finite(array: np.ndarray, what: str) -> None:
+    wrong = ~np.isfinite(array)
+    if wrong.any():
+        index = _index(wrong)
+        text = f"{what} at {index}: expected a finite number, got {array[index]}"
+        raise Differs(text, index=index, got=float(array[index]))
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
