@@ -3,7 +3,7 @@
 `attention_steps` returns every step of it, `attention` only the output.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +213,5 @@ def _drop(weights: Array, dropout: float, dropout_key: Array | None) -> Array:
         return weights
     if dropout == 1:
         return jnp.zeros_like(weights)  # 1 / (1 - p) would be 0/0
-    assert dropout_key is not None  # it was drawn, dropout lying between 0 and 1
-    kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
+    kept = jax.random.bernoulli(cast(Array, dropout_key), 1 - dropout, weights.shape)
     return jnp.where(kept, weights / (1 - dropout), 0)

@@ -51,11 +51,16 @@ def check_call(
     sizes = (batch, heads, queries, key.shape[2])
     checks.check_mask(mask, sizes)
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
-    if dropout > 0 and rngs is None:
-        raise ValueError("dropout needs rngs: got None")
+    check_rngs(dropout, rngs)
     scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
     return Call(sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), rngs)
+
+
+def check_rngs(dropout: float, rngs: nnx.Rngs | None) -> None:
+    """Refuse a dropout that has nowhere to draw from."""
+    if dropout > 0 and rngs is None:
+        raise ValueError("dropout needs rngs: got None")
 
 
 def _flatten(call: Call) -> tuple[tuple, tuple]:

@@ -14,7 +14,7 @@ from . import checks
 from .arrays import dtype_name, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, unpack
-from .call import Call
+from .call import Call, check_rngs
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import scale_or_default
@@ -149,7 +149,7 @@ class MultiHeadAttention(nnx.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
-        cache = cache._write(key, value, counts)
+        cache = cache.append(key, value, counts)
         return self._attend_slots(x, cache, mask, first), cache
 
     def _check_inputs(
@@ -197,13 +197,6 @@ class MultiHeadAttention(nnx.Module):
         checks.check_room(cache, steps if counts is None else counts)
         return counts
 
-    def _check_cache(self, x: Array, cache: KVCache) -> None:
-        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
-        checks.check_is_cache(cache, KVCache)
-        checks.check_cache(cache)
-        batch = x.shape[0 if self.batch_first else 1]
-        checks.check_fits(cache, batch, self._dims(), self._dtype(x))
-
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
@@ -224,6 +217,7 @@ class MultiHeadAttention(nnx.Module):
         query_offset: int | Array | np.ndarray,
     ) -> Call:
         dropout = 0.0 if self.deterministic else self.dropout
+        check_rngs(dropout, self.rngs)
         scale = scale_or_default(None, self.head_dim)
         return Call(
             sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, self.rngs
@@ -249,6 +243,7 @@ class MultiHeadAttention(nnx.Module):
             call = call._replace(mask=mask)
             if self.empty_rows == "uniform":
                 query, call = _uniform(query, mask, written, call)
+        checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:
             _, _, weights, output = attend_steps(query, cache.key, cache.value, call)
             weights = _nan_if_overflowed(weights, cache)
@@ -258,6 +253,7 @@ class MultiHeadAttention(nnx.Module):
 
     def _attend_cached(self, x: Array, cache: KVCache, call: Call) -> Array:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
+        checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(
@@ -269,6 +265,7 @@ class MultiHeadAttention(nnx.Module):
         if mask is not None:
             return self._attend(x, cache, call, False)[0]
         query = self._split_heads(self.q_proj(x), self.num_heads)
+        checks.check_projected(query, cache.key, cache.value, sizes)
         output = attend(query, cache.key, cache.value, call)
         return self._join_heads(_nan_if_overflowed(output, cache))
 

@@ -8,12 +8,13 @@ place. Several threads share the blocks out, each with BLAS held to one thread.
 import math
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from .call import Call
+from .masks import Mask
 from .numerics import is_bounded, split_nonfinite, upcast
 from .threads import blas_held, is_inside, work_together
 from .tiles import Cells, Tiles, Verdict
@@ -181,9 +182,8 @@ class _Hidden(dict):
 
     def __missing__(self, tile: int) -> np.ndarray:
         columns = slice(tile * self._width, (tile + 1) * self._width)
-        assert self._call.mask is not None  # else every tile is full
         cells = Cells(self._call.sizes, self._call.query_offset, self._rows, columns)
-        self[tile] = ~self._call.mask.evaluate(cells)
+        self[tile] = ~cast(Mask, self._call.mask).evaluate(cells)  # without one, all tiles are full
         return self[tile]
 
 

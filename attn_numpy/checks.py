@@ -233,7 +233,7 @@ def check_attention(
     empty_rows: Any,
     dropout: Any,
 ) -> None:
-    _check_shapes(query, key, value)
+    check_shapes(query, key, value)
     if scale is not None:
         check_number("scale", scale)
     if softcap is not None:
@@ -246,7 +246,7 @@ def check_attention(
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
 
 
-def _check_shapes(query: Any, key: Any, value: Any) -> None:
+def check_shapes(query: Any, key: Any, value: Any) -> None:
     check_rank_and_dtype("query", query, ("B", "H", "T", "D"))
     check_rank_and_dtype("key", key, ("B", "H_kv", "S", "D"))
     check_rank_and_dtype("value", value, ("B", "H_kv", "S", "D_v"))
@@ -264,6 +264,16 @@ def _check_shapes(query: Any, key: Any, value: Any) -> None:
     if not key.shape[1] or query.shape[1] % key.shape[1]:
         got = f"{query.shape[1]} and {key.shape[1]}"
         raise ValueError(f"query heads must be a multiple of key heads: got {got}")
+
+
+def check_projected(
+    query: Array, key: Array, value: Array, sizes: tuple[int, int, int, int]
+) -> None:
+    """Check what projections returned: a layer in the place of one may return anything."""
+    check_shapes(query, key, value)
+    got = (*query.shape[:3], key.shape[2])
+    if got != sizes:
+        raise ValueError(f"projections must keep (B, H, T, S) = {tuple(sizes)}: got {got}")
 
 
 def check_same_dtype(query: Array, key: Array, value: Array) -> None:
@@ -404,7 +414,7 @@ def check_counts(**sizes: Any) -> None:
 
 
 def check_cache(cache: Any) -> None:
-    if getattr(cache, "consumed", False):  # no cache is, where none is written in place
+    if getattr(cache, "consumed", False):  # JAX's caches have no such attribute
         raise ValueError("a cache is used once, copy() branches: got one that was handed on")
 
 

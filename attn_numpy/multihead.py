@@ -143,7 +143,7 @@ class MultiHeadAttention(Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
-        cache = cache._write(key, value, counts)
+        cache = cache.append(key, value, counts)
         return self._attend_slots(x, cache, mask, first), cache
 
     def _check_inputs(
@@ -191,13 +191,6 @@ class MultiHeadAttention(Module):
         checks.check_room(cache, steps if counts is None else counts)
         return counts
 
-    def _check_cache(self, x: np.ndarray, cache: KVCache) -> None:
-        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
-        checks.check_is_cache(cache, KVCache)
-        checks.check_cache(cache)
-        batch = x.shape[0 if self.batch_first else 1]
-        checks.check_fits(cache, batch, self._dims(), self._dtype(x))
-
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
@@ -243,6 +236,7 @@ class MultiHeadAttention(Module):
             call = call._replace(mask=mask)
             if self.empty_rows == "uniform":
                 query, call = _uniform(query, mask, written, call)
+        checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:
             _, _, weights, output = attend_steps(query, cache.key, cache.value, call)
         else:
@@ -251,6 +245,7 @@ class MultiHeadAttention(Module):
 
     def _attend_cached(self, x: np.ndarray, cache: KVCache, call: Call) -> np.ndarray:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
+        checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(
@@ -265,15 +260,15 @@ class MultiHeadAttention(Module):
             self._split_heads(self.q_proj(x), self.num_heads),
             cache.lengths.max(initial=0),
         )
+        key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         sizes, mask = (batch, self.num_heads, steps, int(last)), causal()
+        checks.check_projected(query, key, value, sizes)
         position: int | np.ndarray = first
         if len(first) and (first == first[0]).all():
             position = int(first[0])
             mask = None if steps == 1 else mask  # the newest token is allowed every key
         call = self._new_call(sizes, mask, None, position)
-        return self._join_heads(
-            attend(query, cache.key[:, :, :last], cache.value[:, :, :last], call)
-        )
+        return self._join_heads(attend(query, key, value, call))
 
     def _split_heads(self, x: np.ndarray, num_heads: int) -> np.ndarray:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""

@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
-        cache = cache._write(mark_nonfinite(key, value), value, counts)
+        cache = cache.append(mark_nonfinite(key, value), value, counts)
         return self._attend_slots(x, cache, mask, first), cache
 
     def _check_inputs(
@@ -193,13 +193,6 @@ class MultiHeadAttention(nn.Module):
         checks.check_room(cache, steps if counts is None else counts)
         return counts
 
-    def _check_cache(self, x: Tensor, cache: KVCache) -> None:
-        """Refuse a cache that is consumed, or that fits neither x nor these weights."""
-        checks.check_is_cache(cache, KVCache)
-        checks.check_cache(cache)
-        batch = x.shape[0 if self.batch_first else 1]
-        checks.check_fits(cache, batch, self._dims(), self._dtype(x))
-
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
@@ -245,6 +238,7 @@ class MultiHeadAttention(nn.Module):
             call = call._replace(mask=mask)
             if self.empty_rows == "uniform":
                 query, call = _uniform(query, mask, written, call)
+        checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:
             _, _, weights, output = attend_steps(query, cache.key, cache.value, call)
         else:
@@ -253,6 +247,7 @@ class MultiHeadAttention(nn.Module):
 
     def _attend_cached(self, x: Tensor, cache: KVCache, call: Call) -> Tensor:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
+        checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(self, x: Tensor, cache: KVCache, mask: Mask | None, first: Tensor) -> Tensor:
@@ -264,14 +259,14 @@ class MultiHeadAttention(nn.Module):
         query, lengths = self._split_heads(self.q_proj(x), self.num_heads), cache.lengths.tolist()
         same, last = uniform(first), max(lengths, default=0)
         sizes = (batch, self.num_heads, steps, last)
+        key, value = cache.key[:, :, :last], cache.value[:, :, :last]
+        checks.check_projected(query, key, value, sizes)
         call = self._new_call(sizes, causal(), None, first if same is None else same)
         kernel = (cache.key.device.type, cache.key.dtype, self.head_dim, self.head_dim)
         if lengths and steps == 1 and has_kernel(*kernel) and not call.dropout:
             # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths))
-        return self._join_heads(
-            attend(query, cache.key[:, :, :last], cache.value[:, :, :last], call)
-        )
+        return self._join_heads(attend(query, key, value, call))
 
     def _split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""

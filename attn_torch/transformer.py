@@ -334,6 +334,8 @@ class TransformerDecoderLayer(_Layer):
         checks.check_is_cache(memory, KVCache)
         if hidden is not None:
             checks.check_movable("memory_mask", memory_mask)
+            if isinstance(memory_key_padding_mask, Mask):
+                checks.check_movable("memory_key_padding_mask", memory_key_padding_mask)
         attn = self.multihead_attn
         query, keys, _ = attn._check_inputs(tgt, memory, None)
         masks = (memory_key_padding_mask, memory_mask)
@@ -441,16 +443,6 @@ class _Stack(nn.Module):
         memories = len(self.layers) if self.layer_class.has_memory else 0
         checks.check_depth(cache, len(self.layers), memories)
 
-    def _check_caches(self, x: Tensor, cache: StackCache, counts: Tensor | None) -> None:
-        """Refuse what a later layer would refuse after the first has written."""
-        steps = x.shape[1 if self.layers[0].batch_first else 0]
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            layer.self_attn._check_cache(x, layer_cache)
-            checks.check_room(layer_cache, steps if counts is None else counts)
-        if cache.memory:
-            for layer, memory in zip(self.layers, cache.memory, strict=True):
-                layer.multihead_attn._check_cache(x, memory)
-
 
 class TransformerEncoder(_Stack):
     """A stack of encoder layers, and a last norm if `norm`.
@@ -523,16 +515,16 @@ class TransformerEncoder(_Stack):
     ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
         self._check_depth(cache)
-        first = self.layers[0]
-        counts = first.self_attn._check_decode(src, cache.layers[0], hidden, mask)
-        self._check_caches(src, cache, counts)
-        x = pack(src, hidden, first.batch_first)
+        pairs = list(zip(self.layers, cache.layers, strict=True))  # all, before the first writes
+        counts = [layer.self_attn._check_decode(src, own, hidden, mask) for layer, own in pairs]
+        batch_first = self.layers[0].batch_first
+        x = pack(src, hidden, batch_first)
         with restored_on_error(*cache.layers):
             written = []
-            for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-                x, layer_cache = layer._decode_packed(x, layer_cache, counts, mask)
+            for (layer, layer_cache), count in zip(pairs, counts, strict=True):
+                x, layer_cache = layer._decode_packed(x, layer_cache, count, mask)
                 written.append(layer_cache)
-            output = unpack(self._last_norm(x), hidden, first.batch_first)
+            output = unpack(self._last_norm(x), hidden, batch_first)
             return output, cache.with_layers(written)
 
 
@@ -640,19 +632,17 @@ class TransformerDecoder(_Stack):
     ) -> tuple[Tokens, StackCache]:
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
         self._check_depth(cache)
-        first, masks = self.layers[0], (tgt_mask, memory_mask, cache.memory_key_padding_mask)
-        counts, call = first._check_decode(tgt, cache.layers[0], cache.memory[0], hidden, *masks)
-        self._check_caches(tgt, cache, counts)
-        x = pack(tgt, hidden, first.batch_first)
+        masks = (hidden, tgt_mask, memory_mask, cache.memory_key_padding_mask)
+        triples = list(zip(self.layers, cache.layers, cache.memory, strict=True))
+        checked = [layer._check_decode(tgt, *caches, *masks) for layer, *caches in triples]
+        batch_first = self.layers[0].batch_first
+        x = pack(tgt, hidden, batch_first)
         with restored_on_error(*cache.layers):
             written = []
-            caches = zip(self.layers, cache.layers, cache.memory, strict=True)
-            for layer, layer_cache, memory in caches:
-                x, layer_cache = layer._decode_packed(
-                    x, layer_cache, counts, tgt_mask, memory, call
-                )
+            for (layer, layer_cache, memory), (count, call) in zip(triples, checked, strict=True):
+                x, layer_cache = layer._decode_packed(x, layer_cache, count, tgt_mask, memory, call)
                 written.append(layer_cache)
-            output = unpack(self._last_norm(x), hidden, first.batch_first)
+            output = unpack(self._last_norm(x), hidden, batch_first)
             return output, cache.with_layers(written)
 
 

@@ -156,3 +156,109 @@ def test_consumed_cache_cannot_be_used_in_any_way(backend, use):
     }
     with pytest.raises(ValueError, match="a cache is used once, copy"):
         uses[use]()
+
+
+@pytest.mark.parametrize("backend", MODULES)
+@pytest.mark.parametrize("changed", ["lengths", "heads", "empty_rows"])
+def test_layers_of_a_stack_may_differ(backend, changed):
+    module, subject, decoder = new(backend, "TransformerDecoder", 2, 8, 2, 16)
+    x = subject.array(X)
+    lengths = (3, 5) if changed == "lengths" else (3, 3)
+    memory = np.random.default_rng(5).normal(size=(2, 5, 8)).astype(np.float32)
+    memories = [subject.array(memory[:, :length]) for length in lengths]
+    last = decoder.layers[1].multihead_attn
+    mask = module.sliding_window(1, 1) | module.causal()
+    if changed == "heads":
+        options = {"rngs": nnx.Rngs(1)} if backend == "jax" else {}
+        last = decoder.layers[1].multihead_attn = module.MultiHeadAttention(8, 4, **options)
+        last.eval()
+    if changed == "empty_rows":
+        last.empty_rows, mask = "nan", ~module.causal() & module.sliding_window(9)
+    layers = list(decoder.layers)
+    projected = [
+        layer.multihead_attn.project(one) for layer, one in zip(layers, memories, strict=True)
+    ]
+    expected = x
+    for layer, one in zip(layers, projected, strict=True):
+        expected, _ = layer.decode(expected, layer.self_attn.new_cache(2, 5), one, memory_mask=mask)
+    own = tuple(layer.self_attn.new_cache(2, 5) for layer in layers)
+    cache = module.StackCache(own, tuple(projected))
+    got, _ = decoder.decode(x, cache, memory_mask=mask)
+    got, expected = subject.numpy(got), subject.numpy(expected)
+    assert np.array_equal(got, expected, equal_nan=True)
+    assert np.isnan(expected).all() == (changed == "empty_rows")
+
+
+@pytest.mark.parametrize("backend", OWNING)
+def test_cache_twice_in_a_call_is_refused(backend):
+    module, subject, encoder = new(backend, "TransformerEncoder", 2, 8, 2, 16)
+    x, cache = subject.array(X), encoder.layers[0].self_attn.new_cache(2, 5)
+    with pytest.raises(ValueError, match="a cache is used once"):
+        encoder.decode(x, module.StackCache((cache, cache)))
+    _, _, layer = new(backend, "TransformerDecoderLayer", 8, 2, 16)
+    with pytest.raises(ValueError, match="a cache is used once"):
+        layer.decode(x, cache, cache)
+    assert not cache.consumed
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_mask_of_the_memory_that_knows_no_positions_is_refused_where_tokens_are_hidden(backend):
+    module, subject, layer = new(backend, "TransformerDecoderLayer", 8, 2, 16)
+    x, cache = subject.array(X), layer.self_attn.new_cache(2, 5)
+    memory, hidden = layer.multihead_attn.project(x), np.zeros((2, 3), bool)
+    mask = module.allow(subject.array(np.tri(3, dtype=bool)[None, None]))
+    with pytest.raises(ValueError, match="memory_key_padding_mask must go by positions"):
+        layer.decode(x, cache, memory, hidden=subject.array(hidden), memory_key_padding_mask=mask)
+
+
+class Shorter:
+    """A projection that loses a key."""
+
+    def __init__(self, projection):
+        self.projection = projection
+
+    def __call__(self, x):
+        return self.projection(x)[:, 1:]
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_projection_that_changes_the_length_is_refused(backend):
+    _, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    if backend == "torch":
+        for name in ("k_proj", "v_proj"):
+            projection = Shorter(getattr(attn, name))
+            delattr(attn, name)
+            object.__setattr__(attn, name, projection)
+    else:
+        attn.k_proj, attn.v_proj = Shorter(attn.k_proj), Shorter(attn.v_proj)
+    rule = r"projections must keep \(B, H, T, S\) = \(2, 2, 3, 3\): got \(2, 2, 3, 2\)"
+    with pytest.raises(ValueError, match=rule):
+        attn(subject.array(X))
+
+
+def test_autocast_does_not_mix_dtypes_in_a_cache():
+    _, subject, attn = new("torch", "MultiHeadAttention", 8, 2)
+    x, cache = subject.array(X), attn.new_cache(2, 5)
+    memory = attn.project(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(TypeError, match="key must have the dtype of the cache"):
+            attn.decode(x, cache)
+        with pytest.raises(TypeError, match="query, key and value must share a dtype"):
+            attn(x, memory)
+    assert not cache.consumed
+
+
+def test_dropout_that_was_set_later_needs_rngs():
+    _, subject, attn = new("jax", "MultiHeadAttention", 8, 2)
+    attn.train()
+    attn.dropout, attn.rngs = 0.5, None
+    with pytest.raises(ValueError, match="dropout needs rngs: got None"):
+        attn(subject.array(X))
+
+
+def test_cache_copies_the_mask_of_the_memory():
+    _, subject, decoder = new("jax", "TransformerDecoder", 1, 8, 2, 16)
+    hidden = np.zeros((2, 3), bool)
+    cache = decoder.start(subject.array(X), 5, memory_key_padding_mask=hidden)
+    hidden[:] = True
+    assert not np.asarray(cache.memory_key_padding_mask).any()

@@ -215,13 +215,13 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), "utf-8")
 
 
-SCALE = "scale_or_default(scale, query.shape[3])"
-BREAKS = {"differs": SCALE.replace(")", " + 1)"), "error": SCALE.replace(" query", " -query")}
+SCALE = "scale_or_default(scale, head_dim)"
+BREAKS = {"differs": SCALE.replace(")", " + 1)"), "error": SCALE.replace(" head", " -head")}
 
 
 @pytest.mark.parametrize("outcome", BREAKS)
 def test_failure_names_clause_subject_case_and_the_command_that_repeats_it(copy, outcome):
-    replace(copy / "attn_numpy/blocked.py", SCALE, BREAKS[outcome])
+    replace(copy / "attn_numpy/call.py", SCALE, BREAKS[outcome])
     only = ["--clause", "ATT-1", "-k", "test_output_is_the_formula and plain"]
     done = cli(*NUMPY, *only, root=copy, cwd=copy)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr

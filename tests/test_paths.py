@@ -18,7 +18,7 @@ from conformance.cases.arrays import normal
 from conformance.mask_spec import Spec, allow, causal, padding, predicate, segments, sliding_window
 
 BACKENDS = ("numpy", "torch", "jax")
-STEPS = {"attention.attend_steps": "steps"}
+STEPS = {"attention.attend_steps": "steps", "multihead.attend_steps": "steps"}
 WAYS = {
     "numpy": STEPS | {"attention.attention_blocked": "blocked"},
     "torch": STEPS | {"blocked.fused": "fused", "blocked.plan": "blocks"},

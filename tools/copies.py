@@ -40,7 +40,7 @@ def _edited(root: Path, file: str) -> str:
     """Return the one backend in which a file differs from the last commit."""
     paths = [f"{backend}/{file}" for backend in BACKENDS]
     command = ["git", "diff", "--name-only", "--relative", "HEAD", "--", *paths]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", check=True)
     edited = [path.split("/")[0] for path in done.stdout.splitlines()]
     if len(edited) != 1:
         got = ", ".join(edited) or "none"
