@@ -185,7 +185,7 @@ def test_a_very_negative_visible_logit_beats_hidden_ones(subject):
     bias = np.full((5, 7), -2e9, np.float32)
     allowed = np.broadcast_to(np.arange(7) == 3, MAIN.call)
     got = subject.attention(*inputs, bias=bias, mask=allow(allowed))
-    same(got, np.broadcast_to(inputs[2][:, :, 3:4], got.shape), "the one visible value")
+    same(got, np.broadcast_to(inputs[2][:, :, 3:4], got.shape), "the one allowed value")
 
 
 @clause("ATT-7")
@@ -193,7 +193,7 @@ def test_a_very_negative_visible_logit_beats_hidden_ones(subject):
 def test_an_overflowing_row_is_not_an_empty_one(subject, policy):
     require(subject, "attention", *(["empty_rows"] if policy != "zero" else []))
     query, key = np.full((1, 1, 1, 3), 1e20, np.float32), np.ones((1, 1, 2, 3), np.float32)
-    key[0, 0, 0] = -1e20  # the one visible logit is -inf in float32
+    key[0, 0, 0] = -1e20  # the one allowed logit is -inf in float32
     value = np.array([[[[1.0], [5.0]]]], np.float32)
     got = subject.attention(query, key, value, mask=padding([1]), empty_rows=policy)
     check_each(np.isnan(got) | (got == 1), got, "output", "NaN or the value 1")
@@ -204,7 +204,7 @@ def test_an_overflowing_row_is_not_an_empty_one(subject, policy):
 def test_an_overflowing_row_beside_hidden_garbage_is_not_an_empty_one(subject, fill):
     require(subject, "attention")
     query, key = np.full((1, 1, 1, 3), 1e20, np.float32), np.full((1, 1, 3, 3), fill, np.float32)
-    key[0, 0, 0] = -1e20  # the one visible logit is -inf in float32
+    key[0, 0, 0] = -1e20  # the one allowed logit is -inf in float32
     value = np.array([[[[1.0], [5.0], [7.0]]]], np.float32)
     got = subject.attention(query, key, value, mask=padding([1]))
     check_each(np.isnan(got) | (got == 1), got, "output", "NaN or the value 1")
@@ -299,7 +299,7 @@ def test_equal_logits_give_the_mean(subject):
     got = subject.attention(np.zeros_like(query), key, value, **RAGGED.options("float32"))
     check_output(got, np.zeros_like(query), key, value, "output", allowed=RAGGED.allowed())
     mean = value[0, :, :3].astype(np.float64).mean(1)
-    compare(got[0, :, 0], mean, value[0, :, :3].mean(1), "mean of the three visible values")
+    compare(got[0, :, 0], mean, value[0, :, :3].mean(1), "mean of the three allowed values")
 
 
 @clause("ATT-8")

@@ -1,4 +1,4 @@
-"""The chapter on fully masked rows: zero, NaN or uniform, however they were emptied."""
+"""The chapter on fully masked rows: zero, NaN or uniform, in whatever way they were masked."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ def case_of(policy: str, mask=None) -> Case:
 
 
 def check_rows(subject, policy: str, dtype: str) -> None:
-    """Hold the fully masked rows to the policy, exactly, and all others to the oracle."""
+    """Check fully masked rows by the policy, exactly, and all others by the oracle."""
     case = case_of(policy)
     steps = check_steps(subject, case, dtype)
     empty = ~ROWS.any(-1)

@@ -104,7 +104,7 @@ def test_sequence_first_changes_the_layout_of_inputs_only(subject, kind):
         compare(got[name], exact[name], naive[name], f"{name}, sequence first")
 
 
-# What each mask may look like: the argument, what is seen, and what is added
+# What each mask may look like: the argument, what is allowed, and what is added
 
 
 def forms(rows: int, columns: int, seed: int) -> dict[str, tuple]:
@@ -157,10 +157,10 @@ def test_padding_mask_reaches_its_own_attention(subject, argument, form):
 def test_six_masks_together(subject, form):
     options, allowed = {}, {}
     for argument, (name, known) in FORMS.items():
-        options[argument], visible, bias = known[form]
+        options[argument], cells, bias = known[form]
         padded, array, _, keys = KEYS[f"{name}_key_padding_mask"]
         options[f"{padded}_key_padding_mask"] = array
-        allowed[name] = (np.logical_and(visible, keys), bias)
+        allowed[name] = (np.logical_and(cells, keys), bias)
     SHALLOW.check(subject, options, **allowed)
 
 

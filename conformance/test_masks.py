@@ -70,14 +70,16 @@ def test_look_ahead_mask_is_the_square_subsequent_mask(subject, n):
 def test_three_forms_of_a_mask_agree(subject, name):
     spec, offset = MASKS[name]
     options = {"query_offset": offset, "batch": 3, "heads": 2}
-    seen = subject.ask("allowed", spec, 5, 7, **options)
+    allowed = subject.ask("allowed", spec, 5, 7, **options)
     hidden = subject.ask("hidden", spec, 5, 7, **options)
     additive = subject.ask("additive", spec, 5, 7, **options)
-    assert seen.ndim == 4, f"MASK-4: allowed must have rank 4: got {seen.shape}"
-    assert (seen.dtype, hidden.dtype) == (bool, bool), f"MASK-4: got {seen.dtype}, {hidden.dtype}"
-    same(np.broadcast_to(seen, MAIN.call), reference.allowed(spec, MAIN.call, offset), "allowed")
-    same(hidden, ~seen, "hidden")
-    same(additive, np.where(seen, 0.0, -np.inf), "additive")
+    assert allowed.ndim == 4, f"MASK-4: allowed must have rank 4: got {allowed.shape}"
+    assert (allowed.dtype, hidden.dtype) == (bool, bool), (
+        f"MASK-4: got {allowed.dtype}, {hidden.dtype}"
+    )
+    same(np.broadcast_to(allowed, MAIN.call), reference.allowed(spec, MAIN.call, offset), "allowed")
+    same(hidden, ~allowed, "hidden")
+    same(additive, np.where(allowed, 0.0, -np.inf), "additive")
 
 
 @clause("MASK-4")
@@ -184,7 +186,7 @@ def test_prefix_is_seen_by_all_and_causal_after(subject):
     same(got[0, 0], np.arange(7) < 3, "the first query of a prefix of 3")
     same(got[0, 4], np.arange(7) < 5, "the fifth query of a prefix of 3")
     same(got[1], np.tri(7, dtype=bool), "a prefix of 0 is causal")
-    assert got[2].all(), "MASK-8: a prefix of S is seen whole by every query"
+    assert got[2].all(), "MASK-8: a prefix of S is allowed to every query"
 
 
 @clause("MASK-8")
@@ -197,10 +199,12 @@ def test_packed_sequences_equal_the_same_sequences_alone(subject, two):
     packed = subject.attention(query, key, value, mask=spec)
     for start, stop in ((0, 3), (3, 5), (5, 7)):
         part = np.s_[:, :, start:stop]
-        seen = np.broadcast_to(np.tri(stop - start, dtype=bool), (1, 2, stop - start, stop - start))
+        allowed = np.broadcast_to(
+            np.tri(stop - start, dtype=bool), (1, 2, stop - start, stop - start)
+        )
 
         check_output(
-            packed[part], query[part], key[part], value[part], f"{start}..{stop}", allowed=seen
+            packed[part], query[part], key[part], value[part], f"{start}..{stop}", allowed=allowed
         )
 
 
@@ -257,12 +261,12 @@ def verdict(block: np.ndarray) -> str:
 def test_tile_agrees_with_allowed_everywhere(subject, name):
     spec, own = MASKS[name]
     for offset in (own, 4, -2) if own is not None else (None,):
-        seen = reference.allowed(spec, MAIN.call, offset)
+        allowed = reference.allowed(spec, MAIN.call, offset)
         for r0, r1, s0, s1 in product(range(5), range(1, 6), range(0, 7, 2), range(1, 8, 2)):
             if r0 < r1 and s0 < s1:
                 options = {"query_offset": offset, "batch": 3, "heads": 2}
                 got = subject.ask("tile", spec, 5, 7, slice(r0, r1), slice(s0, s1), **options)
-                expected = verdict(seen[:, :, r0:r1, s0:s1])
+                expected = verdict(allowed[:, :, r0:r1, s0:s1])
                 text = f"MASK-10: tile {r0}:{r1} x {s0}:{s1} at offset {offset}"
                 assert got == expected, f"{text}: expected {expected}, got {got}"
 
@@ -271,11 +275,11 @@ def test_tile_agrees_with_allowed_everywhere(subject, name):
 @pytest.mark.parametrize("name", MASKS)
 def test_explain_concludes_what_allowed_says(subject, name):
     spec, offset = MASKS[name]
-    seen = reference.allowed(spec, MAIN.call, offset)
+    allowed = reference.allowed(spec, MAIN.call, offset)
     for cell in product((0, 1, 2), (0, 1), (0, 2, 4), (0, 3, 6)):
         got = subject.ask("explain", spec, *cell, query_offset=0 if offset is None else offset)
         got = got.splitlines()
-        expected = "allowed" if seen[cell] else "hidden"
+        expected = "allowed" if allowed[cell] else "hidden"
         assert got[0].startswith(expected), f"MASK-11: {cell}: expected {expected}, got {got[0]}"
 
 

@@ -92,7 +92,7 @@ def test_one_head_differs_from_attention_by_the_last_map(subject):
 
 
 def masks() -> dict[str, tuple[dict, np.ndarray, np.ndarray | None]]:
-    """Return options, what is seen, and the bias that is added, by name."""
+    """Return options, what is allowed, and the bias that is added, by name."""
     rank2, rank4 = coins(81, 5, 7, true=0.3), coins(82, 3, 2, 5, 7, true=0.3)
     added = normal(83, 5, 7, dtype_name="float32")
     per_head = normal(84, 3, 2, 5, 7, dtype_name="float32")

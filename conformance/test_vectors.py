@@ -35,7 +35,7 @@ def params(own: str) -> list:
 
 
 def check(subject, id: str, dtype: str) -> None:
-    """Put a vector to a subject and judge its answer."""
+    """Run a vector on a subject and check its answer."""
     vector = offered(subject, load()[id])
     answer = run_vector(subject, vector, dtype)
     taken = check_answer(vector, answer, dtype)

@@ -109,7 +109,7 @@ def dirtied(rng, shape: Shape, allowed, options, key, value):
 
 
 def check(structure: Structure, numbers: int, backward: bool) -> bool:
-    """Hold one call; say whether there was anything to hold."""
+    """Check one call; return whether there was anything to check."""
     subject = load("jax", "cpu")
     shape, tile, (query, key, value, grad), allowed, options, given = structure.draw(numbers)
     if backward and options["empty_rows"] == "nan":

@@ -224,7 +224,7 @@ def slope(function, arrays: dict, name: str, index: tuple, step: float) -> float
 
 
 def check_slopes(function, arrays: dict, found: dict, size: float) -> None:
-    """Hold gradients against central differences, every entry of every array.
+    """Check gradients by central differences, every entry of every array.
 
     A difference over h errs by h^2 f''' / 6. The one over 2 h errs by four times that, so the
     two lie three such errors apart: that distance is allowed, and the noise of the function's own

@@ -88,7 +88,7 @@ def masked(kind: str) -> tuple[dict, dict]:
 
 
 def check_against_torch(call: ModelCase, masks: dict, allowed: dict) -> None:
-    """Hold the oracle's output against torch.nn's, within a thousand roundings of float64."""
+    """Compare the oracle's output with torch.nn's, within a thousand roundings of float64."""
     inputs = call.inputs("float64")
     parameters = call.parameters("float64")
     exact = reference_layers.run(

@@ -16,7 +16,7 @@ from .mutant import MUTANTS, Mutant, broken
 
 # The chapters, in the order of reading; importing one enters its mistakes in MUTANTS.
 CHAPTERS = {
-    "masks": "What may be seen",
+    "masks": "What is allowed",
     "questions": "What builders and masks answer",
     "attention": "The formula and its paths",
     "empty": "Empty rows and hidden positions",

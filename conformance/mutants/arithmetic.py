@@ -21,7 +21,7 @@ def allowed_by(mask: Spec | None, inputs, query_offset=None) -> np.ndarray:
 
 
 def with_allowed(right, inputs, mask, query_offset, options, change: Callable) -> dict:
-    """Attend with what is seen changed; a call that the right one refuses stays refused."""
+    """Attend with other cells allowed; a call that the right one refuses stays refused."""
     right(*inputs, mask=mask, query_offset=query_offset, **options)
     allowed = allowed_by(mask, inputs, query_offset)
     return right(*inputs, mask=allow(change(allowed)), **options)

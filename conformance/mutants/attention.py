@@ -51,7 +51,7 @@ def no_maximum_subtracted(right, *inputs, **options):
 
 @breaks("steps", "ATT-7")
 def overflow_is_empty(right, *inputs, **options):
-    """A row whose visible scores overflow to -inf is taken for a fully masked row."""
+    """A row whose allowed scores overflow to -inf is taken for a fully masked row."""
     steps = right(*inputs, **options)
     if options.get("empty_rows", "zero") != "zero":
         return steps

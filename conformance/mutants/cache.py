@@ -152,7 +152,7 @@ class OverflowHalfWritten(Spoiled):
 
 @spoils("hidden_tokens_stored", "CACHE-3")
 class HiddenTokensStored(Spoiled):
-    """`hidden` is ignored: padding is stored, counted and seen."""
+    """`hidden` is ignored: padding is stored, counted and allowed."""
 
     def feed(self, x, hidden=None, **options):
         return self.own.feed(x, **options)

@@ -94,7 +94,7 @@ def no_query_gives_a_row(right, *inputs, **options):
 
 @breaks("steps", "EMPTY-4", "DOC-B7")
 def bias_clipped(right, *inputs, bias=None, **options):
-    """-inf in a bias is clipped to a finite number, and a row of it counts as seen."""
+    """-inf in a bias is clipped to a finite number, and a row of it counts as allowed."""
     if bias is not None:
         bias = np.maximum(bias, -1e4).astype(bias.dtype)
     return right(*inputs, bias=bias, **options)
@@ -147,7 +147,7 @@ def padded_value_nan(right, *inputs, **options):
 
 @breaks("steps", "CLEAN-4")
 def visible_nan_forgiven(right, *inputs, **options):
-    """NaN that is seen is taken for 0, and nobody learns of it."""
+    """NaN in an allowed place is taken for 0, and nobody learns of it."""
     return right(*(np.where(np.isnan(x), 0, x).astype(x.dtype) for x in inputs), **options)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes in what may be seen: masks that are read, placed or aligned wrongly."""
+"""Mistakes in what is allowed: masks that are read, placed or aligned wrongly."""
 
 import ml_dtypes
 import numpy as np

@@ -51,7 +51,7 @@ def _of(table, index: int):
 
 
 def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], query_offset=None) -> np.ndarray:
-    """Return bool (B, H, T, S): True where the key may be seen."""
+    """Return bool (B, H, T, S): True where the key is allowed."""
     offsets = np.broadcast_to(0 if query_offset is None else query_offset, sizes[:1])
     allowed = np.ones(sizes, bool)
     if spec is not None:
@@ -63,7 +63,7 @@ def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], query_offset=No
 def softmax(logits: list[float], empty_rows: str) -> list[float]:
     """Softmax of one row, where -inf is hidden and a row of nothing else goes by the policy.
 
-    In float64 no visible logit of a case is -inf, so -inf can stand for hidden.
+    In float64 no allowed logit of a case is -inf, so -inf can stand for hidden.
     """
     top = max(logits, default=-math.inf)
     if top == -math.inf:

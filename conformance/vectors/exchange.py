@@ -62,7 +62,7 @@ def vector_to_json(vector: Vector, store: Store) -> dict:
 
 
 def mask_to_json(vector: Vector, store: Store) -> dict | None:
-    """Return a mask as structure and as what may be seen; None where the call has none."""
+    """Return a mask as structure and as what it allows; None where the call has none."""
     if vector.mask is None and vector.call != "multihead":
         return None
     structure = vector.mask and spec_to_json(vector.mask, f"{vector.id}/mask", store)

@@ -55,7 +55,7 @@ Answers = list[tuple[str, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class OwnMask:
-    """What may be seen, to be handed over as the library's own kind of mask."""
+    """Which keys are allowed, to be handed over as the library's own kind of mask."""
 
     allowed: np.ndarray
 
