@@ -1,4 +1,4 @@
-"""What each framework says its own way about an array; `checks.py` asks it, word for word alike."""
+"""Questions about an array that each framework answers differently; `checks.py` asks them."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
