@@ -186,7 +186,7 @@ def _weigh(
 
 def _allowed(call: Call) -> Array:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
-    allowed = jnp.ones((1, 1, 1, 1), bool)
+    allowed = jnp.ones((1, 1, 1, 1), dtype=bool)
     if call.mask is not None:
         allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, xp=jnp))
     return allowed if call.bias is None else allowed & (call.bias != -jnp.inf)

@@ -290,7 +290,7 @@ def _zero_hidden_keys(
     """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
     at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
     some = jnp.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
-    allowed = some.any((1, 2))[..., None]  # (B, S, 1)
+    allowed = jnp.any(some, (1, 2))[..., None]  # (B, S, 1)
     return jnp.where(allowed, key, 0), jnp.where(allowed, value, 0)
 
 

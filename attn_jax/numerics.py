@@ -32,5 +32,6 @@ def _norm(array: Array) -> Array:
 
 def split_nonfinite(key: Array, value: Array) -> tuple[Array, Array, Array]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    nonfinite = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))  # (B, H_kv, S)
-    return jnp.where(jnp.isfinite(key), key, 0), jnp.where(jnp.isfinite(value), value, 0), nonfinite
+    key_finite, value_finite = jnp.isfinite(key), jnp.isfinite(value)
+    nonfinite = ~(key_finite.all(-1) & value_finite.all(-1))  # (B, H_kv, S)
+    return jnp.where(key_finite, key, 0), jnp.where(value_finite, value, 0), nonfinite

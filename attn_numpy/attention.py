@@ -125,7 +125,7 @@ def attend_steps(
 
 
 def _may_overflow(query: np.ndarray, key: np.ndarray, scale: float) -> bool:
-    """Whether a logit may leave float32: only the textbook knows it from a hidden one."""
+    """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
     return _largest(query) * _largest(key) * query.shape[3] * abs(scale) > 1e38
 
 
@@ -136,7 +136,7 @@ def _largest(array: np.ndarray) -> float:
 
 def _allowed(call: Call) -> np.ndarray:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
-    allowed = np.ones((1, 1, 1, 1), bool)
+    allowed = np.ones((1, 1, 1, 1), dtype=bool)
     if call.mask is not None:
         allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset))
     return allowed if call.bias is None else allowed & (call.bias != -np.inf)

@@ -34,5 +34,6 @@ def split_nonfinite(
     key: np.ndarray, value: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    nonfinite = ~(np.isfinite(key).all(-1) & np.isfinite(value).all(-1))  # (B, H_kv, S)
-    return np.where(np.isfinite(key), key, 0), np.where(np.isfinite(value), value, 0), nonfinite
+    key_finite, value_finite = np.isfinite(key), np.isfinite(value)
+    nonfinite = ~(key_finite.all(-1) & value_finite.all(-1))  # (B, H_kv, S)
+    return np.where(key_finite, key, 0), np.where(value_finite, value, 0), nonfinite

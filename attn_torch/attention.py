@@ -132,7 +132,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
 
 
 def _may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
-    """Whether a logit may leave float32: only the textbook knows it from a hidden one."""
+    """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
     if not is_concrete(query):
         return False
     return _largest(query) * _largest(key) * query.shape[3] * abs(scale) > 1e38
@@ -153,7 +153,7 @@ def _allowed(call: Call, device: torch.device) -> Tensor:
 
 def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, empty_rows: str) -> Tensor:
     """Softmax over the keys; `empty_rows` says what a fully masked row becomes."""
-    empty = (~allowed).expand(masked_scores.shape).all(-1, keepdim=True)
+    empty = torch.broadcast_to(~allowed, masked_scores.shape).all(-1, keepdim=True)
     if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
         fill = torch.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
         equal = torch.where(nonfinite[:, :, None, :], fill, torch.zeros_like(masked_scores))

@@ -289,20 +289,20 @@ def _zero_hidden_keys(
     if surely_finite(key, value):
         return key, value
     at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
-    some = mask.evaluate(at).any.broadcast_to((*sizes[:2], 1, sizes[3]))
-    allowed = some.any((1, 2))[..., None]  # (B, S, 1)
+    some = torch.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
+    allowed = torch.any(some, (1, 2))[..., None]  # (B, S, 1)
     return torch.where(allowed, key, 0), torch.where(allowed, value, 0)
 
 
 def _uniform(query: Tensor, mask: Mask, written: Mask, call: Call) -> tuple[Tensor, Call]:
     """Allow fully masked rows every written slot alike: their query and bias are 0."""
     cells = Cells(call.sizes, call.query_offset, device=query.device)
-    allowed = mask.evaluate(cells).expand(call.sizes)
-    bias = None if call.bias is None else call.bias.to(query.device)
+    allowed = torch.broadcast_to(mask.evaluate(cells), call.sizes)
+    bias = call.bias
     if bias is not None:
-        allowed = allowed & (bias != -torch.inf)
+        allowed = allowed & (bias.to(query.device) != -torch.inf)
     empty = ~allowed.any(-1, keepdim=True)
-    bias = None if bias is None else torch.where(empty, 0, bias)
+    bias = None if bias is None else torch.where(empty, 0, bias.to(query.device))
     mask = allow(torch.where(empty, written.evaluate(cells), allowed))
     call = call._replace(mask=mask, bias=bias, empty_rows="nan")  # where nothing is written
     return torch.where(empty, 0, query), call

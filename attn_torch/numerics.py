@@ -50,8 +50,9 @@ def _norm(array: Tensor) -> Tensor:
 
 def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Put 0 for what is not finite, and say which keys had any: 0 * NaN would reach every row."""
-    nonfinite = ~(key.isfinite().all(-1) & value.isfinite().all(-1))  # (B, H_kv, S)
-    return torch.where(key.isfinite(), key, 0), torch.where(value.isfinite(), value, 0), nonfinite
+    key_finite, value_finite = torch.isfinite(key), torch.isfinite(value)
+    nonfinite = ~(key_finite.all(-1) & value_finite.all(-1))  # (B, H_kv, S)
+    return torch.where(key_finite, key, 0), torch.where(value_finite, value, 0), nonfinite
 
 
 def mark_nonfinite(key: Tensor, value: Tensor) -> Tensor:
