@@ -1,26 +1,35 @@
 """Compares the three backends by their sources, definition by definition.
 
-Files, names, order, parameters, bodies; of a docstring the first line, and what is raised. Bodies
-are compared without comments, and with the frameworks' names set aside.
+Files, names, order, parameters, decorators, base classes, bodies; of a docstring the first line,
+and what is raised. Annotations are compared where they are the interface: fields and overloads.
+Everything is compared without comments, and with the frameworks' names set aside.
 A difference is one line: the file, the name, what differs, and what each backend has.
 """
 
 import ast
-import copy
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import combinations, zip_longest
 from pathlib import Path
+from typing import Any
+
+from mirror_source import (
+    MISSING,
+    annotation,
+    bases,
+    decorators,
+    definitions,
+    first_line,
+    kind,
+    parameters,
+    raises,
+    source,
+)
 
 BACKENDS = ("numpy", "torch", "jax")
-THERE, MISSING = "there", "missing"
-FRAMEWORK = re.compile(r"\b(np|numpy|torch|jnp|jax)\.")  # np.float32 is torch.float32
-MODULES = ("np", "numpy", "torch", "jnp", "jax")
-SAME = {"ndarray": "Array", "Tensor": "Array", "keepdim": "keepdims"}  # in the text of a body
+THERE = "there"
 END = "nothing more"
-FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass
@@ -57,29 +66,34 @@ class Mirror:
 
     def _bodies(self, file: str, name: str, nodes: dict) -> Iterator[Difference]:
         """Compare modules or classes: the first line, the definitions, then each of them."""
-        lines = {backend: _first_line(node) for backend, node in nodes.items()}
-        yield from _texts(file, name, "docstring", lines)
-        found = {b: {self._word(b, key): n for key, n in _definitions(nodes[b])} for b in nodes}
+        yield from _texts(file, name, "docstring", _each(first_line, nodes))
+        yield from _texts(file, name, "bases", _each(bases, nodes))
+        found = {
+            b: {self._word(b, key): inner for key, inner in definitions(node).items()}
+            for b, node in nodes.items()
+        }
         yield from _names(file, name, "definition", found)
         for key, there in _by_name(found):
             yield from self._definition(file, f"{name}.{key}" if name else key, there)
 
     def _definition(self, file: str, name: str, nodes: dict) -> Iterator[Difference]:
-        kinds = {backend: _kind(node) for backend, node in nodes.items()}
+        kinds = _each(kind, nodes)
         yield from _texts(file, name, "kind", kinds)
         if len(set(kinds.values())) > 1:
             return
+        marks = {b: ", ".join(decorators(node)) or "none" for b, node in nodes.items()}
+        yield from _texts(file, name, "decorators", marks)
         if "class" in kinds.values():
             yield from self._bodies(file, name, nodes)
         elif "value" in kinds.values():
+            yield from _texts(file, name, "annotation", _each(annotation, nodes))
             yield from _values(file, name, {b: node.value for b, node in nodes.items()})
         else:
             yield from self._function(file, name, nodes)
 
     def _function(self, file: str, name: str, nodes: dict) -> Iterator[Difference]:
-        lines = {backend: _first_line(node) for backend, node in nodes.items()}
-        yield from _texts(file, name, "docstring", lines)
-        yield from _texts(file, name, "raises", {b: _raises(node) for b, node in nodes.items()})
+        yield from _texts(file, name, "docstring", _each(first_line, nodes))
+        yield from _texts(file, name, "raises", _each(raises, nodes))
         yield from self._parameters(file, name, nodes)
         bodies = {b: self._body(node) for b, node in nodes.items()}
         for lines in zip_longest(*bodies.values(), fillvalue=END):
@@ -90,55 +104,41 @@ class Mirror:
     def _body(self, function: ast.FunctionDef) -> list[str]:
         """Return a function's statements line by line, in names that are the same everywhere."""
         body = function.body[1:] if ast.get_docstring(function) else function.body
-        names = _Names(SAME | self.words["numpy"] | self.words["torch"] | self.words["jax"])
-        text = "\n".join(ast.unparse(names.visit(copy.deepcopy(line))) for line in body)
+        words = self.words["numpy"] | self.words["torch"] | self.words["jax"]
+        text = "\n".join(source(line, words) for line in body)
         return [line.strip() for line in text.splitlines()]
 
     def _parameters(self, file: str, name: str, nodes: dict) -> Iterator[Difference]:
         found = {
-            b: {self._word(b, key): text for key, text in _parameters(node.args)}
+            b: {self._word(b, key): (arg, default) for key, arg, default in parameters(node.args)}
             for b, node in nodes.items()
         }
         yield from _names(file, name, "parameter", found)
-        for key, texts in _by_name(found):
-            yield from _texts(file, name, f"default of {key}", texts)
+        for key, there in _by_name(found):
+            defaults = {b: default for b, (_, default) in there.items()}
+            yield from _texts(file, name, f"default of {key}", defaults)
+            if "@overload" in name:
+                args = {b: annotation(arg) for b, (arg, _) in there.items()}
+                yield from _texts(file, name, f"annotation of {key}", args)
+        if "@overload" in name:
+            yield from _texts(file, name, "returns", _each(annotation, nodes))
 
     def _word(self, backend: str, name: str) -> str:
         """Return a name together with the other backends' names for the same thing."""
-        if name not in self.words[backend]:
+        word, *rest = name.split("@")  # forward@overload1
+        if word not in self.words[backend]:
             return name
-        self.used.add((backend, name))
-        return self.words[backend][name]
-
-
-class _Names(ast.NodeTransformer):
-    """Sets the frameworks' names aside: their modules, and what `words` says is one thing."""
-
-    def __init__(self, words: dict[str, str]):
-        self.words = words
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        self.generic_visit(node)
-        name = self.words.get(node.attr, node.attr)
-        if isinstance(node.value, ast.Name) and node.value.id in MODULES:
-            return ast.Name(name)
-        return ast.Attribute(node.value, name)
-
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.Name(self.words.get(node.id, node.id))
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        self.generic_visit(node)
-        return ast.arg(self.words.get(str(node.arg), node.arg), node.annotation)
-
-    def visit_keyword(self, node: ast.keyword) -> ast.keyword:
-        self.generic_visit(node)
-        return ast.keyword(node.arg and self.words.get(node.arg, node.arg), node.value)
+        self.used.add((backend, word))
+        return "@".join([self.words[backend][word], *rest])
 
 
 def _files(folder: Path) -> list[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [path.as_posix() for path in paths if "__pycache__" not in path.parts]
+
+
+def _each(ask: Callable[[Any], str], nodes: dict) -> dict[str, str]:
+    return {backend: ask(node) for backend, node in nodes.items()}
 
 
 def _has(name: str, names) -> str:
@@ -174,57 +174,7 @@ def _values(file: str, name: str, values: dict) -> Iterator[Difference]:
         lists = {b: dict.fromkeys(ast.literal_eval(value)) for b, value in values.items()}
         yield from _names(file, name, "name", lists)
     else:
-        yield from _texts(file, name, "value", {b: _source(value) for b, value in values.items()})
-
-
-def _definitions(node: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """Yield what a module or class defines, inside `if`, `try` and `with` too."""
-    for inner in ast.iter_child_nodes(node):
-        if isinstance(inner, FUNCTION | ast.ClassDef):
-            yield inner.name, inner
-        elif isinstance(inner, ast.Assign | ast.AnnAssign):
-            targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
-            names = (n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
-            yield from ((name.id, inner) for name in names)
-        elif isinstance(inner, ast.If | ast.Try | ast.ExceptHandler | ast.With):
-            yield from _definitions(inner)
-
-
-def _kind(node: ast.stmt) -> str:
-    if not isinstance(node, FUNCTION):
-        return "class" if isinstance(node, ast.ClassDef) else "value"
-    marks = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
-    marks &= {"property", "cached_property", "classmethod", "staticmethod"}
-    return " ".join([*sorted(marks), "function"])
-
-
-def _first_line(node: ast.AST) -> str:
-    text = ast.get_docstring(node)
-    return repr(text.splitlines()[0]) if text else MISSING
-
-
-def _raises(node: ast.AST) -> str:
-    """Return what a docstring says is raised: from its word "Raises" to the paragraph's end."""
-    text = re.search(r"\bRaises\b.*?(?=\n\s*\n|\Z)", ast.get_docstring(node) or "", re.DOTALL)
-    return repr(" ".join(text[0].split())) if text else MISSING
-
-
-def _source(node: ast.expr | None) -> str:
-    return FRAMEWORK.sub("", ast.unparse(node)) if node else "none"
-
-
-def _parameters(args: ast.arguments) -> Iterator[tuple[str, str]]:
-    """Yield each parameter with its default, and how it is given."""
-    positional = [*args.posonlyargs, *args.args]
-    defaults = [None] * (len(positional) - len(args.defaults)) + args.defaults
-    for i, (arg, default) in enumerate(zip(positional, defaults, strict=True)):
-        kind = "positional only" if i < len(args.posonlyargs) else "positional"
-        yield arg.arg, f"{_source(default)} ({kind})"
-    for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        yield arg.arg, f"{_source(default)} (keyword only)"
-    for stars, arg in (("*", args.vararg), ("**", args.kwarg)):
-        if arg:
-            yield stars + arg.arg, "none (the rest)"
+        yield from _texts(file, name, "value", _each(source, values))
 
 
 def excuses(exception: tuple[dict, str, str], difference: Difference) -> bool:

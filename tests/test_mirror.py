@@ -12,11 +12,11 @@ from mirror import BACKENDS, complaints
 from tools import copies
 
 HERE = Path(__file__).parent
+EXCEPTIONS = tomllib.loads((HERE / "mirror_exceptions.toml").read_text("utf-8"))
 
 
 def test_backends_mirror_each_other():
-    exceptions = tomllib.loads((HERE / "mirror_exceptions.toml").read_text("utf-8"))
-    found = complaints(HERE.parent, exceptions)
+    found = complaints(HERE.parent, EXCEPTIONS)
     assert not found, "\n".join(["not the same in the three backends:", *found])
 
 
@@ -39,8 +39,16 @@ def draw(weights): ...
 def show(weights): ...
 
 
-class Mask:
+class Mask(Module):
     """Which cells are allowed."""
+
+    table: np.ndarray = None
+
+    @overload
+    def rows(self, T: Literal[1]) -> np.ndarray: ...
+    @overload
+    def rows(self, T: int = ...) -> None: ...
+    def rows(self, T=1): ...
 
     def allowed(self, T, S):
         """Say which.
@@ -54,16 +62,20 @@ class Mask:
     def hidden(self, T, S):
         """Say which not."""
 '''
+FIRST_OVERLOAD = """    @overload
+    def rows(self, T: Literal[1]) -> torch.Tensor: ...
+"""
 DRAW, SHOW = "def draw(weights): ...\n", "def show(weights): ...\n"
 
 
 @pytest.fixture
 def root(tmp_path):
     """Three small backends that mirror each other."""
-    for backend, module in zip(BACKENDS, ("np", "torch", "jnp"), strict=True):
+    modules = zip(BACKENDS, ("np", "torch", "jnp"), ("", "nn.", "nnx."), strict=True)
+    for backend, module, layers in modules:
         folder = tmp_path / f"attn_{backend}"
         folder.mkdir()
-        text = SOURCE.replace("np.", f"{module}.")
+        text = SOURCE.replace("np.", f"{module}.").replace("(Module)", f"({layers}Module)")
         if backend == "torch":
             text = text.replace("torch.ndarray", "torch.Tensor")
         (folder / "masks.py").write_text(text.replace("# a", f"# {backend}'s"), "utf-8")
@@ -103,6 +115,47 @@ EDITS = {
         "def hidden(self, T, S)",
         "def others(self, T, S)",
         f"Mask: definition hidden: {ALONE}",
+    ),
+    "base": (
+        "class Mask(nn.Module)",
+        "class Mask(nn.Linear)",
+        "Mask: bases: numpy Module, torch Linear, jax Module",
+    ),
+    "decorator": (
+        "    def hidden",
+        "    @torch.no_grad()\n    def hidden",
+        "Mask.hidden: decorators: numpy none, torch no_grad(), jax none",
+    ),
+    "decorator_of_class": (
+        "class Mask",
+        "@dataclass(frozen=True)\nclass Mask",
+        "Mask: decorators: numpy none, torch dataclass(frozen=True), jax none",
+    ),
+    "field": (
+        "table: torch.Tensor",
+        "table: int",
+        "Mask.table: annotation: numpy Array, torch int, jax Array",
+    ),
+    "overload_gone": (
+        FIRST_OVERLOAD,
+        "",
+        f"Mask: definition rows@overload2: {ALONE}",
+    ),
+    "overload_default": (
+        "T: int = ...",
+        "T: int",
+        "Mask.rows@overload2: default of T: numpy ... (positional), torch none (positional), "
+        "jax ... (positional)",
+    ),
+    "overload_annotation": (
+        "T: Literal[1]",
+        "T: Literal[2]",
+        "Mask.rows@overload1: annotation of T: numpy Literal[1], torch Literal[2], jax Literal[1]",
+    ),
+    "overload_returns": (
+        "-> torch.Tensor: ...",
+        "-> None: ...",
+        "Mask.rows@overload1: returns: numpy Array, torch None, jax Array",
     ),
     "property": (
         "    def hidden",
@@ -197,6 +250,37 @@ def test_each_name_of_a_row_must_excuse_something(root):
     edit(root, old, new)
     row = {"file": "masks.py", "name": ["Mask.allowed", "draw"], "differs": ["body"]}
     assert complaints(root, {"row": [row]}) == ["stale exception, remove it: masks.py: draw: body"]
+
+
+def test_overloads_of_a_word_are_one_name(root):
+    edit(root, "def rows", "def lines")
+    edit(root, "def rows", "def lines")
+    edit(root, "def rows", "def lines")
+    word = {"numpy": "rows", "torch": "lines", "jax": "rows"}
+    assert complaints(root, {"word": [word]}) == []
+    edit(root, "T: Literal[1]", "T: Literal[2]")
+    (line,) = complaints(root, {"word": [word]})
+    assert line.startswith("masks.py: Mask.rows/lines@overload1: annotation of T: numpy Literal[1]")
+
+
+def test_the_place_of_an_array_is_set_aside(root):
+    edit(root, "axis=0)", "axis=0, device=T.device).to(S.device)")
+    edit(root, "axis=0)", "axis=0, xp=jnp)", "jax")
+    assert complaints(root, {}) == []
+    edit(root, ".to(S.device)", ".to(S.dtype)")
+    (line,) = complaints(root, {})
+    assert line.startswith("masks.py: Mask.allowed: body: numpy cells = arange(T, axis=0), torch")
+    assert "torch cells = arange(T, axis=0).to(S.dtype)" in line
+
+
+def test_rows_about_bodies_name_each_of_them():
+    wide = [
+        (row["file"], name)
+        for row in EXCEPTIONS["row"]
+        for name in ([row["name"]] if isinstance(row["name"], str) else row["name"])
+        if "*" in row["file"] + name and {"*", "body"} & set(row["differs"])
+    ]
+    assert wide == [("blocked.py", "_*"), ("arrays.py", "*")], "what is equal would not stay equal"
 
 
 def test_words_are_set_aside_in_a_body(root):
