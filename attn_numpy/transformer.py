@@ -507,7 +507,7 @@ class TransformerEncoder(_Stack):
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
         self._check_depth(cache)
         pairs = list(zip(self.layers, cache.layers, strict=True))  # all, before the first writes
-        counts = [layer.self_attn._check_decode(src, own, hidden, mask) for layer, own in pairs]
+        counts = [layer.self_attn._check_decode(src, part, hidden, mask) for layer, part in pairs]
         batch_first = self.layers[0].batch_first
         x = pack(src, hidden, batch_first)
         with restored_on_error(*cache.layers):

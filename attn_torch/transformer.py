@@ -516,7 +516,7 @@ class TransformerEncoder(_Stack):
         """Take new tokens, as `MultiHeadAttention.decode` does; return output and cache."""
         self._check_depth(cache)
         pairs = list(zip(self.layers, cache.layers, strict=True))  # all, before the first writes
-        counts = [layer.self_attn._check_decode(src, own, hidden, mask) for layer, own in pairs]
+        counts = [layer.self_attn._check_decode(src, part, hidden, mask) for layer, part in pairs]
         batch_first = self.layers[0].batch_first
         x = pack(src, hidden, batch_first)
         with restored_on_error(*cache.layers):
@@ -612,7 +612,7 @@ class TransformerDecoder(_Stack):
         batch, keys = projected[0].key.shape[0], projected[0].capacity
         if isinstance(memory_key_padding_mask, Mask):
             hidden = memory_key_padding_mask.hidden(1, keys, query_offset=0, batch=batch)
-            memory_key_padding_mask = hidden[:, 0, 0].expand(batch, keys)
+            memory_key_padding_mask = torch.broadcast_to(hidden[:, 0, 0], (batch, keys))
         elif memory_key_padding_mask is not None:
             checks.check_key_padding_mask(memory_key_padding_mask, (batch, 1, 1, keys))
         if memory_key_padding_mask is not None:  # moved once, not at every step
