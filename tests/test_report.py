@@ -320,6 +320,8 @@ def test_verdict_names_the_subject_and_the_device_that_differ():
     assert verdict(report, 1)[0] == f"does not conform: {told}"
     report = beside([wrong], "two", "cuda", on("cuda", result("EMPTY-1", "differs"), subject="two"))
     assert verdict(report, 1)[0] == "does not conform: EMPTY-1 differs on mine cpu and two cuda"
+    report = beside([wrong], "two", "cpu", on("cpu", result("EMPTY-1", "error"), subject="two"))
+    assert verdict(report, 1)[0] == "does not conform: EMPTY-1 raises an error on two"
 
 
 def test_subject_of_which_nothing_was_tested_is_named():
