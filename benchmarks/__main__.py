@@ -15,6 +15,8 @@ from . import compiling, history, memory, page, steps
 from .measure import matmul_peak, paired
 from .rows import Row, rows
 
+HISTORY = "docs/benchmarks.jsonl"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is asked for; a word that matches no row is an error."""
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], help="rows whose name has this word")
     parser.add_argument("--seconds", type=float, default=8.0, help="a row's time, about")
     parser.add_argument(
-        "--history", default="docs/benchmarks.jsonl", help="the file that gets a line"
+        "--history", help=f"the file that gets a line; a whole run's is {HISTORY} by default"
     )
     parser.add_argument("--page", help="where the Markdown page goes, such as docs/benchmarks.md")
     parser.add_argument(
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not wanted and not cases and not compiled:
         parser.error(f"--only must match a row: got {' '.join(options.only)}")
     report = measure(wanted, cases, compiled, options.seconds)
-    history.append(Path(options.history), report)
+    if kept := options.history or (not options.only and HISTORY):
+        history.append(Path(kept), report)
     print(page.markdown(report))
     if options.page:
         Path(options.page).parent.mkdir(parents=True, exist_ok=True)

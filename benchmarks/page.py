@@ -23,10 +23,9 @@ def miss(row: dict) -> str:
 
 
 def bounded(report: dict) -> list[dict]:
-    """Return the rows that were measured and have a floor or a limit."""
+    """Return the rows that have a floor or a limit."""
     rows = [row for part in ("speed", "memory", "growth", "compile") for row in report[part]]
-    bound = [row for row in rows if row.get("floor", row.get("at_most")) is not None]
-    return [row for row in bound if figure(row) is not None]
+    return [row for row in rows if row.get("floor", row.get("at_most")) is not None]
 
 
 def misses(report: dict) -> list[str]:
@@ -39,11 +38,12 @@ def misses(report: dict) -> list[str]:
 
 
 def summary(report: dict) -> str:
-    """Return the sentence that counts the misses."""
-    return (
-        f"{len(misses(report))} of the {len(bounded(report))} rows that have a floor or a limit "
-        "miss it."
-    )
+    """Return the sentence that counts the misses, and what was not measured."""
+    figures = [figure(row) for row in bounded(report)]
+    absent = figures.count(None)
+    text = f"{len(misses(report))} of the {len(figures) - absent} rows"
+    text += " that have a floor or a limit miss it"
+    return f"{text}; {absent} more could not be measured." if absent else f"{text}."
 
 
 def markdown(report: dict) -> str:
@@ -58,7 +58,7 @@ def markdown(report: dict) -> str:
         "interleaved in one process, medians. A ratio above 1 means that ours is faster, and the",
         "middle half is that of the rounds' own ratios. A floor is the ratio that a row should",
         "reach; a row without a floor is there for comparison. Operations count allowed cells",
-        "only, and the peak is a NumPy matrix product's. Each run adds a line to",
+        "only, and the peak is a NumPy matrix product's. Each whole run adds a line to",
         "[benchmarks.jsonl](benchmarks.jsonl).",
         "",
         f"{report['date']}, commit {report['commit']}, {report['machine']},",

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if len(set(about)) < len(about):
         raise pytest.UsageError(f"subjects differ in name or device: got {', '.join(about)}")
     config.pluginmanager.register(Reporter(config, config.stash[SUBJECTS]), REPORTER)
-    quiet = options.verbose < 0 and not options.collectonly
+    quiet = options.verbose < 0 and not options.collectonly and sys.stderr.isatty()
     if options.notes and quiet and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ProgressLine(config.stash[SUBJECTS]))
 

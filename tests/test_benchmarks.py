@@ -66,7 +66,8 @@ def run(monkeypatch, tmp_path, report: dict, *words: str) -> int:
 def test_page_marks_each_row_that_misses_its_floor_or_limit():
     lines = markdown(MADE).splitlines()
     count = (
-        "**4 of the 5 rows that have a floor or a limit miss it.** Each of them says so in its row."
+        "**4 of the 5 rows that have a floor or a limit miss it; 1 more could not be measured.** "
+        "Each of them says so in its row."
     )
     assert lines[2] == count
     marked = [line for line in lines if "below the" in line or "above the" in line]
@@ -89,12 +90,14 @@ def test_page_leaves_other_rows_unmarked(row, cell):
     assert "below the" not in text
 
 
-def test_rows_that_were_not_measured_are_not_counted():
+def test_rows_that_were_not_measured_are_counted_apart():
     report = EMPTY | {
         "memory": [{"work": "torch window", "mib": None, "at_most": 64}],
         "growth": [{"work": "torch causal", "ratio": None, "at_most": 8}],
     }
-    assert summary(report) == "0 of the 0 rows that have a floor or a limit miss it."
+    none = "0 of the 0 rows that have a floor or a limit miss it"
+    assert summary(report) == f"{none}; 2 more could not be measured."
+    assert summary(EMPTY) == f"{none}."
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,23 @@ def test_each_run_adds_one_line_that_can_be_read_back(monkeypatch, tmp_path):
         run(monkeypatch, tmp_path, report, "--page", str(page))
     assert history.read(tmp_path / "runs.jsonl") == [MADE, GOOD]
     assert page.read_text("utf-8") == markdown(GOOD) + "\n"
+
+
+KEPT = {
+    "whole": ([], "docs/benchmarks.jsonl"),
+    "part": (["--only", "numpy causal"], None),
+    "part_asked_for": (["--only", "numpy causal", "--history", "part.jsonl"], "part.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_history_gets_whole_runs_and_what_is_asked_for(monkeypatch, tmp_path, name):
+    words, path = KEPT[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "measure", lambda *asked: GOOD)
+    assert command.main(words) == 0
+    written = [str(found.relative_to(tmp_path)) for found in tmp_path.rglob("*.jsonl")]
+    assert written == ([path] if path else [])
 
 
 def test_what_is_measured_has_the_shape_of_the_history(monkeypatch, tmp_path):

@@ -256,12 +256,13 @@ class Subject:
 OLD_NAME = RAISES.replace("mask_polarity", "masks").format(name="mine", error="OSError")
 
 
-def test_a_run_prints_what_is_deprecated(tmp_path):
-    done = run_adapter(tmp_path, OLD_NAME, "--clause", "EMPTY-1")
+@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n1"]], ids=["alone", "worker"])
+def test_a_run_prints_what_is_deprecated_in_one_line(tmp_path, workers):
+    done = run_adapter(tmp_path, OLD_NAME, "--clause", "EMPTY-1", *workers)
     words = (
         "DeprecationWarning: `masks` is now called `mask_polarity`: write mask_polarity = 'attend'"
     )
-    assert words in done.stderr, done.stdout + done.stderr
+    assert done.stderr == f"{words} in Subject\n", done.stdout + done.stderr
 
 
 EMPTY_ONE = ["--clause", "EMPTY-1"]

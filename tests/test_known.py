@@ -77,6 +77,10 @@ def test_known_difference_that_has_begun_to_conform_is_an_error(folder):
     assert re.search(r"run just this: .* --known known.toml\n", done.stdout)
     found = results(read(folder / ".conformance/report.jsonl"))
     assert "error" in {line["outcome"] for line in found if line["clause"] == "EMPTY-1"}
+    *_, last = done.stdout.splitlines()
+    now = "known differences must be taken out of known.toml: EMPTY-1 conforms now"
+    assert last == f"does not conform: CLEAN-2 differs; {now}"
+    assert "violates 1 clause:\n" in done.stdout
 
 
 TABLES = "a file of known differences holds tables [[known]] and nothing else"
@@ -86,6 +90,10 @@ WRONG = {
         "a known difference must match a case of the suite: got CLEAN-2, case 'test_nothing[*]'",
     ),
     "no_such_clause": (ENTRY.replace("CLEAN-2", "CLEAN-99"), "has a clause of the contract"),
+    "should": (
+        ENTRY.replace("CLEAN-2", "CLEAN-6"),
+        "a SHOULD clause needs no entry: got CLEAN-6 in known.toml",
+    ),
     "no_reason": (ENTRY.replace("0 * NaN is NaN", " "), "reason, link: got no reason in {"),
     "no_link": (ENTRY.replace("link", "url"), "reason, link: got no link in {"),
     "no_outcome": (f'{ENTRY}outcome = "passes"\n', "outcome = 'differs' or 'error'"),

@@ -116,7 +116,7 @@ def test_case_without_an_answer_in_time_says_where_it_was(tmp_path, statement, w
 
 
 def test_time_limit_is_a_cases_own(tmp_path):
-    done = run(tmp_path, misbehaving("__import__('time').sleep(0.4)"), *EMPTY_1, "--timeout", "2")
+    done = run(tmp_path, misbehaving("__import__('time').sleep(0.7)"), *EMPTY_1, "--timeout", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert float(done.stdout.split(" deselected in ")[1].split("s")[0]) > 2
 

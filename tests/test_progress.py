@@ -58,6 +58,8 @@ def test_line_is_not_written_where_there_is_no_terminal(tmp_path):
     done = cli(*EMPTY, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "clauses done" not in done.stdout
+    letters = done.stdout.splitlines()[0]
+    assert re.fullmatch(r"[.s]+ +\[ *\d+%\]", letters), "a log shows pytest's letters"
 
 
 def in_terminal(tmp_path, *words: str, **settings: str) -> str:
@@ -84,8 +86,8 @@ def in_terminal(tmp_path, *words: str, **settings: str) -> str:
 def test_terminal_shows_one_line_and_then_colours(tmp_path):
     only = ["run", "--mutant", "inverted", "--clause", "ATT-1"]
     said = in_terminal(tmp_path, *only)
-    assert "\r0 of 1 clauses done, 0 failed" in said
-    assert re.match(r"(\r\d of 1 clauses done, [^\r\n]*)+\r +\r", said), said[:2000]
+    assert "\r0 of 1 clause done, 0 failed" in said
+    assert re.match(r"(\r\d of 1 clause done, [^\r\n]*)+\r +\r", said), said[:2000]
     assert "\x1b[1;31mdoes not conform: ATT-1 differs\x1b[0m" in said
     plain = in_terminal(tmp_path, *only, NO_COLOR="1")
     assert "\x1b[1mdoes not conform: ATT-1 differs\x1b[0m" in plain, "bold is no colour"

@@ -10,12 +10,13 @@ import pytest
 
 from conformance.__main__ import main
 from conformance.contract import clauses
+from conformance.reports import terminal
 from conformance.reports.diagnosis import NAMES
 from conformance.reports.diff import diff
-from conformance.reports.report import OUTCOMES, line, read, results
+from conformance.reports.report import OUTCOMES, in_short, line, outdated, read, results
 from conformance.reports.summary import MOST_LINES, as_data, summary
 from conformance.reports.terminal import show
-from conformance.reports.verdict import verdict
+from conformance.reports.verdict import verdict, violations
 from conformance.runs.run import _print_verdict
 
 HEADER = {
@@ -259,7 +260,94 @@ def test_run_with_an_unused_known_difference_has_no_verdict(tmp_path, capsys):
 
 
 def test_should_clause_is_no_violation():
-    assert verdict(whole(result("CLEAN-6", "differs"), result("ATT-1", "conforms")), 0)[1] == 0
+    report = whole(result("CLEAN-6", "differs"), result("ATT-1", "conforms"))
+    assert verdict(report, 0) == ("conforms: 1 clause, SHOULD 0 of 1", 0)
+    kept = whole(result("CLEAN-6", "conforms"), result("ATT-1", "conforms"))
+    assert verdict(kept, 0) == ("conforms: 1 clause", 0)
+
+
+NO_MUST = "no MUST clause was tested; SHOULD: "
+
+
+@pytest.mark.parametrize(("outcome", "kept"), [("conforms", 1), ("differs", 0), ("error", 0)])
+def test_run_of_should_clauses_alone_does_not_conform(outcome, kept):
+    alone = whole(result("CLEAN-6", outcome))
+    text = f"{NO_MUST}{kept} of 1 conform"
+    assert verdict(alone, 0) == (text, 0)
+    assert verdict(alone, 1)[0].startswith("no verdict: a process ended early")
+    beside = whole(result("CLEAN-6", outcome), result("CLEAN-2", "not offered"))
+    assert verdict(beside, 0) == (f"no verdict: {text}", 5)
+
+
+def test_should_clause_that_is_not_offered_is_not_tested():
+    text = "no verdict: nothing was tested, the subject offers nothing of it"
+    assert verdict(whole(result("CLEAN-6", "not offered")), 0) == (text, 5)
+
+
+NOW = outdated("EMPTY-1, case '*', subject '*', device '*'", "b.toml")
+TAKE_OUT = "known differences must be taken out of b.toml: EMPTY-1 conforms now"
+
+
+def test_known_difference_that_conforms_now_is_no_violation():
+    now = result("EMPTY-1", "error", message=NOW)
+    assert verdict(whole(now, result("ATT-1", "conforms")), 1) == (TAKE_OUT, 1)
+    assert not violations(whole(now), 80)
+    other = result("EMPTY-1", "differs", case="that")
+    both = f"does not conform: EMPTY-1 differs; {TAKE_OUT}"
+    assert verdict(whole(now, other), 1) == (both, 1)
+    assert violations(whole(now, other), 80)[0].text == "mine on cpu violates 1 clause:"
+
+
+def on(device: str, *found: dict, subject: str = "mine") -> list[dict]:
+    """Return results on another subject or device."""
+    return [one | {"subject": subject, "device": device} for one in found]
+
+
+def beside(first: list[dict], subject: str, device: str, found: list[dict]) -> list[dict]:
+    """Return a report of two subjects; their results are of different cases."""
+    report = whole(*first, *found)
+    other = HEADER["subjects"][0] | {"subject": subject, "device": device}
+    return [HEADER | {"subjects": [*HEADER["subjects"], other]}, *report[1:]]
+
+
+def test_verdict_names_the_subject_and_the_device_that_differ():
+    fine, wrong = result("ATT-1", "conforms"), result("EMPTY-1", "differs", case="that")
+    failed = result("EMPTY-4", "error", case="that")
+    report = beside([fine], "mine", "cuda", on("cuda", wrong))
+    assert verdict(report, 1)[0] == "does not conform: EMPTY-1 differs on mine cuda"
+    report = beside([wrong], "two", "cpu", on("cpu", failed, subject="two"))
+    told = "EMPTY-1 differs on mine; EMPTY-4 raises an error on two"
+    assert verdict(report, 1)[0] == f"does not conform: {told}"
+    report = beside([wrong], "two", "cuda", on("cuda", result("EMPTY-1", "differs"), subject="two"))
+    assert verdict(report, 1)[0] == "does not conform: EMPTY-1 differs on mine cpu and two cuda"
+    report = beside([wrong], "two", "cpu", on("cpu", result("EMPTY-1", "error"), subject="two"))
+    assert verdict(report, 1)[0] == "does not conform: EMPTY-1 raises an error on two"
+
+
+def test_subject_of_which_nothing_was_tested_is_named():
+    found = on("cpu", result("ATT-1", "not offered", case="that"), subject="two")
+    report = beside([result("ATT-1", "conforms")], "two", "cpu", found)
+    assert verdict(report, 0) == ("conforms: 1 clause; nothing of two was tested", 0)
+    assert texts(report)[1] == "two cpu: nothing offered"
+    report = beside([result("ATT-1", "conforms")], "two", "cuda", [])
+    assert verdict(report, 0) == ("conforms: 1 clause; nothing of two cuda was tested", 0)
+
+
+def test_message_is_cut_behind_the_name_of_its_exception():
+    message = 'no answer at "a:b.py": it hangs'
+    found = result("ATT-1", "error", message=message)
+    assert in_short(found) == 'no answer at "a:b.py"'
+
+
+@pytest.mark.parametrize("outcome", ["differs", "conforms"])
+def test_verdict_without_a_must_clause_is_not_green(monkeypatch, outcome):
+    shown = []
+    monkeypatch.setattr(terminal, "show", shown.extend)
+    asked = Namespace(known=None, report="r.jsonl", smoke=False)
+    assert _print_verdict(asked, whole(result("CLEAN-6", outcome)), 0, whole=True) == 0
+    assert shown[-1].style == "bold yellow"
+    _print_verdict(asked, whole(result("ATT-1", "conforms")), 0, whole=True)
+    assert shown[-1].style == "bold green"
 
 
 OLD = (

@@ -10,7 +10,8 @@
 
 Every case that an entry matches must differ; with `outcome = "error"` it may raise. Like a strict
 xfail, an entry fails the run if its case conforms, or if it matches no case; only its device may be
-absent today. If several entries match a case, the first counts. A file may be empty.
+absent today. If several entries match a case, the first counts. A SHOULD clause fails no run and
+needs no entry. A file may be empty.
 """
 
 import json
@@ -88,6 +89,8 @@ def _checked(entry: dict, path: str | Path) -> Known:
     if texts and named and all(entry.get(name, "").strip() for name in NEEDED):
         known = Known(**entry)
         if known.clause in clauses() and known.outcome in RAISES:
+            if clauses()[known.clause].level != "MUST":
+                raise ValueError(f"a SHOULD clause needs no entry: got {known.clause} in {path}")
             return known
     if texts and (lacking := [name for name in NEEDED if not entry.get(name, "").strip()]):
         rule = f"a known difference has {', '.join(NEEDED)}"

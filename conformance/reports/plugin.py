@@ -17,7 +17,17 @@ from ..oracle.tolerance import LEDGER
 from .diagnosis import NAMES, first_name
 from .known import KNOWN
 from .overrun import overrun
-from .report import CRASHED, begun, case_of, clause_of, entered, line, results, versions
+from .report import (
+    CRASHED,
+    begun,
+    case_of,
+    clause_of,
+    entered,
+    line,
+    outdated,
+    results,
+    versions,
+)
 
 PRECISION = "TF32 off; JAX matrix products at the highest precision; x64 for float64 cases only"
 WHOLE = (
@@ -252,7 +262,7 @@ def _result(item, call, report, clause, subject) -> dict:
 def _message(error: BaseException | None, item) -> str:
     if error is None:
         entry, file = item.stash[KNOWN], item.config.option.known
-        return f"a known difference has begun to conform: take its entry ({entry}) out of {file}"
+        return outdated(entry, file)
     text = str(error).partition(INTROSPECTION)[0].strip() or type(error).__name__
     if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
         text = f"{type(error).__name__}: {text}"

@@ -8,6 +8,7 @@ from collections import defaultdict
 import pytest
 
 from .report import clause_of
+from .verdict import many
 
 PAUSE = 0.1  # seconds between two looks of the line
 
@@ -15,8 +16,8 @@ PAUSE = 0.1  # seconds between two looks of the line
 class ProgressLine:
     """A pytest plugin that shows one line in place of pytest's letter for each test.
 
-    The line is written by hand: what rich draws hides the cursor, and an adapter that ends the
-    process would leave it hidden.
+    Where standard error is no terminal, pytest's letters stand. The line is written by hand: what
+    rich draws hides the cursor, and an adapter that ends the process would leave it hidden.
     """
 
     def __init__(self, subjects: list):
@@ -63,7 +64,7 @@ class ProgressLine:
     def text(self, seconds: float) -> str:
         """Return the line after so many seconds."""
         ready = sum(not self.left[clause] for clause in self.clauses)
-        text = f"{ready} of {len(self.clauses)} clauses done, {len(self.failed)} failed"
+        text = f"{ready} of {many(len(self.clauses), 'clause')} done, {len(self.failed)} failed"
         if not self.done:
             return text
         left = seconds / self.done * sum(map(len, self.left.values()))

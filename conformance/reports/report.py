@@ -20,6 +20,7 @@ OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
 ENDS = ["header", "footer"]
 WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
+OUTDATED = "a known difference has begun to conform: take its entry ("
 FOOTER_BYTES = 4096  # more than a footer has
 CRASHED = {"outcome": "error", "took": None, "used": None, "what": None, "seconds": 0.0}
 
@@ -163,6 +164,25 @@ def results(lines: list[dict]) -> list[dict]:
     return [line for line in lines if line["type"] == "result"]
 
 
+def outdated(entry: object, file: str) -> str:
+    """Return the message of a known difference that conforms now."""
+    return f"{OUTDATED}{entry}) out of {file}"
+
+
+def conforms_now(result: dict) -> bool:
+    """Whether a result is a known difference that conforms now, and so fails its run."""
+    return result["outcome"] == "error" and result["message"].startswith(OUTDATED)
+
+
+def entry_file(result: dict) -> str:
+    """Return the file of known differences that such a result names.
+
+    >>> entry_file({"message": outdated("EMPTY-1, case '*'", "known.toml")})
+    'known.toml'
+    """
+    return result["message"].rpartition(") out of ")[2]
+
+
 def by_clause(results: list[dict]) -> dict[str, str]:
     """Return one outcome for each clause: the worst of its tests, "not offered" only if all are.
 
@@ -185,7 +205,7 @@ def in_short(result: dict, where: str = "") -> str:
     """
     text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
     if result["outcome"] == "error":
-        return text.split(":")[0]
+        return text.partition(": ")[0]
     text = re.sub(r"^vector \S+: ", "", text)
     number = WRONG_NUMBER.match(text)
     if number is None:

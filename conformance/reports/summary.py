@@ -6,7 +6,7 @@ from operator import itemgetter
 from ..contract import clauses, profiles
 from .report import OUTCOMES, by_clause, results, versions
 from .terminal import Line, aligned, cut, folded
-from .verdict import is_must, many, verdict, violations
+from .verdict import is_must, kept_should, many, verdict, violations
 
 MOST_LINES = 15  # of violated clauses: a screen holds them with the table above
 NOTE = (
@@ -68,14 +68,21 @@ def _is_fine(row: dict) -> bool:
     return not (row["differs"] or row["error"] or row["known difference"] or _lacks_should(row))
 
 
+def _is_offered(row: dict) -> bool:
+    return bool(row["conforms"] or row["should"]) or not _is_fine(row)
+
+
 def _fine(report: list[dict], rows: list[dict], width: int) -> list[Line]:
     """Return a line a subject for the profiles in which nothing differs."""
     lines = []
     for about in report[0]["subjects"]:
         key = (about["subject"], about["device"])
-        fine = [row for row in rows if _is_fine(row) and (row["subject"], row["device"]) == key]
+        own = [row for row in rows if (row["subject"], row["device"]) == key]
+        fine = [row for row in own if _is_fine(row)]
         offered = [row for row in fine if row["conforms"]]
-        if fine:
+        if own and not any(map(_is_offered, own)):
+            lines += folded(f"{key[0]} {key[1]}: nothing offered", width)
+        elif fine:
             conform = "profile conforms" if len(offered) == 1 else "profiles conform"
             text = f"{key[0]} {key[1]}: {len(offered)} {conform}"
             worst = max((row["worst"] for row in offered if row["worst"] != "exact"), default="")
@@ -149,13 +156,12 @@ def table(report: list[dict]) -> list[dict]:
 
 def _row(group: list[dict]) -> dict:
     by_id = by_clause(group)
-    should = [outcome for id, outcome in by_id.items() if not is_must(id)]
-    tried, kept = [o for o in should if o != "not offered"], should.count("conforms")
+    kept, tried = kept_should(by_id)
     outcomes = Counter(outcome for id, outcome in by_id.items() if is_must(id))
     worst = max((r for r in group if r["used"]), key=itemgetter("used"), default=None)
     exact = "exact" if outcomes["conforms"] else ""
     return {name: outcomes[name] for name in OUTCOMES} | {
-        "should": f"{kept} of {len(tried)}" if tried else "",
+        "should": f"{kept} of {tried}" if tried else "",
         "worst": f"{worst['used']:.2f}" if worst else exact,
         "seconds": f"{sum(r['seconds'] for r in group):.1f}",
         "in case": f"{worst['case'].split('[')[0].removeprefix('test_')}: {worst['what']}"

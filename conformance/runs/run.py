@@ -134,5 +134,6 @@ def _print_verdict(
         if status == OK:
             text, status = f"no verdict: an entry of {options.known} matches nothing", FAILED
     text += " (smoke: the first case of each test)" if options.smoke and status == OK else ""
-    show([Line(text, "bold green" if status == OK else "bold red")])
+    good = "bold green" if text.startswith("conforms") else "bold yellow"
+    show([Line(text, good if status == OK else "bold red")])
     return status

@@ -1,5 +1,7 @@
 """Adapters, one file each; a framework is imported when its adapter is asked for, not before."""
 
+import os
+import sys
 import warnings
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -77,6 +79,10 @@ def plug(name: str, device: str = "auto") -> list[Plugged]:
         raise ValueError(f"{rule}: got {device}")
     label = name.rpartition(":")[0].rpartition(".")[2] or name
     made = [adapter(d) if hasattr(adapter, "devices") else adapter() for d in wanted]
-    with warnings.catch_warnings():  # whoever runs the suite reads what is deprecated
-        warnings.simplefilter("default", DeprecationWarning)
-        return [Plugged(one, label, d, name) for one, d in zip(made, wanted, strict=True)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DeprecationWarning)
+        plugged = [Plugged(one, label, d, name) for one, d in zip(made, wanted, strict=True)]
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # whoever runs the suite reads it once
+        for text in dict.fromkeys(f"{one.category.__name__}: {one.message}" for one in told):
+            print(text, file=sys.stderr)
+    return plugged
