@@ -25,9 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a console may lack a letter; the verdict must not fail
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _command(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
-        return status
+        try:
+            return _command(sys.argv[1:] if arguments is None else arguments)
+        finally:  # after --help, too, which ends by SystemExit
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
