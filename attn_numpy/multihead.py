@@ -272,6 +272,7 @@ class MultiHeadAttention(Module):
 
     def _split_heads(self, x: np.ndarray, num_heads: int) -> np.ndarray:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
+        checks.check_heads(x.shape[2], num_heads, self.head_dim)
         return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
 
     def _join_heads(self, x: np.ndarray) -> np.ndarray:

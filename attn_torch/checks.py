@@ -375,6 +375,13 @@ def check_features(name: str, array: Any, axes: tuple[str, ...], features: int, 
         raise TypeError(f"{rule}: got {dtype_name(array)}")
 
 
+def check_heads(features: int, num_heads: int, head_dim: int) -> None:
+    """Check the width of a projection, in whose place a user may have put another."""
+    if features != num_heads * head_dim:
+        rule = f"a projection must give {num_heads} heads of {head_dim} features"
+        raise ValueError(f"{rule}: got {features} features")
+
+
 def check_key_padding_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
     check_array("key_padding_mask", mask, ("B", "S"))
     check_bool("key_padding_mask", mask, "True hides")

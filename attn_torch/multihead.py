@@ -270,6 +270,7 @@ class MultiHeadAttention(nn.Module):
 
     def _split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
+        checks.check_heads(x.shape[2], num_heads, self.head_dim)
         return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
 
     def _join_heads(self, x: Tensor) -> Tensor:

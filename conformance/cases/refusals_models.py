@@ -4,6 +4,7 @@ from .refusals import READINGS, SHARE, Wrong
 
 ENCODER, DECODER = "TransformerEncoderLayer", "TransformerDecoderLayer"
 FIT = "must fit (T, S) ="
+NARROW = "a projection must give 3 heads of 4 features: got"
 
 
 def layer(m, a, *shapes, name=ENCODER, sizes=(12, 3, 8), settings=None, **options):
@@ -27,8 +28,8 @@ def append(m, a, key=(2, 3, 5, 4), value=(2, 3, 5, 4), counts=None, times=1):
     return written
 
 
-def decode(m, a, *shape, sizes=(12, 3), settings=None, given=None, times=1, **options):
-    attn = a.new("MultiHeadAttention", *sizes, **settings or {})
+def decode(m, a, *shape, sizes=(12, 3), settings=None, given=None, attn=None, times=1, **options):
+    attn = attn or a.new("MultiHeadAttention", *sizes, **settings or {})
     written = attn.new_cache(2, 7) if given is None else given
     for _ in range(times):
         _, written = attn.decode(a(*shape or (2, 5, 12)), written, **options)
@@ -57,6 +58,14 @@ def greedy(m, a, prompt=None, **options):
 
 def attention(a, **settings):
     return a.new("MultiHeadAttention", 12, 3, **settings)
+
+
+def replaced(a, *names, by=None):
+    """Return an attention with projections of another one, whose keys have one head."""
+    attn, other = attention(a), attention(a, num_kv_heads=1)
+    for name in names:
+        setattr(attn, name, getattr(other, by or name))
+    return attn
 
 
 FULL = "capacity must hold every token: got"
@@ -94,6 +103,12 @@ LAYERS = [
           lambda m, a: a.new(ENCODER, 12, 3, 8, norm_first=True)(a(2, 5, 12, dtype="float16")), True),
     Wrong("pre_norm_rank", ValueError, "query must be (B, T, E): got (5, 12)",
           lambda m, a: layer(m, a, (5, 12), settings={"norm_first": True}), True),
+    Wrong("narrow_keys", ValueError, f"{NARROW} 4 features",
+          lambda m, a: replaced(a, "k_proj", "v_proj")(a(2, 5, 12)), True),
+    Wrong("narrow_query", ValueError, f"{NARROW} 4 features",
+          lambda m, a: replaced(a, "q_proj", by="k_proj")(a(2, 5, 12)), True),
+    Wrong("decode_narrow_keys", ValueError, f"{NARROW} 4 features",
+          lambda m, a: decode(m, a, attn=replaced(a, "k_proj", "v_proj"))),
     Wrong("src_mask", ValueError, f"attn_mask {FIT} (5, 5): got (5, 7)",
           lambda m, a: layer(m, a, src_mask=a(5, 7)), True),
     Wrong("src_mask_ints", TypeError, "attn_mask must be bool or float32: got int32",
