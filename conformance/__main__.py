@@ -51,7 +51,7 @@ def _command(arguments: list[str]) -> int:
         "run", help="check implementations against the contract", epilog=PYTEST
     )
     smoke_parser = commands.add_parser(
-        "smoke", help="a verdict in ten seconds, by the first case of each test", epilog=PYTEST
+        "smoke", help="a quick verdict, by the first case of each test", epilog=PYTEST
     )
     for command, declared in ((run_parser, WHAT | HOW), (smoke_parser, WHAT)):
         for name, how in declared.items():
