@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
 
 from . import checks
 from .arrays import dtype_name
@@ -97,7 +96,7 @@ def load(path: str | Path) -> Any:
     return model
 
 
-def _check_kept(model: nnx.Module, weights: Mapping[str, Array]) -> dict[str, Any]:
+def _check_kept(model: nnx.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a model, if `load` would build the same of them."""
     try:
         settings = _configuration(model)
@@ -154,7 +153,7 @@ def _tie(model: nnx.Module, tied: Mapping[str, str]) -> None:
         setattr(*places[name], getattr(*places[other]))
 
 
-def _read_ties(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> dict[str, str]:
+def _read_ties(metadata: Mapping[str, str], arrays: Mapping[str, Any]) -> dict[str, str]:
     """Return the ties that a file names; older files name none."""
     try:
         tied = json.loads(metadata.get("tied", "{}"))
@@ -165,7 +164,7 @@ def _read_ties(metadata: Mapping[str, str], arrays: Mapping[str, Array]) -> dict
 
 
 def _read_configuration(
-    path: str | Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]
+    path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> tuple[Any, dict[str, Any]]:
     """Return the class and the settings that a file names, if it can be what it says."""
     if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:

@@ -35,8 +35,9 @@ def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Arra
     >>> sorted(export_weights(attn, "torch"))
     ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
     """
-    abstract = [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
-    checks.check_has_values(abstract)
+    checks.check_has_values(
+        [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
+    )
     return _lay_out(model, layout)
 
 
@@ -164,7 +165,7 @@ def _attentions(model: nnx.Module, prefix: str = "") -> dict[str, MultiHeadAtten
 
 
 def _array(value: Any) -> Any:
-    """Return an array in the machine's byte order, or why there is none."""
+    """Return an array in the machine's byte order, or why it cannot be read."""
     try:
         if hasattr(value, "detach"):  # a tensor of torch, whose bfloat16 NumPy does not have
             halved = str(value.dtype) == "torch.bfloat16"

@@ -777,12 +777,14 @@ def not_kept(reason: str) -> ValueError:
 
 
 def check_tied(tied: Any, shapes: Mapping[str, tuple]) -> None:
-    pairs = tied.items() if isinstance(tied, dict) else [(tied, None)]
-    for pair in pairs:
-        if not all(isinstance(name, str) and name in shapes for name in pair):
-            raise ValueError(f"tied parameters must have names of arrays: got {pair}")
-        if shapes[pair[0]] != shapes[pair[1]]:
-            raise ValueError(f"tied parameters must share a shape: got {pair[0]} and {pair[1]}")
+    """Check that a file's ties are pairs of its arrays, of one shape."""
+    if not isinstance(tied, dict):
+        raise TypeError(f"tied parameters must be a mapping of names: got {kind(tied)}")
+    for name, other in tied.items():
+        if name not in shapes or not isinstance(other, str) or other not in shapes:
+            raise ValueError(f"tied parameters must be among the arrays: got {name} and {other}")
+        if shapes[name] != shapes[other]:
+            raise ValueError(f"tied parameters must share a shape: got {name} and {other}")
 
 
 def check_tie(name: str, other: str, places: Mapping[str, tuple[Any, str]]) -> None:

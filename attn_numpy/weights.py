@@ -28,6 +28,9 @@ def export_weights(model: Module, layout: str = "rosetta") -> dict[str, np.ndarr
     >>> sorted(export_weights(MultiHeadAttention(8, 2), "torch"))
     ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
     """
+    checks.check_has_values(
+        [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
+    )
     return _lay_out(model, layout)
 
 
@@ -89,9 +92,9 @@ def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
 # What frameworks make different
 
 
-def parameters(model: Module) -> dict[str, tuple[Module, str]]:
+def parameters(model: Module, prefix: str = "") -> dict[str, tuple[Module, str]]:
     """Return where each parameter stands, by its dotted name: the module and its attribute."""
-    return model.parameters()
+    return model.parameters(prefix)
 
 
 def _read(model: Module) -> dict[str, np.ndarray]:
@@ -105,8 +108,9 @@ def _wanted(model: Module, layout: str) -> dict[str, np.ndarray]:
 
 def _write(model: Module, arrays: dict[str, np.ndarray]) -> None:
     tied, places = ties(model), parameters(model)
-    for name, place in places.items():
-        setattr(*place, arrays[name].copy())
+    ready = {name: array.copy() for name, array in arrays.items()}
+    for name, place in places.items():  # all are ready before the first is written
+        setattr(*place, ready[name])
     for name, other in tied.items():
         setattr(*places[name], getattr(*places[other]))
 
@@ -114,6 +118,14 @@ def _write(model: Module, arrays: dict[str, np.ndarray]) -> None:
 def _identity(parameter: np.ndarray) -> Any:
     """Return what two parameters share only if writing to one writes to the other."""
     return parameter.__array_interface__["data"], parameter.shape, parameter.strides
+
+
+def _is_abstract(parameter: np.ndarray) -> bool:
+    """Whether a parameter has a shape and a dtype, but no values.
+
+    Never, in NumPy.
+    """
+    return False
 
 
 def _are_equal(one: Any, other: Any) -> bool:
@@ -131,7 +143,7 @@ def _attentions(model: Module, prefix: str = "") -> dict[str, MultiHeadAttention
 
 
 def _array(value: Any) -> Any:
-    """Return an array in the machine's byte order, or why there is none."""
+    """Return an array in the machine's byte order, or why it cannot be read."""
     try:
         if hasattr(value, "detach"):  # a tensor of torch, whose bfloat16 NumPy does not have
             halved = str(value.dtype) == "torch.bfloat16"

@@ -189,12 +189,12 @@ def _build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> A
     return model_class(**settings, dtype=dtype, device="meta")
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
+def _describe(model: nn.Module, path: str = "") -> dict[str, Any]:
     """Return classes, settings, shapes and dtypes of all parts of a model, by dotted name."""
-    facts: dict[str, Any] = {}
-    for path, part in model.named_modules(remove_duplicate=False):
-        facts[path] = f"{type(part).__module__}.{type(part).__qualname__}"
-        for name, value in {**vars(part), **part._parameters, **part._buffers}.items():
-            if value is not None and name not in TRANSIENT and not name.startswith("_"):
-                facts[f"{path}.{name}".lstrip(".")] = _fact(value)
+    facts: dict[str, Any] = {path: f"{type(model).__module__}.{type(model).__qualname__}"}
+    for name, value in {**vars(model), **model._parameters, **model._buffers}.items():
+        if value is not None and name not in TRANSIENT and not name.startswith("_"):
+            facts[f"{path}.{name}".lstrip(".")] = _fact(value)
+    for name, part in model._modules.items():
+        facts |= {} if part is None else _describe(part, f"{path}.{name}".lstrip("."))
     return facts

@@ -31,8 +31,9 @@ def export_weights(model: nn.Module, layout: str = "rosetta") -> dict[str, Tenso
     >>> sorted(export_weights(MultiHeadAttention(8, 2), "torch"))
     ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
     """
-    abstract = [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
-    checks.check_has_values(abstract)
+    checks.check_has_values(
+        [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
+    )
     return _lay_out(model, layout)
 
 
@@ -96,12 +97,12 @@ def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
 # What frameworks make different
 
 
-def parameters(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def parameters(model: nn.Module, prefix: str = "") -> dict[str, tuple[nn.Module, str]]:
     """Return where each parameter stands, by its dotted name: the module and its attribute."""
-    places = {}
-    for path, part in model.named_modules(remove_duplicate=False):
-        names = [name for name, parameter in part._parameters.items() if parameter is not None]
-        places |= {f"{path}.{name}".lstrip("."): (part, name) for name in names}
+    names = [name for name, parameter in model._parameters.items() if parameter is not None]
+    places = {f"{prefix}{name}": (model, name) for name in names}
+    for name, part in model._modules.items():
+        places |= {} if part is None else parameters(part, f"{prefix}{name}.")
     return places
 
 
@@ -121,14 +122,13 @@ def _wanted(model: nn.Module, layout: str) -> dict[str, Tensor]:
     return _lay_out(model, layout)
 
 
-@torch.no_grad()
 def _write(model: nn.Module, arrays: dict[str, Tensor]) -> None:
     tied, places = ties(model), parameters(model)
     held = {name: getattr(*place) for name, place in places.items()}
     ready = {n: a if _is_abstract(held[n]) else a.to(held[n].device) for n, a in arrays.items()}
     for name, place in places.items():  # all are ready before the first is written
         if not _is_abstract(held[name]):
-            held[name].copy_(ready[name])
+            held[name].detach().copy_(ready[name])
         elif name in tied:
             setattr(*place, getattr(*places[tied[name]]))
         else:
@@ -143,9 +143,9 @@ def _identity(parameter: Tensor) -> Any:
     return parameter.data_ptr(), parameter.shape, parameter.stride()
 
 
-def _is_abstract(array: Tensor) -> bool:
-    """Whether an array has a shape and a dtype, but no values."""
-    return array.is_meta or isinstance(array, FakeTensor)
+def _is_abstract(parameter: Tensor) -> bool:
+    """Whether a parameter has a shape and a dtype, but no values."""
+    return parameter.is_meta or isinstance(parameter, FakeTensor)
 
 
 def _are_equal(one: Any, other: Any) -> bool:
@@ -163,7 +163,7 @@ def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttent
 
 
 def _array(value: Any) -> Any:
-    """Return a copy that nobody else writes to, or why there is none."""
+    """Return an array in the machine's byte order, or why it cannot be read."""
     try:
         if is_array(value):
             if _is_abstract(value):
