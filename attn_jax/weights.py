@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from . import checks
+from .arrays import is_concrete
 from .layouts import READERS, WRITERS
 from .multihead import MultiHeadAttention
 
@@ -47,7 +48,8 @@ def import_weights(
     """Put weights into a model: a mapping by name, nested or not, or a safetensors file of one.
 
     The arrays may be any framework's, but must have the model's shapes and dtype; they are copied.
-    A model without values yet, built on the meta device or by `nnx.eval_shape`, gets them here.
+    A model without values yet, built on the meta device or by `nnx.eval_shape`, gets them here;
+    its dropout gets keys by `nnx.reseed`.
     Raises one ValueError that lists everything missing, unexpected, unreadable, of another shape or
     dtype, and then nothing is loaded.
 
@@ -133,7 +135,7 @@ def _write(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
 def _placed(array: np.ndarray, parameter: nnx.Param) -> Array:
     """Return a copy that lies on the devices that the parameter is bound to, if to any."""
     held = parameter.get_value()
-    bound = isinstance(held, jax.ShapeDtypeStruct) or getattr(held, "committed", False)
+    bound = is_concrete(held) and getattr(held, "committed", _is_abstract(parameter))
     sharding = held.sharding if bound else None
     copy = np.array(array)  # which JAX may go on to use as its own memory
     return jnp.asarray(copy) if sharding is None else jax.device_put(copy, sharding)

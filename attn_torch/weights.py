@@ -170,7 +170,7 @@ def _array(value: Any) -> Any:
                 return "which has no values"
             empty = torch.empty(value.shape, dtype=value.dtype, device=value.device)
             return empty.copy_(value.detach())
-        array = np.array(value, order="C")
+        array = np.array(np.asarray(value), order="C")
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if dtype_name(array) != "bfloat16":  # which is not NumPy's own
             return torch.from_numpy(array)
