@@ -13,7 +13,7 @@ from .cache import KVCache, pack, restored_on_error, unpack
 from .call import Call
 from .layers import Linear, Module
 from .masks import Mask, allow, causal, hide, padding
-from .numerics import scale_or_default
+from .numerics import scale_or_default, without_warnings
 from .tiles import Cells, Tiles
 
 
@@ -61,6 +61,7 @@ class MultiHeadAttention(Module):
         self.v_proj = Linear(vdim, kv_dim, bias=bias, dtype=dtype, rng=self.rng)
         self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rng=self.rng)
 
+    @without_warnings
     def __call__(
         self,
         query: Float[np.ndarray, "_ _ E"],

@@ -12,6 +12,7 @@ from . import checks
 from .cache import StackCache, zero_hidden
 from .layers import Dropout, Embedding, Linear, Module
 from .masks import causal, sequence_mask
+from .numerics import without_warnings
 from .transformer import Transformer, TransformerWeights
 
 
@@ -32,6 +33,7 @@ class Seq2SeqTransformer(Module):
     (1, 4, 13)
     """
 
+    @without_warnings
     def __init__(
         self,
         src_vocab: int,
@@ -161,6 +163,7 @@ class Seq2SeqTransformer(Module):
     def _hidden(self, tokens: np.ndarray) -> np.ndarray:
         return sequence_mask(tokens, self.padding_idx)
 
+    @without_warnings
     def _embed(
         self, embedding: Embedding, tokens: np.ndarray, hidden: np.ndarray, first: int | np.ndarray
     ) -> np.ndarray:
