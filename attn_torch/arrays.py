@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 Array = torch.Tensor
+CAST = {"float16", "bfloat16", "float32"}  # what autocast makes one dtype of
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
@@ -34,6 +35,19 @@ def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
     return name.removeprefix("torch.")
+
+
+def is_cast(array: Any, dtype: str) -> bool:
+    """Whether the framework casts between these dtypes by itself.
+
+    Where autocast is on for the array's device, and never between others than its own.
+    """
+    return {dtype_name(array), dtype} <= CAST and is_autocast(array.device)
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; of one like meta it knows nothing."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -13,7 +13,7 @@ from .arrays import is_concrete
 from .blocked import attention_blocked
 from .call import Call, check_call
 from .masks import Mask
-from .numerics import is_bounded, no_autocast, split_nonfinite, upcast
+from .numerics import cast_alike, is_bounded, no_autocast, split_nonfinite, upcast
 from .tiles import Cells
 
 
@@ -95,6 +95,7 @@ def attention_steps(
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
+    query, key, value = cast_alike(query, key, value)
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or query.is_meta:
         return attend_steps(query, key, value, call).output
     with no_autocast(query):
@@ -106,6 +107,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
+    query, key, value = cast_alike(query, key, value)
     if call.bias is not None:
         call = call._replace(bias=call.bias.to(query.device))
     with no_autocast(query):

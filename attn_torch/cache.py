@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from . import checks
+from .arrays import is_concrete
+from .numerics import cast_like
 
 
 @dataclass(eq=False)
@@ -56,7 +58,8 @@ class KVCache:
 
     def is_full(self) -> bool:
         """Whether every slot is surely written."""
-        return self.projected or bool((self.lengths == self.capacity).all())
+        known = is_concrete(self.lengths)
+        return self.projected or (known and bool((self.lengths == self.capacity).all()))
 
     @torch.no_grad()
     def append(
@@ -74,6 +77,9 @@ class KVCache:
 
     def _write(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
         """Append what is checked."""
+        key, value = cast_like(key, self.key), cast_like(value, self.value)
+        if not is_concrete(self.lengths):
+            return self._write_unseen(key, value, counts)
         first, steps = uniform(self.lengths), key.shape[2]
         if counts is None and first is not None:
             self.key[:, :, first : first + steps] = key
@@ -88,6 +94,21 @@ class KVCache:
         self.key[sample, :, place] = key[sample, :, step]
         self.value[sample, :, place] = value[sample, :, step]
         return self._moved_to(lengths + counts)
+
+    def _write_unseen(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
+        """Append where lengths cannot be looked at: nothing beyond the capacity, none refused."""
+        steps, first = key.shape[2], self.lengths
+        taken = torch.full_like(first, steps) if counts is None else counts.to(first)
+        fit = torch.minimum(taken, self.capacity - first).clamp(0, steps)
+        # Steps that are left out write the last that fits once more, or what stands there.
+        step = torch.arange(steps, device=first.device).minimum((fit - 1).clamp(min=0)[:, None])
+        place = (first[:, None] + step).clamp(max=self.capacity - 1).to(key.device)
+        sample, step = torch.arange(len(first), device=key.device)[:, None], step.to(key.device)
+        some = (fit > 0).to(key.device)[:, None, None, None]
+        for slots, new in ((self.key, key), (self.value, value)):
+            slots[sample, :, place] = new[sample, :, step].where(some, slots[sample, :, place])
+        wrong = (taken < 0) | (taken > steps)
+        return self._moved_to((first + taken).masked_fill(wrong, self.capacity + 1))
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""

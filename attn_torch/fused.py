@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .arrays import is_autocast
 from .call import Call
-from .numerics import split_nonfinite, surely_finite, upcast
+from .numerics import no_autocast, split_nonfinite, surely_finite, upcast
 
 
 def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -> bool:
@@ -44,6 +45,8 @@ def fused(
         nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         allowed_any = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
         output = torch.where(allowed_any[..., None], torch.nan, output)
+    if not finite:  # of a few keys, the kernel takes those whose scores are all NaN for hidden
+        output = output.where(query.isfinite().all(-1, keepdim=True), torch.nan)
     return output.to(query.dtype)
 
 
@@ -53,6 +56,9 @@ def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) ->
     No mask is needed: samples of one length share a call. Keys are not looked through, which would
     take as long as the kernel, so one that is not finite must be NaN: as `mark_nonfinite` makes it.
     """
+    if is_autocast(query.device):
+        with no_autocast(query):
+            return fused_step(query, key, value, lengths)
     scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
     outputs, start = [], 0
