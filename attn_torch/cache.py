@@ -79,7 +79,7 @@ class KVCache:
         """Append what is checked."""
         key, value = cast_like(key, self.key), cast_like(value, self.value)
         if not is_concrete(self.lengths):
-            return self._write_unseen(key, value, counts)
+            return self._write_traced(key, value, counts)
         first, steps = uniform(self.lengths), key.shape[2]
         if counts is None and first is not None:
             self.key[:, :, first : first + steps] = key
@@ -95,7 +95,7 @@ class KVCache:
         self.value[sample, :, place] = value[sample, :, step]
         return self._moved_to(lengths + counts)
 
-    def _write_unseen(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
+    def _write_traced(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
         """Append where lengths cannot be looked at: nothing beyond the capacity, none refused."""
         steps, first = key.shape[2], self.lengths
         taken = torch.full_like(first, steps) if counts is None else counts.to(first)

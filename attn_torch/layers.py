@@ -34,6 +34,7 @@ class Start:
         self._module, self._start = weakref.ref(module), start
 
     def __call__(self) -> None:
+        """Set them."""
         self._start(self._module())
 
     def __reduce__(self) -> tuple:  # so that a copy or a pickle speaks of its own module

@@ -272,7 +272,7 @@ class MultiHeadAttention(nn.Module):
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(self, x: Tensor, cache: KVCache, first: Tensor, newest: Tensor) -> Tensor:
-        """Attend causally from tokens from position `first` on, whose keys are the `newest`."""
+        """Attend causally from tokens from position `first` on, one for each sample."""
         query, known = self._project_query(x, cache), is_concrete(cache.lengths)
         lengths = cache.lengths.tolist() if known else []
         same = uniform(first) if known else None
@@ -353,14 +353,14 @@ def _read_masks(
         mask = attn_mask
     elif attn_mask is not None:
         checks.check_attn_mask(attn_mask, query, sizes)
-        if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
+        if attn_mask.ndim == 2:
+            attn_mask = attn_mask[None, None]
+        elif attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if dtype_name(attn_mask) != "bool":
-            bias = attn_mask
-        elif attn_mask.ndim == 2:
-            mask = hide(attn_mask[None, None])
-        else:
+        if dtype_name(attn_mask) == "bool":
             mask = hide(attn_mask)
+        else:
+            bias = attn_mask
     if isinstance(key_padding_mask, Mask):
         mask = key_padding_mask if mask is None else mask & key_padding_mask
     elif key_padding_mask is not None:

@@ -83,7 +83,8 @@ class Seq2SeqTransformer(nn.Module):
         if positions == "sinusoidal":  # so that it starts at the size of the sinusoids
             for embedding in (self.src_embedding, self.tgt_embedding):
                 embedding.weight.data /= math.sqrt(d_model)
-                embedding.reset_parameters = Start(embedding, _start_embedding)
+                start = Start(embedding, _start_embedding)
+                embedding.reset_parameters = start  # type: ignore[method-assign]
 
     @overload
     def forward(
