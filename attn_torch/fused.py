@@ -40,7 +40,7 @@ def fused(
     nonfinite = None
     if not (finite or surely_finite(key, value)):
         key, value, nonfinite = split_nonfinite(key, value)
-    output = _kernel(query, key, value, scale, causal)
+    output = call_kernel(query, key, value, scale, causal)
     if nonfinite is not None:
         nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         allowed_any = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
@@ -65,12 +65,19 @@ def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) ->
     for length, run in groupby(lengths):
         at = slice(start, start := start + len(list(run)))
         allowed = key[at, :, :length], value[at, :, :length]
-        outputs.append(_kernel(query[at], *allowed, scale, causal=False))
+        outputs.append(call_kernel(query[at], *allowed, scale, causal=False))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(shape).to(query.dtype)
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+def call_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    causal: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Call torch's kernel on finite keys; its result may be wider than the query."""
     groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value
@@ -81,6 +88,7 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: boo
     if causal and scale <= 0:  # the kernel would give NaN
         q, scale = q * scale, 1.0
     q, k, v = (array if array.stride(3) == 1 else array.contiguous() for array in (q, k, v))
+    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 -- a graph's is no bool
     return scaled_dot_product_attention(
-        q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )

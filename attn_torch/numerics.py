@@ -45,8 +45,6 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
-    if not is_concrete(query):
-        return False
     query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
     return (query_norm * key_norm * abs(scale)).maximum(value_norm).item() < HUGE
 
