@@ -108,7 +108,7 @@ class KVCache:
         for slots, new in ((self.key, key), (self.value, value)):
             slots[sample, :, place] = new[sample, :, step].where(some, slots[sample, :, place])
         wrong = (taken < 0) | (taken > steps)
-        return self._moved_to((first + taken).masked_fill(wrong, self.capacity + 1))
+        return self._moved_to(self._overflow_where(wrong, first + taken))
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
@@ -120,11 +120,23 @@ class KVCache:
         checks.check_index(index, len(self.lengths))
         checks.check_cache(self)
         there = index.to(self.key.device, torch.int64)
-        return KVCache(self.key[there], self.value[there], self.lengths[index.cpu().long()])
+        index = index.to(self.lengths)
+        lengths = self.lengths[index]
+        if not is_concrete(index):
+            lengths = self._overflow_where((index < 0) | (index >= len(self.lengths)), lengths)
+        return KVCache(self.key[there], self.value[there], lengths)
 
     def truncate(self, lengths: int | Integer[Tensor, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
-        return self._moved_to(checks.check_truncate(self, lengths))
+        kept = checks.check_truncate(self, lengths)
+        if not is_concrete(self.lengths):
+            wrong = (kept < 0) | (kept > self.lengths) | (self.lengths > self.capacity)
+            kept = self._overflow_where(wrong, kept)
+        return self._moved_to(kept)
+
+    def _overflow_where(self, wrong: Tensor, lengths: Tensor) -> Tensor:
+        """Count a sample beyond the capacity where a traced call has got it wrong."""
+        return lengths.masked_fill(wrong, self.capacity + 1)
 
     def _moved_to(self, lengths: Tensor) -> "KVCache":
         """Return a cache with the same slots and these lengths; this one is consumed."""

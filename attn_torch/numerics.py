@@ -75,6 +75,8 @@ def surely_scored(query: Tensor, key: Tensor) -> bool:
     """
     if query.device.type != "cpu":
         return True
+    if not is_concrete(query):
+        return False
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])
     return math.isfinite((query * key).sum(dtype=torch.float32))
 
