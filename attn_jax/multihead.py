@@ -109,7 +109,7 @@ class MultiHeadAttention(nnx.Module):
         `KVCache.empty` makes others.
         """
         held = [getattr(self.k_proj, "kernel", None), *jax.tree.leaves(nnx.state(self))]
-        dtype = next((array.dtype for array in held if checks.is_float(array)), jnp.float32)
+        dtype = next((array.dtype for array in held if checks.float_name(array)), jnp.float32)
         return KVCache.empty(batch_size, self.num_kv_heads, capacity, self.head_dim, dtype=dtype)
 
     def project(
@@ -214,10 +214,10 @@ class MultiHeadAttention(nnx.Module):
     def _dtype(self, x: Array) -> str:
         """Return the dtype of the weights, or that of x where no projection has float ones."""
         for name in PROJECTIONS:
-            weight = getattr(getattr(self, name), "kernel", None)
-            if checks.is_float(weight):
-                return dtype_name(weight)
-        return dtype_name(x) if checks.is_float(x) else "float32"
+            dtype = checks.float_name(getattr(getattr(self, name), "kernel", None))
+            if dtype:
+                return dtype
+        return checks.float_name(x) or "float32"
 
     def _batch_first(self, x: Array) -> Array:
         """Put the batch first, or back to where the caller has it."""

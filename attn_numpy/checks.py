@@ -56,9 +56,10 @@ def check_array(name: str, array: Any, axes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be ({', '.join(axes)}): got {tuple(array.shape)}")
 
 
-def is_float(value: Any) -> bool:
-    """Whether a value has a dtype, and one of those that attention knows."""
-    return hasattr(value, "dtype") and dtype_name(value) in FLOATS
+def float_name(value: Any) -> str:
+    """Return the name of a value's dtype if attention knows it, and "" if there is none such."""
+    name = dtype_name(value) if hasattr(value, "dtype") else ""
+    return name if name in FLOATS else ""
 
 
 def check_rank_and_dtype(name: str, array: Any, axes: tuple[str, ...]) -> None:
@@ -375,7 +376,8 @@ def check_features(name: str, array: Any, axes: tuple[str, ...], features: int, 
     check_rank_and_dtype(name, array, axes)
     if array.shape[2] != features:
         raise ValueError(f"{name} must have {features} features: got {array.shape[2]}")
-    check_dtype(name, array, "weights", dtype)
+    if dtype_name(array) != dtype:
+        check_dtype(name, array, "weights", dtype)
 
 
 def check_dtype(name: str, array: Array, owner: str, dtype: str) -> None:
@@ -394,7 +396,7 @@ def check_heads(features: int, num_heads: int, head_dim: int) -> None:
 
 def check_given(name: str, array: Array, shape: tuple[int, ...]) -> None:
     """Check the shape that a map gives, in whose place a user may have put another."""
-    if tuple(array.shape) != tuple(shape):
+    if array.shape != shape:
         raise ValueError(f"{name} must give {tuple(shape)}: got {tuple(array.shape)}")
 
 

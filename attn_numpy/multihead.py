@@ -104,7 +104,7 @@ class MultiHeadAttention(Module):
         """
         held = [getattr(owner, name) for owner, name in self.parameters().values()]
         held = [getattr(self.k_proj, "weight", None), *held]
-        dtype = next((array.dtype for array in held if checks.is_float(array)), np.float32)
+        dtype = next((array.dtype for array in held if checks.float_name(array)), np.float32)
         return KVCache.empty(batch_size, self.num_kv_heads, capacity, self.head_dim, dtype=dtype)
 
     def project(
@@ -209,10 +209,10 @@ class MultiHeadAttention(Module):
     def _dtype(self, x: np.ndarray) -> str:
         """Return the dtype of the weights, or that of x where no projection has float ones."""
         for name in PROJECTIONS:
-            weight = getattr(getattr(self, name), "weight", None)
-            if checks.is_float(weight):
-                return dtype_name(weight)
-        return dtype_name(x) if checks.is_float(x) else "float32"
+            dtype = checks.float_name(getattr(getattr(self, name), "weight", None))
+            if dtype:
+                return dtype
+        return checks.float_name(x) or "float32"
 
     def _batch_first(self, x: np.ndarray) -> np.ndarray:
         """Put the batch first, or back to where the caller has it."""

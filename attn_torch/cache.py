@@ -58,8 +58,9 @@ class KVCache:
 
     def is_full(self) -> bool:
         """Whether every slot is surely written."""
-        known = is_concrete(self.lengths)
-        return self.projected or (known and bool((self.lengths == self.capacity).all()))
+        if self.projected or not is_concrete(self.lengths):
+            return self.projected
+        return bool((self.lengths == self.capacity).all())
 
     @torch.no_grad()
     def append(

@@ -105,7 +105,7 @@ class MultiHeadAttention(nn.Module):
         """
         held = (getattr(self.k_proj, "weight", None), *self.parameters(), *self.buffers())
         arrays = [array for array in held if isinstance(array, Tensor)]
-        floats = [array for array in arrays if checks.is_float(array)]
+        floats = [array for array in arrays if checks.float_name(array)]
         dtype = floats[0].dtype if floats else torch.float32
         device = next((array.device for array in (*floats, *arrays)), torch.get_default_device())
         if is_autocast(device) and dtype != torch.float64:
@@ -158,11 +158,16 @@ class MultiHeadAttention(nn.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = (cast_like(array, cache.key) for array in self._project_heads(x, x))
-        cache = cache.append(*mark_nonfinite(key, value), counts)
-        if mask is None:
-            return self._attend_slots(x, cache, first, key), cache
-        sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
-        return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0], cache
+        if mask is not None:
+            cache = cache.append(*mark_nonfinite(key, value), counts)
+            sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
+            call = self._new_call(sizes, mask, None, first)
+            return self._attend(x, cache, call, False)[0], cache
+        query = self._project_query(x, cache)
+        sure = surely_scored(query, key, value)
+        key, value = (key, value) if sure else mark_nonfinite(key, value)
+        cache = cache.append(key, value, counts)
+        return self._attend_slots(query, cache, first, sure), cache
 
     def _check_inputs(
         self, query: Tensor, key: Tensor | KVCache | None, value: Tensor | None
@@ -216,10 +221,10 @@ class MultiHeadAttention(nn.Module):
     def _dtype(self, x: Tensor) -> str:
         """Return the dtype of the weights, or that of x where no projection has float ones."""
         for name in PROJECTIONS:
-            weight = getattr(getattr(self, name), "weight", None)
-            if checks.is_float(weight):
-                return dtype_name(weight)
-        return dtype_name(x) if checks.is_float(x) else "float32"
+            dtype = checks.float_name(getattr(getattr(self, name), "weight", None))
+            if dtype:
+                return dtype
+        return checks.float_name(x) or "float32"
 
     def _batch_first(self, x: Tensor) -> Tensor:
         """Put the batch first, or back to where the caller has it."""
@@ -271,20 +276,21 @@ class MultiHeadAttention(nn.Module):
         checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
-    def _attend_slots(self, x: Tensor, cache: KVCache, first: Tensor, newest: Tensor) -> Tensor:
+    def _attend_slots(self, query: Tensor, cache: KVCache, first: Tensor, sure: bool) -> Tensor:
         """Attend causally from tokens from position `first` on, one for each sample."""
-        query, known = self._project_query(x, cache), is_concrete(cache.lengths)
+        known = is_concrete(cache.lengths)
         lengths = cache.lengths.tolist() if known else []
-        same = uniform(first) if known else None
         last = max(lengths, default=0) if known else cache.capacity
-        sizes = (x.shape[0], self.num_heads, x.shape[1], last)
+        sizes = (*query.shape[:3], last)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         checks.check_projected(query, key, value, sizes)
-        call = self._new_call(sizes, causal(), None, first if same is None else same)
-        kernel = (cache.key.device.type, cache.key.dtype, self.head_dim, self.head_dim)
-        alone = lengths and sizes[2] == 1 and has_kernel(*kernel) and not call.dropout
-        if alone and surely_scored(query, newest):  # it is allowed every key
+        kernel = (key.device.type, key.dtype, self.head_dim, self.head_dim)
+        alone = lengths and sizes[2] == 1 and has_kernel(*kernel)
+        if alone and (sure or kernel[0] != "cpu") and not (self.training and self.dropout):
+            # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths))
+        same = uniform(first) if known else None
+        call = self._new_call(sizes, causal(), None, first if same is None else same)
         return self._join_heads(_nan_if_overflowed(attend(query, key, value, call), cache))
 
     def _project_query(self, x: Tensor, cache: KVCache) -> Tensor:

@@ -68,17 +68,11 @@ def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return torch.where(key_finite, key, 0), torch.where(value_finite, value, 0), nonfinite
 
 
-def surely_scored(query: Tensor, key: Tensor) -> bool:
-    """Whether one query a sample and head surely has a finite score for the one key there is.
-
-    Elsewhere than on a CPU nobody looks: it would wait for the device.
-    """
-    if query.device.type != "cpu":
-        return True
-    if not is_concrete(query):
+def surely_scored(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether all three are finite and their scores, too, where a look costs little."""
+    if key.device.type != "cpu" or not is_concrete(query):
         return False
-    query = query.reshape(len(query), key.shape[1], -1, query.shape[3])
-    return math.isfinite((query * key).sum(dtype=torch.float32))
+    return math.isfinite(_norm(query) * _norm(key) + _norm(value))
 
 
 def mark_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
