@@ -137,8 +137,9 @@ class MultiHeadAttention(nn.Module):
         Their keys and values are written behind the cache's, and the cache is handed on: the one
         given is consumed. `attn_mask` is over T queries and all slots, `causal()` where left out.
         Tokens that `hidden` marks are neither stored nor counted, wherever they stand, and their
-        output is 0; positions count what is stored. No gradients. Raises ValueError beyond the
-        capacity.
+        output is 0; positions count what is stored. No gradients. Beyond the capacity it raises
+        ValueError; under torch.compile, where lengths are not known, the sample's output is NaN
+        from then on.
 
         >>> attn, x = MultiHeadAttention(8, 2), torch.randn(1, 5, 8)
         >>> prompt, cache = attn.decode(x[:, :4], attn.new_cache(1, 5))
