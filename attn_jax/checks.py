@@ -56,6 +56,12 @@ def check_array(name: str, array: Any, axes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be ({', '.join(axes)}): got {tuple(array.shape)}")
 
 
+def float_name(value: Any) -> str:
+    """Return the name of a value's dtype if attention knows it, and "" if there is none such."""
+    name = dtype_name(value) if hasattr(value, "dtype") else ""
+    return name if name in FLOATS else ""
+
+
 def check_rank_and_dtype(name: str, array: Any, axes: tuple[str, ...]) -> None:
     check_array(name, array, axes)
     if dtype_name(array) not in FLOATS:
@@ -282,7 +288,7 @@ def check_projected(
 
 def check_same_dtype(query: Array, key: Array, value: Array) -> None:
     names = [dtype_name(array) for array in (query, key, value)]
-    if len(set(names)) > 1:
+    if len(set(names)) > 1 and not all(arrays.is_cast(a, "float32") for a in (query, key, value)):
         got = f"{names[0]}, {names[1]} and {names[2]}"
         raise TypeError(f"query, key and value must share a dtype: got {got}")
 
@@ -313,7 +319,7 @@ def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, i
     if not is_array(bias):
         raise TypeError(f"{name} must be an array: got {kind(bias)}")
     dtypes = sorted({"float32", dtype_name(query)})
-    if dtype_name(bias) not in dtypes:
+    if dtype_name(bias) not in dtypes and not arrays.is_cast(bias, dtype_name(query)):
         raise TypeError(f"{name} must be {' or '.join(dtypes)}: got {dtype_name(bias)}")
     if bias.ndim not in (2, 4):
         raise ValueError(f"{name} must be (T, S) or (B, H, T, S): got {tuple(bias.shape)}")
@@ -375,7 +381,13 @@ def check_features(name: str, array: Any, axes: tuple[str, ...], features: int, 
     if array.shape[2] != features:
         raise ValueError(f"{name} must have {features} features: got {array.shape[2]}")
     if dtype_name(array) != dtype:
-        rule = f"{name} must have the dtype of the weights, {dtype}"
+        check_dtype(name, array, "weights", dtype)
+
+
+def check_dtype(name: str, array: Array, owner: str, dtype: str) -> None:
+    """Check that an array has its owner's dtype, or one that the framework makes that of now."""
+    if dtype_name(array) != dtype and not arrays.is_cast(array, dtype):
+        rule = f"{name} must have the dtype of the {owner}, {dtype}"
         raise TypeError(f"{rule}: got {dtype_name(array)}")
 
 
@@ -384,6 +396,12 @@ def check_heads(features: int, num_heads: int, head_dim: int) -> None:
     if features != num_heads * head_dim:
         rule = f"a projection must give {num_heads} heads of {head_dim} features"
         raise ValueError(f"{rule}: got {features} features")
+
+
+def check_given(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Check the shape that a map gives, in whose place a user may have put another."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must give {tuple(shape)}: got {tuple(array.shape)}")
 
 
 def check_key_padding_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
@@ -400,7 +418,7 @@ def check_attn_mask(mask: Any, query: Array, sizes: tuple[int, int, int, int]) -
     if not is_array(mask):
         raise TypeError(f"attn_mask must be a Mask or an array: got {kind(mask)}")
     dtypes = ["bool", *sorted({"float32", dtype_name(query)})]
-    if dtype_name(mask) not in dtypes:
+    if dtype_name(mask) not in dtypes and not arrays.is_cast(mask, dtype_name(query)):
         rule = f"attn_mask must be {', '.join(dtypes[:-1])} or {dtypes[-1]}"
         raise TypeError(f"{rule}: got {dtype_name(mask)}")
     batch, heads, queries, keys = sizes
@@ -438,9 +456,7 @@ def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
         wanted = (batch, heads, key.shape[2], head_dim)
         if got != wanted:
             raise ValueError(f"{name} must be (B, H_kv, T, D) = {wanted}: got {got}")
-        if dtype_name(array) != dtype_name(cache.key):
-            rule = f"{name} must have the dtype of the cache, {dtype_name(cache.key)}"
-            raise TypeError(f"{rule}: got {dtype_name(array)}")
+        check_dtype(name, array, "cache", dtype_name(cache.key))
     if counts is not None:
         check_samples("counts", counts, batch, key.shape[2])
     check_room(cache, key.shape[2] if counts is None else counts)
@@ -518,9 +534,7 @@ def check_fits(cache: Any, batch: int, dims: dict[str, int], dtype: str) -> None
     wanted = (batch, dims["kv_heads"], cache.capacity, dims["head_dim"])
     if got != wanted:
         raise ValueError(f"cache must be (B, H_kv, C, D) = {wanted}: got {got}")
-    if dtype_name(cache.key) != dtype:
-        rule = f"cache must have the dtype of the weights, {dtype}"
-        raise TypeError(f"{rule}: got {dtype_name(cache.key)}")
+    check_dtype("cache", cache.key, "weights", dtype)
 
 
 def check_is_cache(cache: Any, cache_class: type) -> None:

@@ -132,9 +132,9 @@ class Seq2SeqTransformer(Module):
             need_weights=need_weights,
         )
         if not need_weights:
-            return self.projection(result)
+            return self._logits(result)
         output, weights = result
-        return self.projection(output), weights
+        return self._logits(output), weights
 
     def start(self, src: Integer[np.ndarray, "B S"], capacity: int) -> StackCache:
         """Encode the source and return caches for `capacity` target tokens a sample."""
@@ -158,7 +158,12 @@ class Seq2SeqTransformer(Module):
         hidden = self._hidden(tgt)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
-        return zero_hidden(self.projection(output), hidden, True), cache
+        return zero_hidden(self._logits(output), hidden, True), cache
+
+    def _logits(self, x: np.ndarray) -> np.ndarray:
+        logits = self.projection(x)
+        checks.check_given("projection", logits, (*x.shape[:2], self.tgt_vocab))
+        return logits
 
     def _hidden(self, tokens: np.ndarray) -> np.ndarray:
         return sequence_mask(tokens, self.padding_idx)

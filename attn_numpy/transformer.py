@@ -104,7 +104,9 @@ class _Layer(Module):
         )
 
     def _feed_forward(self, x: np.ndarray) -> np.ndarray:
-        return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        y = self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        checks.check_given("linear2", y, x.shape)
+        return y
 
 
 class TransformerEncoderLayer(_Layer):

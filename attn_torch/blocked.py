@@ -74,7 +74,6 @@ def _evaluate_tiles(
     return full, needed
 
 
-@torch.compiler.disable  # which blocks there are depends on the mask's values
 def _attend_blocks(
     query: Tensor,
     key: Tensor,
@@ -188,16 +187,16 @@ class _Blocks(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
-        empty_row_value = _empty_row_value(call, value, nonfinite)
+        empty_value = empty_row_value(call, value, nonfinite)
         for block in blocks:
             at = block.queries(heads // key.shape[1])
             if block.columns is None:
-                output[at] = empty_row_value[at[:2]]
+                output[at] = empty_value[at[:2]]
                 continue
             part = _Part(block, call, query, key, bias, nonfinite)
             rows = part.split(part.weights @ value[part.at_keys])
             if part.empty is not None:
-                rows = rows.where(~part.empty, empty_row_value[at[:2]])
+                rows = rows.where(~part.empty, empty_value[at[:2]])
             output[at] = rows
         return output
 
@@ -228,7 +227,7 @@ class _Blocks(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:
+def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:
     """Return what a fully masked row becomes: (B, H, 1, D_v)."""
     batch, heads = call.sizes[:2]
     row = value.new_full((batch, value.shape[1], 1, 1), torch.nan)
