@@ -98,7 +98,7 @@ def attention_steps(
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
     look = may_look(query, key, value, call)
-    fast = look or kernel_serves(query, key, value, call)
+    fast = look or kernel_serves(query, value, call)
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or not fast:
         return attend_steps(query, key, value, call).output
     with no_autocast(query):
