@@ -12,6 +12,7 @@ from torch import Tensor
 from .blocked import attention_blocked
 from .call import Call, check_call
 from .fused import known_structure
+from .gradients import differentiable_again
 from .masks import Mask
 from .numerics import cast_alike, is_bounded, no_autocast, split_nonfinite, upcast
 from .tiles import Cells
@@ -46,9 +47,9 @@ def attention(
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
     is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
-    Without dropout no (T, S) matrix is held, and the result is differentiable once; the steps
-    are any number of times. Raises ValueError for shapes and ranges, TypeError for kinds and
-    dtypes.
+    Without dropout no (T, S) matrix is held, nor in the first derivative. The second and further
+    ones, forward mode and `torch.func` are right too, and hold it, as the steps do. Raises
+    ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
 
@@ -98,7 +99,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
     query, key, value = cast_alike(query, key, value)
     look = may_look(query, key, value, call)
-    fast = look or kernel_serves(query, key, value, call)
+    fast = look or kernel_serves(query, value, call)
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or not fast:
         return attend_steps(query, key, value, call).output
     with no_autocast(query):
@@ -109,7 +110,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         bounded = is_bounded(query, key, value, call.scale)
         if not bounded and _may_overflow(query, key, call.scale):
             return attend_steps(query, key, value, call).output
-        return attention_blocked(query, key, value, call, bounded)
+        output = attention_blocked(query, key, value, call, bounded)
+    if not output.requires_grad:
+        return output
+
+    def textbook(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        return attend_steps(query, key, value, call._replace(bias=bias)).output
+
+    return differentiable_again(output, textbook, query, key, value, call.bias)
 
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .call import Call
 from .fused import fused, has_kernel, known_structure
@@ -36,7 +35,7 @@ def attention_blocked(
 
     Takes what `attention` has checked, with no size of 0; `tile` is rows by columns. Memory grows
     linearly with T and S, backward too, where the scores of a block are computed again. It is
-    differentiable once; `attention_steps` is differentiable any number of times. `bounded` saves
+    differentiable once, `attention` and `attention_steps` any number of times. `bounded` saves
     asking `is_bounded`, whose answer it is.
 
     Source: "FlashAttention", section 3.1, for the tiles and the recomputation; "Self-attention
@@ -204,10 +203,15 @@ class _Blocks(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.call, ctx.blocks = inputs
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_output: Tensor) -> tuple:
+    def backward(ctx: Any, d_output: Tensor | None) -> tuple:
+        if d_output is None:  # somebody else has given the gradients
+            return (None,) * 7
+        if torch.is_grad_enabled():
+            rule = "blocks are differentiable once, use attention or attention_steps"
+            raise NotImplementedError(f"{rule}: got create_graph=True")
         query, key, value, bias, nonfinite = ctx.saved_tensors
         grads = [None if x is None else torch.zeros_like(x) for x in (query, key, value, bias)]
         groups = query.shape[1] // key.shape[1]

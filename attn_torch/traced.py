@@ -18,40 +18,32 @@ from .numerics import split_nonfinite, upcast
 
 
 def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
-    """Whether the way may depend on values: nothing is recorded, mapped or has a tangent."""
-    if is_making_graph() or get_dynamic_layer_stack_depth():
+    """Whether the way may depend on values: nothing is recorded, transformed or has none."""
+    if is_making_graph() or _is_transforming():
         return False
-    integers = [] if call.mask is None else [table for _, _, _, table in call.mask.tables()]
-    if is_array(call.query_offset):
-        integers.append(call.query_offset)
-    floats = _floats(query, key, value, call)
-    return all(map(has_values, (*floats, *integers))) and not any(map(_has_tangent, floats))
+    arrays = [query, key, value]
+    if call.mask is not None and (call.mask.arrays or call.mask.parts):
+        arrays += [table for _, _, _, table in call.mask.tables()]
+    arrays += [array for array in (call.bias, call.query_offset) if is_array(array)]
+    return all(map(has_values, arrays))
 
 
-def _floats(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, ...]:
-    return (query, key, value) if call.bias is None else (query, key, value, call.bias)
+def _is_transforming() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is under way."""
+    return get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
 
 
-def _has_tangent(array: Tensor) -> bool:
-    return forward_ad.unpack_dual(array).tangent is not None
-
-
-def kernel_serves(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
+def kernel_serves(query: Tensor, value: Tensor, call: Call) -> bool:
     """Whether torch's kernel can stand in the graph; where not, the textbook can.
 
     It knows no softcap, has no gradient of a bias, and none of `torch.func`'s transformations.
     """
-    bias = call.bias
-    if call.softcap is not None or query.is_meta or (bias is not None and _trains(bias)):
+    if call.softcap is not None or query.is_meta or _is_transforming():
         return False
-    if get_dynamic_layer_stack_depth() or any(map(_has_tangent, _floats(query, key, value, call))):
+    if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
         return False
     width = _padded_width(query, value)
     return has_kernel(query.device.type, query.dtype, width, width)
-
-
-def _trains(array: Tensor) -> bool:
-    return array.requires_grad and torch.is_grad_enabled()
 
 
 def _padded_width(query: Tensor, value: Tensor) -> int:
