@@ -189,7 +189,8 @@ def _attend_tiles_jvp(
         return jax.linearize(textbook, *wide)[1](*moves)
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
-        return backward(tiles, *kept, d_output)
+        inputs, lse, output = kept
+        return backward(tiles, inputs, lse, output, d_output)
 
     kept = (primals, *lax.stop_gradient((lse, output)))
     moves = (*tangents[:3], tangents[3].bias)
@@ -208,7 +209,7 @@ def _weigh(
         softcap = jnp.asarray(call.softcap, scores.dtype)
         scores = softcap * jnp.tanh(jnp.where(lost, 0, scores) / softcap)
     scores = jnp.where(lost, jnp.nan, scores)
-    masked_scores = scores if call.bias is None else scores + upcast(call.bias)
+    masked_scores = scores if call.bias is None else scores + upcast(_bias(call))
     masked_scores = jnp.where(allowed, masked_scores, -jnp.inf)
     return scores, masked_scores, _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
 
@@ -218,7 +219,13 @@ def _allowed(call: Call) -> Array:
     allowed = jnp.ones((1, 1, 1, 1), dtype=bool)
     if call.mask is not None:
         allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, xp=jnp))
-    return allowed if call.bias is None else allowed & (call.bias != -jnp.inf)
+    return allowed if call.bias is None else allowed & (_bias(call) != -jnp.inf)
+
+
+def _bias(call: Call) -> Array:
+    """Return the bias with its four axes: strict ranks let no two ranks be added."""
+    bias = cast(Array, call.bias)
+    return bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
 
 
 def _softmax(masked_scores: Array, allowed: Array, nonfinite: Array, empty_rows: str) -> Array:

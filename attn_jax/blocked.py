@@ -90,9 +90,7 @@ def _even(length: int, most: int) -> int:
 
 
 @partial(jax.jit, static_argnums=0)
-def _attend(
-    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
-) -> Array:
+def _attend(tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call) -> Array:
     return attend_tiles(tiles, query, key, value, call)[0].astype(query.dtype)
 
 
