@@ -14,7 +14,7 @@ from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Integer
 
 from .blocked import attend_tiles, attention_blocked, backward
-from .call import Call, check_call
+from .call import Call, check_call, expand_bias
 from .linear import apply_linear
 from .masks import Mask, allow
 from .numerics import split_nonfinite, upcast
@@ -119,6 +119,7 @@ def _steps(
     query: Array, key: Array, value: Array, call: Call, dropout_key: Array | None
 ) -> AttentionSteps:
     """The formula, compiled once for each set of shapes and each structure of a mask."""
+    call = expand_bias(call)
     allowed = _allowed(call)
     q, k, v = (upcast(array) for array in (query, key, value))
     k, v, nonfinite = split_nonfinite(k, v)
@@ -139,6 +140,7 @@ def _steps(
 @jax.jit
 def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Array:
     """The formula for one query a head, with the keys that it is allowed made an array of."""
+    call = expand_bias(call)
     allowed = _allowed(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
     call = call._replace(mask=allow(allowed), query_offset=0)
@@ -185,8 +187,8 @@ def _attend_tiles_jvp(
             return _textbook(query, key, value, call._replace(bias=bias))
 
         *inputs, call = kept[0]
-        wide, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
-        return jax.linearize(textbook, *wide)[1](*moves)
+        inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
+        return jax.linearize(textbook, *inputs)[1](*moves)
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
         inputs, lse, output = kept
@@ -209,7 +211,7 @@ def _weigh(
         softcap = jnp.asarray(call.softcap, scores.dtype)
         scores = softcap * jnp.tanh(jnp.where(lost, 0, scores) / softcap)
     scores = jnp.where(lost, jnp.nan, scores)
-    masked_scores = scores if call.bias is None else scores + upcast(_bias(call))
+    masked_scores = scores if call.bias is None else scores + upcast(call.bias)
     masked_scores = jnp.where(allowed, masked_scores, -jnp.inf)
     return scores, masked_scores, _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
 
@@ -219,13 +221,7 @@ def _allowed(call: Call) -> Array:
     allowed = jnp.ones((1, 1, 1, 1), dtype=bool)
     if call.mask is not None:
         allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, xp=jnp))
-    return allowed if call.bias is None else allowed & (_bias(call) != -jnp.inf)
-
-
-def _bias(call: Call) -> Array:
-    """Return the bias with its four axes: strict ranks let no two ranks be added."""
-    bias = cast(Array, call.bias)
-    return bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    return allowed if call.bias is None else allowed & (call.bias != -jnp.inf)
 
 
 def _softmax(masked_scores: Array, allowed: Array, nonfinite: Array, empty_rows: str) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .call import Call
+from .call import Call, expand_bias
 from .masks import Mask
 from .numerics import upcast
 from .tiles import cut
@@ -52,9 +52,6 @@ def attention_blocked(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    if call.bias is not None:
-        shape = (1,) * (4 - call.bias.ndim) + call.bias.shape
-        call = call._replace(bias=jnp.reshape(call.bias, shape))
     tiles = _tiles(tile, call, key.shape[1])
     return _attend(tiles, query, key, value, closure_convert(call, (1, 1, 1, 1)))
 
@@ -91,7 +88,7 @@ def _even(length: int, most: int) -> int:
 
 @partial(jax.jit, static_argnums=0)
 def _attend(tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call) -> Array:
-    return attend_tiles(tiles, query, key, value, call)[0].astype(query.dtype)
+    return attend_tiles(tiles, query, key, value, expand_bias(call))[0].astype(query.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

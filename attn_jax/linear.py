@@ -48,8 +48,8 @@ def apply_linear(function: Callable, transpose: Callable, kept: Any, inputs: Any
     return linear_p.bind(*leaves, *moves, ways=ways, count=count)[0]
 
 
-# `ways` is a pair for the function and one for its transpose: what runs, and what is differentiated.
-# The first `count` arrays are kept, the others are those it is linear in.
+# `ways` is a pair for the function and one for its transpose: what runs, and what is derived. The
+# first `count` arrays are kept, the others are those it is linear in.
 linear_p = Primitive("linear")
 linear_p.multiple_results = True
 
@@ -79,9 +79,9 @@ def _jvp(primals: tuple, tangents: tuple, *, ways: tuple, count: int) -> tuple[l
 
 def _transpose(cotangents: list, *arrays: Any, ways: tuple, count: int) -> list:
     cotangents = list(map(ad.instantiate_zeros, cotangents))
-    found = linear_p.bind(*arrays[:count], *cotangents, ways=ways[::-1], count=count)
-    inputs = zip(arrays[count:], found, strict=True)
-    return [None] * count + [part if ad.is_undefined_primal(x) else None for x, part in inputs]
+    parts = linear_p.bind(*arrays[:count], *cotangents, ways=ways[::-1], count=count)
+    pairs = zip(arrays[count:], parts, strict=True)
+    return [None] * count + [part if ad.is_undefined_primal(x) else None for x, part in pairs]
 
 
 def _batch(arrays: list, axes: list, *, ways: tuple, count: int) -> tuple[list, list]:
