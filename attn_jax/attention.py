@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Integer
 
-from .blocked import attention_blocked
-from .call import Call, check_call
+from .blocked import attend_tiles, attention_blocked, backward
+from .call import Call, check_call, expand_bias
+from .linear import apply_linear
 from .masks import Mask, allow
 from .numerics import split_nonfinite, upcast
 from .tiles import Cells
+from .walk import Tile, closure_convert
 
 
 class AttentionSteps(NamedTuple):
@@ -96,10 +99,11 @@ def attention_steps(
 def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
     """Return the output of a checked call: by tiles, or by the textbook."""
     textbook = call.dropout > 0 or 0 in (*call.sizes, value.shape[3])
+    textbook = textbook or any(map(is_symbolic_dim, (*call.sizes, value.shape[3])))
     if call.sizes[2] == 1 and not textbook:
-        return _attend_one_query(query, key, value, call)
-    small = call.sizes[2] * call.sizes[3] <= 128 * 128  # one tile only takes long to compile
-    if textbook or small:
+        return _attend_one_query(query, key, value, closure_convert(call))
+    # One tile only takes long to compile.
+    if textbook or call.sizes[2] * call.sizes[3] <= 128 * 128:
         return attend_steps(query, key, value, call).output
     return attention_blocked(query, key, value, call)
 
@@ -107,7 +111,7 @@ def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
 def attend_steps(query: Array, key: Array, value: Array, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
     dropout_key = call.rngs.dropout() if call.rngs and 0 < call.dropout < 1 else None
-    return _steps(query, key, value, call, dropout_key)
+    return _steps(query, key, value, closure_convert(call), dropout_key)
 
 
 @jax.jit
@@ -115,6 +119,7 @@ def _steps(
     query: Array, key: Array, value: Array, call: Call, dropout_key: Array | None
 ) -> AttentionSteps:
     """The formula, compiled once for each set of shapes and each structure of a mask."""
+    call = expand_bias(call)
     allowed = _allowed(call)
     q, k, v = (upcast(array) for array in (query, key, value))
     k, v, nonfinite = split_nonfinite(k, v)
@@ -135,6 +140,7 @@ def _steps(
 @jax.jit
 def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Array:
     """The formula for one query a head, with the keys that it is allowed made an array of."""
+    call = expand_bias(call)
     allowed = _allowed(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
     call = call._replace(mask=allow(allowed), query_offset=0)
@@ -167,6 +173,32 @@ def _attend_or_textbook_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Arr
 
 def _textbook(query: Array, key: Array, value: Array, call: Call) -> Array:
     return _steps(query, key, value, call, None).output
+
+
+@attend_tiles.defjvp
+def _attend_tiles_jvp(
+    tiles: tuple[Tile, Tile], primals: tuple, tangents: tuple
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Move with the inputs as the textbook does; a gradient, its transpose, goes by tiles."""
+    output, lse = attend_tiles(tiles, *primals)
+
+    def derivative(kept: tuple, moves: tuple) -> Array:
+        def textbook(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+            return _textbook(query, key, value, call._replace(bias=bias))
+
+        *inputs, call = kept[0]
+        inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
+        return jax.linearize(textbook, *inputs)[1](*moves)
+
+    def transpose(kept: tuple, d_output: Array) -> tuple:
+        inputs, lse, output = kept
+        return backward(tiles, inputs, lse, output, d_output)
+
+    kept = (primals, *lax.stop_gradient((lse, output)))
+    moves = (*tangents[:3], tangents[3].bias)
+    # Only `transpose` takes the log-sum-exp, and what that moves by is the derivative's to say.
+    d_output = apply_linear(derivative, transpose, kept, moves)
+    return (output, lse), (d_output, jnp.zeros_like(lse))
 
 
 def _weigh(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .call import Call
+from .call import Call, expand_bias
 from .masks import Mask
 from .numerics import upcast
 from .tiles import cut
@@ -39,8 +39,8 @@ def attention_blocked(
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
 
     Takes what `attention` has checked, with no size of 0; `tile` is rows by columns. Memory grows
-    with T + S, forward and backward: the backward pass computes every tile's scores again. Reverse
-    mode only.
+    with T + S, forward and backward: the backward pass computes every tile's scores again. Forward
+    mode and second derivatives are the textbook's, with its memory.
 
     Source: "FlashAttention", section 3.1, for the tiles and both passes; "Self-attention Does Not
     Need O(n^2) Memory", section 2, for the running maximum.
@@ -52,13 +52,8 @@ def attention_blocked(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    if call.bias is not None:
-        shape = (1,) * (4 - call.bias.ndim) + call.bias.shape
-        call = call._replace(bias=jnp.reshape(call.bias, shape))
     tiles = _tiles(tile, call, key.shape[1])
-    if call.mask is not None:
-        call = call._replace(mask=closure_convert(call.mask, tiles[0]))
-    return _compiled(tiles, query, key, value, call)
+    return _attend(tiles, query, key, value, closure_convert(call, (1, 1, 1, 1)))
 
 
 def _tiles(tile: tuple[int, int], call: Call, kv_heads: int) -> tuple[Tile, Tile]:
@@ -91,20 +86,19 @@ def _even(length: int, most: int) -> int:
     return -(-length // -(-length // most))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend_tiles(
+@partial(jax.jit, static_argnums=0)
+def _attend(tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call) -> Array:
+    return attend_tiles(tiles, query, key, value, expand_bias(call))[0].astype(query.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def attend_tiles(
     tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
-) -> Array:
-    return _forward(tiles, query, key, value, call)[0]
+) -> tuple[Array, Array]:
+    """Return the output in the width of the sums, and the log-sum-exp of every row.
 
-
-_compiled = jax.jit(_attend_tiles, static_argnums=0)
-
-
-def _forward(
-    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
-) -> tuple[Array, tuple]:
-    """Return the output, and what the backward pass needs."""
+    `attention.py` says what its derivative is.
+    """
     loop = TileLoop(tiles[0], query, key, value, call)
     lse = jnp.zeros(call.sizes[:3], loop.dtype)
     output = jnp.zeros((*call.sizes[:3], value.shape[3]), loop.dtype)
@@ -120,7 +114,7 @@ def _forward(
     elif call.empty_rows == "nan":
         lost |= empty
     output = jnp.where(lost[..., None], jnp.nan, output)
-    return output.astype(query.dtype), (query, key, value, call, lse, output)
+    return output, lse
 
 
 def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Array]:
@@ -158,12 +152,14 @@ def _online_softmax_step(
     return new_max, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
 
 
-def _backward(tiles: tuple[Tile, Tile], kept: tuple, d_output: Array) -> tuple:
+def backward(
+    tiles: tuple[Tile, Tile], inputs: tuple, lse: Array, output: Array, d_output: Array
+) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
-    query, key, value, call, lse, output = kept
+    query, key, value, call = inputs
     loop = TileLoop(tiles[1], query, key, value, call)
-    inputs = [x for x in (query, key, value, call.bias) if x is not None]
-    grads = [jnp.zeros(x.shape, loop.dtype) for x in inputs]
+    arrays = [x for x in (query, key, value, call.bias) if x is not None]
+    grads = [jnp.zeros(x.shape, loop.dtype) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
     rows = (lse, output, d_output)
     grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, rows), grads)
@@ -172,13 +168,8 @@ def _backward(tiles: tuple[Tile, Tile], kept: tuple, d_output: Array) -> tuple:
         shares = jnp.where(lse[..., None] == jnp.inf, upcast(d_output), 0).sum(2)  # (B, H, D_v)
         shares = shares.reshape(*value.shape[:2], loop.group, -1).sum(2) / call.sizes[3]
         grads[2] += shares[:, :, None]
-    grads = [grad.astype(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
-    d_query, d_key, d_value, d_bias = (*grads, None)[:4]
-    nothing = dict.fromkeys(("mask", "scale", "softcap", "query_offset"))
-    return d_query, d_key, d_value, call._replace(bias=d_bias, **nothing)
-
-
-_attend_tiles.defvjp(_forward, _backward)
+    grads = [grad.astype(x.dtype) for grad, x in zip(grads, arrays, strict=True)]
+    return tuple([*grads, None][:4])
 
 
 def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]) -> list[Array]:

@@ -1,16 +1,17 @@
 """What the loop over the tiles of one attention looks up: which tiles, and what lies under them."""
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array
 
 from . import checks
-from .arrays import is_concrete
 from .call import Call
 from .masks import Mask
 from .numerics import HUGE, is_bounded, upcast
@@ -28,34 +29,89 @@ class Tile(NamedTuple):
 Block = tuple[Array, Array, Array]  # a sample, its first head, a block of its queries
 
 
-def closure_convert(mask: Mask, tile: Tile) -> Mask:
-    """Make tables of the traced arrays that a predicate closes over.
+@dataclass(frozen=True)
+class Traced:
+    """The rule of a traced predicate: equal where the program is, so that it compiles nothing anew.
 
-    A custom gradient, unlike jax.jit, takes them as arguments only.
+    `kept` are the arrays that programs within the program hold; those count by identity.
     """
-    if mask.parts:
-        return replace(mask, parts=tuple(closure_convert(part, tile) for part in mask.parts))
-    if mask.name != "predicate":
-        return mask
-    shape = (1, 1, *tile[1:])
-    at = Corner(0, (0, 0, 0, 0), shape[1:])
 
-    def predicate(*indices: Array) -> Array:
-        return jnp.broadcast_to(checks.check_verdict(mask.settings[0](*indices), shape), shape)
+    jaxpr: Any = field(compare=False)
+    kept: tuple = field(compare=False)
+    text: str
+    names: tuple[int, ...]
 
-    closed = jax.make_jaxpr(predicate)(at.batch, at.head, at.query, at.key)
-    if all(is_concrete(table) for table in closed.consts):
-        return mask
+    def __call__(self, at: Cells | Tiles, *tables: Array) -> Any:
+        """Run the program on what `at` asks about, with the arrays that it closed over."""
 
-    def rule(at: Cells | Tiles, *tables: Array) -> Any:
-        def allowed(batch: Array, head: Array, query: Array, key: Array) -> Array:
-            heads = ((batch, head[:, i : i + 1], query, key) for i in range(head.shape[1]))
-            parts = [jax.core.eval_jaxpr(closed.jaxpr, tables, *one)[0] for one in heads]
-            return jnp.concatenate(parts, 1)
+        def allowed(*indices: Array) -> Array:
+            pairs = zip(indices, self.jaxpr.invars, strict=True)
+            fitting = [x.astype(variable.aval.dtype) for x, variable in pairs]
+            return jax.core.eval_jaxpr(self.jaxpr, tables, *fitting)[0]
 
+        for axis, size in enumerate(self.jaxpr.outvars[0].aval.shape):
+            if not is_symbolic_dim(size) and size == 1:
+                allowed = _map_axis(allowed, axis)
         return at.call(allowed)
 
-    return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
+
+def _map_axis(function: Callable, axis: int) -> Callable:
+    """Make a function of index arrays with a dim of 1 on an axis one of any size there."""
+
+    def mapped(*indices: Array) -> Array:
+        axes = tuple(None if x.shape[axis] == 1 else axis for x in indices)
+        if not any(x is not None for x in axes):
+            return function(*indices)
+
+        def one(*parts: Array) -> Array:
+            pairs = zip(parts, axes, strict=True)
+            return function(*(x if i is None else jnp.expand_dims(x, i) for x, i in pairs))
+
+        return jax.vmap(one, axes, axis)(*indices).squeeze(axis + 1)
+
+    return mapped
+
+
+def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) -> Call:
+    """Trace the call's predicates now, on index arrays of a shape: the call's, if not told.
+
+    What a predicate closes over may have changed since the last call: numbers become part of its
+    program, and arrays, traced ones too, become tables of the mask. One that was traced for a
+    single cell can be asked about any.
+    """
+    if call.mask is None or all(leaf.name != "predicate" for leaf in call.mask.leaves()):
+        return call
+    samples = 1 if shape else checks.count_samples(call.query_offset)
+    batch, heads, rows, columns = shape = shape or call.sizes
+    dtype = jax.dtypes.canonicalize_dtype(int)
+    shapes = ((batch, 1, 1, 1), (1, heads, 1, 1), (samples, 1, rows, 1), (1, 1, 1, columns))
+    indices = [jax.ShapeDtypeStruct(dims, dtype) for dims in shapes]
+
+    def convert(mask: Mask) -> Mask:
+        if mask.parts:
+            return replace(mask, parts=tuple(map(convert, mask.parts)))
+        if mask.name != "predicate":
+            return mask
+
+        def allowed(*indices: Array) -> Array:
+            return jnp.broadcast_to(checks.check_verdict(mask.settings[0](*indices), shape), shape)
+
+        closed = jax.make_jaxpr(allowed)(*indices)
+        kept = tuple(_held(closed.jaxpr))
+        rule = Traced(closed.jaxpr, kept, str(closed.jaxpr), tuple(map(id, kept)))
+        return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
+
+    return call._replace(mask=convert(call.mask))
+
+
+def _held(jaxpr: Any) -> Iterator[Any]:
+    """Every array that the programs inside a program hold: its text does not show their values."""
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values())):
+            yield from getattr(value, "consts", ())
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _held(inner)
 
 
 class TileLoop:
@@ -90,8 +146,8 @@ class TileLoop:
         if self.call.mask is not None:
             cells = Cells(self.sizes, self.query_offset, xp=jnp)
             full, needed = self.call.mask.evaluate(Tiles(cells, self.rows, self.step))
-        over = (jnp.arange(self.blocks) + 1)[:, None] * self.rows > self.sizes[2]
-        over |= (jnp.arange(self.steps) + 1) * self.step > self.sizes[3]
+        over = (jnp.arange(self.blocks) + 1)[None, None, :, None] * self.rows > self.sizes[2]
+        over = over | ((jnp.arange(self.steps) + 1)[None, None, None] * self.step > self.sizes[3])
         full = full & ~over & self.surely_finite[:, :, None] & (self.call.bias is None)
         needed = jnp.broadcast_to(needed, (*needed.shape[:3], self.steps))
         return self._together(full).all(2), self._together(needed).any(2)
@@ -212,8 +268,9 @@ class TileLoop:
     def _allowed(self, at: tuple) -> Array:
         """Return what the mask allows of a tile, without what an earlier tile did already."""
         row, column = self.corner(at)[2:]
-        allowed = row + jnp.arange(self.rows)[:, None] >= at[2] * self.rows
-        allowed = allowed & (column + jnp.arange(self.columns) >= at[3] * self.step)
+        rows, columns = row + jnp.arange(self.rows), column + jnp.arange(self.columns)
+        allowed = (rows >= at[2] * self.rows)[None, None, :, None]
+        allowed = allowed & (columns >= at[3] * self.step)[None, None, None]
         if self.call.mask is not None:
             here = Corner(self.query_offset, self.corner(at), self.shape[1:])
             allowed = allowed & self.call.mask.evaluate(here)
