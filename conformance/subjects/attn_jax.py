@@ -10,6 +10,7 @@ from flax import nnx
 
 import attn_jax
 
+from .jax_transforms import JaxTransforms
 from .protocol import TILE
 from .rosetta import Rosetta
 
@@ -38,12 +39,22 @@ def _gradients(leaves, traced, grad, path, static):
     return jax.vjp(call, leaves)[1](grad)[0]
 
 
-class Adapter(Rosetta):
+def _recomputed(*inputs, **options):
+    """Attend by `jax.checkpoint`, to which masks and arrays are given."""
+    given = {n: options.pop(n) for n in ("mask", "query_offset", "bias") if n in options}
+    return jax.checkpoint(lambda own, more: attn_jax.attention(*own, **more, **options))(
+        inputs, given
+    )
+
+
+class Adapter(JaxTransforms, Rosetta):
     """Matrix products run at the highest precision."""
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax")
-    capabilities = Rosetta.capabilities | {"gradients", "compiled", "traced"}
+    capabilities = Rosetta.capabilities | {
+        "gradients", "compiled", "traced", "transforms", "second"
+    }  # fmt: skip
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_jax, device)
@@ -59,10 +70,12 @@ class Adapter(Rosetta):
 
     @cache  # noqa: B019 - one object a path, so that jit knows it again
     def path(self, through, tile=TILE):
+        if through == "remat":
+            return _recomputed
         return super().path(through, tile)
 
     def array(self, array):
-        return jnp.asarray(np.asarray(array))
+        return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
 
     def numpy(self, array):
         return np.asarray(array)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .altering import Altering
 from .protocol import NotOffered
 
 CLASSES = {
@@ -41,7 +42,7 @@ def named(kind: str, weights) -> dict[str, Any]:
     }
 
 
-class Models:
+class Models(Altering):
     """Drives the models of a backend by their public names."""
 
     module: Any
@@ -79,7 +80,7 @@ class Models:
         model = self.new(CLASSES[kind], seed=seed, dtype=first.dtype, **config)
         self.put(model, parameters)
         model.train() if training else model.eval()
-        return model
+        return self.alter(model)
 
     def layer(self, kind, config, parameters, inputs, *, training=False, seed=None, **options):
         with self.scope(_dtype(parameters)):
@@ -123,7 +124,7 @@ class Models:
                 self.module.import_weights(model, weights, layout)
             except (TypeError, ValueError) as refusal:
                 error = refusal
-            return error, self.take(model)
+            return error, {} if error and self.how == "blank" else self.take(model)
 
     def save(self, kind, config, parameters, path) -> None:
         _need_safetensors()
@@ -137,11 +138,21 @@ class Models:
             model.eval()
             kind = KINDS[type(model).__name__]
 
-        def run(inputs, **options):
+        def run(inputs, training=False, **options):
             with self.scope(dtype):
+                model.train() if training else model.eval()
                 return self._call(kind, model, inputs, options)
 
         return self.take(model), run
+
+
+    def is_tied(self, path) -> bool:
+        first, second = (layer.linear1 for layer in self.module.load(path).layers[:2])
+        name = "kernel" if hasattr(first, "kernel") else "weight"
+        return getattr(first, name) is getattr(second, name)
+
+    def blank(self, *shape):
+        raise NotOffered("every array has values")
 
 
 def _need_safetensors() -> None:
