@@ -288,7 +288,7 @@ def overflowing(number: float, policy: str) -> tuple[dict, np.ndarray]:
 def test_an_overflowing_row_is_nan_where_nobody_can_look(subject, number, policy, how):
     require(subject, "transforms")
     call, overflows = overflowing(number, policy)
-    (got,), _ = subject.transformed(how, [call])
+    got = subject.transformed(how, [call])[0][0]
     rows = np.array([1, np.nan, {"zero": 0, "uniform": 1}[policy]], np.float32)
     wanted = np.broadcast_to(rows[:, None], got.shape)
     same(np.isnan(got), np.isnan(wanted), f"NaN in the {how} output of an overflowing row")
@@ -309,7 +309,7 @@ def test_hidden_garbage_changes_nothing_where_nobody_can_look(subject, role, fil
     inputs = dict(zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True))
     inputs[role].swapaxes(1, 2)[HIDDEN] = fill
     call = {"inputs": inputs, "options": case.options("float32")}
-    (got,), _ = subject.transformed(how, [call])
+    got = subject.transformed(how, [call])[0][0]
     exact, naive = (steps["output"] for steps in case.expected("float32"))
     compare(got, exact, naive, f"{how} output")
 
@@ -322,7 +322,7 @@ def test_nan_reaches_the_rows_that_may_attend_to_it_where_nobody_can_look(subjec
     inputs = dict(zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True))
     inputs["key"][:, :, 3] = np.nan
     call = {"inputs": inputs, "options": case.options("float32")}
-    (got,), _ = subject.transformed(how, [call])
+    got = subject.transformed(how, [call])[0][0]
     reached = case.allowed()[..., 3]
     same(np.isnan(got), np.broadcast_to(reached[..., None], got.shape), "NaN in the output")
     exact, naive = (steps["output"] for steps in case.expected("float32"))

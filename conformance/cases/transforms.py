@@ -7,6 +7,7 @@ import numpy as np
 from ..mask_spec import Spec, allow, causal, padding, segments, sliding_window
 from ..oracle import expected
 from ..oracle.tolerance import Differs, compare
+from ..subjects.protocol import NotOffered
 from .arrays import coins, normal
 from .attention import GROUPED, LENGTHS, MAIN, MASKED, PLAIN, Case, Shape
 
@@ -40,10 +41,23 @@ def other(case: Case) -> Case:
 
 
 def call_of(case: Case, gradients: bool = False) -> dict:
-    """Return a case as plain data."""
+    """Return a case as plain data.
+
+    A long one is computed in float64 and held within the budget of float32: in sums of so many
+    numbers the naive formula's own order would be luck.
+    """
     inputs = dict(zip(("query", "key", "value"), case.inputs("float32"), strict=True))
     call = {"inputs": inputs, "options": case.options("float32")}
-    return call | ({"grad": case.grad("float32")} if gradients else {})
+    call |= {"grad": case.grad("float32")} if gradients else {}
+    return doubled(call) if case.shape == LONG else call
+
+
+def doubled(tree):
+    """Return plain data with its floats as float64, the same numbers."""
+    if isinstance(tree, dict):
+        return {name: doubled(value) for name, value in tree.items()}
+    is_float = isinstance(tree, np.ndarray) and tree.dtype == np.float32
+    return tree.astype(np.float64) if is_float else tree
 
 
 def check_calls(subject, how: str, cases: list[Case], gradients: bool = False) -> int:
@@ -94,7 +108,11 @@ GROWN = ["plain", "causal", "window", "lengths", "hidden", "causal_and_lengths",
 
 @dataclass(frozen=True, eq=False)
 class Along:
-    """A call and a direction along which it is differentiated once more."""
+    """A call and a direction along which it is differentiated once more.
+
+    It is computed in float64 and held within the budget of float32: each route sums in an order of
+    its own.
+    """
 
     case: Case
 
@@ -109,8 +127,11 @@ class Along:
 
     def check(self, subject, route: str) -> None:
         """Check every derivative that a route gives; a refusal must name the textbook path."""
+        if "float64" not in subject.dtypes:
+            raise NotOffered(f"{subject.name} has no float64")
         try:
-            got = subject.derivatives(route, call_of(self.case, True), self.directions())
+            call = doubled(call_of(self.case, True))
+            got = subject.derivatives(route, call, doubled(self.directions()))
         except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
             if "attention_steps" in str(error):
                 return

@@ -50,7 +50,7 @@ class JaxTransforms:
         graph, state = nnx.split(model)
 
         def run(call):
-            own = nnx.merge(graph, state)
+            own = nnx.merge(graph, state, copy=True)
             self.put(own, call.get("parameters", {}))
             found = own(*call["inputs"].values(), **call["options"], **more)
             return found[0] if more else found
@@ -84,8 +84,9 @@ class JaxTransforms:
         return [program.call(*own) for own in arrays], 1
 
     def _run_mapped(self, function, arrays, calls):
+        arrays = arrays * 2 if len(arrays) == 1 else arrays
         columns = list(zip(*arrays, strict=True))
-        alike = [all(jnp.array_equal(column[0], x) for x in column) for column in columns]
+        alike = [len(calls) > 1 and all(jnp.array_equal(column[0], x) for x in column) for column in columns]
         axes = tuple(None if same else 0 for same in alike)
         given = [c[0] if s else jnp.stack(c) for c, s in zip(columns, alike, strict=True)]
         found = jax.vmap(function, axes)(*given)

@@ -102,8 +102,9 @@ class TorchTransforms:
         return [program.module()(*own) for own in arrays], 1
 
     def _run_mapped(self, function, arrays, names, calls):
+        arrays = arrays * 2 if len(arrays) == 1 else arrays
         columns = list(zip(*arrays, strict=True))
-        alike = [all(torch.equal(column[0], x) for x in column) for column in columns]
+        alike = [len(calls) > 1 and all(torch.equal(column[0], x) for x in column) for column in columns]
         axes = tuple(None if same else 0 for same in alike)
         given = [c[0] if s else torch.stack(c) for c, s in zip(columns, alike, strict=True)]
         if names:
