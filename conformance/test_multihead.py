@@ -352,7 +352,7 @@ def refused_or_by_head_dim(subject, how: str, call) -> None:
 def test_heads_of_another_width_are_not_regrouped(subject, how, need_weights):
     require(subject, "altered", "multihead")
     config = {"embed_dim": 16, "num_heads": 4}
-    call = MultiHeadCase(config)
+    call = MultiHeadCase(config, kdim=16, vdim=16)
     parameters, x = call.parameters("float32"), normal(3, 3, 5, 16, dtype_name="float32")
 
     def run():
@@ -370,7 +370,7 @@ def test_heads_of_another_width_are_not_regrouped(subject, how, need_weights):
 def test_heads_of_another_width_are_not_cached(subject, how):
     require(subject, "altered", "cache")
     config = {"embed_dim": 16, "num_heads": 4}
-    parameters = MultiHeadCase(config).parameters("float32")
+    parameters = MultiHeadCase(config, kdim=16, vdim=16).parameters("float32")
     x = normal(3, 3, 2, 16, dtype_name="float32")
     with subject.altered(how):
         decoding = subject.decoding("attention", config, parameters, capacity=5, batch_size=3)

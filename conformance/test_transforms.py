@@ -5,6 +5,7 @@ import pytest
 
 from .cases import multihead
 from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, PLAIN, Case, names
+from .cases.decoding import STREAMS, part
 from .cases.models import ModelCase
 from .cases.transforms import EVERY, GROWN, LONG, OTHERS, SIZES, check_calls, grown, other, rolled
 from .contract import clause
@@ -57,13 +58,8 @@ def test_one_graph_of_a_long_call(subject):
     check_programs(check_calls(subject, "graph", cases))
 
 
-def model_call(case, inputs, options, **more) -> dict:
+def model_call(inputs: dict, options: dict, **more) -> dict:
     return {"inputs": inputs, "options": options} | more
-
-
-def hidden_of(name: str) -> dict:
-    """Return a model's padding as arrays, or as a Mask of lengths."""
-    return {name: HIDDEN}
 
 
 MODELS = {
@@ -83,7 +79,7 @@ def test_one_graph_of_a_model_with_padding(subject, name, as_mask):
     hiddens = [HIDDEN, rolled(HIDDEN)]
     inputs = [case.inputs(), ModelCase(case.kind, case.changes, seed=1).inputs()]
     options = [{option: padding(hidden=h) if as_mask else h} for h in hiddens]
-    calls = [model_call(case, x, o) for x, o in zip(inputs, options, strict=True)]
+    calls = [model_call(x, o) for x, o in zip(inputs, options, strict=True)]
     parameters = case.parameters()
     given = {"kind": case.kind, "config": case.config, "parameters": parameters}
     found, programs = subject.transformed("graph", calls, **given)
@@ -91,6 +87,20 @@ def test_one_graph_of_a_model_with_padding(subject, name, as_mask):
     for got, x, hidden in zip(found, inputs, hiddens, strict=True):
         exact, naive = case.expected(x, parameters, **{part: (~hidden[:, None, None], None)})
         compare(got, exact["output"], naive["output"], "output of one graph")
+
+
+DECODING = ["attention", "encoder", "decoder", "transformer"]
+
+
+@clause("TRF-1")
+@pytest.mark.parametrize("name", DECODING)
+def test_decoding_compiled_as_one_graph_is_compiled_once(subject, name):
+    require(subject, "transforms")
+    stream = STREAMS[name]
+    x, decoding = stream.tokens(length=11), stream.start(subject, 12, compiled=True)
+    stream.check_feeds(decoding, x, range(1, 12), *stream.one_pass(x))
+    same(decoding.lengths, [11] * 3, "lengths")
+    check_programs(decoding.programs)
 
 
 # TRF-2, exported
@@ -113,7 +123,7 @@ def test_an_exported_model_is_right_at_every_size(subject, name, has_padding):
     for i, (B, _, S) in enumerate(SIZES):
         x = np.random.default_rng(i).normal(size=(B, S, 14)).astype(np.float32)
         hidden = np.arange(S) >= (np.arange(B) * 3 % (S + 1))[:, None]
-        calls.append(model_call(case, {"src": x}, {option: hidden} if has_padding else {}))
+        calls.append(model_call({"src": x}, {option: hidden} if has_padding else {}))
         alloweds.append(~hidden[:, None, None] if has_padding else True)
     parameters = case.parameters()
     given = {"kind": case.kind, "config": case.config, "parameters": parameters}
@@ -172,7 +182,7 @@ def test_mapped_models_are_the_loop(subject):
     cases = [ModelCase("encoder_layer", seed=i) for i in range(3)]
     x = cases[0].inputs()
     calls = [
-        model_call(c, x, {"src_key_padding_mask": HIDDEN}, parameters=c.parameters()) for c in cases
+        model_call(x, {"src_key_padding_mask": HIDDEN}, parameters=c.parameters()) for c in cases
     ]
     given = {"kind": "encoder_layer", "config": cases[0].config}
     found, _ = subject.transformed("mapped", calls, **given, parameters=cases[0].parameters())
@@ -218,7 +228,7 @@ def test_scanned_layers_are_the_stack(subject):
         for i in range(2)
     ]  # fmt: skip
     layer = ModelCase("encoder_layer")
-    calls = [model_call(layer, x, {"src_key_padding_mask": HIDDEN}, parameters=p) for p in own]
+    calls = [model_call(x, {"src_key_padding_mask": HIDDEN}, parameters=p) for p in own]
     given = {"kind": layer.kind, "config": layer.config, "parameters": own[0]}
     (got,), _ = subject.transformed("scanned", calls, **given)
     exact, naive = stack.expected(x, parameters, src=(~HIDDEN[:, None, None], None))
@@ -249,6 +259,18 @@ def test_an_altered_model_gives_the_same_numbers(subject, name, how):
     case, option, part = MODELS[name]
     with subject.altered(how):
         case.check(subject, {option: HIDDEN}, **{part: (~HIDDEN[:, None, None], None)})
+
+
+@clause("TRF-6")
+@pytest.mark.parametrize("how", ALTERED)
+@pytest.mark.parametrize("name", ["attention", "grouped", *DECODING[1:3]])
+def test_an_altered_model_decodes_to_the_same_numbers(subject, name, how):
+    """The cache is made by the altered model too."""
+    require(subject, "altered")
+    stream = STREAMS[name]
+    with subject.altered(how):
+        decoding = stream.start(subject)
+    stream.check_feeds(decoding, stream.tokens(), (3, 4, 5, 7), *stream.whole())
 
 
 @clause("TRF-6")
@@ -306,7 +328,9 @@ GARBAGE = [np.nan, np.inf]
 def test_hidden_garbage_changes_nothing_where_nobody_can_look(subject, role, fill, how):
     require(subject, "transforms")
     case = BY_NAME["padding"]
-    inputs = dict(zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True))
+    inputs = dict(
+        zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True)
+    )
     inputs[role].swapaxes(1, 2)[HIDDEN] = fill
     call = {"inputs": inputs, "options": case.options("float32")}
     got = subject.transformed(how, [call])[0][0]
@@ -319,7 +343,9 @@ def test_hidden_garbage_changes_nothing_where_nobody_can_look(subject, role, fil
 def test_nan_reaches_the_rows_that_may_attend_to_it_where_nobody_can_look(subject, how):
     require(subject, "transforms")
     case = Case("causal", mask=causal(), query_offset=np.array([0, 1, 2]))
-    inputs = dict(zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True))
+    inputs = dict(
+        zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True)
+    )
     inputs["key"][:, :, 3] = np.nan
     call = {"inputs": inputs, "options": case.options("float32")}
     got = subject.transformed(how, [call])[0][0]
@@ -328,6 +354,36 @@ def test_nan_reaches_the_rows_that_may_attend_to_it_where_nobody_can_look(subjec
     exact, naive = (steps["output"] for steps in case.expected("float32"))
     hidden = np.where(reached[..., None], exact, got)
     compare(hidden, exact, naive, "output of the rows that NaN does not reach")
+
+
+@clause("TRF-7")
+@pytest.mark.parametrize("projection", ["k_proj", "v_proj"])
+def test_weights_that_are_not_finite_decode_to_nan_where_nobody_can_look(subject, projection):
+    require(subject, "transforms", "cache")
+    stream = STREAMS["attention"]
+    x, parameters = stream.tokens(length=11), stream.parameters()
+    spoiled = np.array(parameters[f"{projection}.weight"])
+    spoiled[0, 0] = np.nan
+    parameters[f"{projection}.weight"] = spoiled
+    given = {"capacity": 12, "batch_size": 3, "compiled": True}
+    decoding = subject.decoding("attention", stream.config, parameters, **given)
+    for t in range(11):
+        got = decoding.feed(x[:, t : t + 1])
+        same(got, np.full(got.shape, np.nan), f"token {t}")
+
+
+@clause("TRF-7")
+def test_beyond_the_capacity_is_nan_where_nobody_can_look(subject):
+    require(subject, "transforms")
+    stream = STREAMS["attention"]
+    x, (exact, naive) = stream.tokens(), stream.whole()
+    decoding = stream.start(subject, 5, compiled=True)
+    for t in range(7):
+        got = stream.feed(decoding, x[:, t : t + 1])
+        if t < 5:
+            part(got, exact, naive, t, f"token {t}")
+        else:
+            same(got, np.full(got.shape, np.nan), f"token {t} of five slots")
 
 
 FAR = {"before": -(2**30), "at": 1, "behind": 2**30}

@@ -73,7 +73,7 @@ class Altering:
         return copy.deepcopy(model)
 
     def alter_pickled(self, model):
-        return pickle.loads(pickle.dumps(model))  # noqa: S301 - what was pickled just now
+        return pickle.loads(pickle.dumps(model))
 
     def alter_wrapped(self, model):
         return self.each(model, self.wrap)

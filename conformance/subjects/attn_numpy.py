@@ -39,6 +39,11 @@ class Adapter(Rosetta):
     def wrap(self, projection, weight=None):
         return Around(projection, weight)
 
+    def alter_mixed(self, model):
+        norm = model.layers[0].norm1
+        norm.weight = norm.weight.astype(np.float16)
+        return model
+
     def new(self, name, *args, seed=None, **settings):
         return getattr(attn_numpy, name)(*args, **settings, **self.random(seed or 0))
 

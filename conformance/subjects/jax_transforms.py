@@ -86,7 +86,10 @@ class JaxTransforms:
     def _run_mapped(self, function, arrays, calls):
         arrays = arrays * 2 if len(arrays) == 1 else arrays
         columns = list(zip(*arrays, strict=True))
-        alike = [len(calls) > 1 and all(jnp.array_equal(column[0], x) for x in column) for column in columns]
+        alike = [
+            len(calls) > 1 and all(jnp.array_equal(column[0], x) for x in column)
+            for column in columns
+        ]
         axes = tuple(None if same else 0 for same in alike)
         given = [c[0] if s else jnp.stack(c) for c, s in zip(columns, alike, strict=True)]
         found = jax.vmap(function, axes)(*given)
@@ -153,8 +156,8 @@ class JaxTransforms:
         return nnx.merge(graph, blank)
 
     def alter_mixed(self, model):
-        scale = model.layers[0].norm1.scale
-        scale[...] = scale[...].astype(jnp.bfloat16)
+        norm = model.layers[0].norm1
+        norm.scale = nnx.Param(norm.scale[...].astype(jnp.bfloat16))
         return model
 
 

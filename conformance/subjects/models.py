@@ -72,7 +72,7 @@ class Models(Altering):
         raise NotImplementedError
 
     def compiled_decode(self, model, options: dict):
-        """Return the model's `decode` in compiled form, as a function of x and the cache."""
+        """Return the model's `decode` in compiled form, and what says how often it was compiled."""
         raise NotOffered("decoding is not compiled as a whole")
 
     def model(self, kind: str, config: dict, parameters: dict, training=False, seed=None):
@@ -144,7 +144,6 @@ class Models(Altering):
                 return self._call(kind, model, inputs, options)
 
         return self.take(model), run
-
 
     def is_tied(self, path) -> bool:
         first, second = (layer.linear1 for layer in self.module.load(path).layers[:2])
@@ -223,7 +222,7 @@ class ModelDecoding:
             options = self.adapter.options(options)
             if self.compiled:
                 self.call = self.call or self.adapter.compiled_decode(self.model, options)
-                call, options = self.call, {}
+                call, options = self.call[0], {}
             else:
                 call = self.model.decode
             output, cache = call(self.adapter.array(x), self.cache, *self.memory, **options)
@@ -235,6 +234,10 @@ class ModelDecoding:
         with self.adapter.scope(self.dtype):
             given = self.model(self.adapter.array(query), self.cache, average_weights=False)
             return tuple(self.adapter.numpy(array) for array in given)
+
+    @property
+    def programs(self) -> int:
+        return self.call[1]()
 
     @property
     def lengths(self) -> np.ndarray:

@@ -180,6 +180,7 @@ class Decoding(Protocol):
     """A decoding in progress; each of its methods hands the cache on."""
 
     lengths: np.ndarray
+    programs: int  # how often a compiled decoding was compiled
     sent: dict[str, list[int]]  # the tokens of each call of a key projection, by attention
 
     def feed(self, x: np.ndarray, **options) -> np.ndarray:

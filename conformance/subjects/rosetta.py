@@ -13,7 +13,6 @@ from ..mask_spec import Spec
 from .models import Models
 from .protocol import CAPABILITIES, TILE
 
-
 # What NumPy has none of, or one framework alone
 OF_FRAMEWORKS = {"gradients", "compiled", "traced", "any_shape", "transforms", "second", "autocast"}
 

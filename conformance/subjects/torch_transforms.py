@@ -104,7 +104,9 @@ class TorchTransforms:
     def _run_mapped(self, function, arrays, names, calls):
         arrays = arrays * 2 if len(arrays) == 1 else arrays
         columns = list(zip(*arrays, strict=True))
-        alike = [len(calls) > 1 and all(torch.equal(column[0], x) for x in column) for column in columns]
+        alike = [
+            len(calls) > 1 and all(torch.equal(column[0], x) for x in column) for column in columns
+        ]
         axes = tuple(None if same else 0 for same in alike)
         given = [c[0] if s else torch.stack(c) for c, s in zip(columns, alike, strict=True)]
         if names:
@@ -182,8 +184,9 @@ class TorchTransforms:
 
     def compiled_decode(self, model, options):
         torch.compiler.reset()
-        decode = torch.compile(model.decode, fullgraph=True, backend="aot_eager")
-        return lambda x, *caches: decode(x, *caches, **options)
+        counting = Counting("aot_eager")
+        decode = torch.compile(model.decode, fullgraph=True, backend=counting)
+        return lambda x, *caches: decode(x, *caches, **options), lambda: counting.graphs
 
     def blank(self, *shape):
         return torch.empty(shape, device="meta")
