@@ -47,7 +47,7 @@ def call_of(case: Case, gradients: bool = False) -> dict:
     numbers the naive formula's own order would be luck.
     """
     inputs = dict(zip(("query", "key", "value"), case.inputs("float32"), strict=True))
-    call = {"inputs": inputs, "options": case.options("float32")}
+    call: dict = {"inputs": inputs, "options": case.options("float32")}
     call |= {"grad": case.grad("float32")} if gradients else {}
     return doubled(call) if case.shape == LONG else call
 
@@ -149,7 +149,7 @@ class Along:
         return expected.seconds(*inputs, allowed=case.allowed(), **numbers)
 
 
-ALONG = {
+_ALONG = {
     "plain": PLAIN,
     "causal_and_padding": Case("empty", mask=causal() & padding(LENGTHS), query_offset=-1),
     "everything": OTHERS[3],
@@ -160,4 +160,4 @@ ALONG = {
     "long": Case("long", LONG, causal() & padding([97]), 2),
     "long_softcap": Case("long_softcap", LONG, sliding_window(40, 3), 1, "heads", None, 0.9),
 }
-ALONG = {name: Along(case) for name, case in ALONG.items()}
+ALONG = {name: Along(case) for name, case in _ALONG.items()}

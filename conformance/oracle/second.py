@@ -14,8 +14,8 @@ from .naive import _sum_groups, upcast
 
 
 def second(
-    query, key, value, grad, d_query, d_key, d_value, *, allowed, bias=None, d_bias=None, scale=None,
-    softcap=None, empty_rows="zero", folded=False, cast=upcast,
+    query, key, value, grad, d_query, d_key, d_value, *, allowed, bias=None, d_bias=None,
+    scale=None, softcap=None, empty_rows="zero", folded=False, cast=upcast,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the tangent of the output and of every gradient along a direction."""
     q, k, v, g, dq, dk, dv = map(cast, (query, key, value, grad, d_query, d_key, d_value))

@@ -41,10 +41,13 @@ def _gradients(leaves, traced, grad, path, static):
 
 def _recomputed(*inputs, **options):
     """Attend by `jax.checkpoint`, to which masks and arrays are given."""
-    given = {n: options.pop(n) for n in ("mask", "query_offset", "bias") if n in options}
-    return jax.checkpoint(lambda own, more: attn_jax.attention(*own, **more, **options))(
-        inputs, given
-    )
+    traced = {n: options.pop(n) for n in ("mask", "query_offset", "bias") if n in options}
+
+    @jax.checkpoint
+    def call(query, key, value, traced):
+        return attn_jax.attention(query, key, value, **traced, **options)
+
+    return call(*inputs, traced)
 
 
 class Adapter(JaxTransforms, Rosetta):

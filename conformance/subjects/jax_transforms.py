@@ -22,6 +22,7 @@ class JaxTransforms:
     model: Any
     scope: Any
     put: Any
+    options: Any
 
     def transformed(self, how, calls, *, kind="", config=None, parameters=None):
         if not hasattr(self, f"_run_{how}"):
@@ -78,8 +79,8 @@ class JaxTransforms:
             return letters[given]
 
         shapes = [tuple(map(size, shape)) for shape in symbols(calls)]
-        given = zip(shapes, arrays[0], strict=True)
-        given = [jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in given]
+        pairs = zip(shapes, arrays[0], strict=True)
+        given = [jax.ShapeDtypeStruct(shape, x.dtype) for shape, x in pairs]
         program = export.export(jax.jit(function))(*given)
         return [program.call(*own) for own in arrays], 1
 
@@ -107,7 +108,7 @@ class JaxTransforms:
         with self.scope(call["grad"].dtype.name):
             model = self.model(kind, config, call["parameters"]) if kind else None
             run, arrays, names = self._runner(model), change(call, self.array), list(directions)
-            options = self.options(arrays["options"])  # type: ignore[attr-defined]
+            options = self.options(arrays["options"])
 
             def output(*leaves):
                 given = dict(zip(names, leaves, strict=True))

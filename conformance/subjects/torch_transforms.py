@@ -42,7 +42,8 @@ class TorchTransforms:
     builder: Any
     module: Any
     model: Any
-    new: Any
+    need_compiler: Any
+    options: Any
     device: str
 
     def transformed(self, how, calls, *, kind="", config=None, parameters=None):
@@ -81,9 +82,9 @@ class TorchTransforms:
         compiled = torch.compile(function, fullgraph=True, backend=counting)
         return [_differentiated(compiled, own, names) for own in arrays], counting.graphs
 
-    def _run_kernels(self, *call):
+    def _run_kernels(self, function, arrays, names, calls):
         self.need_compiler()
-        return self._run_graph(*call, backend="inductor")
+        return self._run_graph(function, arrays, names, calls, "inductor")
 
     def _run_parameters(self, function, arrays, names, calls):
         found = []
@@ -119,7 +120,7 @@ class TorchTransforms:
             raise NotOffered(f"torch differentiates by other routes than {route}")
         model = self.model(kind, config, call["parameters"]) if kind else None
         run, arrays, names = self._runner(model), change(call, self.array), list(directions)
-        options = self.options(arrays["options"])  # type: ignore[attr-defined]
+        options = self.options(arrays["options"])
         grad = arrays["grad"].requires_grad_(route == "reverse_reverse")
 
         def output(*leaves):
@@ -145,8 +146,10 @@ class TorchTransforms:
     def _reverse_reverse(self, output, grad, leaves, along):
         leaves = [x.clone().requires_grad_() for x in leaves]
         first = torch.autograd.grad((output(*leaves) * grad).sum(), leaves, create_graph=True)
-        total, options = _dot(first, along), {"allow_unused": True, "materialize_grads": True}
-        return torch.autograd.grad(total, [*leaves, grad], **options)
+        total = _dot(first, along)
+        return torch.autograd.grad(
+            total, [*leaves, grad], allow_unused=True, materialize_grads=True
+        )
 
     def _backward_twice(self, output, grad, leaves, along):
         leaves = [x.clone().requires_grad_() for x in leaves]
