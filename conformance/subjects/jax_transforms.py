@@ -1,5 +1,6 @@
 """attn_jax compiled, exported, mapped, scanned and differentiated twice."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -120,7 +121,8 @@ class JaxTransforms:
             leaves = arrays.get("parameters", arrays["inputs"] | {"bias": options.get("bias")})
             leaves = tuple(leaves[name] for name in names)
             along = tuple(self.array(x) for x in directions.values())
-            found = getattr(self, f"_{route}")(output, arrays["grad"], leaves, along)
+            compiled = jax.jit(partial(getattr(self, f"_{route}"), output))
+            found = compiled(arrays["grad"], leaves, along)
             named = dict(zip([*names, "tangent"], found, strict=False))
             if route == "forward":
                 named = {"tangent": found[0]}
@@ -137,13 +139,13 @@ class JaxTransforms:
         return [*found, by_grad]
 
     def _forward_reverse(self, output, grad, leaves, along):
-        return jax.jvp(jax.jit(_slope(output, grad)), leaves, along)[1]
+        return jax.jvp(_slope(output, grad), leaves, along)[1]
 
     def _reverse_forward(self, output, grad, leaves, along):
         def tangent(*leaves):
             return (jax.jvp(output, leaves, along)[1] * grad).sum()
 
-        return jax.jit(jax.grad(tangent, tuple(range(len(leaves)))))(*leaves)
+        return jax.grad(tangent, tuple(range(len(leaves))))(*leaves)
 
     def blank(self, *shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
