@@ -71,8 +71,15 @@ MODELS = {
 
 
 @clause("TRF-1")
-@pytest.mark.parametrize("as_mask", [False, True], ids=["array", "mask"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "as_mask"),
+    [
+        ("encoder_layer", True),
+        ("encoder_layer", False),
+        ("pre_norm", False),
+        ("decoder_layer", True),
+    ],
+)
 def test_one_graph_of_a_model_with_padding(subject, name, as_mask):
     require(subject, "transforms", "layers")
     case, option, part = MODELS[name]
@@ -89,7 +96,7 @@ def test_one_graph_of_a_model_with_padding(subject, name, as_mask):
         compare(got, exact["output"], naive["output"], "output of one graph")
 
 
-DECODING = ["attention", "encoder", "decoder", "transformer"]
+DECODING = ["attention", "encoder", "decoder"]
 
 
 @clause("TRF-1")
@@ -260,7 +267,7 @@ def test_an_altered_model_gives_the_same_numbers(subject, name, how):
 
 @clause("TRF-6")
 @pytest.mark.parametrize("how", ALTERED)
-@pytest.mark.parametrize("name", ["attention", "grouped", *DECODING[1:3]])
+@pytest.mark.parametrize("name", ["attention", "grouped", *DECODING[1:]])
 def test_an_altered_model_decodes_to_the_same_numbers(subject, name, how):
     """The cache is made by the altered model too."""
     require(subject, "altered")
@@ -301,9 +308,14 @@ def overflowing(number: float, policy: str) -> dict:
 
 
 @clause("TRF-7")
-@pytest.mark.parametrize("how", ["graph", "parameters", "mapped", "kernels"])
-@pytest.mark.parametrize("policy", ["zero", "uniform"])
-@pytest.mark.parametrize("number", [1e25, np.inf])
+@pytest.mark.parametrize(
+    ("how", "policy", "number"),
+    [
+        *((how, "zero", 1e25) for how in ("graph", "parameters", "mapped", "kernels")),
+        *((how, "uniform", 1e25) for how in ("graph", "parameters", "mapped")),
+        *((how, "zero", np.inf) for how in ("graph", "parameters", "mapped")),
+    ],
+)
 def test_an_overflowing_row_is_nan_where_nobody_can_look(subject, number, policy, how):
     require(subject, "transforms")
     call = overflowing(number, policy)

@@ -84,7 +84,7 @@ class Rosetta(Models):
             return lambda arrays: tree
         if tree.kind == "not":
             own = self._builder(tree.parts[0], places)
-            return lambda arrays: ~own(arrays)
+            return lambda arrays: own(arrays).__invert__()  # torch's compiler knows no ~ of objects
         if tree.parts:
             first, second = (self._builder(part, places) for part in tree.parts)
             if tree.kind == "and":
