@@ -93,7 +93,7 @@ def test_imported_arrays_are_copies(subject, layout):
     parameters = CROSS.parameters("float32")
     weights = subject.export_weights("attention", CROSS.config, parameters, layout)
     weights = {name: np.array(array) for name, array in weights.items()}
-    given = Watched(weights)
+    given = Spoilable(weights)
     zeros = {name: np.zeros_like(array) for name, array in parameters.items()}
     error, after = subject.import_weights("attention", CROSS.config, zeros, given, layout)
     if error is not None:
@@ -103,7 +103,7 @@ def test_imported_arrays_are_copies(subject, layout):
     same_parameters(after, parameters, "after the source was written to")
 
 
-class Watched(dict):
+class Spoilable(dict):
     """A mapping whose arrays are written to once they were given away."""
 
     def spoil(self):
