@@ -51,7 +51,9 @@ def test_what_is_saved_can_be_loaded(subject, tmp_path, how):
     inputs, options = STACK.inputs(), {"src_key_padding_mask": HIDDEN}
     with subject.altered(how):
         wanted = subject.layer("encoder", STACK.config, STACK.parameters(), inputs, **options)
-    same(run(inputs, **options)["output"], wanted["output"], f"{how}: output after loading")
+    exact, naive = STACK.expected(inputs, src=(~HIDDEN[:, None, None], None))
+    got, budget = run(inputs, **options)["output"], (exact["output"], naive["output"])
+    close(got, wanted["output"], *budget, f"{how}: output after loading")
     first = run(inputs, training=True, **options)["output"]
     drops = not np.array_equal(first, run(inputs, training=True, **options)["output"])
     if drops != (how == "other_dropout"):
