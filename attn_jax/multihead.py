@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
@@ -238,7 +239,9 @@ class MultiHeadAttention(nnx.Module):
         )
 
     def _project(self, key: Array, value: Array) -> KVCache:
-        lengths = np.full(key.shape[0], key.shape[1], np.int32)  # known under jax.jit too
+        unknown = any(map(is_symbolic_dim, key.shape[:2]))  # where it is exported
+        full = jnp.full if unknown else np.full  # known under jax.jit too
+        lengths = full(key.shape[0], key.shape[1], np.int32)
         return KVCache(*self._project_heads(key, value), lengths)
 
     def _project_heads(self, key: Array, value: Array) -> tuple[Array, Array]:
@@ -301,8 +304,12 @@ def _zero_hidden_keys(
     query_offset: int | Array | np.ndarray,
 ) -> tuple[Array, Array]:
     """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
-    at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
-    some = jnp.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
+    cells = Cells(sizes, query_offset, xp=jnp)
+    if any(map(is_symbolic_dim, sizes)):  # there are no blocks of unknown sizes
+        some = jnp.broadcast_to(mask.evaluate(cells), sizes)
+    else:
+        any_allowed = mask.evaluate(Tiles(cells, sizes[2], 1)).any
+        some = jnp.broadcast_to(any_allowed, (*sizes[:2], 1, sizes[3]))
     allowed = jnp.any(some, (1, 2))[..., None]  # (B, S, 1)
     return jnp.where(allowed, key, 0), jnp.where(allowed, value, 0)
 

@@ -585,3 +585,78 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_end(subject, side, 
     got = subject.greedy(*arguments, eos_idx=eos, max_new_tokens=NEW, cached=cached)
     assert ended[0, 3:].all() and not ended.all(), "CACHE-10: nothing ends early"
     same(got, np.where(ended, 0, found), "tokens, padding after the end")
+
+
+# CACHE-12, keys and values that are not finite
+
+SPLITS = {"steps": tuple(range(1, 21)), "chunks": (5, 6, 13, 20), "prompt": (16, 17, 18, 19, 20)}
+
+
+def spoiled(stream: Stream, projection: str, number: float) -> dict:
+    """Return a model's parameters with a number in one weight of each such projection."""
+    parameters = {name: np.array(array) for name, array in stream.parameters().items()}
+    for name, array in parameters.items():
+        if name.endswith(f"{projection}.weight") and "multihead_attn" not in name:
+            array[0, 0] = number
+    return parameters
+
+
+def check_like(got: np.ndarray, once: np.ndarray, what: str) -> None:
+    """Check that NaN stands where one pass has it, and that it has some."""
+    check_each(np.isfinite(got) == np.isfinite(once), got, what, "finite where one pass is")
+
+
+@clause("CACHE-12")
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("projection", ["k_proj", "v_proj"])
+@pytest.mark.parametrize("name", ["attention", "grouped", "encoder"])
+def test_weights_that_are_not_finite_decode_to_what_one_pass_gives(
+    subject, name, projection, number, split
+):
+    stream = STREAMS[name]
+    require(subject, "cache")
+    x, parameters = stream.tokens(length=20), spoiled(stream, projection, number)
+    options = {"mask": causal()} if name == "encoder" else {"attn_mask": causal()}
+    if name == "encoder":
+        once = subject.layer("encoder", stream.config, parameters, {"src": x}, **options)["output"]
+    else:
+        once, _ = subject.multihead(stream.config, parameters, x, need_weights=False, **options)
+    check_each(~np.isfinite(once), once, "one pass", "no finite number")
+    decoding = subject.decoding(stream.kind, stream.config, parameters, capacity=23, batch_size=B)
+    first = 0
+    for last in SPLITS[split]:
+        got = decoding.feed(x[:, first:last])
+        check_like(got, once[:, first:last], f"tokens {first}..{last - 1}")
+        first = last
+
+
+@clause("CACHE-12")
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["attention", "encoder_layer", "decoder"])
+def test_a_token_that_is_not_finite_reaches_those_behind_it(subject, name, number, split):
+    require(subject, "cache")
+    stream = STREAMS[name]
+    x = np.array(stream.tokens(length=20))
+    exact, naive = map(np.array, stream.one_pass(x))
+    x[1, 7], exact[1, 7:] = number, np.nan  # those before it do not notice
+    decoding, first = stream.start(subject, 20), 0
+    for last in SPLITS[split]:
+        got = stream.feed(decoding, x[:, first:last])
+        part(got, exact, naive, first, f"tokens {first}..{last - 1}")
+        first = last
+
+
+@clause("CACHE-12")
+@pytest.mark.parametrize("projection", ["k_proj", "v_proj"])
+def test_ragged_samples_decode_to_nan_too(subject, projection):
+    require(subject, "cache")
+    stream = ATTENTION
+    x, parameters = stream.tokens(length=12), spoiled(stream, projection, np.nan)
+    decoding = subject.decoding("attention", stream.config, parameters, capacity=23, batch_size=B)
+    hidden = np.array([[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]], bool)
+    for first in range(0, 12, 4):
+        got = decoding.feed(x[:, first : first + 4], hidden=hidden)
+        wanted = np.where(hidden[..., None], np.float32(0), np.float32(np.nan))
+        same(got, np.broadcast_to(wanted, got.shape), f"tokens {first}..{first + 3}")

@@ -10,11 +10,11 @@ from .cases import multihead
 from .cases.arrays import coins, normal
 from .cases.attention import LENGTHS
 from .cases.compare import refused
-from .cases.multihead import CROSS, SELF
+from .cases.multihead import CROSS, GROUPED, SELF, MultiHeadCase
 from .contract import clause
 from .mask_spec import causal, padding, sliding_window
 from .oracle import expected, reference
-from .oracle.tolerance import check_each, check_shape, close, compare, same
+from .oracle.tolerance import Differs, check_each, check_shape, close, compare, same
 from .subjects.protocol import NotOffered, require
 
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]  # (B, S), as key_padding_mask takes it
@@ -322,3 +322,107 @@ def test_equals_the_frameworks_own_module(subject, peer, look_ahead):
             in_exact, in_naive = in_exact.mean(1), in_naive.mean(1)
         compare(own, in_exact, in_naive, f"the peer's own {name}")
         close(got, own, in_exact, in_naive, f"{name} against {peer}")
+
+
+# MHA-11, sizes that the configuration knows
+
+RESIZED = ["narrower", "wider", "narrower_queries", "narrower_keys", "narrower_values",
+           "narrower_output"]  # fmt: skip
+
+
+def refused_or_by_head_dim(subject, how: str, call) -> None:
+    """Check that a resized attention is refused in words, or has heads of the right width."""
+    try:
+        weights = call()
+    except (TypeError, ValueError, RuntimeError) as refusal:
+        words, own = str(refusal), "errors" in subject.capabilities and how != "narrower_output"
+        if own and not ("must" in words and ": got" in words):  # else the framework refuses it
+            raise Differs(f"expected a rule and ': got', got {words}") from refusal
+        return
+    heads = {"narrower": 2, "wider": 8}.get(how)
+    if weights is None or heads is None or weights.shape[1] != heads:
+        shape = None if weights is None else weights.shape
+        raise Differs(f"{how} projections: expected a refusal, got weights {shape}")
+
+
+@clause("MHA-11")
+@pytest.mark.untyped
+@pytest.mark.parametrize("how", RESIZED)
+@pytest.mark.parametrize("need_weights", [False, True], ids=["output", "weights"])
+def test_heads_of_another_width_are_not_regrouped(subject, how, need_weights):
+    require(subject, "altered", "multihead")
+    config = {"embed_dim": 16, "num_heads": 4}
+    call = MultiHeadCase(config, kdim=16, vdim=16)
+    parameters, x = call.parameters("float32"), normal(3, 3, 5, 16, dtype_name="float32")
+
+    def run():
+        options = {"need_weights": need_weights, "average_weights": False}
+        return subject.multihead(config, parameters, x, **options)[1]
+
+    run()
+    with subject.altered(how):
+        refused_or_by_head_dim(subject, how, run)
+
+
+@clause("MHA-11")
+@pytest.mark.untyped
+@pytest.mark.parametrize("how", [how for how in RESIZED if how != "narrower_output"])
+def test_heads_of_another_width_are_not_cached(subject, how):
+    require(subject, "altered", "cache")
+    config = {"embed_dim": 16, "num_heads": 4}
+    parameters = MultiHeadCase(config, kdim=16, vdim=16).parameters("float32")
+    x = normal(3, 3, 2, 16, dtype_name="float32")
+    with subject.altered(how):
+        decoding = subject.decoding("attention", config, parameters, capacity=5, batch_size=3)
+
+    def run():
+        decoding.feed(x)
+
+    refused_or_by_head_dim(subject, how, run)
+    same(decoding.lengths, np.zeros(3, int), "lengths after the refusal")
+
+
+# MHA-12, twins
+
+
+@clause("MHA-12")
+@pytest.mark.parametrize("name", ["SELF", "CROSS", "GROUPED"])
+def test_two_masks_are_what_their_intersection_is(subject, name):
+    require(subject, "multihead")
+    call = getattr(multihead, name)
+    keys, offset = call.S or 5, np.array([0, 2, 1])
+    lengths = padding([keys, 0, 3])
+    allowed = reference.allowed(lengths & causal(), (3, call.heads[0], 5, keys), offset)
+    options = {"query_offset": offset}
+    both = {"key_padding_mask": lengths, "attn_mask": causal()}
+    for masks in (both, {"attn_mask": lengths & causal()}):
+        call.check(subject, options | masks, allowed)
+
+
+@clause("MHA-12")
+def test_averaged_weights_of_grouped_heads_are_the_mean(subject):
+    require(subject, "multihead", "weights", "grouped")
+    hidden = np.arange(7) >= np.array([7, 0, 4])[:, None]
+    allowed = np.broadcast_to(~hidden[:, None, None], (3, 4, 5, 7))
+    for average in (False, True):
+        GROUPED.check(subject, {"key_padding_mask": hidden}, allowed, average_weights=average)
+
+
+@clause("MHA-12")
+@pytest.mark.parametrize("name", ["SELF", "CROSS"])
+def test_one_sample_with_the_sequence_first_is_that_sample(subject, name):
+    require(subject, "multihead", "sequence_first")
+    call = getattr(multihead, name)
+    keys = call.S or 5
+    hidden = np.arange(keys) >= np.array([keys, 0, 3])[:, None]
+    allowed = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, keys))
+    exact, naive = call.expected(allowed)
+    config, inputs = call.config | {"batch_first": False}, call.inputs()
+    for b in range(3):
+        own = [x[b : b + 1].swapaxes(0, 1) for x in inputs]
+        options = {"key_padding_mask": hidden[b : b + 1], "need_weights": False}
+        got, _ = subject.multihead(config, call.parameters("float32"), *own, **options)
+        part = np.array(exact["output"]).astype(got.dtype)
+        check_shape(got, (5, 1, 14), "output")
+        part[b] = got[:, 0]
+        compare(part, exact["output"], naive["output"], f"output of sample {b}")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SUITE = ROOT / "conformance"
 BACKENDS = ("numpy", "torch", "jax")
 PROFILES = ["masks", "attention", "empty", "hygiene", "causal", "gradients", "half", "multihead"]
-PROFILES += ["layers", "cache", "weights", "errors", "documents"]
+PROFILES += ["layers", "cache", "weights", "transforms", "errors", "documents"]
 LIST = """
 import json, sys
 import pytest

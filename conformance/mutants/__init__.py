@@ -26,6 +26,7 @@ CHAPTERS = {
     "layers": "Layers and models",
     "cache": "Decoding with a cache",
     "weights": "Files and layouts of weights",
+    "transforms": "What frameworks make of a call",
     "errors": "Refusals",
 }
 for _chapter in CHAPTERS:

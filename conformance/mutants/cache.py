@@ -259,3 +259,11 @@ def end_left_out(right, *call, eos_idx, **options):
     """Greedy decoding leaves out the <eos> that it has found."""
     found = right(*call, eos_idx=eos_idx, **options)
     return np.where(found == eos_idx, 0, found)
+
+
+@spoils("nan_forgotten", "CACHE-12")
+class NanForgotten(Spoiled):
+    """Keys and values that are not finite are skipped when tokens are decoded."""
+
+    def feed(self, x, **options):
+        return np.nan_to_num(self.own.feed(x, **options))

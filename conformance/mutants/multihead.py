@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..mask_spec import Spec
 from .mutant import breaks
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -231,3 +232,22 @@ def sizes_divided_down(right, config):
         return right(config)
     except ValueError:
         return right(config | {"num_heads": 1})
+
+
+@breaks("multihead", "MHA-12")
+def one_of_two_masks(right, *call, key_padding_mask=None, attn_mask=None, **options):
+    """Of two Masks the one of the keys is dropped."""
+    if isinstance(key_padding_mask, Spec) and attn_mask is not None:
+        key_padding_mask = None
+    return right(*call, key_padding_mask=key_padding_mask, attn_mask=attn_mask, **options)
+
+
+@breaks("multihead", "MHA-12")
+def averaged_over_key_heads(right, config, *call, **options):
+    """Averaged weights of grouped heads are divided by the number of key heads."""
+    output, weights = right(config, *call, **options)
+    heads = config["num_heads"]
+    share = heads / config.get("num_kv_heads", heads)
+    if weights is None or not options.get("average_weights", True):
+        return output, weights
+    return output, weights * weights.dtype.type(share)

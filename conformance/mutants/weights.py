@@ -117,3 +117,25 @@ def half_loaded(right, kind, config, parameters, weights, *call):
         return error, after
     fits = {n: x for n, x in weights.items() if n in after and x.shape == after[n].shape}
     return error, after | fits
+
+
+@breaks("save", "WGT-5")
+def dropout_not_saved(right, kind, config, parameters, path):
+    """A file does not keep how much is dropped in training."""
+    return right(kind, config | {"dropout": 0.0}, parameters, path)
+
+
+@breaks("import_weights", "WGT-7")
+def unreadable_is_zero(right, kind, config, parameters, weights, layout):
+    """What cannot be read is taken for zeros, without a word."""
+    if isinstance(weights, dict):
+        weights = {n: np.zeros(x.shape, x.dtype) if unread(x) else x for n, x in weights.items()}
+    return right(kind, config, parameters, weights, layout)
+
+
+def unread(array) -> bool:
+    try:
+        np.asarray(array)
+    except TypeError:
+        return True
+    return False

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from . import naive, reference
+from . import naive, reference, second
 from .memo import remembered
 
 # Which axis of which array runs along the queries, the keys, and a third sum.
@@ -27,6 +27,13 @@ MULTIHEAD = {
                 "output": 0},
 }  # fmt: skip
 
+DIRECTIONS = {"query": "d_query", "key": "d_key", "value": "d_value", "bias": "d_bias"}
+SECOND = {
+    along: axes | {DIRECTIONS[name]: axes[name] for name in DIRECTIONS.keys() & axes.keys()}
+    for along, axes in ATTENTION.items()
+}
+SECOND["queries"]["tangent"] = 2
+
 
 def attention(query, key, value, **options) -> tuple[dict, dict]:
     """Return the steps of attention, exact and naive."""
@@ -37,6 +44,13 @@ def gradients(query, key, value, grad, **options) -> tuple[dict, dict]:
     """Return the gradients of sum(grad * output), exact and naive."""
     inputs = {"query": query, "key": key, "value": value, "grad": grad}
     return _expect("gradients", ATTENTION, **inputs, **options)
+
+
+def seconds(query, key, value, grad, directions: dict, **options) -> tuple[dict, dict]:
+    """Return the derivatives along a direction of output and gradients, exact and naive."""
+    along = {DIRECTIONS[name]: array for name, array in directions.items()}
+    inputs = {"query": query, "key": key, "value": value, "grad": grad}
+    return _expect("second", SECOND, **inputs, **along, **options)
 
 
 def multihead(parameters, heads, kv_heads, query, key, value, **options) -> tuple[dict, dict]:
@@ -58,11 +72,14 @@ def multihead_gradients(
 @remembered
 def _expect(name: str, axes: dict, **call) -> tuple[dict, dict]:
     call["allowed"] = np.asarray(call["allowed"], bool)
-    exact = getattr(reference, name)(**call)
+    exactly, naively = (second.exact, second.second)
+    if name != "second":
+        exactly, naively = getattr(reference, name), getattr(naive, name)
+    exact = exactly(**call)
     candidates = []
     for folded, *there_or_back in product((False, True), repeat=4):
         turned = [along for along, back in zip(axes.values(), there_or_back, strict=True) if back]
-        found = getattr(naive, name)(**_flip(call, turned), folded=folded)
+        found = naively(**_flip(call, turned), folded=folded)
         candidates.append(_flip(found, turned))
     return exact, {name: _furthest([c[name] for c in candidates], exact[name]) for name in exact}
 

@@ -25,7 +25,8 @@ POLARITIES = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 # What an adapter cannot offer: the suite calls the project's own backends for it by name.
-OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting"}
+OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting",
+        "transforms", "second", "autocast", "altered"}  # fmt: skip
 METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
 METHODS |= {"parameters": "parameters", "cache": "decoding"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
@@ -219,6 +220,8 @@ class Plugged:
         found = {"need_weights": wanted, "average_weights": options.get("average_weights", True)}
         padding, mask = options.get("key_padding_mask"), options.get("attn_mask")
         offset = options.get("query_offset")
+        if isinstance(padding, Spec):  # it goes by keys alone
+            padding = ~self._allowed(padding, offset, sizes)[:, 0, 0]
         if "attn_mask" in self.capabilities:
             return found | self._as_torch(padding, mask, offset, sizes)
         return found | self._merged(padding, mask, offset, sizes, query.dtype)

@@ -10,6 +10,7 @@ from flax import nnx
 
 import attn_jax
 
+from .jax_transforms import JaxTransforms
 from .protocol import TILE
 from .rosetta import Rosetta
 
@@ -38,12 +39,25 @@ def _gradients(leaves, traced, grad, path, static):
     return jax.vjp(call, leaves)[1](grad)[0]
 
 
-class Adapter(Rosetta):
+def _recomputed(*inputs, **options):
+    """Attend by `jax.checkpoint`, to which masks and arrays are given."""
+    traced = {n: options.pop(n) for n in ("mask", "query_offset", "bias") if n in options}
+
+    @jax.checkpoint
+    def call(query, key, value, traced):
+        return attn_jax.attention(query, key, value, **traced, **options)
+
+    return call(*inputs, traced)
+
+
+class Adapter(JaxTransforms, Rosetta):
     """Matrix products run at the highest precision."""
 
     name = "jax"
     packages = ("jax", "jaxlib", "flax")
-    capabilities = Rosetta.capabilities | {"gradients", "compiled", "traced"}
+    capabilities = Rosetta.capabilities | {
+        "gradients", "compiled", "traced", "transforms", "second"
+    }  # fmt: skip
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_jax, device)
@@ -59,10 +73,12 @@ class Adapter(Rosetta):
 
     @cache  # noqa: B019 - one object a path, so that jit knows it again
     def path(self, through, tile=TILE):
+        if through == "remat":
+            return _recomputed
         return super().path(through, tile)
 
     def array(self, array):
-        return jnp.asarray(np.asarray(array))
+        return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
 
     def numpy(self, array):
         return np.asarray(array)
@@ -124,12 +140,14 @@ class Adapter(Rosetta):
 
     def compiled_decode(self, model, options):
         graph, state = nnx.split(model)
+        traces: list[int] = []
 
         @jax.jit
         def call(state, x, *caches):
+            traces.append(1)
             return nnx.merge(graph, state).decode(x, *caches, **options)
 
-        return partial(call, state)
+        return partial(call, state), lambda: len(traces)
 
     def module_with(self, config, parameters, training=False, seed=None):
         dtype = parameters["q_proj.weight"].dtype if parameters else np.float32

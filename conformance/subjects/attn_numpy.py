@@ -3,6 +3,7 @@
 import numpy as np
 
 import attn_numpy
+from attn_numpy.layers import Module
 
 from .rosetta import Rosetta
 
@@ -34,6 +35,14 @@ class Adapter(Rosetta):
 
     def cache_array(self, array):
         return np.array(array)
+
+    def wrap(self, projection, weight=None):
+        return Around(projection, weight)
+
+    def alter_mixed(self, model):
+        norm = model.layers[0].norm1
+        norm.weight = norm.weight.astype(np.float16)
+        return model
 
     def new(self, name, *args, seed=None, **settings):
         return getattr(attn_numpy, name)(*args, **settings, **self.random(seed or 0))
@@ -71,3 +80,15 @@ class Adapter(Rosetta):
             projection = getattr(attn, name)
             found |= {f"{name}.weight": projection.weight, f"{name}.bias": projection.bias}
         return {name: array for name, array in found.items() if array is not None}
+
+
+class Around(Module):
+    """A module that calls another, as an adapter of low rank does."""
+
+    def __init__(self, inner, weight):
+        self.inner = inner
+        if weight is not None:
+            self.weight = weight
+
+    def __call__(self, x):
+        return self.inner(x)

@@ -1,16 +1,19 @@
 """attn_torch under test, on any device that torch reports."""
 
 import os
+from functools import partial
 from shutil import which
 
 import ml_dtypes
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import attn_torch
 
 from .protocol import TILE, NotOffered
 from .rosetta import Rosetta
+from .torch_transforms import TorchTransforms
 
 
 def devices() -> list[str]:
@@ -22,12 +25,14 @@ def devices() -> list[str]:
     return ["cpu", *(name for name, there in found.items() if there)]
 
 
-class Adapter(Rosetta):
+class Adapter(TorchTransforms, Rosetta):
     """Matrix products run in full float32: TF32 is off."""
 
     name = "torch"
     packages = ("torch",)
-    capabilities = Rosetta.capabilities | {"gradients", "compiled", "any_shape"}
+    capabilities = Rosetta.capabilities | {
+        "gradients", "compiled", "any_shape", "transforms", "second", "autocast"
+    }  # fmt: skip
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_torch, device)
@@ -78,6 +83,8 @@ class Adapter(Rosetta):
     def path(self, through, tile=TILE):
         if through == "compiled":
             return self._compile(attn_torch.attention)
+        if through == "remat":
+            return partial(checkpoint, attn_torch.attention, use_reentrant=False)
         return super().path(through, tile)
 
     def compiled(self, query, key, value, *, through="attention", **options):
@@ -89,9 +96,12 @@ class Adapter(Rosetta):
 
     def _compile(self, function):
         """Compile afresh: after a few shapes of one function torch would go on uncompiled."""
-        _need_compiler(self.device)
+        self.need_compiler()
         torch.compiler.reset()
         return torch.compile(function)
+
+    def need_compiler(self):
+        _need_compiler(self.device)
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         inputs = {"query": query, "key": key, "value": value}

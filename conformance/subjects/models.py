@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .altering import Altering
 from .protocol import NotOffered
 
 CLASSES = {
@@ -41,7 +42,7 @@ def named(kind: str, weights) -> dict[str, Any]:
     }
 
 
-class Models:
+class Models(Altering):
     """Drives the models of a backend by their public names."""
 
     module: Any
@@ -71,7 +72,7 @@ class Models:
         raise NotImplementedError
 
     def compiled_decode(self, model, options: dict):
-        """Return the model's `decode` in compiled form, as a function of x and the cache."""
+        """Return the model's `decode` in compiled form, and what says how often it was compiled."""
         raise NotOffered("decoding is not compiled as a whole")
 
     def model(self, kind: str, config: dict, parameters: dict, training=False, seed=None):
@@ -79,7 +80,7 @@ class Models:
         model = self.new(CLASSES[kind], seed=seed, dtype=first.dtype, **config)
         self.put(model, parameters)
         model.train() if training else model.eval()
-        return model
+        return self.alter(model)
 
     def layer(self, kind, config, parameters, inputs, *, training=False, seed=None, **options):
         with self.scope(_dtype(parameters)):
@@ -123,7 +124,7 @@ class Models:
                 self.module.import_weights(model, weights, layout)
             except (TypeError, ValueError) as refusal:
                 error = refusal
-            return error, self.take(model)
+            return error, {} if error and self.how == "blank" else self.take(model)
 
     def save(self, kind, config, parameters, path) -> None:
         _need_safetensors()
@@ -137,11 +138,20 @@ class Models:
             model.eval()
             kind = KINDS[type(model).__name__]
 
-        def run(inputs, **options):
+        def run(inputs, training=False, **options):
             with self.scope(dtype):
+                model.train() if training else model.eval()
                 return self._call(kind, model, inputs, options)
 
         return self.take(model), run
+
+    def is_tied(self, path) -> bool:
+        first, second = (layer.linear1 for layer in self.module.load(path).layers[:2])
+        name = "kernel" if hasattr(first, "kernel") else "weight"
+        return getattr(first, name) is getattr(second, name)
+
+    def blank(self, *shape):
+        raise NotOffered("every array has values")
 
 
 def _need_safetensors() -> None:
@@ -212,7 +222,7 @@ class ModelDecoding:
             options = self.adapter.options(options)
             if self.compiled:
                 self.call = self.call or self.adapter.compiled_decode(self.model, options)
-                call, options = self.call, {}
+                call, options = self.call[0], {}
             else:
                 call = self.model.decode
             output, cache = call(self.adapter.array(x), self.cache, *self.memory, **options)
@@ -224,6 +234,10 @@ class ModelDecoding:
         with self.adapter.scope(self.dtype):
             given = self.model(self.adapter.array(query), self.cache, average_weights=False)
             return tuple(self.adapter.numpy(array) for array in given)
+
+    @property
+    def programs(self) -> int:
+        return self.call[1]()
 
     @property
     def lengths(self) -> np.ndarray:

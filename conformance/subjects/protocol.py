@@ -6,6 +6,7 @@ makes a subject out of the little that an adapter of your own has to say.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -37,11 +38,17 @@ CAPABILITIES = {
     "cache": "decoding with a cache",
     "counting": "a count of the tokens that a projection is sent",
     "checkpoints": "weights in and out, as files and in other libraries' layouts",
+    "transforms": "compiled graphs, exported programs and mapped calls",
+    "second": "derivatives of derivatives, and forward mode",
+    "autocast": "automatic mixed precision",
+    "altered": "models that are copied, or whose parts are replaced",
     "any_shape": "a new shape without the cost of a compilation",
     "errors": "this project's own calls and errors, by their names",
 }
 
 
+ROUTES = ("forward", "reverse_reverse", "forward_reverse", "reverse_forward", "backward_twice",
+          "functional", "batched")  # fmt: skip
 STEPS = ("scores", "masked_scores", "weights", "output")
 TILE = (2, 3)  # queries by keys: small, so that small cases have many
 
@@ -87,8 +94,31 @@ class Subject(Protocol):
         """Return the gradients of sum(grad * output) by query, key, value and bias.
 
         `through="steps"` takes the textbook path and "blocked" the other, in tiles of TILE;
-        "compiled" takes the compiled call.
+        "compiled" takes the compiled call, "remat" the one that is recomputed on the way back.
         """
+
+    def transformed(self, how: str, calls: list[dict], *, kind="", config=None, parameters=None):
+        """Make one program of calls that differ in their arrays alone, and run it on each.
+
+        How is "graph" (or "kernels", by the framework's own compiler), "exported" (sizes that
+        differ between calls are unknown), "mapped" (arrays that differ are stacked), "parameters"
+        (the inputs are trainable) or "scanned". A kind is a model's, none is attention. Returns
+        each call's answer, the output or by `grad` the gradients by input, and how many programs
+        were made.
+        """
+
+    def derivatives(self, route: str, call: dict, directions: dict, *, kind="", config=None):
+        """Differentiate sum(grad * output), by a route, along a direction.
+
+        Returns the derivative of each gradient by its name, and as "tangent" the output's, where
+        the route gives it. With a kind, the gradients are those by the call's parameters.
+        """
+
+    def autocast(self, dtype: str) -> AbstractContextManager:
+        """Return the context in which calls run under automatic mixed precision."""
+
+    def altered(self, how: str) -> AbstractContextManager:
+        """Return the context in which every model is altered after it is built."""
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         """Return the registered parameters of a new multi-head attention, (out, in) matrices."""
@@ -139,11 +169,18 @@ class Subject(Protocol):
     def load(self, path, dtype="float32") -> tuple[dict, Callable]:
         """Return the parameters of a saved model, and the model as a function, as `layer` is."""
 
+    def is_tied(self, path) -> bool:
+        """Whether the first maps of a saved stack's first two layers share their weight."""
+
+    def blank(self, *shape: int):
+        """Return a float32 array that has a shape and no values."""
+
 
 class Decoding(Protocol):
     """A decoding in progress; each of its methods hands the cache on."""
 
     lengths: np.ndarray
+    programs: int  # how often a compiled decoding was compiled
     sent: dict[str, list[int]]  # the tokens of each call of a key projection, by attention
 
     def feed(self, x: np.ndarray, **options) -> np.ndarray:

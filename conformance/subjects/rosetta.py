@@ -1,15 +1,20 @@
 """What the adapters of the three backends share, because the three have the same names."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from itertools import count
 
 import numpy as np
 
 from ..mask_spec import Spec
 from .models import Models
 from .protocol import CAPABILITIES, TILE
+
+# What NumPy has none of, or one framework alone
+OF_FRAMEWORKS = {"gradients", "compiled", "traced", "any_shape", "transforms", "second", "autocast"}
 
 
 class Rosetta(Models):
@@ -18,7 +23,7 @@ class Rosetta(Models):
     name = ""
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
-    capabilities = frozenset(CAPABILITIES) - {"gradients", "compiled", "traced", "any_shape"}
+    capabilities = frozenset(CAPABILITIES) - OF_FRAMEWORKS
 
     def __init__(self, module, device: str):
         self.module, self.device = module, device
@@ -60,6 +65,34 @@ class Rosetta(Models):
         if isinstance(value, Spec):
             return self.mask(value)
         return self.array(value) if isinstance(value, np.ndarray) else value
+
+    def builder(self, call):
+        """Return how a call is made of its arrays, as a function of them.
+
+        What is known before stays outside, so that a compiler has little to read.
+        """
+        return self._builder(call, count())
+
+    def _builder(self, tree, places):
+        if isinstance(tree, np.ndarray):
+            place = next(places)
+            return lambda arrays: arrays[place]
+        if isinstance(tree, Mapping):
+            named = {name: self._builder(value, places) for name, value in tree.items()}
+            return lambda arrays: {name: make(arrays) for name, make in named.items()}
+        if not isinstance(tree, Spec):
+            return lambda arrays: tree
+        if tree.kind == "not":
+            own = self._builder(tree.parts[0], places)
+            return lambda arrays: own(arrays).__invert__()  # torch's compiler knows no ~ of objects
+        if tree.parts:
+            first, second = (self._builder(part, places) for part in tree.parts)
+            if tree.kind == "and":
+                return lambda arrays: first(arrays) & second(arrays)
+            return lambda arrays: first(arrays) | second(arrays)
+        constructor = getattr(self.module, tree.kind)
+        arguments = self._builder(tree.arguments, places)
+        return lambda arrays: constructor(**arguments(arrays))
 
     def options(self, options: dict) -> dict:
         """Translate the options of a call: masks, arrays, and a seed for a random source."""
@@ -116,7 +149,7 @@ class Rosetta(Models):
 
     def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
         with self.scope(inputs[0].dtype.name):
-            attn = self.module_with(config, parameters, training, seed)
+            attn = self.alter(self.module_with(config, parameters, training, seed))
             arrays = (None if x is None else self.array(x) for x in inputs)
             output, weights = attn(*arrays, **self.options(options))
             return self.numpy(output), None if weights is None else self.numpy(weights)
