@@ -1,0 +1,205 @@
+"""Attention in graphs: what eager calls tell by a look at values, graphs tell by arithmetic.
+
+`torch.compile` without breaks, `torch.export` with lengths not known, `torch.jit.trace` and ONNX.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from attn_torch import (
+    TransformerEncoder,
+    allow,
+    attention,
+    attention_steps,
+    causal,
+    padding,
+    predicate,
+    prefix,
+    segments,
+    sliding_window,
+)
+
+pytestmark = [
+    pytest.mark.usefixtures("_fresh"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.trace"),
+    pytest.mark.filterwarnings("ignore:.*:torch.jit.TracerWarning"),  # sizes are looked at
+]
+
+
+@pytest.fixture
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def normal(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(queries, keys, width=8, value_width=5):
+    return (
+        normal(3, 4, queries, width, seed=1),
+        normal(3, 2, keys, width, seed=2),
+        normal(3, 2, keys, value_width, seed=3),
+    )
+
+
+def ids(n, keys):
+    return torch.arange(keys)[None] // (n[:, None] + 1)
+
+
+def cells(n, queries, keys):
+    sums = torch.arange(queries)[:, None] + torch.arange(keys)
+    return sums[None, None] % (2 + n[:, None, None, None]) == 0
+
+
+MASKS = {
+    "none": lambda n, queries, keys: None,
+    "causal": lambda n, queries, keys: causal(),
+    "window": lambda n, queries, keys: sliding_window(2, 1),
+    "padding": lambda n, queries, keys: padding(n),
+    "padding_of_a_list": lambda n, queries, keys: padding([2, 0, 3]),
+    "hidden": lambda n, queries, keys: padding(hidden=torch.arange(keys) >= n[:, None]),
+    "prefix": lambda n, queries, keys: prefix(n),
+    "packed": lambda n, queries, keys: segments(ids(n, keys)) & causal(),
+    "cells": lambda n, queries, keys: allow(cells(n, queries, keys)),
+    "predicate": lambda n, queries, keys: predicate(lambda b, h, q, k: (q + k + h) % 3 > 0),
+    "either": lambda n, queries, keys: sliding_window(1) | padding(n),
+}
+
+
+OFFSETS = torch.tensor([3, -2, 0])
+LENGTHS = {"causal_square": ("causal", None)} | {name: (name, OFFSETS) for name in MASKS}
+
+
+@pytest.mark.parametrize("case", LENGTHS)
+def test_new_lengths_compile_nothing_after_the_second(case):
+    name, offset = LENGTHS[case]
+
+    def call(query, key, value, n, offset):
+        mask = MASKS[name](n, query.shape[2], key.shape[2])
+        return attention(query, key, value, mask=mask, query_offset=offset)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, backend=counter, fullgraph=True)
+    for queries, keys in ((7, 11), (5, 13), (9, 17), (131, 139)):
+        arrays, n = inputs(keys if offset is None else queries, keys), torch.tensor([keys, 0, 3])
+        expected = call(*arrays, n, offset)
+        torch.testing.assert_close(compiled(*arrays, n, offset), expected, atol=2e-6, rtol=1e-5)
+    assert counter.frame_count == 2  # one for the first lengths, one for all others
+
+
+def spoil(name, arrays):
+    """Return queries, keys and values with numbers of which softmax makes NaN somewhere."""
+    query, key, value = (array.clone() for array in arrays)
+    if name == "not_finite":
+        key[0, 1, 3, 2], value[2, 0, 0, 1], key[1, 0, 4] = torch.nan, torch.inf, -torch.inf
+    elif name == "all_overflow":
+        query, key = query.abs() * 1e25, key.abs() * -1e25
+    elif name == "one_is_left":
+        query, key = query.abs() * 1e25, key.abs() * -1e25
+        key[:, :, 2] = 0
+    elif name == "inf_minus_inf":
+        query[:, :, 2] *= 1e25
+        key = key * 1e25
+    return query, key, value
+
+
+SPOILT = ["healthy", "not_finite", "all_overflow", "one_is_left", "inf_minus_inf"]
+BIASES = {
+    "no_bias": None,
+    "bias": normal(7, 7, seed=5).where(torch.arange(7) != 3, -torch.inf),
+    "lowest": torch.full((3, 1, 1, 7), torch.finfo(torch.float32).min),
+}
+
+
+ROWS = {"none": "zero", "causal": "zero", "padding": "uniform", "hidden": "nan", "cells": "zero"}
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_graphs_make_nan_where_the_textbook_does(spoilt, bias):
+    for name, policy in ROWS.items():
+        torch._dynamo.reset()
+        mask = MASKS[name](torch.tensor([5, 0, 7]), 7, 7)
+        options = {"mask": mask, "bias": BIASES[bias], "empty_rows": policy}
+        arrays = spoil(spoilt, inputs(7, 7))
+        got = torch.compile(attention, backend="eager", fullgraph=True)(*arrays, **options)
+        expected = attention_steps(*arrays, **options).output
+        torch.testing.assert_close(got, expected, equal_nan=True, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["zero", "nan", "uniform"])
+@pytest.mark.parametrize("name", ["none", "causal", "padding", "cells"])
+def test_gradients_of_graphs_are_those_of_eager_calls(name, policy):
+    mask = MASKS[name](torch.tensor([5, 0, 7]), 7, 7)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    grads = []
+    for call in (compiled, attention):
+        arrays = [array.requires_grad_() for array in inputs(7, 7)]
+        output = call(*arrays, mask=mask, empty_rows=policy)
+        grads.append(torch.autograd.grad(output, arrays, normal(*output.shape, seed=4)))
+    torch.testing.assert_close(*grads, atol=5e-6, rtol=1e-5)
+
+
+def test_a_graph_can_be_differentiated_once():
+    x = inputs(7, 7, value_width=8)[0].requires_grad_()
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    (first,) = torch.autograd.grad(compiled(x, x, x).sin().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"not currently support double backward"):
+        torch.autograd.grad(first.sum(), x)
+
+
+class Net(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.encoder, self.mask = TransformerEncoder(2, 16, 2, 32).eval(), mask
+
+    def forward(self, x, hidden):
+        return self.encoder(x, mask=self.mask, src_key_padding_mask=hidden)
+
+
+def batch(samples, length):
+    hidden = torch.arange(length) >= torch.arange(samples, 0, -1)[:, None]
+    return normal(samples, length, 16, seed=6), hidden
+
+
+NETS = {"padding": None, "causal": causal(), "window": sliding_window(2)}
+SHAPES = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}}
+SHAPES["hidden"] = SHAPES["x"]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_an_exported_program_takes_any_batch_length_and_padding(name):
+    net = Net(NETS[name])
+    program = torch.export.export(net, batch(2, 5), dynamic_shapes=SHAPES).module()
+    for size in ((2, 5), (1, 7), (3, 131), (4, 1)):
+        torch.testing.assert_close(program(*batch(*size)), net(*batch(*size)), atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_trace_takes_padding(name):
+    net = Net(NETS[name])
+    traced = torch.jit.trace(net, batch(2, 5), check_trace=False)
+    x, hidden = batch(2, 5)
+    for given in (hidden, hidden.flip(0), torch.ones_like(hidden)):
+        torch.testing.assert_close(traced(x, given), net(x, given), atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_onnx_takes_any_batch_length_and_padding(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime, file = pytest.importorskip("onnxruntime"), tmp_path / "net.onnx"
+    net = Net(NETS[name])
+    torch.onnx.export(net, batch(2, 5), file, dynamo=True, dynamic_shapes=SHAPES, verbose=False)
+    session = runtime.InferenceSession(file)
+    names = [given.name for given in session.get_inputs()]
+    for size in ((2, 5), (4, 11)):
+        given = {n: array.numpy() for n, array in zip(names, batch(*size), strict=True)}
+        (got,) = session.run(None, given)
+        torch.testing.assert_close(
+            torch.from_numpy(got), net(*batch(*size)).detach(), atol=5e-6, rtol=1e-5
+        )
