@@ -97,7 +97,7 @@ def parallel() -> list[str]:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Make the environment that most sessions share."""
-    install(session, "-e", ".[all,conformance]", *group("examples", "shapes", "lint"))
+    install(session, "-e", ".[all,conformance]", *group("examples", "onnx", "shapes", "lint"))
 
 
 @nox.session(**SHARED)

@@ -211,9 +211,9 @@ def check_query_offset(
         return int(query_offset)
     if not is_array(query_offset) or not _are_integers(query_offset):
         raise TypeError(f"query_offset must be an int or integers (B,): got {kind(query_offset)}")
-    if query_offset.shape not in ((), (1,), (batch,)):
-        got = tuple(query_offset.shape)
-        raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {got}")
+    shape = tuple(query_offset.shape)
+    if len(shape) > 1 or not all(size in (1, batch) for size in shape):
+        raise ValueError(f"query_offset must be an int or (B,) = ({batch},): got {shape}")
     if _has_known_values(query_offset):
         _check_far(*arrays.lowest_highest(query_offset))
     return arrays.to_positions(query_offset)

@@ -174,7 +174,7 @@ SHAPES["hidden"] = SHAPES["x"]
 
 @pytest.mark.parametrize("name", NETS)
 def test_an_exported_program_takes_any_batch_length_and_padding(name):
-    net = Net(NETS[name])
+    net = Net(NETS[name]).eval()
     program = torch.export.export(net, batch(2, 5), dynamic_shapes=SHAPES).module()
     for size in ((2, 5), (1, 7), (3, 131), (4, 1)):
         torch.testing.assert_close(program(*batch(*size)), net(*batch(*size)), atol=5e-6, rtol=1e-5)
@@ -182,18 +182,19 @@ def test_an_exported_program_takes_any_batch_length_and_padding(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_trace_takes_padding(name):
-    net = Net(NETS[name])
+    net = Net(NETS[name]).eval()
     traced = torch.jit.trace(net, batch(2, 5), check_trace=False)
     x, hidden = batch(2, 5)
     for given in (hidden, hidden.flip(0), torch.ones_like(hidden)):
         torch.testing.assert_close(traced(x, given), net(x, given), atol=5e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own ways
 @pytest.mark.parametrize("name", NETS)
 def test_onnx_takes_any_batch_length_and_padding(name, tmp_path):
     pytest.importorskip("onnxscript")
     runtime, file = pytest.importorskip("onnxruntime"), tmp_path / "net.onnx"
-    net = Net(NETS[name])
+    net = Net(NETS[name]).eval()
     torch.onnx.export(net, batch(2, 5), file, dynamo=True, dynamic_shapes=SHAPES, verbose=False)
     session = runtime.InferenceSession(file)
     names = [given.name for given in session.get_inputs()]
