@@ -48,7 +48,7 @@ def is_representable(integers: Array) -> bool:
 
 def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
-    if torch.compiler.is_compiling() and isinstance(array, np.ndarray):  # it has a tensor's there
+    if isinstance(array, np.ndarray) and torch.compiler.is_compiling():  # it has a tensor's there
         array = torch.from_numpy(array)
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
     return name.removeprefix("torch.")
