@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Integer
 
 from .blocked import attend_tiles, attention_blocked, backward
 from .call import Call, check_call
+from .devices import vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
 from .numerics import split_nonfinite, upcast
@@ -142,7 +143,7 @@ def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Arr
     allowed = _allowed(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
     call = call._replace(mask=allow(allowed), query_offset=0)
-    return _attend_or_textbook(query, key, value, call)
+    return _attend_or_textbook(*vary_alike((query, key, value, call)))
 
 
 @jax.custom_jvp

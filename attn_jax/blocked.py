@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .call import Call
+from .devices import vary_alike
 from .masks import Mask
 from .numerics import upcast
 from .tiles import cut
@@ -93,6 +94,7 @@ def _even(length: int, most: int) -> int:
 def _attend(
     tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
 ) -> Array:
+    query, key, value, call = vary_alike((query, key, value, call))
     return attend_tiles(tiles, query, key, value, call)[0].astype(query.dtype)
 
 
@@ -105,8 +107,8 @@ def attend_tiles(
     `attention.py` says what its derivative is.
     """
     loop = TileLoop(tiles[0], query, key, value, call)
-    lse = jnp.zeros(call.sizes[:3], loop.dtype)
-    output = jnp.zeros((*call.sizes[:3], value.shape[3]), loop.dtype)
+    lse = loop.zeros(call.sizes[:3])
+    output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
     empty = lse == jnp.inf
     lse = jnp.where(loop.nonfinite_queries & ~empty, jnp.nan, lse)
@@ -132,8 +134,8 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
         ways = [partial(_online_softmax_step, loop, at, query, masked) for masked in (True, False)]
         return lax.switch(loop.kind(at), [lambda state: state, *ways], state)
 
-    zeros = jnp.zeros(query.shape[:2], loop.dtype)
-    sums = jnp.zeros((*query.shape[:2], loop.value.shape[3]), loop.dtype)
+    zeros = loop.zeros(query.shape[:2])
+    sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
     running_max, total, sums = lax.fori_loop(0, count, step, (zeros - jnp.inf, zeros, sums))
     empty = running_max == -jnp.inf
@@ -164,7 +166,7 @@ def backward(
     query, key, value, call = inputs
     loop = TileLoop(tiles[1], query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
-    grads = [jnp.zeros(x.shape, loop.dtype) for x in arrays]
+    grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
     rows = (lse, output, d_output)
     grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, rows), grads)
@@ -194,7 +196,7 @@ def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]
             for masked in (True, False)
         ]
         shapes = jax.eval_shape(ways[0])
-        none = partial(jax.tree.map, lambda part: jnp.zeros(part.shape, part.dtype), shapes)
+        none = partial(jax.tree.map, lambda part: loop.zeros(part.shape), shapes)
         d_query, *parts = lax.switch(loop.kind(at), [none, *ways])
         batch, head, column, _ = loop.corner(at, of_keys=True)
         corners = [(batch, head, 0, column)] * 2 + [loop.corner(at)]

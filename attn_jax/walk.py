@@ -1,6 +1,6 @@
 """What the loop over the tiles of one attention looks up: which tiles, and what lies under them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -161,8 +161,8 @@ class TileLoop:
         return lax.cond(bounded, self._all_finite, self._look_closely)
 
     def _all_finite(self) -> tuple[Array, Array, Array]:
-        keys, queries = jnp.zeros(self.key.shape[:3], bool), jnp.zeros(self.query.shape[:3], bool)
-        return keys, queries, jnp.ones((*self.sizes[:2], self.steps), bool)
+        keys, queries = (self.zeros(x.shape[:3], bool) for x in (self.key, self.query))
+        return keys, queries, ~self.zeros((*self.sizes[:2], self.steps), bool)
 
     def _look_closely(self) -> tuple[Array, Array, Array]:
         arrays = (self.key, self.query, self.value)
@@ -175,6 +175,10 @@ class TileLoop:
         key = key.reshape(*key.shape[:2], self.steps, self.step).max(-1)
         bound = query.max((2, 3))[..., None] * jnp.repeat(key, self.group, 1) * query.shape[3]
         return nonfinite, ~queries, bound < HUGE
+
+    def zeros(self, shape: Sequence[int], dtype: Any = None) -> Array:
+        """Return zeros that vary over a mesh as the queries do, so that a loop may take them."""
+        return jnp.zeros_like(self.query, dtype or self.dtype, shape=shape)
 
     def block(self, work: Array) -> Block:
         """Take blocks from the last one on: it is moved back to fit, and the next overwrites."""
