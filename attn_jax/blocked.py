@@ -7,6 +7,7 @@ compiled, and new lengths, segments or offsets compile nothing anew.
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .call import Call
-from .devices import vary_alike
+from .devices import by_device, vary_alike
 from .masks import Mask
 from .numerics import upcast
 from .tiles import cut
@@ -56,8 +57,7 @@ def attention_blocked(
     if call.bias is not None:
         shape = (1,) * (4 - call.bias.ndim) + call.bias.shape
         call = call._replace(bias=jnp.reshape(call.bias, shape))
-    tiles = _tiles(tile, call, key.shape[1])
-    return _attend(tiles, query, key, value, closure_convert(call, (1, 1, 1, 1)))
+    return _attend(tile, query, key, value, closure_convert(call))
 
 
 def _tiles(tile: tuple[int, int], call: Call, kv_heads: int) -> tuple[Tile, Tile]:
@@ -92,21 +92,23 @@ def _even(length: int, most: int) -> int:
 
 @partial(jax.jit, static_argnums=0)
 def _attend(
-    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
+    tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call
 ) -> Array:
-    query, key, value, call = vary_alike((query, key, value, call))
-    return attend_tiles(tiles, query, key, value, call)[0].astype(query.dtype)
+    def attend(*inputs: Any) -> Array:
+        return attend_tiles(tile, *vary_alike(inputs))[0].astype(query.dtype)
+
+    return by_device(attend)(query, key, value, call)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def attend_tiles(
-    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
+    tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call
 ) -> tuple[Array, Array]:
     """Return the output in the width of the sums, and the log-sum-exp of every row.
 
     `attention.py` says what its derivative is.
     """
-    loop = TileLoop(tiles[0], query, key, value, call)
+    loop = TileLoop(_tiles(tile, call, key.shape[1])[0], query, key, value, call)
     lse = loop.zeros(call.sizes[:3])
     output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
@@ -160,11 +162,11 @@ def _online_softmax_step(
 
 
 def backward(
-    tiles: tuple[Tile, Tile], inputs: tuple, lse: Array, output: Array, d_output: Array
+    tile: tuple[int, int], inputs: tuple, lse: Array, output: Array, d_output: Array
 ) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
     query, key, value, call = inputs
-    loop = TileLoop(tiles[1], query, key, value, call)
+    loop = TileLoop(_tiles(tile, call, key.shape[1])[1], query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
     grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])

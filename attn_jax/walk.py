@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from . import checks
 from .call import Call
+from .devices import anywhere, evaluate
 from .masks import Mask
 from .numerics import HUGE, is_bounded, upcast
 from .tiles import Cells, Corner, Tiles, cut
@@ -45,7 +46,7 @@ class Traced:
         def allowed(*indices: Array) -> Array:
             variables = zip(indices, self.jaxpr.invars, strict=True)
             indices = [x.astype(variable.aval.dtype) for x, variable in variables]
-            return jax.core.eval_jaxpr(self.jaxpr, tables, *indices)[0]
+            return evaluate(self.jaxpr, tables, *indices)[0]
 
         for axis, size in enumerate(self.jaxpr.outvars[0].aval.shape):
             if not is_symbolic_dim(size) and size == 1:
@@ -70,8 +71,8 @@ def _map_axis(function: Callable, axis: int) -> Callable:
     return mapped
 
 
-def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) -> Call:
-    """Trace the call's predicates now, on index arrays of a shape: the call's, if not told.
+def closure_convert(call: Call, sizes: Callable = lambda: (1, 1, 1, 1)) -> Call:
+    """Trace the call's predicates now, on index arrays of the sizes that are asked for.
 
     What a predicate closes over may have changed since the last call: numbers become part of its
     program, and arrays, traced ones too, become tables of the mask. One that was traced for a
@@ -79,8 +80,8 @@ def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) 
     """
     if call.mask is None or all(leaf.name != "predicate" for leaf in call.mask.leaves()):
         return call
-    samples = 1 if shape else checks.count_samples(call.query_offset)
-    batch, heads, rows, columns = shape = shape or call.sizes
+    batch, heads, rows, columns = shape = sizes()
+    samples = min(checks.count_samples(call.query_offset), batch)
     dtype = jax.dtypes.canonicalize_dtype(int)
     shapes = ((batch, 1, 1, 1), (1, heads, 1, 1), (samples, 1, rows, 1), (1, 1, 1, columns))
     indices = [jax.ShapeDtypeStruct(dims, dtype) for dims in shapes]
@@ -94,7 +95,8 @@ def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) 
         def allowed(*indices: Array) -> Array:
             return jnp.broadcast_to(checks.check_verdict(mask.settings[0](*indices), shape), shape)
 
-        closed = jax.make_jaxpr(allowed)(*indices)
+        with anywhere():
+            closed = jax.make_jaxpr(allowed)(*indices)
         kept = tuple(_held(closed.jaxpr))
         rule = Traced(closed.jaxpr, kept, str(closed.jaxpr), tuple(map(id, kept)))
         return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
