@@ -18,6 +18,7 @@ from .call import Call
 from .devices import by_device, vary_alike
 from .masks import Mask
 from .numerics import upcast
+from .split import Lanes, split
 from .tiles import cut
 from .walk import Tile, TileLoop, closure_convert
 
@@ -60,9 +61,11 @@ def attention_blocked(
     return _attend(tile, query, key, value, closure_convert(call))
 
 
-def _tiles(tile: tuple[int, int], call: Call, kv_heads: int) -> tuple[Tile, Tile]:
+def _tiles(tile: tuple[int, int], call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
     """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
     _, heads, queries, keys = call.sizes
+    while lanes.count * tile[0] * tile[1] > 64 * ROWS * COLUMNS and min(tile) > 128:
+        tile = (tile[0] // 2, tile[1] // 2)
     rows, columns = min(tile[0], queries), tile[1]
     columns = max(columns, min(tile[0] * columns // rows, 8 * columns))  # where queries are few
     if call.mask is not None and any(_reach(leaf) < columns for leaf in call.mask.leaves()):
@@ -108,7 +111,12 @@ def attend_tiles(
 
     `attention.py` says what its derivative is.
     """
-    loop = TileLoop(_tiles(tile, call, key.shape[1])[0], query, key, value, call)
+    return tuple(split(partial(_attend_tiles, tile), [0, 0], query, key, value, call))
+
+
+def _attend_tiles(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
+    query, key, value, call = inputs
+    loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[0], lanes, *inputs)
     lse = loop.zeros(call.sizes[:3])
     output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
@@ -123,7 +131,7 @@ def attend_tiles(
     elif call.empty_rows == "nan":
         lost |= empty
     output = jnp.where(lost[..., None], jnp.nan, output)
-    return output, lse
+    return [output, lse]
 
 
 def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Array]:
@@ -165,20 +173,25 @@ def backward(
     tile: tuple[int, int], inputs: tuple, lse: Array, output: Array, d_output: Array
 ) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
-    query, key, value, call = inputs
-    loop = TileLoop(_tiles(tile, call, key.shape[1])[1], query, key, value, call)
+    like = [0, 1, 2] if inputs[3].bias is None else [0, 1, 2, 3]
+    grads = split(partial(_backward, tile), like, *inputs, lse, output, d_output)
+    return tuple([*grads, None][:4])
+
+
+def _backward(tile: tuple[int, int], lanes: Lanes, *arrays: Any) -> list[Array]:
+    query, key, value, call, *rows = arrays
+    lse, _, d_output = rows
+    loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
     grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
-    rows = (lse, output, d_output)
     grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, rows), grads)
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
     if call.empty_rows == "uniform":
         shares = jnp.where(lse[..., None] == jnp.inf, upcast(d_output), 0).sum(2)  # (B, H, D_v)
         shares = shares.reshape(*value.shape[:2], loop.group, -1).sum(2) / call.sizes[3]
-        grads[2] += shares[:, :, None]
-    grads = [grad.astype(x.dtype) for grad, x in zip(grads, arrays, strict=True)]
-    return tuple([*grads, None][:4])
+        grads[2] += lax.psum(shares, lanes.key)[:, :, None]
+    return [grad.astype(x.dtype) for grad, x in zip(grads, arrays, strict=True)]
 
 
 def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]) -> list[Array]:
@@ -230,8 +243,10 @@ def _backward_tile(
     if loop.call.bias is not None:
         sums = [axis for axis in (1, 2, 3) if loop.call.bias.shape[axis] == 1]
         d_bias = [loop.ungrouped(d_scores).sum(sums, keepdims=True)]
+        d_bias = [lax.psum(d_bias[0], loop.lanes.bias)]
     d_scores = d_scores if slope is None else d_scores * slope
-    return d_scores @ key, turned[0] @ d_scores, turned[1] @ weights, *d_bias
+    d_key, d_value = lax.psum((turned[0] @ d_scores, turned[1] @ weights), loop.lanes.key)
+    return d_scores @ key, d_key, d_value, *d_bias
 
 
 def _add(array: Array, corner: tuple, part: Array) -> Array:

@@ -58,7 +58,7 @@ class Layout(NamedTuple):
         """
         batch, heads = sizes = self.local_sizes(call.sizes)[:2]
         first = tuple(self.first(*pair) for pair in ((self.batch, batch), (self.heads, heads)))
-        mask = None if call.mask is None else _place(call.mask, first)
+        mask = None if call.mask is None else place(call.mask, first)
         return call._replace(sizes=(*sizes, *call.sizes[2:]), mask=mask)
 
     def first(self, axes: Axes, size: int) -> Array:
@@ -98,9 +98,10 @@ class _Moved(NamedTuple):
         return self.at.call(moved)
 
 
-def _place(mask: Mask, first: tuple[Array, Array]) -> Mask:
+def place(mask: Mask, first: tuple[Array, Array]) -> Mask:
+    """Tell a mask's predicates which sample and head are the first that they are asked about."""
     if mask.parts:
-        return replace(mask, parts=tuple(_place(part, first) for part in mask.parts))
+        return replace(mask, parts=tuple(place(part, first) for part in mask.parts))
     if mask.name != "predicate":
         return mask
     return replace(mask, rule=Placed(mask.rule), arrays=(*first, *mask.arrays))

@@ -16,6 +16,7 @@ from .call import Call
 from .devices import anywhere, evaluate
 from .masks import Mask
 from .numerics import HUGE, is_bounded, upcast
+from .split import Lanes
 from .tiles import Cells, Corner, Tiles, cut
 
 
@@ -117,8 +118,10 @@ def _held(jaxpr: Any) -> Iterator[Any]:
 class TileLoop:
     """One pass over the tiles: the call's arrays, and where each of them is cut."""
 
-    def __init__(self, tile: Tile, query: Array, key: Array, value: Array, call: Call):
-        self.query, self.key, self.value, self.call = query, key, value, call
+    def __init__(
+        self, tile: Tile, lanes: Lanes, query: Array, key: Array, value: Array, call: Call
+    ):
+        self.lanes, self.query, self.key, self.value, self.call = lanes, query, key, value, call
         self.sizes, self.dtype = call.sizes, upcast(query).dtype
         # A barrier: XLA would work out constant verdicts while compiling, the longer the larger T.
         self.query_offset = lax.optimization_barrier(jnp.asarray(call.query_offset))
@@ -150,7 +153,8 @@ class TileLoop:
         over |= (jnp.arange(self.steps) + 1) * self.step > self.sizes[3]
         full = full & ~over & self.surely_finite[:, :, None] & (self.call.bias is None)
         needed = jnp.broadcast_to(needed, (*needed.shape[:3], self.steps))
-        return self._together(full).all(2), self._together(needed).any(2)
+        full, needed = self._together(full).all(2), self._together(needed).any(2)
+        return self.lanes.everywhere(full), ~self.lanes.everywhere(~needed)
 
     def _together(self, verdict: Array) -> Array:
         """Split the axis of heads, if there is one, into those that are taken together."""
@@ -160,7 +164,7 @@ class TileLoop:
     def _look(self) -> tuple[Array, Array, Array]:
         """Return which keys, which queries are not finite, and which steps' scores surely are."""
         bounded = is_bounded(self.query, self.key, self.value, self.scale)
-        return lax.cond(bounded, self._all_finite, self._look_closely)
+        return lax.cond(self.lanes.everywhere(bounded), self._all_finite, self._look_closely)
 
     def _all_finite(self) -> tuple[Array, Array, Array]:
         keys, queries = (self.zeros(x.shape[:3], bool) for x in (self.key, self.query))
