@@ -15,7 +15,7 @@ from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Integer
 
 from .blocked import attend_tiles, attention_blocked, backward
-from .call import Call, check_call
+from .call import Call, check_call, expand_bias
 from .devices import by_device, local_sizes, vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
@@ -133,6 +133,7 @@ def _steps(
 def _steps_here(
     query: Array, key: Array, value: Array, call: Call, drawn: Array | None = None
 ) -> AttentionSteps:
+    call = expand_bias(call)
     allowed = _allowed(call)
     q, k, v = (upcast(array) for array in (query, key, value))
     k, v, nonfinite = split_nonfinite(k, v)
@@ -154,6 +155,7 @@ def _steps_here(
 @by_device
 def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Array:
     """The formula for one query a head, with the keys that it is allowed made an array of."""
+    call = expand_bias(call)
     allowed = _allowed(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
     call = call._replace(mask=allow(allowed), query_offset=0)
@@ -200,11 +202,12 @@ def _attend_tiles_jvp(
             return _textbook(query, key, value, call._replace(bias=bias))
 
         *inputs, call = kept[0]
-        wide, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
-        return jax.linearize(textbook, *wide)[1](*moves)
+        inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
+        return jax.linearize(textbook, *inputs)[1](*moves)
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
-        return backward(tile, *kept, d_output)
+        inputs, lse, output = kept
+        return backward(tile, inputs, lse, output, d_output)
 
     kept = (primals, *lax.stop_gradient((lse, output)))
     moves = (*tangents[:3], tangents[3].bias)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .call import Call
+from .call import Call, expand_bias
 from .devices import by_device, vary_alike
 from .masks import Mask
 from .numerics import upcast
@@ -55,16 +55,13 @@ def attention_blocked(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    if call.bias is not None:
-        shape = (1,) * (4 - call.bias.ndim) + call.bias.shape
-        call = call._replace(bias=jnp.reshape(call.bias, shape))
     return _attend(tile, query, key, value, closure_convert(call))
 
 
 def _tiles(tile: tuple[int, int], call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
     """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
     _, heads, queries, keys = call.sizes
-    while lanes.count * tile[0] * tile[1] > 64 * ROWS * COLUMNS and min(tile) > 128:
+    while lanes.cells * tile[0] * tile[1] > 64 * ROWS * COLUMNS and min(tile) > 128:
         tile = (tile[0] // 2, tile[1] // 2)
     rows, columns = min(tile[0], queries), tile[1]
     columns = max(columns, min(tile[0] * columns // rows, 8 * columns))  # where queries are few
@@ -94,11 +91,10 @@ def _even(length: int, most: int) -> int:
 
 
 @partial(jax.jit, static_argnums=0)
-def _attend(
-    tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call
-) -> Array:
+def _attend(tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call) -> Array:
     def attend(*inputs: Any) -> Array:
-        return attend_tiles(tile, *vary_alike(inputs))[0].astype(query.dtype)
+        *arrays, call = vary_alike(inputs)
+        return attend_tiles(tile, *arrays, expand_bias(call))[0].astype(query.dtype)
 
     return by_device(attend)(query, key, value, call)
 
@@ -111,11 +107,12 @@ def attend_tiles(
 
     `attention.py` says what its derivative is.
     """
-    return tuple(split(partial(_attend_tiles, tile), [0, 0], query, key, value, call))
+    output, lse = split(partial(_attend_tiles, tile), [0, 0], query, key, value, call)
+    return output, lse
 
 
 def _attend_tiles(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
-    query, key, value, call = inputs
+    _, key, value, call = inputs
     loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[0], lanes, *inputs)
     lse = loop.zeros(call.sizes[:3])
     output = loop.zeros((*call.sizes[:3], value.shape[3]))
@@ -178,14 +175,14 @@ def backward(
     return tuple([*grads, None][:4])
 
 
-def _backward(tile: tuple[int, int], lanes: Lanes, *arrays: Any) -> list[Array]:
-    query, key, value, call, *rows = arrays
+def _backward(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
+    query, key, value, call, *rows = inputs
     lse, _, d_output = rows
     loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
     grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
-    grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, rows), grads)
+    grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, tuple(rows)), grads)
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
     if call.empty_rows == "uniform":
         shares = jnp.where(lse[..., None] == jnp.inf, upcast(d_output), 0).sum(2)  # (B, H, D_v)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
 from .arrays import is_concrete
+from .devices import by_sample
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["key", "value", "lengths"], meta_fields=[])
@@ -158,6 +159,7 @@ class StackCache:
 
 
 @jax.jit
+@by_sample
 def _write(
     slots: Array, new: Array, first: Array | np.ndarray, counts: Array | np.ndarray
 ) -> Array:

@@ -63,6 +63,13 @@ def check_rngs(dropout: float, rngs: nnx.Rngs | None) -> None:
         raise ValueError("dropout needs rngs: got None")
 
 
+def expand_bias(call: Call) -> Call:
+    """Give the bias four axes: where ranks are strict, JAX adds no two that differ."""
+    if call.bias is None:
+        return call
+    return call._replace(bias=call.bias.reshape((1,) * (4 - call.bias.ndim) + call.bias.shape))
+
+
 def _flatten(call: Call) -> tuple[tuple, tuple]:
     leaves = (call.mask, call.bias, call.scale, call.softcap, call.query_offset)
     return leaves, (call.sizes, call.empty_rows, call.dropout)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from math import gcd, prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from .call import Call
 from .masks import Mask
 
 Axes = tuple[str, ...]
+Sizes = tuple[int, int, int, int]
 
 
 class Layout(NamedTuple):
@@ -46,20 +47,21 @@ class Layout(NamedTuple):
             return ()  # every device takes what its heads read
         return axes if size > 1 else ()
 
-    def local_sizes(self, sizes: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    def local_sizes(self, sizes: Sizes) -> Sizes:
         """Return (B, H, T, S) of one device's share."""
-        batch, heads, *others = sizes
-        return (batch // self.count(self.batch), heads // self.count(self.heads), *others)
+        batch, heads, queries, keys = sizes
+        return batch // self.count(self.batch), heads // self.count(self.heads), queries, keys
 
     def local_call(self, call: Call) -> Call:
         """Turn what is left of a call on one device into a call of its own.
 
         Predicates go on being asked about the samples and heads of the whole call.
         """
-        batch, heads = sizes = self.local_sizes(call.sizes)[:2]
-        first = tuple(self.first(*pair) for pair in ((self.batch, batch), (self.heads, heads)))
-        mask = None if call.mask is None else place(call.mask, first)
-        return call._replace(sizes=(*sizes, *call.sizes[2:]), mask=mask)
+        sizes, mask = self.local_sizes(call.sizes), call.mask
+        if mask is not None:
+            first = self.first(self.batch, sizes[0]), self.first(self.heads, sizes[1])
+            mask = place(mask, first)
+        return call._replace(sizes=sizes, mask=mask)
 
     def first(self, axes: Axes, size: int) -> Array:
         """Return the first sample or head of this device, which has `size` of them."""
@@ -83,6 +85,7 @@ class Placed:
     rule: Any
 
     def __call__(self, at: Any, batch: Array, head: Array, *arrays: Array) -> Any:
+        """Ask the rule about cells whose sample and head are counted from these on."""
         return self.rule(_Moved(at, batch, head), *arrays)
 
 
@@ -107,13 +110,14 @@ def place(mask: Mask, first: tuple[Array, Array]) -> Mask:
     return replace(mask, rule=Placed(mask.rule), arrays=(*first, *mask.arrays))
 
 
-def call_letters(call: Call) -> Call:
+def call_letters(call: Call) -> Any:
     """Name the dims of every array of a call, as `Layout.spec` reads them."""
     bias = None if call.bias is None else "BHTS"[-call.bias.ndim :]
     mask = None if call.mask is None else _mask_letters(call.mask)
     softcap = None if call.softcap is None else ""
     offset = "B" * jnp.ndim(call.query_offset)
-    return call._replace(mask=mask, bias=bias, scale="", softcap=softcap, query_offset=offset)
+    letters: Any = {"mask": mask, "bias": bias, "softcap": softcap, "query_offset": offset}
+    return call._replace(scale=cast(Any, ""), **letters)
 
 
 def _mask_letters(mask: Mask) -> Mask:
@@ -130,34 +134,61 @@ def by_device(function: Callable) -> Callable:
 
     @wraps(function)
     def run(query: Array, key: Array, value: Array, call: Call, *others: Array) -> Any:
+        def local(layout: Layout, query: Array, *inputs: Any) -> Any:
+            heads = layout.local_heads(inputs[:2], call.sizes[1], key.shape[1])
+            return function(query, *heads, layout.local_call(inputs[2]), *inputs[3:])
+
         layout, simple = find_layout(query, key, value)
         if layout is None:
             return function(query, key, value, call, *others)
-        if not simple:
-            rows = NamedSharding(layout.mesh, PartitionSpec(*jax.typeof(query).sharding.spec[:3]))
-            automatic = jax.sharding.auto_axes(function, out_sharding=rows)
-            return automatic(query, key, value, call, *others)
-        kv_heads = key.shape[1]
-
-        def local(query: Array, key: Array, value: Array, part: Call, *others: Array) -> Any:
-            keys = layout.local_heads((key, value), call.sizes[1], kv_heads)
-            return function(query, *keys, layout.local_call(part), *others)
-
-        letters = ("BHTD", "BKSD", "BKSE", call_letters(call), *["BHTS"] * len(others))
-        arrays = (query, key, value, call, *others)
-        specs = jax.tree.map(lambda dims, x: layout.spec(dims, jnp.shape(x)), letters, arrays)
-        return jax.shard_map(
-            local,
-            mesh=layout.mesh,
-            in_specs=specs,
-            out_specs=PartitionSpec(layout.batch or None, layout.heads or None),
-            axis_names={*layout.batch, *layout.heads},
-        )(*jax.tree.map(partial(_reshard, layout.mesh), arrays, specs))
+        letters = ("BHTD", "BKSD", "BKSD", call_letters(call), *["BHTS"] * len(others))
+        inputs = (query, key, value, call, *others)
+        return (
+            _share_out(layout, partial(local, layout), letters, inputs)
+            if simple
+            else (_leave_to_compiler(layout, function, inputs))
+        )
 
     return run
 
 
-def local_sizes(query: Array, key: Array, value: Array, call: Call) -> tuple[int, int, int, int]:
+def by_sample(function: Callable) -> Callable:
+    """Let `function(slots, new, *counts)` run for what each device has of the slots of a cache."""
+
+    @wraps(function)
+    def run(*inputs: Array) -> Array:
+        layout, simple = find_layout(*inputs[:2])
+        if layout is None:
+            return function(*inputs)
+        letters = ("BKSD", "BKSD", *"B" * len(inputs[2:]))
+        return (
+            _share_out(layout, function, letters, inputs)
+            if simple
+            else (_leave_to_compiler(layout, function, inputs))
+        )
+
+    return run
+
+
+def _share_out(layout: Layout, function: Callable, letters: tuple, inputs: tuple) -> Any:
+    specs = jax.tree.map(lambda dims, x: layout.spec(dims, jnp.shape(x)), letters, inputs)
+    local = jax.shard_map(
+        function,
+        mesh=layout.mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(layout.batch or None, layout.heads or None),
+        axis_names={*layout.batch, *layout.heads},
+    )
+    return local(*jax.tree.map(partial(_reshard, layout.mesh), inputs, specs))
+
+
+def _leave_to_compiler(layout: Layout, function: Callable, inputs: tuple) -> Any:
+    spec = PartitionSpec(*jax.typeof(inputs[0]).sharding.spec[:3])
+    automatic = jax.sharding.auto_axes(function, out_sharding=NamedSharding(layout.mesh, spec))
+    return automatic(*inputs)
+
+
+def local_sizes(query: Array, key: Array, value: Array, call: Call) -> Sizes:
     """Return the sizes of what a device has of a call, as `by_device` cuts it up."""
     layout, simple = find_layout(query, key, value)
     return layout.local_sizes(call.sizes) if layout and simple else call.sizes
@@ -207,7 +238,7 @@ def _varying(x: jax.Array) -> frozenset:
 
 
 def anywhere() -> AbstractContextManager:
-    """Trace a program as one that can be run on any device: no explicit axes are written into it."""
+    """Trace a program as one that may run on any device: it holds no explicit axes."""
     if not jax.sharding.get_abstract_mesh().explicit_axes:
         return nullcontext()
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))

@@ -48,8 +48,8 @@ def apply_linear(function: Callable, transpose: Callable, kept: Any, inputs: Any
     return linear_p.bind(*leaves, *moves, ways=ways, count=count)[0]
 
 
-# `ways` is a pair for the function and one for its transpose: what runs, and what is differentiated.
-# The first `count` arrays are kept, the others are those it is linear in.
+# `ways` is a pair for the function and one for its transpose: what runs, and what is derived. The
+# first `count` arrays are kept, the others are those it is linear in.
 linear_p = Primitive("linear")
 linear_p.multiple_results = True
 
@@ -68,7 +68,7 @@ def _jvp(primals: tuple, tangents: tuple, *, ways: tuple, count: int) -> tuple[l
     moved, moves = tangents[:count], tangents[count:]
     total = [ad.Zero(jax.typeof(x)) for x in output]
     if any(type(x) is not ad.Zero for x in moves):
-        moves = map(ad.instantiate_zeros, moves)
+        moves = tuple(map(ad.instantiate_zeros, moves))
         total = linear_p.bind(*kept, *moves, ways=ways, count=count)
     if any(type(x) is not ad.Zero for x in moved):
         moved = tuple(map(ad.instantiate_zeros, moved))
@@ -78,17 +78,17 @@ def _jvp(primals: tuple, tangents: tuple, *, ways: tuple, count: int) -> tuple[l
 
 
 def _transpose(cotangents: list, *arrays: Any, ways: tuple, count: int) -> list:
-    cotangents = map(ad.instantiate_zeros, cotangents)
-    found = linear_p.bind(*arrays[:count], *cotangents, ways=ways[::-1], count=count)
-    inputs = zip(arrays[count:], found, strict=True)
-    return [None] * count + [part if ad.is_undefined_primal(x) else None for x, part in inputs]
+    cotangents = list(map(ad.instantiate_zeros, cotangents))
+    parts = linear_p.bind(*arrays[:count], *cotangents, ways=ways[::-1], count=count)
+    pairs = zip(arrays[count:], parts, strict=True)
+    return [None] * count + [part if ad.is_undefined_primal(x) else None for x, part in pairs]
 
 
 def _batch(arrays: list, axes: list, *, ways: tuple, count: int) -> tuple[list, list]:
     """Map every way; an input that is the same for all would get one gradient, so it is copied."""
     (size,) = {x.shape[i] for x, i in zip(arrays, axes, strict=True) if i is not None}
-    inputs = zip(arrays[count:], axes[count:], strict=True)
-    inputs = [batching.bdim_at_front(x, i, size) for x, i in inputs]
+    pairs = zip(arrays[count:], axes[count:], strict=True)
+    inputs = [batching.bdim_at_front(x, i, size) for x, i in pairs]
     kept = [None if axis is None else int(axis) for axis in axes[:count]]
 
     def mapped(way: Callable) -> Callable:

@@ -452,8 +452,8 @@ def predicate(function: Callable) -> Mask:
     """Let `function(batch, head, query, key)`, four index arrays that broadcast, decide.
 
     The escape hatch: nothing is known of it until its cells are looked at, so no tile can be
-    skipped. In `attention` it is traced once and compiled: a table of yours must be a jax array,
-    and what the function closes over must not change.
+    skipped. `attention` traces it anew in every call, so what it closes over may change: another
+    number is compiled again, another table is not. A table that it indexes must be a jax array.
     Raises TypeError unless it can be called, and when asked unless it returns bool.
 
     >>> print(predicate(lambda batch, head, query, key: (query + key) % 2 == 0).draw(2, 4,

@@ -4,7 +4,7 @@ Under automatic axes only the compiler knows which device has what. It shares ou
 all samples and heads at once; a loop over them it gives to every device, with all that they read.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jaxtyping import Array
 
-from .call import Call
 from .devices import call_letters, place
 
 AXES = {"B": "sample", "K": "key_head", "G": "query_head_of_key_head"}
@@ -24,13 +23,13 @@ class Lanes(NamedTuple):
     """What a function is told when it is mapped over samples and heads: the names of the axes.
 
     `every` are all of them; `key` and `bias` those along which keys and the bias are the same.
-    `count` is how many samples times heads there are.
+    `cells` is how many samples times heads there are.
     """
 
     every: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
     bias: tuple[str, ...] = ()
-    count: int = 1
+    cells: int = 1
 
     def everywhere(self, verdict: Array) -> Array:
         """Return where all agree, so that all take the same way."""
@@ -61,12 +60,12 @@ def _map(function: Callable, like: Sequence[int], *inputs: Any) -> list[Array]:
     counts = {"B": query.shape[0], "K": key.shape[1], "G": query.shape[1] // key.shape[1]}
     letters = ("BHTD", "BKSD", "BKSD", call_letters(call), *("BHTD"[: x.ndim] for x in rows))
     arrays, structure = jax.tree.flatten(inputs)
-    letters = jax.tree.leaves(letters)
-    dims = [_Dims.of(*pair, counts) for pair in zip(letters, arrays, strict=True)]
+    pairs = zip(jax.tree.leaves(letters), arrays, strict=True)
+    dims = [_Dims.of(*pair, counts) for pair in pairs]
     placed = jax.tree.unflatten(structure, dims)
     key_dims, bias_dims = placed[1], placed[3].bias
-    shared = (_names(of.mapped if of else "", True) for of in (key_dims, bias_dims))
-    lanes = Lanes(_names(AXES), *shared, count=query.shape[0] * query.shape[1])
+    key_axes, bias_axes = (_others(of.mapped if of else "") for of in (key_dims, bias_dims))
+    lanes = Lanes(_others(""), key_axes, bias_axes, query.shape[0] * query.shape[1])
 
     def one(*arrays: Array) -> list[Array]:
         parts = (x.reshape(of.local) for x, of in zip(arrays, dims, strict=True))
@@ -103,14 +102,15 @@ class _Dims(NamedTuple):
         whole = counts | {"H": counts["K"] * counts["G"]}
         mapped = "".join(x for x in "BHK" if x in sizes and sizes[x] == whole[x])
         mapped = mapped.replace("H", "KG")
-        others = [size for letter, size in zip(letters, array.shape) if letter not in "BHK"]
+        others = [size for letter, size in sizes.items() if letter not in "BHK"]
         front = (*(counts[axis] for axis in mapped), *others)
         local = (1 if x in "BHK" else n for x, n in zip(letters, array.shape, strict=True))
         return cls(mapped, front, tuple(local))
 
 
-def _names(axes: Iterable[str], others: bool = False) -> tuple[str, ...]:
-    return tuple(name for axis, name in AXES.items() if (axis in axes) != others)
+def _others(axes: str) -> tuple[str, ...]:
+    """Return the names of all axes but these."""
+    return tuple(name for axis, name in AXES.items() if axis not in axes)
 
 
 # `program` is what one device runs; `apart` does all samples and heads at once.

@@ -143,7 +143,7 @@ class Corner(Cells):
         batch, head, row, column = corner
         self.batch = jnp.reshape(batch, (1, 1, 1, 1))
         self.head = head + jnp.arange(shape[0])[None, :, None, None]
-        offset = cut(jnp.asarray(query_offset).reshape(-1), (batch,), (1,))
+        offset = cut(jnp.asarray(query_offset).reshape(-1), (batch,), (1,)).reshape(1, 1, 1, 1)
         self.query = offset + row + jnp.arange(shape[1])[None, None, :, None]
         self.key = column + jnp.arange(shape[2])[None, None, None, :]
 

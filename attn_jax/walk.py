@@ -33,7 +33,7 @@ Block = tuple[Array, Array, Array]  # a sample, its first head, a block of its q
 
 @dataclass(frozen=True)
 class Traced:
-    """A predicate's rule as it was traced: equal where the program is, so nothing is compiled anew.
+    """The rule of a traced predicate: equal where the program is, so that it compiles nothing anew.
 
     `kept` are the arrays that programs within the program hold; those count by identity.
     """
@@ -44,10 +44,12 @@ class Traced:
     names: tuple[int, ...]
 
     def __call__(self, at: Cells | Tiles, *tables: Array) -> Any:
+        """Run the program on what `at` asks about, with the arrays that it closed over."""
+
         def allowed(*indices: Array) -> Array:
-            variables = zip(indices, self.jaxpr.invars, strict=True)
-            indices = [x.astype(variable.aval.dtype) for x, variable in variables]
-            return evaluate(self.jaxpr, tables, *indices)[0]
+            pairs = zip(indices, self.jaxpr.invars, strict=True)
+            fitting = [x.astype(variable.aval.dtype) for x, variable in pairs]
+            return evaluate(self.jaxpr, tables, *fitting)[0]
 
         for axis, size in enumerate(self.jaxpr.outvars[0].aval.shape):
             if not is_symbolic_dim(size) and size == 1:
@@ -149,8 +151,8 @@ class TileLoop:
         if self.call.mask is not None:
             cells = Cells(self.sizes, self.query_offset, xp=jnp)
             full, needed = self.call.mask.evaluate(Tiles(cells, self.rows, self.step))
-        over = (jnp.arange(self.blocks) + 1)[:, None] * self.rows > self.sizes[2]
-        over |= (jnp.arange(self.steps) + 1) * self.step > self.sizes[3]
+        over = (jnp.arange(self.blocks) + 1)[None, None, :, None] * self.rows > self.sizes[2]
+        over = over | ((jnp.arange(self.steps) + 1)[None, None, None] * self.step > self.sizes[3])
         full = full & ~over & self.surely_finite[:, :, None] & (self.call.bias is None)
         needed = jnp.broadcast_to(needed, (*needed.shape[:3], self.steps))
         full, needed = self._together(full).all(2), self._together(needed).any(2)
@@ -276,8 +278,9 @@ class TileLoop:
     def _allowed(self, at: tuple) -> Array:
         """Return what the mask allows of a tile, without what an earlier tile did already."""
         row, column = self.corner(at)[2:]
-        allowed = row + jnp.arange(self.rows)[:, None] >= at[2] * self.rows
-        allowed = allowed & (column + jnp.arange(self.columns) >= at[3] * self.step)
+        rows, columns = row + jnp.arange(self.rows), column + jnp.arange(self.columns)
+        allowed = (rows >= at[2] * self.rows)[None, None, :, None]
+        allowed = allowed & (columns >= at[3] * self.step)[None, None, None]
         if self.call.mask is not None:
             here = Corner(self.query_offset, self.corner(at), self.shape[1:])
             allowed = allowed & self.call.mask.evaluate(here)

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax import allow, attention, causal, padding, prefix, segments, sliding_window
+from attn_jax import (
+    allow,
+    attention,
+    causal,
+    padding,
+    predicate,
+    prefix,
+    segments,
+    sliding_window,
+)
 
 B, H, D = 2, 4, 3
 QUERIES = {"textbook": 5, "blocked": 129}
@@ -87,6 +96,26 @@ VALUES = {
     },
     "bias": lambda rng, T, S: {"bias": jnp.asarray(rng.normal(size=(T, S)).astype(np.float32))},
 }
+
+
+def below(number: int, table):
+    """A function made anew at every call; whatever it closes over is let go of."""
+    return lambda batch, head, query, key: key < number + head + table[query % 2]
+
+
+@pytest.mark.parametrize("change", ["nothing", "table", "number"])
+def test_a_predicate_is_compiled_anew_where_its_program_is_another(path, change):
+    attend = run("eager", path)
+
+    def make(number: int, table: list):
+        mask = predicate(below(number, jnp.asarray(table)))
+        return lambda rng, T, S: {"mask": mask & causal(), "query_offset": S}
+
+    assert attend(1, make(1, [0, 3])), "the first call must be counted"
+    changed = {"nothing": (1, [0, 3]), "table": (1, [2, 4]), "number": (2, [0, 3])}[change]
+    found = attend(2, make(*changed))
+    rule = "must be compiled" if change == "number" else "must compile nothing anew"
+    assert bool(found) == (change == "number"), f"a new {change} {rule}: got {found}"
 
 
 @WAYS

@@ -1,0 +1,356 @@
+"""JAX's transforms over attention: right at every size, a single query and beyond a tile included.
+
+The truth of derivatives is the formula written out once more, in float64; that of vmap, scan and
+export is the same call without them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+
+from attn_jax import (
+    allow,
+    attention,
+    attention_steps,
+    causal,
+    hide,
+    padding,
+    predicate,
+    prefix,
+    segments,
+    sliding_window,
+)
+
+pytestmark = pytest.mark.untyped
+B, H, H_KV, D, D_V = 2, 4, 2, 5, 3
+SIZES = {"textbook": (7, 11), "one_query": (1, 13), "blocked": (129, 131)}
+EVERY_SIZE = pytest.mark.parametrize(("T", "S"), list(SIZES.values()), ids=list(SIZES))
+MASKS = {
+    "none": lambda T, S: None,
+    "causal_and_padding": lambda T, S: causal() & padding([S - 3, 0]),
+    "window_or_segments": lambda T, S: sliding_window(2) | segments(ids(T), ids(S)),
+    "not_prefix": lambda T, S: ~prefix([S // 2, S]),
+    "cells": lambda T, S: allow(jnp.asarray(drawn(T, S))),
+    "padding_hidden": lambda T, S: padding(hidden=jnp.asarray(ids(S)) == 1),
+    "predicate": lambda T, S: predicate(lambda b, h, q, k: ((q + 2 * k + h) % 3 != b) & (q != 2)),
+}
+
+
+def ids(length: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, 3, (B, length))
+
+
+def drawn(T: int, S: int) -> np.ndarray:
+    return np.random.default_rng(T).random((1, H, T, S)) < 0.3
+
+
+def arrays(T: int, S: int, seed: int = 0, dtype: str = "float32") -> tuple:
+    """Return query, key, value and a bias."""
+    rng = np.random.default_rng(seed)
+    shapes = (B, H, T, D), (B, H_KV, S, D), (B, H_KV, S, D_V), (1, H, T, S)
+    return tuple(jnp.asarray(rng.normal(size=shape).astype(dtype)) for shape in shapes)
+
+
+@partial(jax.jit, static_argnames=("softcap", "empty_rows"))
+def formula(query, key, value, bias=None, *, mask, softcap=None, empty_rows="zero"):
+    """Compute attention as it is defined, where every number is finite."""
+    T, S = query.shape[2], key.shape[2]
+    allowed = jnp.ones((1, 1, 1, 1), bool)
+    if mask is not None:
+        allowed = mask.allowed(T, S, query_offset=0, batch=B, heads=H)
+    key, value = (jnp.repeat(x, H // H_KV, 1) for x in (key, value))
+    scores = jnp.einsum("bhtd,bhsd->bhts", query, key) / D**0.5
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    scores = scores if bias is None else scores + bias
+    allowed = jnp.broadcast_to(allowed, scores.shape)
+    empty = ~allowed.any(-1, keepdims=True)
+    exp = jnp.where(allowed | empty, jnp.exp(scores), 0)
+    weights = exp / exp.sum(-1, keepdims=True)
+    filled = {"zero": 0, "uniform": 1 / S, "nan": jnp.nan}[empty_rows]
+    return jnp.where(empty, filled, weights) @ value
+
+
+def derivatives(attend, inputs, moves) -> dict:
+    """Every order of forward and reverse mode, of a loss that is not linear in the output."""
+
+    def loss(*inputs):
+        return jnp.sin(attend(*inputs)).sum()
+
+    def slope(*inputs):
+        return jax.jvp(loss, inputs, moves)[1]
+
+    def along(*inputs):
+        return sum(map(jnp.vdot, gradient(*inputs), moves))
+
+    gradient = jax.grad(loss, (0, 1, 2, 3))
+    return {
+        "forward": jax.jvp(attend, inputs, moves)[1],
+        "linearize": jax.linearize(attend, *inputs)[1](*moves),
+        "reverse": gradient(*inputs),
+        "forward over reverse": jax.jvp(gradient, inputs, moves)[1],
+        "reverse over reverse": jax.grad(along, (0, 1, 2, 3))(*inputs),
+        "reverse over forward": jax.grad(slope, (0, 1, 2, 3))(*inputs),
+    }
+
+
+OPTIONS = {
+    "none": {"softcap": 2.0},
+    "causal_and_padding": {"empty_rows": "uniform", "softcap": 1.5},
+    "window_or_segments": {},
+    "predicate": {"empty_rows": "zero"},
+}
+
+
+@EVERY_SIZE
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_first_and_second_derivatives_are_the_formulas(name, T, S):
+    with jax.enable_x64(True):
+        inputs, moves = (arrays(T, S, seed, "float64") for seed in (1, 2))
+        options = OPTIONS[name] | {"mask": MASKS[name](T, S)}
+
+        def ours(query, key, value, bias):
+            return attention(query, key, value, bias=bias, query_offset=0, **options)
+
+        found = jax.jit(partial(derivatives, ours))(inputs, moves)
+        right = jax.jit(partial(derivatives, partial(formula, **options)))(inputs, moves)
+    for kind, wanted in right.items():
+        check(found[kind], wanted, kind, 1e-12)
+
+
+def check(found, wanted, what: str, share: float) -> None:
+    """Compare two pytrees, with an error of a share of each array's largest number."""
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        error = share * max(np.abs(other).max(initial=0, where=~np.isnan(other)), 1e-3)
+        np.testing.assert_allclose(one, other, rtol=0, atol=error, err_msg=what)
+
+
+@EVERY_SIZE
+def test_forward_mode_where_a_fully_masked_row_is_nan(T, S):
+    inputs, moves = arrays(T, S), arrays(T, S, 1)
+    options = {"mask": padding([S, 0]), "empty_rows": "nan"}
+    found = jax.jvp(partial(attention, **options), inputs[:3], moves[:3])[1]
+    right = jax.jvp(partial(formula, **options), inputs[:3], moves[:3])[1]
+    check(found[0], right[0], "forward", 1e-5)
+
+
+@EVERY_SIZE
+def test_hessian_and_jacobians_of_few_numbers(T, S):
+    """Each maps a derivative over directions: some of its inputs are mapped, others are not."""
+    with jax.enable_x64(True):
+        query, key, value, _ = arrays(T, S, 3, "float64")
+
+        def of(attend):
+            def few(numbers):
+                moved = query * numbers[0], key + numbers[1] * key[:, :, ::-1], value * numbers[2]
+                return attend(*moved, mask=padding([S - 1, S]))[:, ::3, -1].ravel()
+
+            def loss(numbers):
+                return (few(numbers) ** 2).sum()
+
+            numbers = jnp.array([1.0, 0.5, -2.0])
+            ways = jax.jacfwd(few), jax.jacrev(few), jax.hessian(loss), jax.jacrev(jax.jacrev(loss))
+            return [way(numbers) for way in ways]
+
+        found, right = (jax.jit(partial(of, attend))() for attend in (attention, formula))
+    check(found, right, "Jacobians and Hessians", 1e-12)
+
+
+@EVERY_SIZE
+def test_gradient_through_vmap_and_vmap_of_a_gradient(T, S):
+    """Values that all samples share get the sum of what each gives, or each its own."""
+    query, key, value, _ = arrays(T, S)
+    lengths = jnp.array([S - 2, 1])
+
+    def loss(query, key, value, length):
+        one = attention(query[None], key[None], value[None], mask=padding(length[None]))
+        return jnp.sin(one).sum()
+
+    def together(attend_all):
+        return jax.grad(lambda *x: attend_all(*x).sum(), (0, 1, 2))(query, key, value[0])
+
+    def loop(query, key, value):
+        return sum(loss(query[i], key[i], value, lengths[i]) for i in range(B))
+
+    mapped = jax.vmap(loss, (0, 0, None, 0))
+    check(together(lambda *x: mapped(*x, lengths)), together(loop), "grad of vmap", 1e-5)
+
+    each = jax.grad(loss, (0, 1, 2))
+    found = jax.vmap(each, (0, 0, None, 0))(query, key, value[0], lengths)
+    right = [each(query[i], key[i], value[0], lengths[i]) for i in range(B)]
+    check(found, jax.tree.map(lambda *x: jnp.stack(x), *right), "vmap of grad", 1e-5)
+
+
+def moved_by(number, T: int, S: int) -> dict:
+    """Options whose numbers hang on one that vmap or scan hands out."""
+    return {
+        "lengths": {"mask": padding(jnp.stack([number, number + 2]))},
+        "segments": {"mask": segments(ids(T) % (number + 1), ids(S))},
+        "offset": {"mask": causal(), "query_offset": number},
+        "offsets": {"mask": sliding_window(3), "query_offset": jnp.stack([number, number * 2])},
+        "cells": {"mask": hide(jnp.asarray(drawn(T, S)) & (number > 1))},
+        "predicate": {"mask": predicate(lambda b, h, q, k: (q + k + h) % 4 < number + b)},
+    }
+
+
+@EVERY_SIZE
+@pytest.mark.parametrize("what", list(moved_by(jnp.int32(1), 1, 1)))
+def test_vmap_and_scan_over_what_a_mask_is_made_of_equal_the_loop(what, T, S):
+    inputs = arrays(T, S)[:3]
+
+    def attend(number):
+        return jax.value_and_grad(
+            lambda *x: attention(*x, **moved_by(number, T, S)[what]).sum(), (0, 1, 2)
+        )(*inputs)
+
+    numbers = jnp.array([2, 0, 3])
+    right = [jax.jit(attend)(number) for number in numbers]
+    right = jax.tree.map(lambda *x: jnp.stack(x), *right)
+    check(jax.vmap(attend)(numbers), right, "vmap", 1e-5)
+    scanned = lax.scan(lambda carry, number: (carry, attend(number)), 0, numbers)[1]
+    check(scanned, right, "scan", 1e-5)
+
+
+@EVERY_SIZE
+def test_rematerialized_gradients_are_equal(T, S):
+    inputs = arrays(T, S)[:3]
+
+    def loss(*inputs):
+        return jnp.sin(attention(*inputs, mask=causal() & padding([S, 0]), query_offset=0)).sum()
+
+    found = jax.grad(jax.checkpoint(loss), (0, 1, 2))(*inputs)
+    check(found, jax.grad(loss, (0, 1, 2))(*inputs), "checkpoint", 1e-6)
+
+
+def exported(T: int, S: int, options) -> tuple:
+    """Return a program of sizes left open, and the function that it is of."""
+
+    def attend(query, key, value, lengths, cells):
+        return attention(query, key, value, **options(lengths, cells))
+
+    b, t, s = export.symbolic_shape("b, t, s")
+    s = t if S == T else s
+    shapes = [(b, H, t, D), (b, H_KV, s, D), (b, H_KV, s, D_V)]
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    lengths = jax.ShapeDtypeStruct((b,), jnp.int32)
+    cells = jax.ShapeDtypeStruct((b, 1, t, s), bool)
+    return export.export(jax.jit(attend))(*inputs, lengths, cells), attend
+
+
+EXPORTED = {
+    "none": lambda lengths, cells: {},
+    "causal_and_padding": lambda lengths, cells: {"mask": causal() & padding(lengths)},
+    "prefix": lambda lengths, cells: {"mask": prefix(lengths)},
+    "window_from_offsets": lambda lengths, cells: {
+        "mask": sliding_window(2), "query_offset": lengths},
+    "segments": lambda lengths, cells: {"mask": segments(cells[:, 0, :, 0] * 1)},
+    "hidden": lambda lengths, cells: {"mask": padding(hidden=cells[:, 0, 0])},
+    "cells": lambda lengths, cells: {"mask": allow(cells), "empty_rows": "uniform"},
+    "hide": lambda lengths, cells: {"mask": ~hide(cells), "empty_rows": "nan"},
+    "predicate": lambda lengths, cells: {
+        "mask": predicate(lambda b, h, q, k: (k < lengths[b]) | (q == h))},
+    "bias": lambda lengths, cells: {"bias": cells * 2.0, "softcap": 1.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(EXPORTED))
+def test_exported_with_sizes_left_open_equals_the_call(name):
+    program, attend = exported(2, 2, EXPORTED[name])
+    for samples, length in ((1, 1), (3, 5), (2, 7), (1, 129)):
+        rng = np.random.default_rng(length)
+        shapes = (H, length, D), (H_KV, length, D), (H_KV, length, D_V)
+        inputs = [rng.normal(size=(samples, *shape)).astype(np.float32) for shape in shapes]
+        inputs.append(rng.integers(0, length + 1, samples).astype(np.int32))
+        inputs.append(rng.random((samples, 1, length, length)) < 0.5)
+        inputs = [jnp.asarray(x) for x in inputs]
+        check(program.call(*inputs), attend(*inputs), f"{samples} x {length}", 1e-5)
+
+
+def test_exported_with_queries_and_keys_of_different_lengths():
+    program, attend = exported(2, 3, lambda lengths, cells: {"mask": padding(lengths)})
+    inputs = (*arrays(7, 11)[:3], jnp.array([3, 0]), jnp.ones((B, 1, 7, 11), bool))
+    check(program.call(*inputs), attend(*inputs), "padding", 1e-5)
+
+
+CLOSURES = {
+    "number": (lambda seen: lambda b, h, q, k: k < seen["now"], lambda seen, n: n),
+    "numpy_table": (
+        lambda seen: lambda b, h, q, k: jnp.asarray(seen["now"])[k % 2] < k,
+        lambda seen, n: np.array([n, 2 * n]),
+    ),
+    "jax_table": (
+        lambda seen: lambda b, h, q, k: seen["now"][k % 2] < k, lambda seen, n: jnp.array([n, n])),
+    "of_head_and_sample": (
+        lambda seen: lambda b, h, q, k: k < seen["now"] + h - b, lambda seen, n: n),
+    "inner_jit": (
+        lambda seen: lambda b, h, q, k: jax.jit(lambda k: k < seen["now"].sum())(k),
+        lambda seen, n: jnp.array([n, 1])),
+}  # fmt: skip
+
+
+@EVERY_SIZE
+@pytest.mark.parametrize("name", list(CLOSURES))
+def test_a_predicate_that_changes_is_followed(name, T, S):
+    make, number = CLOSURES[name]
+    seen: dict = {}
+    mask = predicate(make(seen))
+    mask = mask & ~predicate(lambda b, h, q, k: k == 2) | predicate(lambda b, h, q, k: q + k == 1)
+    changing = formula.__wrapped__  # JAX's own cache does not follow, as it says
+    inputs = arrays(T, S)[:3]
+
+    def loss(attend, *inputs):
+        return jnp.sin(attend(*inputs)).sum()
+
+    for n in (1, 5, 3):
+        seen["now"] = number(seen, n)
+        right = partial(changing, mask=mask)
+        found = partial(attention, mask=mask, query_offset=0)
+        check(found(*inputs), right(*inputs), f"{n}", 1e-5)
+        steps = attention_steps(*inputs, mask=mask, query_offset=0)
+        check(steps.output, right(*inputs), f"steps, {n}", 1e-5)
+        wanted = jax.grad(partial(loss, right))(*inputs)
+        check(jax.grad(partial(loss, found))(*inputs), wanted, f"gradient, {n}", 1e-4)
+
+
+@EVERY_SIZE
+def test_a_traced_closure_is_an_input_of_the_program(T, S):
+    inputs = arrays(T, S)[:3]
+
+    def attend(attend, number, table):
+        mask = predicate(lambda b, h, q, k: (k * h < number) | (k == table[b]))
+        return attend(*inputs, mask=mask)
+
+    ours = jax.jit(partial(attend, partial(attention, query_offset=0)))
+    for number in (0, 3, 9):
+        table = jnp.array([number, 1])
+        check(ours(number, table), attend(formula, number, table), f"{number}", 1e-5)
+
+
+@EVERY_SIZE
+@pytest.mark.parametrize("name", ["causal_and_padding", "window_or_segments", "cells", "predicate"])
+def test_strict_ranks_and_a_watch_for_nan_change_nothing(name, T, S):
+    inputs, moves = arrays(T, S), arrays(T, S, 1)
+    inputs, moves = ((*x[:3], x[3][0, 0]) for x in (inputs, moves))  # a bias of rank 2
+    mask, options = MASKS[name](T, S), {"query_offset": 0, "softcap": 2.0}
+
+    def loss(attend, *inputs):
+        return jnp.sin(attend(*inputs)).sum()
+
+    def ours(query, key, value, bias):
+        return attention(query, key, value, mask=mask, bias=bias, **options)
+
+    with jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
+        found = jax.value_and_grad(partial(loss, ours), (0, 1, 2, 3))(*inputs)
+        moved = jax.jvp(partial(loss, ours), inputs, moves)
+        steps = attention_steps(*inputs[:3], mask=mask, bias=inputs[3], **options).output
+        if mask is not None:
+            mask.allowed(T, S, query_offset=jnp.array([0, 1]), batch=B, heads=H)
+            mask.additive(T, S, query_offset=0, batch=B, heads=H)
+    right = partial(formula, mask=mask, softcap=2.0)
+    check(steps, right(*inputs), "steps", 1e-5)
+    check(moved, jax.jvp(partial(loss, right), inputs, moves), "forward mode", 1e-4)
+    wanted = jax.value_and_grad(partial(loss, right), (0, 1, 2, 3))(*inputs)
+    check(found, wanted, "value and gradients", 1e-4)
