@@ -56,6 +56,12 @@ def check_array(name: str, array: Any, axes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be ({', '.join(axes)}): got {tuple(array.shape)}")
 
 
+def float_name(value: Any) -> str:
+    """Return the name of a value's dtype if attention knows it, and "" if there is none such."""
+    name = dtype_name(value) if hasattr(value, "dtype") else ""
+    return name if name in FLOATS else ""
+
+
 def check_rank_and_dtype(name: str, array: Any, axes: tuple[str, ...]) -> None:
     check_array(name, array, axes)
     if dtype_name(array) not in FLOATS:
@@ -100,6 +106,10 @@ def check_one_of(first: str, one: Any, second: str, other: Any) -> None:
 
 def no_truth_value() -> TypeError:
     return TypeError("a mask has no truth value, combine masks with & | ~: got bool(mask)")
+
+
+def no_array() -> TypeError:
+    return TypeError("a mask is not an array, write mask.allowed(T, S): got a mask as an array")
 
 
 def check_is_mask(rule: str, value: Any, mask_class: type) -> None:
@@ -278,7 +288,7 @@ def check_projected(
 
 def check_same_dtype(query: Array, key: Array, value: Array) -> None:
     names = [dtype_name(array) for array in (query, key, value)]
-    if len(set(names)) > 1:
+    if len(set(names)) > 1 and not all(arrays.is_cast(a, "float32") for a in (query, key, value)):
         got = f"{names[0]}, {names[1]} and {names[2]}"
         raise TypeError(f"query, key and value must share a dtype: got {got}")
 
@@ -309,7 +319,7 @@ def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, i
     if not is_array(bias):
         raise TypeError(f"{name} must be an array: got {kind(bias)}")
     dtypes = sorted({"float32", dtype_name(query)})
-    if dtype_name(bias) not in dtypes:
+    if dtype_name(bias) not in dtypes and not arrays.is_cast(bias, dtype_name(query)):
         raise TypeError(f"{name} must be {' or '.join(dtypes)}: got {dtype_name(bias)}")
     if bias.ndim not in (2, 4):
         raise ValueError(f"{name} must be (T, S) or (B, H, T, S): got {tuple(bias.shape)}")
@@ -371,7 +381,13 @@ def check_features(name: str, array: Any, axes: tuple[str, ...], features: int, 
     if array.shape[2] != features:
         raise ValueError(f"{name} must have {features} features: got {array.shape[2]}")
     if dtype_name(array) != dtype:
-        rule = f"{name} must have the dtype of the weights, {dtype}"
+        check_dtype(name, array, "weights", dtype)
+
+
+def check_dtype(name: str, array: Array, owner: str, dtype: str) -> None:
+    """Check that an array has its owner's dtype, or one that the framework makes that of now."""
+    if dtype_name(array) != dtype and not arrays.is_cast(array, dtype):
+        rule = f"{name} must have the dtype of the {owner}, {dtype}"
         raise TypeError(f"{rule}: got {dtype_name(array)}")
 
 
@@ -380,6 +396,12 @@ def check_heads(features: int, num_heads: int, head_dim: int) -> None:
     if features != num_heads * head_dim:
         rule = f"a projection must give {num_heads} heads of {head_dim} features"
         raise ValueError(f"{rule}: got {features} features")
+
+
+def check_given(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Check the shape that a map gives, in whose place a user may have put another."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must give {tuple(shape)}: got {tuple(array.shape)}")
 
 
 def check_key_padding_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
@@ -396,7 +418,7 @@ def check_attn_mask(mask: Any, query: Array, sizes: tuple[int, int, int, int]) -
     if not is_array(mask):
         raise TypeError(f"attn_mask must be a Mask or an array: got {kind(mask)}")
     dtypes = ["bool", *sorted({"float32", dtype_name(query)})]
-    if dtype_name(mask) not in dtypes:
+    if dtype_name(mask) not in dtypes and not arrays.is_cast(mask, dtype_name(query)):
         rule = f"attn_mask must be {', '.join(dtypes[:-1])} or {dtypes[-1]}"
         raise TypeError(f"{rule}: got {dtype_name(mask)}")
     batch, heads, queries, keys = sizes
@@ -434,9 +456,7 @@ def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
         wanted = (batch, heads, key.shape[2], head_dim)
         if got != wanted:
             raise ValueError(f"{name} must be (B, H_kv, T, D) = {wanted}: got {got}")
-        if dtype_name(array) != dtype_name(cache.key):
-            rule = f"{name} must have the dtype of the cache, {dtype_name(cache.key)}"
-            raise TypeError(f"{rule}: got {dtype_name(array)}")
+        check_dtype(name, array, "cache", dtype_name(cache.key))
     if counts is not None:
         check_samples("counts", counts, batch, key.shape[2])
     check_room(cache, key.shape[2] if counts is None else counts)
@@ -514,9 +534,7 @@ def check_fits(cache: Any, batch: int, dims: dict[str, int], dtype: str) -> None
     wanted = (batch, dims["kv_heads"], cache.capacity, dims["head_dim"])
     if got != wanted:
         raise ValueError(f"cache must be (B, H_kv, C, D) = {wanted}: got {got}")
-    if dtype_name(cache.key) != dtype:
-        rule = f"cache must have the dtype of the weights, {dtype}"
-        raise TypeError(f"{rule}: got {dtype_name(cache.key)}")
+    check_dtype("cache", cache.key, "weights", dtype)
 
 
 def check_is_cache(cache: Any, cache_class: type) -> None:
@@ -653,6 +671,38 @@ def check_layout(layout: Any, attentions: Mapping[str, Any]) -> None:
         raise ValueError(f"layout 'torch' has as many key heads as query heads: got {got}")
 
 
+def check_has_values(abstract: Sequence[str]) -> None:
+    if abstract:
+        rule = "model must have values to be exported, import_weights puts them in"
+        raise ValueError(f"{rule}: got none for {', '.join(abstract)}")
+
+
+def check_not_computed(names: Sequence[str]) -> None:
+    if names:
+        rule = (
+            "weights must be parameters: call prune.remove, remove_weight_norm or "
+            "parametrize.remove_parametrizations first, or merge what is added"
+        )
+        raise ValueError(f"{rule}: got a computed {', '.join(names)}")
+
+
+def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, bias: bool) -> None:
+    """Check that an attention's projections have weights, and just those that a layout can have."""
+    parts = ("weight", "bias") if bias else ("weight",)
+    projections = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
+    for name in projections:
+        if not any(weight.startswith(f"{name}.") for weight in weights):
+            raise ValueError(f"{name} must have parameters, one quantized has none: got none")
+    names = {f"{name}.{part}" for name in projections for part in parts}
+    held = {name for name in weights if name.startswith(prefix)}
+    if layout != "rosetta" and held != names:
+        got = ", ".join(sorted(held ^ names))
+        raise ValueError(f"layout {layout!r} has a weight and a bias a projection: got {got}")
+    if layout == "torch" and len({dtype_name(weights[name]) for name in names}) > 1:
+        got = ", ".join(f"{name} {dtype_name(weights[name])}" for name in sorted(names))
+        raise ValueError(f"layout 'torch' has one dtype for all projections: got {got}")
+
+
 def check_mapping(weights: Any) -> None:
     if not hasattr(weights, "items"):
         raise TypeError(f"weights must be a mapping or a path: got {kind(weights)}")
@@ -676,31 +726,85 @@ def _wrong_arrays(weights: Mapping[str, Any], wanted: Mapping[str, Array]) -> It
         if name not in weights:
             continue
         got, model = weights[name], wanted[name]
-        if tuple(got.shape) != tuple(model.shape):
+        if isinstance(got, str):  # why it cannot be read
+            yield f"{name}, {got}"
+        elif tuple(got.shape) != tuple(model.shape):
             yield f"{name} {tuple(got.shape)} for {tuple(model.shape)}"
         elif dtype_name(got) != dtype_name(model):
             yield f"{name} {dtype_name(got)} for {dtype_name(model)}"
 
 
-def check_configuration(
-    path: str | Path, settings: Any, names: Sequence[str], weights: Mapping[str, Array]
-) -> None:
-    """Refuse sizes beyond what the file holds: what it asks for would be built first."""
+def unreadable(error: Exception) -> str:
+    return f"which cannot be read ({str(error).strip().splitlines()[0] if str(error) else error!r})"
+
+
+def check_ties(pairs: Sequence[tuple[str, str]]) -> None:
+    if pairs:
+        got = "; ".join(" and ".join(pair) for pair in pairs)
+        raise ValueError(f"weights of tied parameters must be equal: got others for {got}")
+
+
+def wrong_configuration(
+    settings: Any, names: Sequence[str], weights: Mapping[str, Array]
+) -> str | None:
+    """Say why a file may not have these settings: what it asks for would be built first."""
     if not isinstance(settings, dict) or set(settings) != set(names):
-        raise not_ours(path, "its settings are not those of its class")
+        return "its settings are not those of its class"
     for name in {"bias", "batch_first", "norm_first", "norm"} & set(names):
         if not isinstance(settings[name], bool):
-            raise not_ours(path, f"{name} = {settings[name]!r}, neither true nor false")
+            return f"{name} = {settings[name]!r}, neither true nor false"
     for name, array in weights.items():
         if dtype_name(array) not in FLOATS:
-            raise not_ours(path, f"{name} of {dtype_name(array)}")
+            return f"{name} of {dtype_name(array)}"
     sizes = {name: value for name, value in settings.items() if type(value) is int}
     width = sizes.get("d_model", sizes.get("embed_dim", 1))
     held = sum(math.prod(array.shape) for array in weights.values())
     for name, value in sizes.items():  # nearly every matrix has the model's width on one side
         other = width // max(sizes.get("num_heads", 1), 1) if name in ("kdim", "vdim") else width
         if value < 0 or value * other > held:
-            raise not_ours(path, f"{name} = {value}, beyond its arrays")
+            return f"{name} = {value}, beyond its arrays"
+    return None
+
+
+def check_model_class(model: Any, classes: Sequence[type]) -> None:
+    if type(model) not in classes:
+        names = " or ".join(model_class.__name__ for model_class in classes)
+        rule = f"model must be a {names}, a subclass or a wrapper must be saved in parts"
+        raise ValueError(f"{rule}: got {type(model).__name__}")
+
+
+def check_kept(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Check what a model is made of against what `load` would build of its settings."""
+    wrong: dict[str, str] = {}
+    for name in [*got, *(name for name in wanted if name not in got)]:
+        parents = [name[:dot] for dot, letter in enumerate(name) if letter == "."]
+        if got.get(name) == wanted.get(name) or any(parent in wrong for parent in parents):
+            continue
+        wrong[name] = f"{name} {got.get(name, 'missing')} for {wanted.get(name, 'nothing')}"
+    if wrong:
+        raise not_kept("; ".join(wrong.values()))
+
+
+def not_kept(reason: str) -> ValueError:
+    rule = "model must be what load builds of its settings, keep others by export_weights"
+    return ValueError(f"{rule}: got {reason}")
+
+
+def check_tied(tied: Any, shapes: Mapping[str, tuple]) -> None:
+    """Check that a file's ties are pairs of its arrays, of one shape."""
+    if not isinstance(tied, dict):
+        raise TypeError(f"tied parameters must be a mapping of names: got {kind(tied)}")
+    for name, other in tied.items():
+        if name not in shapes or not isinstance(other, str) or other not in shapes:
+            raise ValueError(f"tied parameters must be among the arrays: got {name} and {other}")
+        if shapes[name] != shapes[other]:
+            raise ValueError(f"tied parameters must share a shape: got {name} and {other}")
+
+
+def check_tie(name: str, other: str, places: Mapping[str, tuple[Any, str]]) -> None:
+    """Check that two parameters lie alike: in JAX kernels are (in, out), embeddings are not."""
+    if (places[name][1] == "kernel") != (places[other][1] == "kernel"):
+        raise ValueError(f"tied parameters must lie alike in this backend: got {name} and {other}")
 
 
 def not_ours(path: str | Path, reason: str) -> ValueError:

@@ -16,7 +16,8 @@ class Linear(nnx.Linear):
         sums = jnp.promote_types(inputs.dtype, jnp.float32)
         y = jnp.matmul(inputs, self.kernel[...], preferred_element_type=sums)
         if self.bias is not None:
-            y = y + self.bias[...].astype(sums)
+            bias = self.bias[...].astype(sums)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)  # strict ranks refuse less
         return y.astype(inputs.dtype)
 
 

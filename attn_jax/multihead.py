@@ -20,6 +20,8 @@ from .masks import Mask, allow, causal, hide, padding
 from .numerics import scale_or_default
 from .tiles import Cells, Tiles
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
 
 class MultiHeadAttention(nnx.Module):
     """Project to heads, attend in each, join the heads by a last linear map W^o.
@@ -101,8 +103,13 @@ class MultiHeadAttention(nnx.Module):
         return output, weights
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache for `decode`, of `capacity` slots a sample."""
-        dtype = self.k_proj.kernel.dtype
+        """Return an empty cache for `decode`, of `capacity` slots a sample.
+
+        Its dtype is that of the weights, and float32 where there are no float weights:
+        `KVCache.empty` makes others.
+        """
+        held = [getattr(self.k_proj, "kernel", None), *jax.tree.leaves(nnx.state(self))]
+        dtype = next((array.dtype for array in held if checks.float_name(array)), jnp.float32)
         return KVCache.empty(batch_size, self.num_kv_heads, capacity, self.head_dim, dtype=dtype)
 
     def project(
@@ -150,7 +157,10 @@ class MultiHeadAttention(nnx.Module):
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
         cache = cache.append(key, value, counts)
-        return self._attend_slots(x, cache, mask, first), cache
+        if mask is None:
+            return self._attend_slots(x, cache, first), cache
+        sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
+        return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0], cache
 
     def _check_inputs(
         self, query: Array, key: Array | KVCache | None, value: Array | None
@@ -202,8 +212,12 @@ class MultiHeadAttention(nnx.Module):
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
 
     def _dtype(self, x: Array) -> str:
-        """Return the dtype of the weights; a layer put in place of a projection may have none."""
-        return dtype_name(getattr(self.q_proj, "kernel", x))
+        """Return the dtype of the weights, or that of x where no projection has float ones."""
+        for name in PROJECTIONS:
+            dtype = checks.float_name(getattr(getattr(self, name), "kernel", None))
+            if dtype:
+                return dtype
+        return checks.float_name(x) or "float32"
 
     def _batch_first(self, x: Array) -> Array:
         """Put the batch first, or back to where the caller has it."""
@@ -256,14 +270,10 @@ class MultiHeadAttention(nnx.Module):
         checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
-    def _attend_slots(
-        self, x: Array, cache: KVCache, mask: Mask | None, first: Array | np.ndarray
-    ) -> Array:
-        """Attend from tokens that stand from position `first` on, one for each sample."""
+    def _attend_slots(self, x: Array, cache: KVCache, first: Array | np.ndarray) -> Array:
+        """Attend causally from tokens from position `first` on, one for each sample."""
         sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
-        call = self._new_call(sizes, causal() if mask is None else mask, None, first)
-        if mask is not None:
-            return self._attend(x, cache, call, False)[0]
+        call = self._new_call(sizes, causal(), None, first)
         query = self._split_heads(self.q_proj(x), self.num_heads)
         checks.check_projected(query, cache.key, cache.value, sizes)
         output = attend(query, cache.key, cache.value, call)
@@ -277,7 +287,9 @@ class MultiHeadAttention(nnx.Module):
     def _join_heads(self, x: Array) -> Array:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
         x = x.swapaxes(1, 2)
-        return self._batch_first(self.out_proj(x.reshape(*x.shape[:2], self.embed_dim)))
+        output = self.out_proj(x.reshape(*x.shape[:2], self.embed_dim))
+        checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
+        return self._batch_first(output)
 
 
 @partial(jax.jit, static_argnames="sizes")
@@ -329,14 +341,14 @@ def _read_masks(
         mask = attn_mask
     elif attn_mask is not None:
         checks.check_attn_mask(attn_mask, query, sizes)
-        if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
+        if attn_mask.ndim == 2:
+            attn_mask = attn_mask[None, None]
+        elif attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if dtype_name(attn_mask) != "bool":
-            bias = attn_mask
-        elif attn_mask.ndim == 2:
-            mask = hide(attn_mask[None, None])
-        else:
+        if dtype_name(attn_mask) == "bool":
             mask = hide(attn_mask)
+        else:
+            bias = attn_mask
     if isinstance(key_padding_mask, Mask):
         mask = key_padding_mask if mask is None else mask & key_padding_mask
     elif key_padding_mask is not None:

@@ -134,9 +134,9 @@ class Seq2SeqTransformer(nnx.Module):
             need_weights=need_weights,
         )
         if not need_weights:
-            return self.projection(result)
+            return self._logits(result)
         output, weights = result
-        return self.projection(output), weights
+        return self._logits(output), weights
 
     def start(self, src: Integer[Array, "B S"], capacity: int) -> StackCache:
         """Encode the source and return caches for `capacity` target tokens a sample."""
@@ -161,7 +161,12 @@ class Seq2SeqTransformer(nnx.Module):
         first = cache.lengths[:, None]
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first, cache.capacity)
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
-        return zero_hidden(self.projection(output), hidden, True), cache
+        return zero_hidden(self._logits(output), hidden, True), cache
+
+    def _logits(self, x: Array) -> Array:
+        logits = self.projection(x)
+        checks.check_given("projection", logits, (*x.shape[:2], self.tgt_vocab))
+        return logits
 
     def _hidden(self, tokens: Array) -> Array:
         return sequence_mask(tokens, self.padding_idx)

@@ -115,7 +115,9 @@ class _Layer(nnx.Module):
         )
 
     def _feed_forward(self, x: Array) -> Array:
-        return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        y = self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        checks.check_given("linear2", y, x.shape)
+        return y
 
 
 class TransformerEncoderLayer(_Layer):

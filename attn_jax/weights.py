@@ -1,11 +1,10 @@
-"""Weights in and out: one naming for all backends, safetensors files, and other libraries' layouts.
+"""Weights in and out of a model: one naming for all backends, and other libraries' layouts.
 
 A parameter's name is the path to it, such as `encoder.layers.0.self_attn.q_proj.weight`; matrices
 are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in_proj_weight and so
 on) and of flax.nnx.MultiHeadAttention (kernels by head). Nothing is ever unpickled.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from . import checks
+from .arrays import is_concrete
 from .layouts import READERS, WRITERS
 from .multihead import MultiHeadAttention
-from .seq2seq import Seq2SeqTransformer
-from .transformer import (
-    Transformer,
-    TransformerDecoder,
-    TransformerDecoderLayer,
-    TransformerEncoder,
-    TransformerEncoderLayer,
-)
-
-FORMAT = "attn-rosetta 1"
-
-# The settings that build a model again, by the names of its attributes.
-MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "bias", "dropout",
-             "batch_first", "empty_rows"]  # fmt: skip
-LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
-         "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
-STACK = ["num_layers", "norm", *LAYER]
-BOTH = ["num_encoder_layers", "num_decoder_layers", *LAYER]
-TOKENS = ["src_vocab", "tgt_vocab", "padding_idx", "positions"]
-CLASSES: dict[str, Any] = {
-    "MultiHeadAttention": (MultiHeadAttention, MULTIHEAD),
-    "TransformerEncoderLayer": (TransformerEncoderLayer, LAYER),
-    "TransformerDecoderLayer": (TransformerDecoderLayer, LAYER),
-    "TransformerEncoder": (TransformerEncoder, STACK),
-    "TransformerDecoder": (TransformerDecoder, STACK),
-    "Transformer": (Transformer, BOTH),
-    "Seq2SeqTransformer": (Seq2SeqTransformer, [*TOKENS, *BOTH]),
-}
 
 # flax.nnx's own names of parameters, and ours.
 NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -55,7 +27,8 @@ NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Array]:
     """Return a model's weights by name, in the layout "rosetta", "torch" or "nnx".
 
-    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx.
+    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx; and
+    where a weight is no parameter with values: pruned, quantized, abstract.
 
     >>> attn = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
     >>> sorted(export_weights(attn))[:4]
@@ -63,12 +36,10 @@ def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Arra
     >>> sorted(export_weights(attn, "torch"))
     ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
     """
-    attentions = _attentions(model)
-    checks.check_layout(layout, attentions)
-    weights = _read(model)
-    for prefix, attn in attentions.items():
-        weights = WRITERS[layout](weights, prefix, attn)
-    return weights
+    checks.check_has_values(
+        [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
+    )
+    return _lay_out(model, layout)
 
 
 def import_weights(
@@ -76,9 +47,11 @@ def import_weights(
 ) -> None:
     """Put weights into a model: a mapping by name, nested or not, or a safetensors file of one.
 
-    The arrays may be any framework's, but must have the model's shapes and dtype. Raises one
-    ValueError that lists everything missing, unexpected, of another shape or dtype, and then
-    nothing is loaded.
+    The arrays may be any framework's, but must have the model's shapes and dtype; they are copied.
+    A model without values yet, built on the meta device or by `nnx.eval_shape`, gets them here;
+    its dropout gets keys by `nnx.reseed`.
+    Raises one ValueError that lists everything missing, unexpected, unreadable, of another shape or
+    dtype, and then nothing is loaded.
 
     >>> attn, other = (MultiHeadAttention(8, 2, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     >>> import_weights(attn, export_weights(other, "nnx"), "nnx")
@@ -86,68 +59,100 @@ def import_weights(
     True
     """
     if isinstance(weights, str | Path):
-        weights = _open(weights)[0]
+        weights = open_file(weights)[0]
     checks.check_mapping(weights)
-    arrays = {name: _array(name, value) for name, value in _flat(weights).items()}
-    checks.check_weights(arrays, export_weights(model, layout))
+    arrays = {name: _array(value) for name, value in _flat(weights).items()}
+    checks.check_weights(arrays, _wanted(model, layout))
     for prefix, attn in _attentions(model).items():
         arrays = READERS[layout](arrays, prefix, attn)
+    tied = ties(model)
+    checks.check_ties([pair for pair in tied.items() if not _are_equal(*map(arrays.get, pair))])
     _write(model, arrays)
 
 
-def save(model: nnx.Module, path: str | Path) -> None:
-    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds.
-
-    Raises ImportError where safetensors, which only files need, is not installed.
-    """
-    files = _safetensors()
-    metadata = {"format": FORMAT, "class": type(model).__name__}
-    metadata["configuration"] = json.dumps(_configuration(model))
-    arrays = {name: np.ascontiguousarray(array) for name, array in export_weights(model).items()}
-    files.numpy.save_file(arrays, path, metadata)
+def ties(model: nnx.Module) -> dict[str, str]:
+    """Return every parameter that is another one's, too, and the first name of that."""
+    first: dict[Any, str] = {}
+    for name, place in parameters(model).items():
+        first.setdefault(_identity(getattr(*place)), name)
+    names = {n: first[_identity(getattr(*place))] for n, place in parameters(model).items()}
+    return {name: other for name, other in names.items() if name != other}
 
 
-def load(path: str | Path) -> Any:
-    """Build the model that `save` wrote, in any of the backends, with its weights and their dtype.
+def _lay_out(model: nnx.Module, layout: str) -> dict[str, Array]:
+    """Return the weights in a layout, whether they have values or not."""
+    attentions = _attentions(model)
+    checks.check_layout(layout, attentions)
+    weights = _read(model)
+    for prefix, attn in attentions.items():
+        checks.check_projections(weights, layout, prefix, attn.bias)
+        weights = WRITERS[layout](weights, prefix, attn)
+    return weights
 
-    Raises ValueError where the file is truncated, is none of `save`'s or does not fit itself; a
-    file that asks for more than it holds is refused before anything is built.
-    """
-    arrays, metadata = _open(path)
-    model_class, settings = _read_configuration(path, arrays, metadata)
-    try:
-        dtype = next(iter(arrays.values())).dtype
-        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            raise ValueError(f"jax_enable_x64 must be on for {dtype.name}: got off")
-        model = model_class(**settings, dtype=dtype, rngs=nnx.Rngs(0))
-        import_weights(model, arrays)
-    except (TypeError, ValueError) as error:
-        raise checks.not_ours(path, str(error)) from error
-    return model
+
+def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in weights.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 # What frameworks make different
 
 
-def _read(model: nnx.Module) -> dict[str, Array]:
-    places = {name: (place[...], turned) for name, (place, turned) in _parameters(model).items()}
-    return {name: array.T if turned else array for name, (array, turned) in places.items()}
-
-
-def _write(model: nnx.Module, arrays: dict[str, Any]) -> None:
-    for name, (place, turned) in _parameters(model).items():
-        place[...] = jnp.array(arrays[name].T if turned else arrays[name])
-
-
-def _parameters(model: nnx.Module, prefix: str = "") -> dict[str, tuple[nnx.Param, bool]]:
-    """Return every parameter by its dotted name, and whether it is (in, out)."""
-    parameters: dict[str, tuple[nnx.Param, bool]] = {}
+def parameters(model: nnx.Module, prefix: str = "") -> dict[str, tuple[nnx.Module, str]]:
+    """Return where each parameter stands, by its dotted name: the module and its attribute."""
+    places: dict[str, tuple[nnx.Module, str]] = {}
     for name, value in vars(model).items():
         if isinstance(value, nnx.Param):
-            parameters[f"{prefix}{NAMES.get(name, name)}"] = value, name == "kernel"
+            places[f"{prefix}{NAMES.get(name, name)}"] = model, name
         elif isinstance(value, nnx.Module):
-            parameters |= _parameters(value, f"{prefix}{name}.")
-    return parameters
+            places |= parameters(value, f"{prefix}{name}.")
+    return places
+
+
+def _read(model: nnx.Module) -> dict[str, Array]:
+    arrays = {name: (getattr(*place)[...], place[1]) for name, place in parameters(model).items()}
+    return {name: array.T if attr == "kernel" else array for name, (array, attr) in arrays.items()}
+
+
+def _wanted(model: nnx.Module, layout: str) -> Any:
+    """Return what has the names, shapes and dtypes of what goes in."""
+    return nnx.eval_shape(lambda abstract: _lay_out(abstract, layout), model)
+
+
+def _write(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
+    places = parameters(model)
+    turned = {n: a.T if places[n][1] == "kernel" else a for n, a in arrays.items()}
+    ready = {name: _placed(array, getattr(*places[name])) for name, array in turned.items()}
+    for name, place in places.items():  # all are ready before the first is written
+        getattr(*place).set_value(ready[name])
+
+
+def _placed(array: np.ndarray, parameter: nnx.Param) -> Array:
+    """Return a copy that lies on the devices that the parameter is bound to, if to any."""
+    held = parameter.get_value()
+    bound = is_concrete(held) and getattr(held, "committed", _is_abstract(parameter))
+    sharding = held.sharding if bound else None
+    copy = np.array(array)  # which JAX may go on to use as its own memory
+    return jnp.asarray(copy) if sharding is None else jax.device_put(copy, sharding)
+
+
+def _identity(parameter: nnx.Param) -> Any:
+    """Return what two parameters share only if writing to one writes to the other."""
+    return id(parameter)
+
+
+def _is_abstract(parameter: nnx.Param) -> bool:
+    """Whether a parameter has a shape and a dtype, but no values."""
+    return isinstance(parameter.get_value(), jax.ShapeDtypeStruct)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def _attentions(model: nnx.Module, prefix: str = "") -> dict[str, MultiHeadAttention]:
@@ -161,20 +166,25 @@ def _attentions(model: nnx.Module, prefix: str = "") -> dict[str, MultiHeadAtten
     return attentions
 
 
-def _array(name: str, value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach()
-    elif isinstance(value, nnx.Variable):
-        value = value[...]
+def _array(value: Any) -> Any:
+    """Return an array in the machine's byte order, or why it cannot be read."""
     try:
-        return np.asarray(value)
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{name} must be readable by NumPy: got {error}") from error
+        if hasattr(value, "detach"):  # a tensor of torch, whose bfloat16 NumPy does not have
+            halved = str(value.dtype) == "torch.bfloat16"
+            array = (value.float() if halved else value).numpy(force=True)
+            array = array.astype("bfloat16") if halved else array
+        else:
+            array = np.asarray(value[...] if isinstance(value, nnx.Variable) else value)
+    except Exception as error:  # whatever reading another library's array may raise
+        return checks.unreadable(error)
+    if array.dtype.kind in "OSU":
+        return "which has no values"
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _open(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def open_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return a safetensors file's arrays and metadata."""
-    files = _safetensors()
+    files = safetensors_package()
     try:
         with files.safe_open(path, "numpy") as file:
             names = file.keys()
@@ -183,56 +193,10 @@ def _open(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise checks.not_ours(path, str(error)) from error
 
 
-def _safetensors() -> Any:
+def safetensors_package() -> Any:
     """Return the package that reads and writes files, and that nothing else needs."""
     try:
         import safetensors.numpy
     except ImportError as error:
         raise checks.no_safetensors(error) from error
     return safetensors
-
-
-# Files
-
-
-def _configuration(model: Any) -> dict[str, Any]:
-    """Return the settings that build such a model."""
-    if isinstance(model, Seq2SeqTransformer):
-        return _pick(model, TOKENS) | _configuration(model.transformer)
-    if isinstance(model, Transformer):
-        stacks = {"num_encoder_layers": model.encoder, "num_decoder_layers": model.decoder}
-        counts = {name: len(stack.layers) for name, stack in stacks.items()}
-        return counts | _pick(model.encoder.layers[0], LAYER)
-    if isinstance(model, TransformerEncoder | TransformerDecoder):
-        counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
-        return counts | _pick(model.layers[0], LAYER)
-    return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
-
-
-def _pick(module: Any, names: list[str]) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in names}
-
-
-def _read_configuration(
-    path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
-) -> tuple[Any, dict[str, Any]]:
-    """Return the class and the settings that a file names, if it can be what it says."""
-    if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:
-        raise checks.not_ours(path, "no such format, class or arrays")
-    try:
-        settings = json.loads(metadata.get("configuration", ""))
-    except (ValueError, RecursionError) as error:
-        raise checks.not_ours(path, "no configuration") from error
-    model_class, names = CLASSES[metadata["class"]]
-    checks.check_configuration(path, settings, names, arrays)
-    return model_class, settings
-
-
-def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in weights.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -34,6 +34,14 @@ def dtype_name(array: Any) -> str:
     return array.dtype.name
 
 
+def is_cast(array: Any, dtype: str) -> bool:
+    """Whether the framework casts between these dtypes by itself.
+
+    Never, in NumPy.
+    """
+    return False
+
+
 def to_numpy(array: Array) -> np.ndarray:
     """Return the values of a concrete array in NumPy."""
     return array

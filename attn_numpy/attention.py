@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from .blocked import attention_blocked
 from .call import Call, check_call
 from .masks import Mask
-from .numerics import is_bounded, split_nonfinite, upcast
+from .numerics import is_bounded, split_nonfinite, upcast, without_warnings
 from .tiles import Cells
 
 
@@ -100,7 +100,7 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) ->
     return attention_blocked(query, key, value, call, bounded)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
+@without_warnings
 def attend_steps(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call
 ) -> AttentionSteps:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from .call import Call
 from .masks import Mask
-from .numerics import is_bounded, split_nonfinite, upcast
+from .numerics import is_bounded, split_nonfinite, upcast, without_warnings
 from .threads import blas_held, is_inside, work_together
 from .tiles import Cells, Tiles, Verdict
 
@@ -187,7 +187,7 @@ class _Hidden(dict):
         return self[tile]
 
 
-@np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
+@without_warnings
 def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[_Share]]]) -> None:
     """Write the output's blocks: for each of `units`, a block of rows and parts of the heads."""
     sizes, height = work.call.sizes, work.tile[0]

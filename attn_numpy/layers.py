@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from numpy.typing import DTypeLike
 
 from . import checks
-from .numerics import upcast
+from .numerics import upcast, without_warnings
 
 # Not Self, which shape checkers refuse in a method.
 SomeModule = TypeVar("SomeModule", bound="Module")
@@ -62,6 +62,7 @@ class Linear(Module):
     (5, 2)
     """
 
+    @without_warnings
     def __init__(
         self,
         in_features: int,
@@ -76,7 +77,7 @@ class Linear(Module):
         self.weight = rng.uniform(-bound, bound, (out_features, in_features)).astype(dtype)
         self.bias = np.zeros(out_features, dtype) if bias else None
 
-    @np.errstate(over="ignore", invalid="ignore")  # inf and NaN are answers, not accidents
+    @without_warnings
     def __call__(self, x: Float[np.ndarray, "*batch in"]) -> Float[np.ndarray, "*batch out"]:
         rows = upcast(x).reshape(-1, x.shape[-1])  # one product, where a batch would make many
         y = rows @ upcast(self.weight).T
@@ -98,7 +99,7 @@ class LayerNorm(Module):
         self.weight = np.ones(features, dtype)
         self.bias = np.zeros(features, dtype) if bias else None
 
-    @np.errstate(over="ignore", invalid="ignore")
+    @without_warnings
     def __call__(self, x: Float[np.ndarray, "*batch E"]) -> Float[np.ndarray, "*batch E"]:
         x_float = upcast(x)
         centred = x_float - x_float.mean(-1, keepdims=True)
@@ -114,6 +115,7 @@ class Embedding(Module):
     array([0., 0., 0., 0.], dtype=float32)
     """
 
+    @without_warnings
     def __init__(
         self,
         num_embeddings: int,
@@ -143,6 +145,7 @@ class Dropout(Module):
         checks.check_dropout(rate)
         self.rate, self.rng = rate, np.random.default_rng(rng)
 
+    @without_warnings
     def __call__(self, x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         if not self.training or self.rate == 0:
             return x
@@ -157,7 +160,7 @@ def relu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return np.maximum(x, 0)
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@without_warnings
 def gelu(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return x times the normal distribution's share below x, exactly: by erf, not tanh.
 

@@ -78,6 +78,9 @@ class Mask:
 
     __array_ufunc__ = None  # so that `array & mask` comes here and is refused
 
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise checks.no_array()
+
     def __and__(self, other: "Mask") -> "Mask":
         return _combine("&", operator.and_, self, other)
 

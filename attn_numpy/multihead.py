@@ -13,8 +13,10 @@ from .cache import KVCache, pack, restored_on_error, unpack
 from .call import Call
 from .layers import Linear, Module
 from .masks import Mask, allow, causal, hide, padding
-from .numerics import scale_or_default
+from .numerics import scale_or_default, without_warnings
 from .tiles import Cells, Tiles
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class MultiHeadAttention(Module):
@@ -61,6 +63,7 @@ class MultiHeadAttention(Module):
         self.v_proj = Linear(vdim, kv_dim, bias=bias, dtype=dtype, rng=self.rng)
         self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rng=self.rng)
 
+    @without_warnings
     def __call__(
         self,
         query: Float[np.ndarray, "_ _ E"],
@@ -95,8 +98,14 @@ class MultiHeadAttention(Module):
         return output, weights
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache for `decode`, of `capacity` slots a sample."""
-        dtype = self.k_proj.weight.dtype
+        """Return an empty cache for `decode`, of `capacity` slots a sample.
+
+        Its dtype is that of the weights, and float32 where there are no float weights:
+        `KVCache.empty` makes others.
+        """
+        held = [getattr(owner, name) for owner, name in self.parameters().values()]
+        held = [getattr(self.k_proj, "weight", None), *held]
+        dtype = next((array.dtype for array in held if checks.float_name(array)), np.float32)
         return KVCache.empty(batch_size, self.num_kv_heads, capacity, self.head_dim, dtype=dtype)
 
     def project(
@@ -144,7 +153,10 @@ class MultiHeadAttention(Module):
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
         cache = cache.append(key, value, counts)
-        return self._attend_slots(x, cache, mask, first), cache
+        if mask is None:
+            return self._attend_slots(x, cache, first), cache
+        sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
+        return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0], cache
 
     def _check_inputs(
         self, query: np.ndarray, key: np.ndarray | KVCache | None, value: np.ndarray | None
@@ -196,8 +208,12 @@ class MultiHeadAttention(Module):
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
 
     def _dtype(self, x: np.ndarray) -> str:
-        """Return the dtype of the weights; a layer put in place of a projection may have none."""
-        return dtype_name(getattr(self.q_proj, "weight", x))
+        """Return the dtype of the weights, or that of x where no projection has float ones."""
+        for name in PROJECTIONS:
+            dtype = checks.float_name(getattr(getattr(self, name), "weight", None))
+            if dtype:
+                return dtype
+        return checks.float_name(x) or "float32"
 
     def _batch_first(self, x: np.ndarray) -> np.ndarray:
         """Put the batch first, or back to where the caller has it."""
@@ -248,21 +264,17 @@ class MultiHeadAttention(Module):
         checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
-    def _attend_slots(
-        self, x: np.ndarray, cache: KVCache, mask: Mask | None, first: np.ndarray
-    ) -> np.ndarray:
-        """Attend from tokens that stand from position `first` on, one for each sample."""
+    def _attend_slots(self, x: np.ndarray, cache: KVCache, first: np.ndarray) -> np.ndarray:
+        """Attend causally from tokens from position `first` on, one for each sample."""
         batch, steps = x.shape[:2]
-        if mask is not None:
-            sizes = (batch, self.num_heads, steps, cache.capacity)
-            return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0]
         query, last = (
             self._split_heads(self.q_proj(x), self.num_heads),
             cache.lengths.max(initial=0),
         )
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
-        sizes, mask = (batch, self.num_heads, steps, int(last)), causal()
+        sizes = (batch, self.num_heads, steps, int(last))
         checks.check_projected(query, key, value, sizes)
+        mask: Mask | None = causal()
         position: int | np.ndarray = first
         if len(first) and (first == first[0]).all():
             position = int(first[0])
@@ -278,7 +290,9 @@ class MultiHeadAttention(Module):
     def _join_heads(self, x: np.ndarray) -> np.ndarray:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
         x = x.swapaxes(1, 2)
-        return self._batch_first(self.out_proj(x.reshape(*x.shape[:2], self.embed_dim)))
+        output = self.out_proj(x.reshape(*x.shape[:2], self.embed_dim))
+        checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
+        return self._batch_first(output)
 
 
 def _zero_hidden_keys(
@@ -321,14 +335,14 @@ def _read_masks(
         mask = attn_mask
     elif attn_mask is not None:
         checks.check_attn_mask(attn_mask, query, sizes)
-        if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
+        if attn_mask.ndim == 2:
+            attn_mask = attn_mask[None, None]
+        elif attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if dtype_name(attn_mask) != "bool":
-            bias = attn_mask
-        elif attn_mask.ndim == 2:
-            mask = hide(attn_mask[None, None])
-        else:
+        if dtype_name(attn_mask) == "bool":
             mask = hide(attn_mask)
+        else:
+            bias = attn_mask
     if isinstance(key_padding_mask, Mask):
         mask = key_padding_mask if mask is None else mask & key_padding_mask
     elif key_padding_mask is not None:

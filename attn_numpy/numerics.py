@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+# Put on a function: inf, NaN and numbers too small are answers, whatever the caller has set.
+without_warnings = np.errstate(all="ignore")
 HUGE = 1e37  # a bound on scores, below what float32 holds
 
 
@@ -17,7 +19,7 @@ def scale_or_default(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # NaN and an overflow are answers here
+@without_warnings
 def is_bounded(query: np.ndarray, key: np.ndarray, value: np.ndarray, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
     query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))

@@ -12,6 +12,7 @@ from . import checks
 from .cache import StackCache, zero_hidden
 from .layers import Dropout, Embedding, Linear, Module
 from .masks import causal, sequence_mask
+from .numerics import without_warnings
 from .transformer import Transformer, TransformerWeights
 
 
@@ -32,6 +33,7 @@ class Seq2SeqTransformer(Module):
     (1, 4, 13)
     """
 
+    @without_warnings
     def __init__(
         self,
         src_vocab: int,
@@ -130,9 +132,9 @@ class Seq2SeqTransformer(Module):
             need_weights=need_weights,
         )
         if not need_weights:
-            return self.projection(result)
+            return self._logits(result)
         output, weights = result
-        return self.projection(output), weights
+        return self._logits(output), weights
 
     def start(self, src: Integer[np.ndarray, "B S"], capacity: int) -> StackCache:
         """Encode the source and return caches for `capacity` target tokens a sample."""
@@ -156,11 +158,17 @@ class Seq2SeqTransformer(Module):
         hidden = self._hidden(tgt)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)
-        return zero_hidden(self.projection(output), hidden, True), cache
+        return zero_hidden(self._logits(output), hidden, True), cache
+
+    def _logits(self, x: np.ndarray) -> np.ndarray:
+        logits = self.projection(x)
+        checks.check_given("projection", logits, (*x.shape[:2], self.tgt_vocab))
+        return logits
 
     def _hidden(self, tokens: np.ndarray) -> np.ndarray:
         return sequence_mask(tokens, self.padding_idx)
 
+    @without_warnings
     def _embed(
         self, embedding: Embedding, tokens: np.ndarray, hidden: np.ndarray, first: int | np.ndarray
     ) -> np.ndarray:

@@ -37,6 +37,16 @@ def blas_held(wanted: int | None) -> Iterator[int]:
             yield most if wanted is None else max(min(wanted, most), 1)
 
 
+def _new_lock() -> None:
+    """Make the lock anew in a forked child: the thread that held it is not there."""
+    global LOCK
+    LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
 @cache
 def _blas() -> Any:
     """Find what sets BLAS's threads, None without threadpoolctl: once, on the first call."""

@@ -18,6 +18,7 @@ from .call import Call
 from .layers import Dropout, LayerNorm, Linear, Module, gelu, relu
 from .masks import Mask
 from .multihead import MultiHeadAttention
+from .numerics import without_warnings
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"relu": relu, "gelu": gelu}
 Tokens = Float[np.ndarray, "_ _ E"]  # (B, T, E), or (T, B, E) with the sequence first
@@ -103,7 +104,9 @@ class _Layer(Module):
         )
 
     def _feed_forward(self, x: np.ndarray) -> np.ndarray:
-        return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        y = self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        checks.check_given("linear2", y, x.shape)
+        return y
 
 
 class TransformerEncoderLayer(_Layer):
@@ -152,6 +155,7 @@ class TransformerEncoderLayer(_Layer):
         need_weights: bool = ...,
     ) -> Tokens | tuple[Tokens, Weights]: ...
 
+    @without_warnings
     def __call__(
         self,
         src: Tokens,
@@ -188,6 +192,7 @@ class TransformerEncoderLayer(_Layer):
             x, written = self._decode_packed(packed, cache, counts, src_mask)
             return unpack(x, hidden, self.batch_first), written
 
+    @without_warnings
     def _decode_packed(
         self, x: np.ndarray, cache: KVCache, counts: np.ndarray | None, mask: Mask | None
     ) -> tuple[np.ndarray, KVCache]:
@@ -257,6 +262,7 @@ class TransformerDecoderLayer(_Layer):
         need_weights: bool = ...,
     ) -> Tokens | tuple[Tokens, tuple[Weights, Weights]]: ...
 
+    @without_warnings
     def __call__(
         self,
         tgt: Tokens,
@@ -333,6 +339,7 @@ class TransformerDecoderLayer(_Layer):
         masks = (memory_key_padding_mask, memory_mask)
         return counts, attn._check_masks(query, keys, *masks, cache.lengths)
 
+    @without_warnings
     def _decode_packed(
         self,
         x: np.ndarray,

@@ -4,6 +4,7 @@ from .attention import AttentionSteps, attention, attention_steps
 from .cache import KVCache, StackCache
 from .decoding import greedy_decode
 from .draw import draw_weights
+from .files import load, save
 from .masks import (
     Mask,
     allow,
@@ -27,7 +28,7 @@ from .transformer import (
     TransformerEncoderLayer,
     TransformerWeights,
 )
-from .weights import export_weights, import_weights, load, save
+from .weights import export_weights, import_weights
 
 __all__ = [
     "AttentionSteps",

@@ -5,8 +5,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 Array = torch.Tensor
+CAST = {"float16", "bfloat16", "float32"}  # what autocast makes one dtype of
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
@@ -17,9 +20,22 @@ def is_array(value: Any) -> TypeGuard[Array]:
 def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 
-    Not while `torch.compile` traces, nor in meta and fake tensors.
+    Not while a graph is made (`torch.compile`, `torch.export`, `torch.jit.trace`), not where
+    `torch.func` has wrapped the array, nor in meta tensors, fake ones and other subclasses.
     """
-    return type(array) is torch.Tensor and not array.is_meta and not torch.compiler.is_compiling()
+    if is_making_graph() or not has_values(array):
+        return False
+    return not (is_functorch_wrapped_tensor(array) or is_legacy_batchedtensor(array))
+
+
+def is_making_graph() -> bool:
+    """Whether operations are being recorded, to be done later with other values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def has_values(array: Any) -> bool:
+    """Whether the array is an ordinary tensor, with values."""
+    return type(array) in PLAIN and not array.is_meta
 
 
 def is_representable(integers: Array) -> bool:
@@ -32,8 +48,23 @@ def is_representable(integers: Array) -> bool:
 
 def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
+    if torch.compiler.is_compiling() and isinstance(array, np.ndarray):  # it has a tensor's there
+        array = torch.from_numpy(array)
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
     return name.removeprefix("torch.")
+
+
+def is_cast(array: Any, dtype: str) -> bool:
+    """Whether the framework casts between these dtypes by itself.
+
+    Where autocast is on for the array's device, and never between others than its own.
+    """
+    return {dtype_name(array), dtype} <= CAST and is_autocast(array.device)
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for a device; of one like meta it knows nothing."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from .arrays import is_concrete
 from .blocked import attention_blocked
 from .call import Call, check_call
+from .fused import known_structure
+from .gradients import differentiable_again
 from .masks import Mask
-from .numerics import is_bounded, no_autocast, split_nonfinite, upcast
+from .numerics import cast_alike, is_bounded, no_autocast, split_nonfinite, upcast
 from .tiles import Cells
+from .traced import attend_traced, kernel_serves, may_look
 
 
 class AttentionSteps(NamedTuple):
@@ -45,9 +47,9 @@ def attention(
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
     is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
-    Without dropout no (T, S) matrix is held, and the result is differentiable once; the steps
-    are any number of times. Raises ValueError for shapes and ranges, TypeError for kinds and
-    dtypes.
+    Without dropout no (T, S) matrix is held, nor in the first derivative. The second and further
+    ones, forward mode and `torch.func` are right too, and hold it, as the steps do. Raises
+    ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
 
@@ -95,17 +97,32 @@ def attention_steps(
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
-    if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or query.is_meta:
+    query, key, value = cast_alike(query, key, value)
+    look = may_look(query, key, value, call)
+    fast = look or kernel_serves(query, value, call)
+    if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or not fast:
         return attend_steps(query, key, value, call).output
     with no_autocast(query):
+        if not look:
+            known = call.bias is None and known_structure(call)
+            allowed = None if known else _allowed(call, query.device)
+            return attend_traced(query, key, value, call, allowed)
         bounded = is_bounded(query, key, value, call.scale)
         if not bounded and _may_overflow(query, key, call.scale):
             return attend_steps(query, key, value, call).output
-        return attention_blocked(query, key, value, call, bounded)
+        output = attention_blocked(query, key, value, call, bounded)
+    if not output.requires_grad:
+        return output
+
+    def textbook(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        return attend_steps(query, key, value, call._replace(bias=bias)).output
+
+    return differentiable_again(output, textbook, query, key, value, call.bias)
 
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
+    query, key, value = cast_alike(query, key, value)
     if call.bias is not None:
         call = call._replace(bias=call.bias.to(query.device))
     with no_autocast(query):
@@ -133,8 +150,6 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
 
 def _may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
     """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
-    if not is_concrete(query):
-        return False
     return _largest(query) * _largest(key) * query.shape[3] * abs(scale) > 1e38
 
 

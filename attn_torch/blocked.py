@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .call import Call
 from .fused import fused, has_kernel, known_structure
@@ -36,7 +35,7 @@ def attention_blocked(
 
     Takes what `attention` has checked, with no size of 0; `tile` is rows by columns. Memory grows
     linearly with T and S, backward too, where the scores of a block are computed again. It is
-    differentiable once; `attention_steps` is differentiable any number of times. `bounded` saves
+    differentiable once, `attention` and `attention_steps` any number of times. `bounded` saves
     asking `is_bounded`, whose answer it is.
 
     Source: "FlashAttention", section 3.1, for the tiles and the recomputation; "Self-attention
@@ -74,7 +73,6 @@ def _evaluate_tiles(
     return full, needed
 
 
-@torch.compiler.disable  # which blocks there are depends on the mask's values
 def _attend_blocks(
     query: Tensor,
     key: Tensor,
@@ -188,16 +186,16 @@ class _Blocks(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
-        empty_row_value = _empty_row_value(call, value, nonfinite)
+        empty_value = empty_row_value(call, value, nonfinite)
         for block in blocks:
             at = block.queries(heads // key.shape[1])
             if block.columns is None:
-                output[at] = empty_row_value[at[:2]]
+                output[at] = empty_value[at[:2]]
                 continue
             part = _Part(block, call, query, key, bias, nonfinite)
             rows = part.split(part.weights @ value[part.at_keys])
             if part.empty is not None:
-                rows = rows.where(~part.empty, empty_row_value[at[:2]])
+                rows = rows.where(~part.empty, empty_value[at[:2]])
             output[at] = rows
         return output
 
@@ -205,10 +203,15 @@ class _Blocks(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.call, ctx.blocks = inputs
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_output: Tensor) -> tuple:
+    def backward(ctx: Any, d_output: Tensor | None) -> tuple:
+        if d_output is None:  # somebody else has given the gradients
+            return (None,) * 7
+        if torch.is_grad_enabled():
+            rule = "blocks are differentiable once, use attention or attention_steps"
+            raise NotImplementedError(f"{rule}: got create_graph=True")
         query, key, value, bias, nonfinite = ctx.saved_tensors
         grads = [None if x is None else torch.zeros_like(x) for x in (query, key, value, bias)]
         groups = query.shape[1] // key.shape[1]
@@ -228,7 +231,7 @@ class _Blocks(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:
+def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:
     """Return what a fully masked row becomes: (B, H, 1, D_v)."""
     batch, heads = call.sizes[:2]
     row = value.new_full((batch, value.shape[1], 1, 1), torch.nan)

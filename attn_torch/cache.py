@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from . import checks
+from .arrays import is_concrete
+from .numerics import cast_like
 
 
 @dataclass(eq=False)
@@ -56,7 +58,9 @@ class KVCache:
 
     def is_full(self) -> bool:
         """Whether every slot is surely written."""
-        return self.projected or bool((self.lengths == self.capacity).all())
+        if self.projected or not is_concrete(self.lengths):
+            return self.projected
+        return bool((self.lengths == self.capacity).all())
 
     @torch.no_grad()
     def append(
@@ -74,6 +78,9 @@ class KVCache:
 
     def _write(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
         """Append what is checked."""
+        key, value = cast_like(key, self.key), cast_like(value, self.value)
+        if not is_concrete(self.lengths):
+            return self._write_traced(key, value, counts)
         first, steps = uniform(self.lengths), key.shape[2]
         if counts is None and first is not None:
             self.key[:, :, first : first + steps] = key
@@ -89,6 +96,21 @@ class KVCache:
         self.value[sample, :, place] = value[sample, :, step]
         return self._moved_to(lengths + counts)
 
+    def _write_traced(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
+        """Append where lengths cannot be looked at: nothing beyond the capacity, none refused."""
+        steps, first = key.shape[2], self.lengths
+        taken = torch.full_like(first, steps) if counts is None else counts.to(first)
+        fit = torch.minimum(taken, self.capacity - first).clamp(0, steps)
+        # Steps that are left out write the last that fits once more, or what stands there.
+        step = torch.arange(steps, device=first.device).minimum((fit - 1).clamp(min=0)[:, None])
+        place = (first[:, None] + step).clamp(max=self.capacity - 1).to(key.device)
+        sample, step = torch.arange(len(first), device=key.device)[:, None], step.to(key.device)
+        some = (fit > 0).to(key.device)[:, None, None, None]
+        for slots, new in ((self.key, key), (self.value, value)):
+            slots[sample, :, place] = new[sample, :, step].where(some, slots[sample, :, place])
+        wrong = (taken < 0) | (taken > steps)
+        return self._moved_to(self._overflow_where(wrong, first + taken))
+
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
         checks.check_cache(self)
@@ -99,11 +121,23 @@ class KVCache:
         checks.check_index(index, len(self.lengths))
         checks.check_cache(self)
         there = index.to(self.key.device, torch.int64)
-        return KVCache(self.key[there], self.value[there], self.lengths[index.cpu().long()])
+        index = index.to(self.lengths)
+        lengths = self.lengths[index]
+        if not is_concrete(index):
+            lengths = self._overflow_where((index < 0) | (index >= len(self.lengths)), lengths)
+        return KVCache(self.key[there], self.value[there], lengths)
 
     def truncate(self, lengths: int | Integer[Tensor, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
-        return self._moved_to(checks.check_truncate(self, lengths))
+        kept = checks.check_truncate(self, lengths)
+        if not is_concrete(self.lengths):
+            wrong = (kept < 0) | (kept > self.lengths) | (self.lengths > self.capacity)
+            kept = self._overflow_where(wrong, kept)
+        return self._moved_to(kept)
+
+    def _overflow_where(self, wrong: Tensor, lengths: Tensor) -> Tensor:
+        """Count a sample beyond the capacity where a traced call has got it wrong."""
+        return lengths.masked_fill(wrong, self.capacity + 1)
 
     def _moved_to(self, lengths: Tensor) -> "KVCache":
         """Return a cache with the same slots and these lengths; this one is consumed."""

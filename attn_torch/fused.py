@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .arrays import is_autocast
 from .call import Call
-from .numerics import split_nonfinite, surely_finite, upcast
+from .numerics import no_autocast, split_nonfinite, surely_finite, upcast
 
 
 def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -> bool:
@@ -39,11 +40,13 @@ def fused(
     nonfinite = None
     if not (finite or surely_finite(key, value)):
         key, value, nonfinite = split_nonfinite(key, value)
-    output = _kernel(query, key, value, scale, causal)
+    output = call_kernel(query, key, value, scale, causal)
     if nonfinite is not None:
         nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         allowed_any = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
         output = torch.where(allowed_any[..., None], torch.nan, output)
+    if not finite:  # of a few keys, the kernel takes those whose scores are all NaN for hidden
+        output = output.where(query.isfinite().all(-1, keepdim=True), torch.nan)
     return output.to(query.dtype)
 
 
@@ -53,18 +56,28 @@ def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) ->
     No mask is needed: samples of one length share a call. Keys are not looked through, which would
     take as long as the kernel, so one that is not finite must be NaN: as `mark_nonfinite` makes it.
     """
+    if is_autocast(query.device):
+        with no_autocast(query):
+            return fused_step(query, key, value, lengths)
     scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
     outputs, start = [], 0
     for length, run in groupby(lengths):
         at = slice(start, start := start + len(list(run)))
         allowed = key[at, :, :length], value[at, :, :length]
-        outputs.append(_kernel(query[at], *allowed, scale, causal=False))
+        outputs.append(call_kernel(query[at], *allowed, scale, causal=False))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(shape).to(query.dtype)
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+def call_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    causal: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Call torch's kernel on finite keys; its result may be wider than the query."""
     groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value
@@ -75,6 +88,7 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: boo
     if causal and scale <= 0:  # the kernel would give NaN
         q, scale = q * scale, 1.0
     q, k, v = (array if array.stride(3) == 1 else array.contiguous() for array in (q, k, v))
+    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 -- a graph's is no bool
     return scaled_dot_product_attention(
-        q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )

@@ -7,15 +7,17 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
 from . import checks
-from .arrays import dtype_name
+from .arrays import dtype_name, is_autocast, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, restored_on_error, uniform, unpack
 from .call import Call
 from .fused import fused_step, has_kernel
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
-from .numerics import mark_nonfinite, scale_or_default, surely_finite
+from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
 from .tiles import Cells, Tiles
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class MultiHeadAttention(nn.Module):
@@ -96,9 +98,20 @@ class MultiHeadAttention(nn.Module):
         return output, weights
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache for `decode`, of `capacity` slots a sample."""
-        weight, sizes = self.k_proj.weight, (self.num_kv_heads, capacity, self.head_dim)
-        return KVCache.empty(batch_size, *sizes, dtype=weight.dtype, device=weight.device)
+        """Return an empty cache for `decode`, of `capacity` slots a sample.
+
+        Its dtype is that of the weights, or autocast's where that is on, and float32 where there
+        are no float weights: `KVCache.empty` makes others.
+        """
+        held = (getattr(self.k_proj, "weight", None), *self.parameters(), *self.buffers())
+        arrays = [array for array in held if isinstance(array, Tensor)]
+        floats = [array for array in arrays if checks.float_name(array)]
+        dtype = floats[0].dtype if floats else torch.float32
+        device = next((array.device for array in (*floats, *arrays)), torch.get_default_device())
+        if is_autocast(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device.type)
+        sizes = (batch_size, self.num_kv_heads, capacity, self.head_dim)
+        return KVCache.empty(*sizes, dtype=dtype, device=device)
 
     def project(
         self,
@@ -124,8 +137,9 @@ class MultiHeadAttention(nn.Module):
         Their keys and values are written behind the cache's, and the cache is handed on: the one
         given is consumed. `attn_mask` is over T queries and all slots, `causal()` where left out.
         Tokens that `hidden` marks are neither stored nor counted, wherever they stand, and their
-        output is 0; positions count what is stored. No gradients. Raises ValueError beyond the
-        capacity.
+        output is 0; positions count what is stored. No gradients. Beyond the capacity it raises
+        ValueError; under torch.compile, where lengths are not known, the sample's output is NaN
+        from then on.
 
         >>> attn, x = MultiHeadAttention(8, 2), torch.randn(1, 5, 8)
         >>> prompt, cache = attn.decode(x[:, :4], attn.new_cache(1, 5))
@@ -144,9 +158,17 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, KVCache]:
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
-        key, value = self._project_heads(x, x)
-        cache = cache.append(mark_nonfinite(key, value), value, counts)
-        return self._attend_slots(x, cache, mask, first), cache
+        key, value = (cast_like(array, cache.key) for array in self._project_heads(x, x))
+        if mask is not None:
+            cache = cache.append(*mark_nonfinite(key, value), counts)
+            sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
+            call = self._new_call(sizes, mask, None, first)
+            return self._attend(x, cache, call, False)[0], cache
+        query = self._project_query(x, cache)
+        sure = surely_scored(query, key, value)
+        key, value = (key, value) if sure else mark_nonfinite(key, value)
+        cache = cache.append(key, value, counts)
+        return self._attend_slots(query, cache, first, sure), cache
 
     def _check_inputs(
         self, query: Tensor, key: Tensor | KVCache | None, value: Tensor | None
@@ -198,8 +220,12 @@ class MultiHeadAttention(nn.Module):
         return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
 
     def _dtype(self, x: Tensor) -> str:
-        """Return the dtype of the weights; a layer put in place of a projection may have none."""
-        return dtype_name(getattr(self.q_proj, "weight", x))
+        """Return the dtype of the weights, or that of x where no projection has float ones."""
+        for name in PROJECTIONS:
+            dtype = checks.float_name(getattr(getattr(self, name), "weight", None))
+            if dtype:
+                return dtype
+        return checks.float_name(x) or "float32"
 
     def _batch_first(self, x: Tensor) -> Tensor:
         """Put the batch first, or back to where the caller has it."""
@@ -231,7 +257,7 @@ class MultiHeadAttention(nn.Module):
         self, x: Tensor, cache: KVCache, call: Call, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from x to what is written; return the output, and the weights where needed."""
-        query, weights = self._split_heads(self.q_proj(x), self.num_heads), None
+        query, weights = self._project_query(x, cache), None
         if not cache.is_full():
             written = padding(cache.lengths)
             mask = written if call.mask is None else call.mask & written
@@ -241,32 +267,35 @@ class MultiHeadAttention(nn.Module):
         checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:
             _, _, weights, output = attend_steps(query, cache.key, cache.value, call)
+            weights = _nan_if_overflowed(weights, cache)
         else:
             output = attend(query, cache.key, cache.value, call)
-        return self._join_heads(output), weights
+        return self._join_heads(_nan_if_overflowed(output, cache)), weights
 
     def _attend_cached(self, x: Tensor, cache: KVCache, call: Call) -> Tensor:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
         checks.check_cache(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
-    def _attend_slots(self, x: Tensor, cache: KVCache, mask: Mask | None, first: Tensor) -> Tensor:
-        """Attend from tokens that stand from position `first` on, one for each sample."""
-        batch, steps = x.shape[:2]
-        if mask is not None:
-            sizes = (batch, self.num_heads, steps, cache.capacity)
-            return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0]
-        query, lengths = self._split_heads(self.q_proj(x), self.num_heads), cache.lengths.tolist()
-        same, last = uniform(first), max(lengths, default=0)
-        sizes = (batch, self.num_heads, steps, last)
+    def _attend_slots(self, query: Tensor, cache: KVCache, first: Tensor, sure: bool) -> Tensor:
+        """Attend causally from tokens from position `first` on, one for each sample."""
+        known = is_concrete(cache.lengths)
+        lengths = cache.lengths.tolist() if known else []
+        last = max(lengths, default=0) if known else cache.capacity
+        sizes = (*query.shape[:3], last)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         checks.check_projected(query, key, value, sizes)
-        call = self._new_call(sizes, causal(), None, first if same is None else same)
-        kernel = (cache.key.device.type, cache.key.dtype, self.head_dim, self.head_dim)
-        if lengths and steps == 1 and has_kernel(*kernel) and not call.dropout:
+        kernel = (key.device.type, key.dtype, self.head_dim, self.head_dim)
+        alone = lengths and sizes[2] == 1 and has_kernel(*kernel)
+        if alone and (sure or kernel[0] != "cpu") and not (self.training and self.dropout):
             # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths))
-        return self._join_heads(attend(query, key, value, call))
+        same = uniform(first) if known else None
+        call = self._new_call(sizes, causal(), None, first if same is None else same)
+        return self._join_heads(_nan_if_overflowed(attend(query, key, value, call), cache))
+
+    def _project_query(self, x: Tensor, cache: KVCache) -> Tensor:
+        return cast_like(self._split_heads(self.q_proj(x), self.num_heads), cache.key)
 
     def _split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
@@ -276,7 +305,9 @@ class MultiHeadAttention(nn.Module):
     def _join_heads(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
         x = x.swapaxes(1, 2)
-        return self._batch_first(self.out_proj(x.reshape(*x.shape[:2], self.embed_dim)))
+        output = self.out_proj(x.reshape(*x.shape[:2], self.embed_dim))
+        checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
+        return self._batch_first(output)
 
 
 def _zero_hidden_keys(
@@ -309,6 +340,14 @@ def _uniform(query: Tensor, mask: Mask, written: Mask, call: Call) -> tuple[Tens
     return torch.where(empty, 0, query), call
 
 
+def _nan_if_overflowed(array: Tensor, cache: KVCache) -> Tensor:
+    """Put NaN into samples that were written beyond the capacity, where none could be refused."""
+    if cache.projected or is_concrete(cache.lengths):
+        return array
+    overflowed = (cache.lengths > cache.capacity).to(array.device)
+    return array.masked_fill(overflowed[:, None, None, None], torch.nan)
+
+
 def _read_masks(
     key_padding_mask: Mask | Tensor | None,
     attn_mask: Mask | Tensor | None,
@@ -321,14 +360,14 @@ def _read_masks(
         mask = attn_mask
     elif attn_mask is not None:
         checks.check_attn_mask(attn_mask, query, sizes)
-        if attn_mask.ndim == 3:  # (B*H, T, S), sample-major
+        if attn_mask.ndim == 2:
+            attn_mask = attn_mask[None, None]
+        elif attn_mask.ndim == 3:  # (B*H, T, S), sample-major
             attn_mask = attn_mask.reshape(sizes)
-        if dtype_name(attn_mask) != "bool":
-            bias = attn_mask
-        elif attn_mask.ndim == 2:
-            mask = hide(attn_mask[None, None])
-        else:
+        if dtype_name(attn_mask) == "bool":
             mask = hide(attn_mask)
+        else:
+            bias = attn_mask
     if isinstance(key_padding_mask, Mask):
         mask = key_padding_mask if mask is None else mask & key_padding_mask
     elif key_padding_mask is not None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .arrays import is_concrete
+from .arrays import dtype_name, is_cast, is_concrete
 
 HUGE = 1e37  # a bound on scores, below what float32 holds
 
@@ -28,10 +28,23 @@ def no_autocast(array: Tensor) -> AbstractContextManager:
     return torch.autocast(array.device.type, enabled=False)
 
 
+def cast_like(array: Tensor, other: Tensor) -> Tensor:
+    """Return an array in the dtype of another, should autocast make the one of the other."""
+    if array.dtype == other.dtype or not is_cast(array, dtype_name(other)):
+        return array
+    return array.to(other.dtype)
+
+
+def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return checked arrays in one dtype: where theirs differ autocast is on, and it is its own."""
+    if query.dtype == key.dtype == value.dtype:
+        return query, key, value
+    dtype = torch.get_autocast_dtype(query.device.type)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
-    if not is_concrete(query):
-        return False
     query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
     return (query_norm * key_norm * abs(scale)).maximum(value_norm).item() < HUGE
 
@@ -55,9 +68,19 @@ def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return torch.where(key_finite, key, 0), torch.where(value_finite, value, 0), nonfinite
 
 
-def mark_nonfinite(key: Tensor, value: Tensor) -> Tensor:
-    """Put NaN for a key that is not finite or whose value is not: -inf would hide it."""
+def surely_scored(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether all three are finite and their scores, too, where a look costs little."""
+    if key.device.type != "cpu" or not is_concrete(query):
+        return False
+    return math.isfinite(_norm(query) * _norm(key) + _norm(value))
+
+
+def mark_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Put NaN for a key and its value if either is not finite: -inf would hide it.
+
+    In both, as torch's kernel may take a row of scores that are all NaN for a hidden one.
+    """
     if surely_finite(key, value):
-        return key
+        return key, value
     finite = key.isfinite().all(-1, keepdim=True) & value.isfinite().all(-1, keepdim=True)
-    return key.where(finite, torch.nan)
+    return key.where(finite, torch.nan), value.where(finite, torch.nan)

@@ -9,8 +9,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from . import checks
+from .arrays import is_concrete
 from .cache import StackCache, zero_hidden
-from .layers import new_linear
+from .layers import Start, new_linear
 from .masks import causal, sequence_mask
 from .transformer import Transformer, TransformerWeights
 
@@ -82,6 +83,8 @@ class Seq2SeqTransformer(nn.Module):
         if positions == "sinusoidal":  # so that it starts at the size of the sinusoids
             for embedding in (self.src_embedding, self.tgt_embedding):
                 embedding.weight.data /= math.sqrt(d_model)
+                start = Start(embedding, _start_embedding)
+                embedding.reset_parameters = start  # type: ignore[method-assign]
 
     @overload
     def forward(
@@ -130,9 +133,9 @@ class Seq2SeqTransformer(nn.Module):
             need_weights=need_weights,
         )
         if not need_weights:
-            return self.projection(result)
+            return self._logits(result)
         output, weights = result
-        return self.projection(output), weights
+        return self._logits(output), weights
 
     @torch.no_grad()
     def start(self, src: Integer[Tensor, "B S"], capacity: int) -> StackCache:
@@ -159,9 +162,14 @@ class Seq2SeqTransformer(nn.Module):
         first = cache.lengths[:, None].to(tgt.device)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first)
         hidden = hidden.cpu()  # once for all layers: a device is waited for here and nowhere below
-        some = hidden if hidden.any() else None
+        some = hidden if not is_concrete(hidden) or hidden.any() else None
         output, cache = self.transformer.decode(tokens, cache, hidden=some)
-        return zero_hidden(self.projection(output), hidden, True), cache
+        return zero_hidden(self._logits(output), hidden, True), cache
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.projection(x)
+        checks.check_given("projection", logits, (*x.shape[:2], self.tgt_vocab))
+        return logits
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         return sequence_mask(tokens, self.padding_idx)
@@ -175,6 +183,11 @@ class Seq2SeqTransformer(nn.Module):
             positions = first + ((~hidden).cumsum(1) - 1).clamp(min=0)
             x = x * math.sqrt(x.shape[2]) + sinusoids(positions, x.shape[2], x.dtype)
         return self.drop(x)
+
+
+def _start_embedding(embedding: nn.Embedding) -> None:
+    nn.Embedding.reset_parameters(embedding)
+    embedding.weight.data /= math.sqrt(embedding.embedding_dim)
 
 
 def sinusoids(

@@ -159,6 +159,8 @@ class Tiles:
 def _blocks(values: Tensor, dim: int, size: int) -> Tensor:
     """Split an axis into blocks of `size`, the last one filled up with its own last value."""
     length = values.shape[dim]
+    if length <= size:  # a graph whose lengths are not known needs no division then
+        return values.unsqueeze(dim)
     count = -(-length // size)
     filled = torch.arange(count * size, device=values.device).clamp(max=length - 1)
     return values.index_select(dim, filled).unflatten(dim, (count, size))

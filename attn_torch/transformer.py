@@ -109,7 +109,9 @@ class _Layer(nn.Module):
         )
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        y = self.linear2(self.drop(ACTIVATIONS[self.activation](self.linear1(x))))
+        checks.check_given("linear2", y, x.shape)
+        return y
 
 
 class TransformerEncoderLayer(_Layer):

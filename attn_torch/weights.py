@@ -1,11 +1,10 @@
-"""Weights in and out: one naming for all backends, safetensors files, and other libraries' layouts.
+"""Weights in and out of a model: one naming for all backends, and other libraries' layouts.
 
 A parameter's name is the path to it, such as `encoder.layers.0.self_attn.q_proj.weight`; matrices
 are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in_proj_weight and so
 on) and of flax.nnx.MultiHeadAttention (kernels by head). Nothing is ever unpickled.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,57 +12,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import checks
 from .arrays import dtype_name, is_array
 from .layouts import READERS, WRITERS
 from .multihead import MultiHeadAttention
-from .seq2seq import Seq2SeqTransformer
-from .transformer import (
-    Transformer,
-    TransformerDecoder,
-    TransformerDecoderLayer,
-    TransformerEncoder,
-    TransformerEncoderLayer,
-)
-
-FORMAT = "attn-rosetta 1"
-
-# The settings that build a model again, by the names of its attributes.
-MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "bias", "dropout",
-             "batch_first", "empty_rows"]  # fmt: skip
-LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
-         "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
-STACK = ["num_layers", "norm", *LAYER]
-BOTH = ["num_encoder_layers", "num_decoder_layers", *LAYER]
-TOKENS = ["src_vocab", "tgt_vocab", "padding_idx", "positions"]
-CLASSES: dict[str, Any] = {
-    "MultiHeadAttention": (MultiHeadAttention, MULTIHEAD),
-    "TransformerEncoderLayer": (TransformerEncoderLayer, LAYER),
-    "TransformerDecoderLayer": (TransformerDecoderLayer, LAYER),
-    "TransformerEncoder": (TransformerEncoder, STACK),
-    "TransformerDecoder": (TransformerDecoder, STACK),
-    "Transformer": (Transformer, BOTH),
-    "Seq2SeqTransformer": (Seq2SeqTransformer, [*TOKENS, *BOTH]),
-}
 
 
 def export_weights(model: nn.Module, layout: str = "rosetta") -> dict[str, Tensor]:
     """Return a model's weights by name, in the layout "rosetta", "torch" or "nnx".
 
-    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx.
+    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx; and
+    where a weight is no parameter with values: pruned, quantized, abstract.
 
     >>> sorted(export_weights(MultiHeadAttention(8, 2, bias=False)))
     ['k_proj.weight', 'out_proj.weight', 'q_proj.weight', 'v_proj.weight']
     >>> sorted(export_weights(MultiHeadAttention(8, 2), "torch"))
     ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
     """
-    attentions = _attentions(model)
-    checks.check_layout(layout, attentions)
-    weights = _read(model)
-    for prefix, attn in attentions.items():
-        weights = WRITERS[layout](weights, prefix, attn)
-    return weights
+    checks.check_has_values(
+        [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
+    )
+    return _lay_out(model, layout)
 
 
 def import_weights(
@@ -71,9 +42,10 @@ def import_weights(
 ) -> None:
     """Put weights into a model: a mapping by name, nested or not, or a safetensors file of one.
 
-    The arrays may be any framework's, but must have the model's shapes and dtype. Raises one
-    ValueError that lists everything missing, unexpected, of another shape or dtype, and then
-    nothing is loaded.
+    The arrays may be any framework's, but must have the model's shapes and dtype; they are copied.
+    A model without values yet, built on the meta device or by `nnx.eval_shape`, gets them here.
+    Raises one ValueError that lists everything missing, unexpected, unreadable, of another shape or
+    dtype, and then nothing is loaded.
 
     >>> attn, other = MultiHeadAttention(8, 2), MultiHeadAttention(8, 2)
     >>> import_weights(attn, export_weights(other, "nnx"), "nnx")
@@ -81,56 +53,103 @@ def import_weights(
     True
     """
     if isinstance(weights, str | Path):
-        weights = _open(weights)[0]
+        weights = open_file(weights)[0]
     checks.check_mapping(weights)
-    arrays = {name: _array(name, value) for name, value in _flat(weights).items()}
-    checks.check_weights(arrays, export_weights(model, layout))
+    arrays = {name: _array(value) for name, value in _flat(weights).items()}
+    checks.check_weights(arrays, _wanted(model, layout))
     for prefix, attn in _attentions(model).items():
         arrays = READERS[layout](arrays, prefix, attn)
+    tied = ties(model)
+    checks.check_ties([pair for pair in tied.items() if not _are_equal(*map(arrays.get, pair))])
     _write(model, arrays)
 
 
-def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds.
-
-    Raises ImportError where safetensors, which only files need, is not installed.
-    """
-    files = _safetensors()
-    metadata = {"format": FORMAT, "class": type(model).__name__}
-    metadata["configuration"] = json.dumps(_configuration(model))
-    dense = torch.contiguous_format  # what two parameters share is written twice
-    weights = export_weights(model)
-    arrays = {name: array.clone(memory_format=dense) for name, array in weights.items()}
-    files.torch.save_file(arrays, path, metadata)
+def ties(model: nn.Module) -> dict[str, str]:
+    """Return every parameter that is another one's, too, and the first name of that."""
+    first: dict[Any, str] = {}
+    for name, place in parameters(model).items():
+        first.setdefault(_identity(getattr(*place)), name)
+    names = {n: first[_identity(getattr(*place))] for n, place in parameters(model).items()}
+    return {name: other for name, other in names.items() if name != other}
 
 
-def load(path: str | Path) -> Any:
-    """Build the model that `save` wrote, in any of the backends, with its weights and their dtype.
+def _lay_out(model: nn.Module, layout: str) -> dict[str, Tensor]:
+    """Return the weights in a layout, whether they have values or not."""
+    attentions = _attentions(model)
+    checks.check_layout(layout, attentions)
+    weights = _read(model)
+    for prefix, attn in attentions.items():
+        checks.check_projections(weights, layout, prefix, attn.bias)
+        weights = WRITERS[layout](weights, prefix, attn)
+    return weights
 
-    Raises ValueError where the file is truncated, is none of `save`'s or does not fit itself; a
-    file that asks for more than it holds is refused before anything is built.
-    """
-    arrays, metadata = _open(path)
-    model_class, settings = _read_configuration(path, arrays, metadata)
-    try:
-        model = model_class(**settings, dtype=next(iter(arrays.values())).dtype)
-        import_weights(model, arrays)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise checks.not_ours(path, str(error)) from error
-    return model
+
+def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in weights.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 # What frameworks make different
 
 
+def parameters(model: nn.Module, prefix: str = "") -> dict[str, tuple[nn.Module, str]]:
+    """Return where each parameter stands, by its dotted name: the module and its attribute."""
+    names = [name for name, parameter in model._parameters.items() if parameter is not None]
+    places = {f"{prefix}{name}": (model, name) for name in names}
+    for name, part in model._modules.items():
+        places |= {} if part is None else parameters(part, f"{prefix}{name}.")
+    return places
+
+
 def _read(model: nn.Module) -> dict[str, Tensor]:
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: parameter.detach() for name, parameter in named}
+    computed = []  # pruned or parametrized: a plain tensor stands where a parameter should be
+    for path, part in model.named_modules(remove_duplicate=False):
+        for name in ("weight", "bias"):
+            value = getattr(part, name, None)
+            if isinstance(value, Tensor) and name not in {**part._parameters, **part._buffers}:
+                computed += [] if isinstance(value, nn.Parameter) else [f"{path}.{name}"]
+    checks.check_not_computed(computed)
+    return {name: getattr(*place).detach() for name, place in parameters(model).items()}
+
+
+def _wanted(model: nn.Module, layout: str) -> dict[str, Tensor]:
+    """Return what has the names, shapes and dtypes of what goes in."""
+    return _lay_out(model, layout)
 
 
 def _write(model: nn.Module, arrays: dict[str, Tensor]) -> None:
-    for name, parameter in _read(model).items():
-        parameter.copy_(arrays[name])
+    tied, places = ties(model), parameters(model)
+    held = {name: getattr(*place) for name, place in places.items()}
+    ready = {n: a if _is_abstract(held[n]) else a.to(held[n].device) for n, a in arrays.items()}
+    for name, place in places.items():  # all are ready before the first is written
+        if not _is_abstract(held[name]):
+            held[name].detach().copy_(ready[name])
+        elif name in tied:
+            setattr(*place, getattr(*places[tied[name]]))
+        else:
+            array = ready[name].clone(memory_format=torch.contiguous_format)
+            setattr(*place, nn.Parameter(array, requires_grad=held[name].requires_grad))
+
+
+def _identity(parameter: Tensor) -> Any:
+    """Return what two parameters share only if writing to one writes to the other."""
+    if _is_abstract(parameter):
+        return id(parameter)
+    return parameter.data_ptr(), parameter.shape, parameter.stride()
+
+
+def _is_abstract(parameter: Tensor) -> bool:
+    """Whether a parameter has a shape and a dtype, but no values."""
+    return parameter.is_meta or isinstance(parameter, FakeTensor)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    return torch.allclose(one, other.to(one.device), 0, 0, equal_nan=True)
 
 
 def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttention]:
@@ -143,21 +162,26 @@ def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttent
     return attentions
 
 
-def _array(name: str, value: Any) -> Tensor:
-    if is_array(value):
-        return value.detach()
+def _array(value: Any) -> Any:
+    """Return an array in the machine's byte order, or why it cannot be read."""
     try:
-        array = np.array(value, order="C")
+        if is_array(value):
+            if _is_abstract(value):
+                return "which has no values"
+            empty = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+            return empty.copy_(value.detach())
+        array = np.array(np.asarray(value), order="C")
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if dtype_name(array) != "bfloat16":  # which is not NumPy's own
             return torch.from_numpy(array)
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{name} must be readable by NumPy: got {error}") from error
+    except Exception as error:  # whatever reading another library's array may raise
+        return checks.unreadable(error)
 
 
-def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def open_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a safetensors file's arrays and metadata."""
-    files = _safetensors()
+    files = safetensors_package()
     try:
         with files.safe_open(path, "pt") as file:
             names = file.keys()
@@ -166,56 +190,10 @@ def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise checks.not_ours(path, str(error)) from error
 
 
-def _safetensors() -> Any:
+def safetensors_package() -> Any:
     """Return the package that reads and writes files, and that nothing else needs."""
     try:
         import safetensors.torch
     except ImportError as error:
         raise checks.no_safetensors(error) from error
     return safetensors
-
-
-# Files
-
-
-def _configuration(model: Any) -> dict[str, Any]:
-    """Return the settings that build such a model."""
-    if isinstance(model, Seq2SeqTransformer):
-        return _pick(model, TOKENS) | _configuration(model.transformer)
-    if isinstance(model, Transformer):
-        stacks = {"num_encoder_layers": model.encoder, "num_decoder_layers": model.decoder}
-        counts = {name: len(stack.layers) for name, stack in stacks.items()}
-        return counts | _pick(model.encoder.layers[0], LAYER)
-    if isinstance(model, TransformerEncoder | TransformerDecoder):
-        counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
-        return counts | _pick(model.layers[0], LAYER)
-    return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
-
-
-def _pick(module: Any, names: list[str]) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in names}
-
-
-def _read_configuration(
-    path: str | Path, arrays: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> tuple[Any, dict[str, Any]]:
-    """Return the class and the settings that a file names, if it can be what it says."""
-    if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:
-        raise checks.not_ours(path, "no such format, class or arrays")
-    try:
-        settings = json.loads(metadata.get("configuration", ""))
-    except (ValueError, RecursionError) as error:
-        raise checks.not_ours(path, "no configuration") from error
-    model_class, names = CLASSES[metadata["class"]]
-    checks.check_configuration(path, settings, names, arrays)
-    return model_class, settings
-
-
-def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in weights.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -236,16 +236,18 @@ def test_projection_that_changes_the_length_is_refused(backend):
         attn(subject.array(X))
 
 
-def test_autocast_does_not_mix_dtypes_in_a_cache():
+def test_mixed_dtypes_in_a_cache_are_refused_without_autocast():
     _, subject, attn = new("torch", "MultiHeadAttention", 8, 2)
     x, cache = subject.array(X), attn.new_cache(2, 5)
-    memory = attn.project(x)
     with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(TypeError, match="key must have the dtype of the cache"):
-            attn.decode(x, cache)
-        with pytest.raises(TypeError, match="query, key and value must share a dtype"):
-            attn(x, memory)
+        inside = attn.new_cache(2, 5)
+        attn.decode(x, cache.copy())
+    with pytest.raises(TypeError, match="cache must have the dtype of the weights, float32"):
+        attn.decode(x, inside)
+    with pytest.raises(TypeError, match="key must have the dtype of the cache, float32"):
+        cache.append(inside.key, inside.value)
     assert not cache.consumed
+    assert not inside.consumed
 
 
 def test_dropout_that_was_set_later_needs_rngs():

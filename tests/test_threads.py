@@ -1,9 +1,12 @@
 """NumPy's threads: as many as allowed, right answers from all of them, and nothing left behind."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from attn_numpy import attention, blocked, causal, predicate, threads
 
+ROOT = Path(__file__).parents[1]
 SIZES = (2, 3, 397, 11)  # B, H, T, D: enough for three threads
 WORTH = 2 * 3 * 397 * 397 // blocked.THREAD_CELLS
 BLAS = ThreadpoolController().select(user_api="blas")
@@ -215,3 +219,33 @@ def test_a_predicate_may_attend(monkeypatch, workers, allowed):
     rounding = query.shape[2] * np.finfo(query.dtype).eps * abs(value).max()  # of a sum of T terms
     np.testing.assert_allclose(got, attention(*inputs(), mask=causal()), rtol=0, atol=rounding)
     assert bool(names - {threading.current_thread().name}) == (allowed > 1)
+
+
+FORKED = """
+import os, signal, threading
+import numpy as np
+from attn_numpy import attention, threads
+inside, done = threading.Event(), threading.Event()
+def hold():
+    with threads.LOCK:
+        inside.set()
+        done.wait()
+holder = threading.Thread(target=hold, daemon=True)
+holder.start()
+inside.wait()
+child = os.fork()
+if not child:
+    signal.alarm(30)  # kills a child that waits for ever
+    x = np.ones((2, 3, 397, 11), np.float32)
+    os._exit(0 if (attention(x, x, x) == 1).all() else 1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+done.set()
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent():
+    call = [sys.executable, "-W", "ignore", "-c", FORKED]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, f"the child was killed or wrong: {done.returncode} {done.stderr}"

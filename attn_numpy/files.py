@@ -1,0 +1,195 @@
+"""Files of models: what `save` writes, `load` builds again, in any of the backends.
+
+A file is safetensors: the weights by name, and the class and the settings as metadata. What cannot
+be built again from these is refused when it is saved.
+"""
+
+import json
+import numbers
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .arrays import dtype_name
+from .layers import Module
+from .multihead import MultiHeadAttention
+from .seq2seq import Seq2SeqTransformer
+from .transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
+from .weights import (
+    export_weights,
+    import_weights,
+    open_file,
+    parameters,
+    safetensors_package,
+    ties,
+)
+
+FORMAT = "attn-rosetta 1"
+
+# The settings that build a model again, by the names of its attributes.
+MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "bias", "dropout",
+             "batch_first", "empty_rows"]  # fmt: skip
+LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
+         "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
+STACK = ["num_layers", "norm", *LAYER]
+BOTH = ["num_encoder_layers", "num_decoder_layers", *LAYER]
+TOKENS = ["src_vocab", "tgt_vocab", "padding_idx", "positions"]
+CLASSES: dict[str, Any] = {
+    "MultiHeadAttention": (MultiHeadAttention, MULTIHEAD),
+    "TransformerEncoderLayer": (TransformerEncoderLayer, LAYER),
+    "TransformerDecoderLayer": (TransformerDecoderLayer, LAYER),
+    "TransformerEncoder": (TransformerEncoder, STACK),
+    "TransformerDecoder": (TransformerDecoder, STACK),
+    "Transformer": (Transformer, BOTH),
+    "Seq2SeqTransformer": (Seq2SeqTransformer, [*TOKENS, *BOTH]),
+}
+# What a model has that no file keeps: its mode, and its random source.
+TRANSIENT = {"training", "deterministic", "rng", "rngs", "param_dtype"}
+
+
+def save(model: Module, path: str | Path) -> None:
+    """Write a model's weights and its configuration to a safetensors file that `load` rebuilds.
+
+    Tied parameters come back tied; the mode (training or not), hooks and devices are not kept.
+    Raises ValueError for a model that `load` could not build again: a subclass, one with parts
+    added, replaced or pruned, of several dtypes, or whose layers have different settings; and
+    ImportError where safetensors, which only files need, is not installed.
+    """
+    files = safetensors_package()
+    checks.check_model_class(model, [model_class for model_class, _ in CLASSES.values()])
+    weights = export_weights(model)
+    settings = _check_kept(model, weights)
+    metadata = {"format": FORMAT, "class": type(model).__name__}
+    metadata["configuration"] = json.dumps(settings)
+    metadata |= {"tied": json.dumps(tied)} if (tied := ties(model)) else {}
+    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    files.numpy.save_file(arrays, path, metadata)
+
+
+def load(path: str | Path) -> Any:
+    """Build the model that `save` wrote, in any of the backends, with its weights and their dtype.
+
+    Raises ValueError where the file is truncated, is none of `save`'s or does not fit itself; a
+    file that asks for more than it holds is refused before anything is built.
+    """
+    arrays, metadata = open_file(path)
+    model_class, settings = _read_configuration(path, arrays, metadata)
+    try:
+        model = model_class(**settings, dtype=next(iter(arrays.values())).dtype)
+        _tie(model, _read_ties(metadata, arrays))
+        import_weights(model, arrays)
+    except (TypeError, ValueError) as error:
+        raise checks.not_ours(path, str(error)) from error
+    return model
+
+
+def _check_kept(model: Module, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the settings of a model, if `load` would build the same of them."""
+    try:
+        settings = _configuration(model)
+        model_class, names = CLASSES[type(model).__name__]
+        reason = checks.wrong_configuration(settings, names, weights)
+        if reason:
+            raise ValueError(reason)
+        twin = _build_abstract(model_class, settings, next(iter(weights.values())).dtype)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise checks.not_kept(str(error)) from error
+    checks.check_kept(_describe(model), _describe(twin))
+    return settings
+
+
+def _configuration(model: Any) -> dict[str, Any]:
+    """Return the settings that build such a model."""
+    if isinstance(model, Seq2SeqTransformer):
+        return _pick(model, TOKENS) | _configuration(model.transformer)
+    if isinstance(model, Transformer):
+        stacks = {"num_encoder_layers": model.encoder, "num_decoder_layers": model.decoder}
+        counts = {name: len(stack.layers) for name, stack in stacks.items()}
+        return counts | _pick(model.encoder.layers[0], LAYER)
+    if isinstance(model, TransformerEncoder | TransformerDecoder):
+        counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
+        return counts | _pick(model.layers[0], LAYER)
+    return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
+
+
+def _pick(module: Any, names: list[str]) -> dict[str, Any]:
+    return {name: _plain(getattr(module, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Return the number of a NumPy number, which JSON does not know."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
+def _fact(value: Any) -> Any:
+    """Return what two settings, arrays or functions have in common if they are alike."""
+    if isinstance(value, numbers.Number | str | tuple):
+        return value
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{dtype_name(value)} {tuple(value.shape)}"
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _tie(model: Module, tied: Mapping[str, str]) -> None:
+    """Make one parameter of each pair."""
+    places = parameters(model)
+    for name, other in tied.items():
+        checks.check_tie(name, other, places)
+        setattr(*places[name], getattr(*places[other]))
+
+
+def _read_ties(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return the ties that a file names; older files name none."""
+    try:
+        tied = json.loads(metadata.get("tied", "{}"))
+    except RecursionError as error:
+        raise ValueError("ties that are no JSON") from error
+    checks.check_tied(tied, {name: tuple(array.shape) for name, array in arrays.items()})
+    return tied
+
+
+def _read_configuration(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the class and the settings that a file names, if it can be what it says."""
+    if metadata.get("format") != FORMAT or metadata.get("class") not in CLASSES or not arrays:
+        raise checks.not_ours(path, "no such format, class or arrays")
+    try:
+        settings = json.loads(metadata.get("configuration", ""))
+    except (ValueError, RecursionError) as error:
+        raise checks.not_ours(path, "no configuration") from error
+    model_class, names = CLASSES[metadata["class"]]
+    reason = checks.wrong_configuration(settings, names, arrays)
+    if reason:
+        raise checks.not_ours(path, reason)
+    return model_class, settings
+
+
+# What frameworks make different
+
+
+def _build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> Any:
+    """Build a model to be compared or filled, without drawing its weights where that can be."""
+    return model_class(**settings, dtype=dtype)
+
+
+def _describe(model: Module, path: str = "") -> dict[str, Any]:
+    """Return classes, settings, shapes and dtypes of all parts of a model, by dotted name."""
+    facts: dict[str, Any] = {path: f"{type(model).__module__}.{type(model).__qualname__}"}
+    for name, value in vars(model).items():
+        if value is not None and name not in TRANSIENT and not name.startswith("_"):
+            facts[f"{path}.{name}".lstrip(".")] = _fact(value)
+    for name, part in model.parts():
+        facts |= _describe(part, f"{path}.{name}".lstrip("."))
+    return facts

@@ -1,0 +1,101 @@
+"""Attention where values cannot be looked at: while a graph is made of a call, or of its steps.
+
+Which keys are hidden is then a dense array, and what eager calls tell by a look at the numbers is
+told by array operations. No (T, S) array is held but the mask, a byte a cell.
+"""
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_dynamic_layer_stack_depth
+from torch.autograd import forward_ad
+from torch.nn.functional import pad
+
+from .arrays import has_values, is_array, is_making_graph
+from .blocked import empty_row_value
+from .call import Call
+from .fused import call_kernel, has_kernel
+from .numerics import split_nonfinite, upcast
+
+
+def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
+    """Whether the way may depend on values: nothing is recorded, transformed or has none."""
+    if is_making_graph() or _is_transforming():
+        return False
+    arrays = [query, key, value]
+    if call.mask is not None and (call.mask.arrays or call.mask.parts):
+        arrays += [table for _, _, _, table in call.mask.tables()]
+    arrays += [array for array in (call.bias, call.query_offset) if is_array(array)]
+    return all(map(has_values, arrays))
+
+
+def _is_transforming() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is under way."""
+    return get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
+
+
+def kernel_serves(query: Tensor, value: Tensor, call: Call) -> bool:
+    """Whether torch's kernel can stand in the graph; where not, the textbook can.
+
+    It knows no softcap, has no gradient of a bias, and none of `torch.func`'s transformations.
+    """
+    if call.softcap is not None or query.is_meta or _is_transforming():
+        return False
+    if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
+        return False
+    width = _padded_width(query, value)
+    return has_kernel(query.device.type, query.dtype, width, width)
+
+
+def _padded_width(query: Tensor, value: Tensor) -> int:
+    """Return the width of one column more than the wider has, as a multiple of 8."""
+    return (max(int(query.shape[3]), int(value.shape[3])) // 8 + 1) * 8
+
+
+def attend_traced(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, allowed: Tensor | None
+) -> Tensor:
+    """Attend by torch's kernel and array operations; `allowed` is None where the kernel knows it.
+
+    Keys that are not finite and logits that overflow give what they give in `attend_steps`. Of a
+    row whose logits all overflow the kernel makes 0, as of a fully masked one: a column of ones
+    beside the values comes out as the sum of the row's weights, and tells.
+    """
+    dtype, empty, mask = query.dtype, None, None
+    if call.bias is not None:
+        query, key, value = upcast(query), upcast(key), upcast(value)
+    key, value, nonfinite = split_nonfinite(key, value)
+    causal = allowed is None and call.mask is not None
+    rows = _rows_of_nonfinite(nonfinite, allowed, causal, query.shape[1] // key.shape[1])
+    if allowed is not None:
+        # A fully masked row is allowed every key, else its gradients would be NaN.
+        empty = ~allowed.any(-1, keepdim=True)
+        mask = _kernel_mask(allowed | empty, empty, call, query)
+    width = _padded_width(query, value)
+    q, k = (pad(array, (0, width - array.shape[3])) for array in (query, key))
+    v = pad(value, (0, width - value.shape[3]), value=1.0)
+    output = call_kernel(q, k, v, call.scale, causal, mask)
+    healthy = (output[..., -1:] > 0.5) & ~rows  # the sum of weights is 1, or else 0 or NaN
+    output = torch.where(healthy, output[..., : value.shape[3]], torch.nan)
+    if empty is not None:
+        output = torch.where(empty, empty_row_value(call, upcast(value), nonfinite), output)
+    return output.to(dtype)
+
+
+def _kernel_mask(allowed: Tensor, empty: Tensor, call: Call, query: Tensor) -> Tensor:
+    """Return what the kernel takes: True where allowed, or the bias there and -inf elsewhere."""
+    if call.bias is not None:
+        bias = torch.where(empty, 0, call.bias.to(query))
+        allowed = torch.where(allowed, bias, -torch.inf)
+    return allowed.expand(*allowed.shape[:2], *call.sizes[2:])
+
+
+def _rows_of_nonfinite(
+    nonfinite: Tensor, allowed: Tensor | None, causal: bool, groups: int
+) -> Tensor:
+    """Return which rows are allowed a key that is not finite: (B, H, T or 1, 1)."""
+    nonfinite = nonfinite.repeat_interleave(groups, dim=1)
+    if allowed is not None:
+        rows = torch.einsum("bhts,bhs->bht", allowed.float(), nonfinite.float()) > 0
+    else:
+        rows = nonfinite.cumsum(-1) > 0 if causal else nonfinite.any(-1, keepdim=True)
+    return rows[..., None]
