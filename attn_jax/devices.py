@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 from jax.sharding import NamedSharding, PartitionSpec
@@ -168,6 +169,14 @@ def by_sample(function: Callable) -> Callable:
         )
 
     return run
+
+
+def take_samples(array: Array | np.ndarray, index: Array | np.ndarray) -> Array:
+    """Return the samples of an index, spread over devices as they were."""
+    array, sharding = jnp.asarray(array), jax.typeof(array).sharding
+    if not any(sharding.spec):
+        return array[index]
+    return array.at[index].get(out_sharding=sharding)
 
 
 def _share_out(layout: Layout, function: Callable, letters: tuple, inputs: tuple) -> Any:
