@@ -179,6 +179,16 @@ def take_samples(array: Array | np.ndarray, index: Array | np.ndarray) -> Array:
     return array.at[index].get(out_sharding=sharding)
 
 
+def out_sharding(array: Array, kernel: Array) -> NamedSharding | None:
+    """Say how a product lies that is summed over devices: JAX asks, where axes are explicit."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return None
+    left, right = jax.typeof(array).sharding, jax.typeof(kernel).sharding
+    if not left.spec[-1] or not right.spec[0]:
+        return None
+    return NamedSharding(left.mesh, PartitionSpec(*left.spec[:-1], right.spec[1]))
+
+
 def _share_out(layout: Layout, function: Callable, letters: tuple, inputs: tuple) -> Any:
     specs = jax.tree.map(lambda dims, x: layout.spec(dims, jnp.shape(x)), letters, inputs)
     local = jax.shard_map(
@@ -266,10 +276,10 @@ def evaluate(jaxpr: Any, consts: Sequence, *arrays: Array) -> list:
         inputs = vary_alike([*map(read, equation.invars)])
         if equation.primitive.name == "jit":
             program = equation.params["jaxpr"]
-            found = evaluate(program.jaxpr, program.consts, *inputs)
+            outputs = evaluate(program.jaxpr, program.consts, *inputs)
         else:
             parameters = equation.primitive.get_bind_params(equation.params)
-            found = equation.primitive.bind(*inputs, **parameters)
-        found = found if equation.primitive.multiple_results else [found]
-        known |= zip(equation.outvars, found, strict=True)
+            outputs = equation.primitive.bind(*inputs, **parameters)
+        outputs = outputs if equation.primitive.multiple_results else [outputs]
+        known |= zip(equation.outvars, outputs, strict=True)
     return [*map(read, jaxpr.outvars)]

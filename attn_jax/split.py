@@ -81,11 +81,11 @@ def _map(function: Callable, like: Sequence[int], *inputs: Any) -> list[Array]:
         into = tuple(0 if axis in of.mapped else None for of in dims)
         out = [0 if axis in front else None for front in fronts]
         one = jax.vmap(one, into, out, axis_name=AXES[axis], axis_size=counts[axis])
-    found = one(*(x.reshape(of.front) for x, of in zip(arrays, dims, strict=True)))
+    outputs = one(*(x.reshape(of.front) for x, of in zip(arrays, dims, strict=True)))
     wholes = (call.bias if i == 3 else inputs[i] for i in like)
     return [
         x.reshape(*whole.shape[:2], *x.shape[len(front) :])
-        for x, whole, front in zip(found, wholes, fronts, strict=True)
+        for x, whole, front in zip(outputs, wholes, fronts, strict=True)
     ]
 
 
@@ -127,8 +127,8 @@ def _abstract(*_: Any, program: Any, apart: Callable) -> list:
 
 
 def _batch(arrays: list, axes: list, *, program: Any, apart: Callable) -> tuple[list, list]:
-    found = jax.vmap(jaxpr_as_fun(program), axes)(*arrays)
-    return found, [0] * len(found)
+    outputs = jax.vmap(jaxpr_as_fun(program), axes)(*arrays)
+    return outputs, [0] * len(outputs)
 
 
 def _lower(context: Any, *values: Any, program: Any, apart: Callable) -> Any:

@@ -41,7 +41,7 @@ def arrays(sizes, kv_heads):
 
 def shared_options(sizes):
     """Return what calls are told where nothing differs between samples or heads."""
-    (T, S), random = sizes, np.random.default_rng(T)
+    (T, S), random = sizes, np.random.default_rng(sizes)
 
     def some(_batch, _head, query, key):
         return jnp.where(query > key, jnp.arange(5)[key % 5] < 3, jnp.clip(query, 3, 9) % 4 > 1)
@@ -57,11 +57,13 @@ def shared_options(sizes):
 
 def options(sizes):
     """Return what calls are told about samples and heads, too."""
-    (T, S), random = sizes, np.random.default_rng(T)
+    (T, S), random = sizes, np.random.default_rng(sizes)
 
     def all_four(batch, head, query, key):
         even = (query + batch) % 2 == 0
-        return jnp.where(even, (key + head) % 3 > 0, jnp.clip(head, 0, 5) * jnp.arange(B)[batch] < 6)
+        return jnp.where(
+            even, (key + head) % 3 > 0, jnp.clip(head, 0, 5) * jnp.arange(B)[batch] < 6
+        )
 
     query_ids, key_ids = (random.integers(0, 3, (B, length)) for length in sizes)
     cells = jnp.asarray(random.random((1, H, T, S)) < 0.3)
@@ -223,6 +225,13 @@ def modules():
                 check(found, wanted[1], f"decode, {spec}")
                 check_places(found[2].key, given[1].key, f"decode, {spec}")
             check(nnx.grad(loss)(attn, given[0], given[2]), wanted[2], f"parameters, {spec}")
+        x, hidden = (put(mesh, array, P("d")) for array in (x, hidden))
+        for layer in (attn.q_proj, attn.k_proj, attn.v_proj):  # their heads, and a sum over them
+            layer.kernel = nnx.Param(put(mesh, layer.kernel[...], P(None, "m")))
+            layer.bias = nnx.Param(put(mesh, layer.bias[...], P("m")))
+        attn.out_proj.kernel = nnx.Param(put(mesh, attn.out_proj.kernel[...], P("m")))
+        check(attend(x, hidden), wanted[0], "module by heads")
+        check(nnx.grad(loss)(attn, x, hidden), wanted[2], "parameters by heads")
 
 
 def steps():
