@@ -2,6 +2,7 @@
 
 Where the axes of a mesh are explicit the arrays' types say how they lie, and `by_device` cuts a
 call up while it is traced. Where they are automatic only the compiler knows; `split.py` asks it.
+Inside of `jax.shard_map` a call is what the device has, and a predicate counts from its first.
 """
 
 from collections.abc import Callable, Sequence
