@@ -192,7 +192,10 @@ def moved_by(number, T: int, S: int) -> dict:
         "offset": {"mask": causal(), "query_offset": number},
         "offsets": {"mask": sliding_window(3), "query_offset": jnp.stack([number, number * 2])},
         "cells": {"mask": hide(jnp.asarray(drawn(T, S)) & (number > 1))},
-        "predicate": {"mask": predicate(lambda b, h, q, k: (q + k + h) % 4 < number + b)},
+        "predicate": {
+            "mask": predicate(lambda b, h, q, k: (q + k + h) % 4 < number + b),
+            "query_offset": 0,
+        },
     }
 
 
