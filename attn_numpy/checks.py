@@ -17,6 +17,7 @@ from .arrays import Array, dtype_name, is_array, is_concrete
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
+LARGEST = 2.0**127  # a power of 2 that float32 holds
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
 
@@ -250,6 +251,8 @@ def check_attention(
         check_number("softcap", softcap)
         if not softcap > 0:
             raise ValueError(f"softcap must be above 0: got {softcap}")
+        if softcap > LARGEST:  # 0 * inf; without a cap it is None
+            raise ValueError(f"softcap must be finite in float32, or None: got {softcap}")
     check_empty_rows(empty_rows)
     check_dropout(dropout)
     if bias is not None:
@@ -302,6 +305,13 @@ def check_same_batch(query: int, key: int, value: int) -> None:
 def check_same_length(keys: int, values: int) -> None:
     if keys != values:
         raise ValueError(f"key and value must share a length: got {keys} and {values}")
+
+
+def check_unchanged(before: Sequence[int], now: Sequence[int]) -> None:
+    """Check that the tables of a mask were not written to since the call."""
+    if before != now:
+        rule = "masks and query_offset must stay as they were until gradients are taken, clone them"
+        raise RuntimeError(f"{rule}: got one that was written to")
 
 
 def check_empty_rows(empty_rows: Any) -> None:
