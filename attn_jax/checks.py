@@ -200,13 +200,15 @@ def check_query_offset(
     """Return the position of the first query: an int, or an int array with one a sample."""
     batch, _, queries, keys = sizes
     if query_offset is None:
-        if queries != keys and mask is not None and mask.positional:
+        if mask is not None and mask.positional and queries != keys:
             raise ValueError(
                 "query_offset is needed where T != S: 0 where queries and keys start together, "
                 f"S - T = {keys - queries} where the queries are the last positions: "
                 f"got None with T = {queries} and S = {keys}"
             )
         return 0
+    if arrays.is_symbolic(query_offset):
+        return arrays.to_positions(query_offset)
     if _is_integer(query_offset):
         _check_far(query_offset, query_offset)
         return int(query_offset)

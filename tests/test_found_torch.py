@@ -1,7 +1,8 @@
-"""What a user meets between two calls: tables written to, outputs written to, copies, new parts."""
+"""What users met: tables and outputs written to, copies, new parts, sizes not known yet."""
 
 import copy
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -135,3 +136,56 @@ def test_parameters_without_memory_are_not_taken_for_tied():
     assert ties(attn) == {}
     attn.k_proj._parameters["weight"] = attn.q_proj._parameters["weight"]
     assert ties(attn) == {"k_proj.weight": "q_proj.weight"}
+
+
+class Last(nn.Module):
+    """Attention whose queries are the last positions."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        offset = key.shape[2] - query.shape[2]
+        return attn_torch.attention(query, key, key, mask=WINDOW, query_offset=offset)
+
+
+WINDOW = attn_torch.causal() & attn_torch.sliding_window(4)
+SIZES = [(3, 7), (6, 9), (5, 5), (131, 140), (9, 4)]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_queries_at_the_end_are_exported(strict):
+    queries, keys = (torch.export.Dim(name, min=2, max=600) for name in "TS")
+    sizes = ({2: queries}, {2: keys})
+    example = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 9, 4)
+    program = torch.export.export(Last(), example, dynamic_shapes=sizes, strict=strict).module()
+    for rows, columns in SIZES:
+        query, key = torch.randn(1, 2, rows, 4), torch.randn(1, 2, columns, 4)
+        torch.testing.assert_close(program(query, key), Last()(query, key))
+
+
+def test_a_strict_export_without_a_mask_takes_equal_lengths():
+    class Cross(nn.Module):
+        def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            mask = attn_torch.padding(hidden=key[:, 0, :, 0] > 1)
+            unmasked = attn_torch.attention(query, key, key)
+            return unmasked + attn_torch.attention(query, key, key, mask=mask)
+
+    queries, keys = (torch.export.Dim(name, min=2, max=600) for name in "TS")
+    example = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 9, 4)
+    sizes = ({2: queries}, {2: keys})
+    program = torch.export.export(Cross(), example, dynamic_shapes=sizes, strict=True).module()
+    query, key = torch.randn(2, 1, 2, 5, 4)
+    torch.testing.assert_close(program(query, key), Cross()(query, key))
+
+
+def test_queries_at_the_end_are_exported_in_jax():
+    def last(query, key):
+        offset = key.shape[2] - query.shape[2]
+        mask = attn_jax.causal() & attn_jax.sliding_window(4)
+        return attn_jax.attention(query, key, key, mask=mask, query_offset=offset)
+
+    rows, columns = jax.export.symbolic_shape("t, s")
+    shapes = [jax.ShapeDtypeStruct((1, 2, size, 4), np.float32) for size in (rows, columns)]
+    program = jax.export.export(jax.jit(last))(*shapes)
+    rng = np.random.default_rng(0)
+    for sizes in SIZES:
+        arrays = [rng.normal(size=(1, 2, size, 4)).astype(np.float32) for size in sizes]
+        np.testing.assert_allclose(program.call(*arrays), last(*arrays), atol=1e-6)
