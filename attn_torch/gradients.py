@@ -47,7 +47,7 @@ class _Again(torch.autograd.Function):
         if d_output is None or (not torch.is_grad_enabled() and is_concrete(d_output)):
             return (d_output, *[None] * (len(ctx.needs_input_grad) - 1))
         with torch.enable_grad():  # a tensor may be given twice: each time by its own name
-            inputs = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
+            inputs: list[Any] = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
             output = ctx.textbook(*inputs)
         grads: list[Tensor | None] = [None for _ in inputs]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
