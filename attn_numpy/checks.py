@@ -309,6 +309,12 @@ def check_same_length(keys: int, values: int) -> None:
         raise ValueError(f"key and value must share a length: got {keys} and {values}")
 
 
+def check_settings(dropout: Any, empty_rows: Any) -> None:
+    """Check what a user may have set since the module was made."""
+    check_dropout(dropout)
+    check_empty_rows(empty_rows)
+
+
 def check_unchanged(before: Sequence[int], now: Sequence[int]) -> None:
     """Check that the tables of a mask were not written to since the call."""
     if before != now:
@@ -461,6 +467,8 @@ def check_cache(cache: Any) -> None:
 
 def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
     check_cache(cache)
+    if hasattr(cache, "consumed") and cache.key is cache.value:  # JAX writes to neither
+        raise ValueError("a cache writes to its key and value, they must be two: got one array")
     batch, heads, _, head_dim = cache.key.shape
     for name, array in (("key", key), ("value", value)):
         check_rank_and_dtype(name, array, ("B", "H_kv", "T", "D"))

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 import attn_jax
@@ -98,6 +99,28 @@ def test_a_shallow_copy_of_a_cache_goes_its_own_way(module):
         other = other.append(array(one), array(one))
         assert float(taken.key.sum()) == 0
         assert float(other.key.sum()) == 8
+
+
+@pytest.mark.parametrize("module", [attn_numpy, attn_torch])
+def test_a_cache_of_one_array_twice_is_refused(module):
+    slots, one = np.zeros((1, 2, 5, 4), np.float32), np.ones((1, 2, 1, 4), np.float32)
+    lengths = np.zeros(1, np.int64)
+    if module is attn_torch:
+        slots, one, lengths = (torch.from_numpy(array) for array in (slots, one, lengths))
+    with pytest.raises(ValueError, match="they must be two: got one array"):
+        module.KVCache(slots, slots, lengths).append(one, one)
+    assert float(slots.sum()) == 0
+
+
+@pytest.mark.parametrize("module", [attn_numpy, attn_torch, attn_jax])
+@pytest.mark.parametrize(("name", "wrong"), [("dropout", 2.0), ("empty_rows", "mean")])
+def test_settings_that_were_made_wrong_are_refused(module, name, wrong):
+    options = {"rngs": nnx.Rngs(0)} if module is attn_jax else {}
+    attn, x = module.MultiHeadAttention(8, 2, **options), np.ones((1, 3, 8), np.float32)
+    x = {attn_numpy: np.asarray, attn_torch: torch.tensor}.get(module, jax.numpy.asarray)(x)
+    setattr(attn, name, wrong)
+    with pytest.raises(ValueError, match=f"{name} must"):
+        attn(x)
 
 
 def test_calls_make_nothing_on_the_default_device():
