@@ -66,9 +66,14 @@ def signed_copy(integers: Array) -> Array:
     return integers if integers.dtype.kind == "i" else integers.astype(int)
 
 
-def to_positions(integers: Array) -> Array:
+def is_symbolic(value: Any) -> bool:
+    """Whether it is made of sizes that are not known yet, as S - T of `jax.export` is."""
+    return jax.export.is_symbolic_dim(value)
+
+
+def to_positions(integers: Any) -> Array:
     """Return the integers in the dtype of positions."""
-    return integers.astype(int)
+    return jnp.asarray(integers) if is_symbolic(integers) else integers.astype(int)
 
 
 def full_like(array: Array, value: int) -> Array:

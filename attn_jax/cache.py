@@ -88,6 +88,8 @@ class KVCache:
         """Return a cache of its own with the same content."""
         return KVCache(jnp.copy(self.key), jnp.copy(self.value), self.lengths.copy())
 
+    __copy__ = copy  # one may be donated
+
     def reorder(self, index: Integer[Array, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         checks.check_index(index, len(self.lengths))
@@ -142,6 +144,8 @@ class StackCache:
         layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
         hidden = self.memory_key_padding_mask
         return StackCache(layers, memory, None if hidden is None else hidden.copy())
+
+    __copy__ = copy
 
     def reorder(self, index: Integer[Array, "B"]) -> "StackCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""

@@ -57,6 +57,14 @@ def signed_copy(integers: Array) -> Array:
     return np.array(integers, np.int64 if integers.dtype.kind != "i" else None)
 
 
+def is_symbolic(value: Any) -> bool:
+    """Whether it is made of sizes that are not known yet.
+
+    Never, in NumPy.
+    """
+    return False
+
+
 def to_positions(integers: Array) -> Array:
     """Return the integers in the dtype of positions."""
     return integers.astype(np.int64)
