@@ -11,8 +11,11 @@ Array = jax.Array | np.ndarray
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether the value is an array of this framework."""
-    return isinstance(value, jax.Array | np.ndarray)
+    """Whether the value is an array of this framework.
+
+    No masked array: its mask would be lost. No matrix: its rank is always 2.
+    """
+    return isinstance(value, Array) and not isinstance(value, np.ma.MaskedArray | np.matrix)
 
 
 def is_concrete(array: Any) -> bool:

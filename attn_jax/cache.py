@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
@@ -78,7 +79,8 @@ class KVCache:
     def _write(self, key: Array, value: Array, counts: Array | None) -> "KVCache":
         """Append what is checked."""
         steps, first = key.shape[2], self.lengths
-        taken = np.full(len(first), steps, np.int32) if counts is None else counts
+        full = jnp.full if any(map(is_symbolic_dim, key.shape)) else np.full
+        taken = full(key.shape[0], steps, np.int32) if counts is None else counts
         key = _write(self.key, key, first, taken)
         value = _write(self.value, value, first, taken)
         lengths = self._overflow_where((taken < 0) | (taken > steps), first + taken)

@@ -9,8 +9,11 @@ Array = np.ndarray
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether the value is an array of this framework."""
-    return isinstance(value, np.ndarray)
+    """Whether the value is an array of this framework.
+
+    No masked array: its mask would be lost. No matrix: its rank is always 2.
+    """
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray | np.matrix)
 
 
 def is_concrete(array: Any) -> bool:

@@ -644,6 +644,12 @@ def check_token_array(
             raise ValueError(f"{rule}: got {lowest if lowest < 0 else highest}")
 
 
+def check_embedding(tokens: int, vocab: int) -> None:
+    """Check an embedding, in whose place a user may have put a smaller one."""
+    if tokens < vocab:
+        raise ValueError(f"an embedding must hold {vocab} tokens: got {tokens}")
+
+
 def check_token_batch(tgt: Array, cache: Any) -> None:
     if tgt.shape[0] != len(cache.lengths):
         got = f"{tgt.shape[0]} and {len(cache.lengths)}"
