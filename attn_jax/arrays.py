@@ -75,8 +75,15 @@ def is_symbolic(value: Any) -> bool:
 
 
 def to_positions(integers: Any) -> Array:
-    """Return the integers in the dtype of positions."""
-    return jnp.asarray(integers) if is_symbolic(integers) else integers.astype(int)
+    """Return the integers in the dtype of positions; traced ones no farther than can be added to.
+
+    An eager call refuses what is farther than 2**30; where values are not known it sees as much.
+    """
+    if is_symbolic(integers):
+        return jnp.asarray(integers)
+    if not is_concrete(integers) and integers.dtype.itemsize > 2:
+        integers = integers.clip(-(2**30) if integers.dtype.kind == "i" else 0, 2**30)
+    return integers.astype(int)
 
 
 def full_like(array: Array, value: int) -> Array:

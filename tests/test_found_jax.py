@@ -1,6 +1,7 @@
 """Wrong calls and strict modes that were found by trying."""
 
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,3 +104,13 @@ def test_sinusoids_are_exported_for_unknown_sizes():
         tokens = np.random.default_rng(0).integers(0, 11, (batch, sources + targets), np.int32)
         src, tgt = jnp.asarray(tokens[:, :sources]), jnp.asarray(tokens[:, sources:])
         np.testing.assert_allclose(exported.call(src, tgt), model(src, tgt), atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [5, 131])
+@pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 2**30 + 7])
+def test_a_traced_offset_may_be_as_far_as_its_dtype_goes(length, offset):
+    x = jax.random.normal(jax.random.key(0), (1, 2, length, 4))
+    far = jax.jit(partial(attn_jax.attention, mask=attn_jax.causal()))
+    got = far(x, x, x, query_offset=jnp.int32(offset))
+    wanted = attn_jax.attention(x, x, x) if offset > 0 else jnp.zeros_like(x)
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
