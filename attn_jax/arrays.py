@@ -77,7 +77,7 @@ def is_symbolic(value: Any) -> bool:
 def to_positions(integers: Any) -> Array:
     """Return the integers in the dtype of positions; traced ones no farther than can be added to.
 
-    An eager call refuses what is farther than 2**30; where values are not known it sees as much.
+    An eager call refuses what is farther than 2**30; where values are not known it allows as much.
     """
     if is_symbolic(integers):
         return jnp.asarray(integers)
