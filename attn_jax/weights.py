@@ -122,8 +122,10 @@ def _read(model: nnx.Module) -> dict[str, Array]:
 
 def _wanted(model: nnx.Module, layout: str) -> Any:
     """Return what has the names, shapes and dtypes of what goes in."""
-    # JAX sorts the names of a plain dict.
-    return nnx.eval_shape(lambda abstract: OrderedDict(_lay_out(abstract, layout)), model)
+    shapes = nnx.eval_shape(lambda abstract: OrderedDict(_lay_out(abstract, layout)), model)
+    # flax sorts what it maps, and JAX a plain dict
+    places = {name: place for place, name in enumerate(parameters(model))}
+    return dict(sorted(shapes.items(), key=lambda named: places.get(named[0], -1)))
 
 
 def _write(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
