@@ -151,7 +151,7 @@ class JaxTransforms:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def wrap(self, projection, weight=None):
-        return Wrapping(projection, None if weight is None else self.array(weight))
+        return Around(projection, None if weight is None else self.array(weight))
 
     def alter_blank(self, model):
         graph, state = nnx.split(model)
@@ -164,7 +164,7 @@ class JaxTransforms:
         return model
 
 
-class Wrapping(nnx.Module):
+class Around(nnx.Module):
     """A module that calls another, as an adapter of low rank does."""
 
     def __init__(self, inner, weight):

@@ -5,22 +5,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 
 from .flat import arrays_of, change, symbols
 from .models import CLASSES
 from .protocol import NotOffered
-
-
-class Counting:
-    """A backend of torch.compile that counts its graphs."""
-
-    def __init__(self, name: str):
-        self.own, self.graphs = torch._dynamo.lookup_backend(name), 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return self.own(graph, inputs)
 
 
 class Program(nn.Module):
@@ -78,9 +68,9 @@ class TorchTransforms:
 
     def _run_graph(self, function, arrays, names, calls, backend="aot_eager"):
         torch.compiler.reset()
-        counting = Counting(backend)
+        counting = CompileCounterWithBackend(backend)
         compiled = torch.compile(function, fullgraph=True, backend=counting)
-        return [_differentiated(compiled, own, names) for own in arrays], counting.graphs
+        return [_differentiated(compiled, own, names) for own in arrays], counting.frame_count
 
     def _run_kernels(self, function, arrays, names, calls):
         self.need_compiler()
@@ -187,15 +177,15 @@ class TorchTransforms:
 
     def compiled_decode(self, model, options):
         torch.compiler.reset()
-        counting = Counting("aot_eager")
+        counting = CompileCounterWithBackend("aot_eager")
         decode = torch.compile(model.decode, fullgraph=True, backend=counting)
-        return lambda x, *caches: decode(x, *caches, **options), lambda: counting.graphs
+        return lambda x, *caches: decode(x, *caches, **options), lambda: counting.frame_count
 
     def blank(self, *shape):
         return torch.empty(shape, device="meta")
 
     def wrap(self, projection, weight=None):
-        return AroundTorch(projection, None if weight is None else self.array(weight))
+        return Around(projection, None if weight is None else self.array(weight))
 
     def alter_blank(self, model):
         return model.to("meta")
@@ -219,7 +209,7 @@ class TorchTransforms:
         return torch.compile(model, backend="eager")
 
 
-class AroundTorch(nn.Module):
+class Around(nn.Module):
     """A module that calls another, as an adapter of low rank does."""
 
     def __init__(self, inner, weight):
