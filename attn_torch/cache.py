@@ -71,7 +71,8 @@ class KVCache:
     ) -> "KVCache":
         """Write T keys and values behind those that are there, or the first `counts[b]` of them.
 
-        Raises ValueError where they do not fit, nothing written.
+        Raises ValueError where they do not fit, nothing written. Under torch.compile, where
+        lengths are not known, the outputs of such a sample are NaN from then on.
         """
         checks.check_append(self, key, value, counts)
         return self._write(key, value, counts)
