@@ -3,6 +3,7 @@
 `attention_steps` returns every step of it, `attention` only the output.
 """
 
+from functools import partial
 from typing import NamedTuple, cast
 
 import jax
@@ -15,11 +16,12 @@ from jaxtyping import Array, Float, Integer
 
 from .blocked import attend_tiles, attention_blocked, backward
 from .call import Call, check_call, expand_bias
+from .devices import by_device, local_sizes, vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
 from .numerics import split_nonfinite, upcast
 from .tiles import Cells
-from .walk import Tile, closure_convert
+from .walk import closure_convert
 
 
 class AttentionSteps(NamedTuple):
@@ -101,7 +103,8 @@ def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
     textbook = call.dropout > 0 or 0 in (*call.sizes, value.shape[3])
     textbook = textbook or any(map(is_symbolic_dim, (*call.sizes, value.shape[3])))
     if call.sizes[2] == 1 and not textbook:
-        return _attend_one_query(query, key, value, closure_convert(call))
+        sizes = partial(local_sizes, query, key, value, call)
+        return _attend_one_query(query, key, value, closure_convert(call, sizes))
     # One tile only takes long to compile.
     if textbook or call.sizes[2] * call.sizes[3] <= 128 * 128:
         return attend_steps(query, key, value, call).output
@@ -111,7 +114,8 @@ def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
 def attend_steps(query: Array, key: Array, value: Array, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
     dropout_key = call.rngs.dropout() if call.rngs and 0 < call.dropout < 1 else None
-    return _steps(query, key, value, closure_convert(call), dropout_key)
+    sizes = partial(local_sizes, query, key, value, call)
+    return _steps(query, key, value, closure_convert(call, sizes), dropout_key)
 
 
 @jax.jit
@@ -119,6 +123,16 @@ def _steps(
     query: Array, key: Array, value: Array, call: Call, dropout_key: Array | None
 ) -> AttentionSteps:
     """The formula, compiled once for each set of shapes and each structure of a mask."""
+    if dropout_key is None:
+        return _steps_here(query, key, value, call)
+    drawn = jax.random.bernoulli(dropout_key, 1 - call.dropout, call.sizes)
+    return _steps_here(query, key, value, call, drawn)
+
+
+@by_device
+def _steps_here(
+    query: Array, key: Array, value: Array, call: Call, drawn: Array | None = None
+) -> AttentionSteps:
     call = expand_bias(call)
     allowed = _allowed(call)
     q, k, v = (upcast(array) for array in (query, key, value))
@@ -131,20 +145,21 @@ def _steps(
     scores, masked_scores, weights = _weigh(scores, nonfinite, allowed, call)
     # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
     kept = jnp.where(weights == 0, 0, weights)
-    output = _drop(kept, call.dropout, dropout_key) @ v  # (B, H, T, D_v)
+    output = _drop(kept, call.dropout, drawn) @ v  # (B, H, T, D_v)
     if not call.sizes[3] and call.empty_rows != "zero":
         output = jnp.full_like(output, jnp.nan)  # the mean over no key at all is 0/0
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
 
 
 @jax.jit
+@by_device
 def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Array:
     """The formula for one query a head, with the keys that it is allowed made an array of."""
     call = expand_bias(call)
     allowed = _allowed(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
     call = call._replace(mask=allow(allowed), query_offset=0)
-    return _attend_or_textbook(query, key, value, call)
+    return _attend_or_textbook(*vary_alike((query, key, value, call)))
 
 
 @jax.custom_jvp
@@ -177,10 +192,10 @@ def _textbook(query: Array, key: Array, value: Array, call: Call) -> Array:
 
 @attend_tiles.defjvp
 def _attend_tiles_jvp(
-    tiles: tuple[Tile, Tile], primals: tuple, tangents: tuple
+    tile: tuple[int, int], primals: tuple, tangents: tuple
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Move with the inputs as the textbook does; a gradient, its transpose, goes by tiles."""
-    output, lse = attend_tiles(tiles, *primals)
+    output, lse = attend_tiles(tile, *primals)
 
     def derivative(kept: tuple, moves: tuple) -> Array:
         def textbook(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
@@ -192,7 +207,7 @@ def _attend_tiles_jvp(
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
         inputs, lse, output = kept
-        return backward(tiles, inputs, lse, output, d_output)
+        return backward(tile, inputs, lse, output, d_output)
 
     kept = (primals, *lax.stop_gradient((lse, output)))
     moves = (*tangents[:3], tangents[3].bias)
@@ -240,10 +255,9 @@ def _softmax(masked_scores: Array, allowed: Array, nonfinite: Array, empty_rows:
     return jnp.where(lost, jnp.nan, weights)
 
 
-def _drop(weights: Array, dropout: float, dropout_key: Array | None) -> Array:
+def _drop(weights: Array, dropout: float, drawn: Array | None) -> Array:
     if dropout == 0:
         return weights
     if dropout == 1:
         return jnp.zeros_like(weights)  # 1 / (1 - p) would be 0/0
-    kept = jax.random.bernoulli(cast(Array, dropout_key), 1 - dropout, weights.shape)
-    return jnp.where(kept, weights / (1 - dropout), 0)
+    return jnp.where(cast(Array, drawn), weights / (1 - dropout), 0)

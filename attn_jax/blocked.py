@@ -7,6 +7,7 @@ compiled, and new lengths, segments or offsets compile nothing anew.
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .call import Call, expand_bias
+from .devices import by_device, vary_alike
 from .masks import Mask
 from .numerics import upcast
+from .split import Lanes, split
 from .tiles import cut
 from .walk import Tile, TileLoop, closure_convert
 
@@ -52,13 +55,14 @@ def attention_blocked(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    tiles = _tiles(tile, call, key.shape[1])
-    return _attend(tiles, query, key, value, closure_convert(call, (1, 1, 1, 1)))
+    return _attend(tile, query, key, value, closure_convert(call))
 
 
-def _tiles(tile: tuple[int, int], call: Call, kv_heads: int) -> tuple[Tile, Tile]:
+def _tiles(tile: tuple[int, int], call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
     """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
     _, heads, queries, keys = call.sizes
+    while lanes.cells * tile[0] * tile[1] > 64 * ROWS * COLUMNS and min(tile) > 128:
+        tile = (tile[0] // 2, tile[1] // 2)
     rows, columns = min(tile[0], queries), tile[1]
     columns = max(columns, min(tile[0] * columns // rows, 8 * columns))  # where queries are few
     if call.mask is not None and any(_reach(leaf) < columns for leaf in call.mask.leaves()):
@@ -87,21 +91,31 @@ def _even(length: int, most: int) -> int:
 
 
 @partial(jax.jit, static_argnums=0)
-def _attend(tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call) -> Array:
-    return attend_tiles(tiles, query, key, value, expand_bias(call))[0].astype(query.dtype)
+def _attend(tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call) -> Array:
+    def attend(*inputs: Any) -> Array:
+        *arrays, call = vary_alike(inputs)
+        return attend_tiles(tile, *arrays, expand_bias(call))[0].astype(query.dtype)
+
+    return by_device(attend)(query, key, value, call)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def attend_tiles(
-    tiles: tuple[Tile, Tile], query: Array, key: Array, value: Array, call: Call
+    tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call
 ) -> tuple[Array, Array]:
     """Return the output in the width of the sums, and the log-sum-exp of every row.
 
     `attention.py` says what its derivative is.
     """
-    loop = TileLoop(tiles[0], query, key, value, call)
-    lse = jnp.zeros(call.sizes[:3], loop.dtype)
-    output = jnp.zeros((*call.sizes[:3], value.shape[3]), loop.dtype)
+    output, lse = split(partial(_attend_tiles, tile), [0, 0], query, key, value, call)
+    return output, lse
+
+
+def _attend_tiles(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
+    _, key, value, call = inputs
+    loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[0], lanes, *inputs)
+    lse = loop.zeros(call.sizes[:3])
+    output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
     empty = lse == jnp.inf
     lse = jnp.where(loop.nonfinite_queries & ~empty, jnp.nan, lse)
@@ -114,7 +128,7 @@ def attend_tiles(
     elif call.empty_rows == "nan":
         lost |= empty
     output = jnp.where(lost[..., None], jnp.nan, output)
-    return output, lse
+    return [output, lse]
 
 
 def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Array]:
@@ -127,8 +141,8 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
         ways = [partial(_online_softmax_step, loop, at, query, masked) for masked in (True, False)]
         return lax.switch(loop.kind(at), [lambda state: state, *ways], state)
 
-    zeros = jnp.zeros(query.shape[:2], loop.dtype)
-    sums = jnp.zeros((*query.shape[:2], loop.value.shape[3]), loop.dtype)
+    zeros = loop.zeros(query.shape[:2])
+    sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
     running_max, total, sums = lax.fori_loop(0, count, step, (zeros - jnp.inf, zeros, sums))
     empty = running_max == -jnp.inf
@@ -153,23 +167,28 @@ def _online_softmax_step(
 
 
 def backward(
-    tiles: tuple[Tile, Tile], inputs: tuple, lse: Array, output: Array, d_output: Array
+    tile: tuple[int, int], inputs: tuple, lse: Array, output: Array, d_output: Array
 ) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
-    query, key, value, call = inputs
-    loop = TileLoop(tiles[1], query, key, value, call)
+    like = [0, 1, 2] if inputs[3].bias is None else [0, 1, 2, 3]
+    grads = split(partial(_backward, tile), like, *inputs, lse, output, d_output)
+    return tuple([*grads, None][:4])
+
+
+def _backward(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
+    query, key, value, call, *rows = inputs
+    lse, _, d_output = rows
+    loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
-    grads = [jnp.zeros(x.shape, loop.dtype) for x in arrays]
+    grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
-    rows = (lse, output, d_output)
-    grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, rows), grads)
+    grads = lax.fori_loop(0, loop.count, partial(_backward_block, loop, tuple(rows)), grads)
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
     if call.empty_rows == "uniform":
         shares = jnp.where(lse[..., None] == jnp.inf, upcast(d_output), 0).sum(2)  # (B, H, D_v)
         shares = shares.reshape(*value.shape[:2], loop.group, -1).sum(2) / call.sizes[3]
-        grads[2] += shares[:, :, None]
-    grads = [grad.astype(x.dtype) for grad, x in zip(grads, arrays, strict=True)]
-    return tuple([*grads, None][:4])
+        grads[2] += lax.psum(shares, lanes.key)[:, :, None]
+    return [grad.astype(x.dtype) for grad, x in zip(grads, arrays, strict=True)]
 
 
 def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]) -> list[Array]:
@@ -189,7 +208,7 @@ def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]
             for masked in (True, False)
         ]
         shapes = jax.eval_shape(ways[0])
-        none = partial(jax.tree.map, lambda part: jnp.zeros(part.shape, part.dtype), shapes)
+        none = partial(jax.tree.map, lambda part: loop.zeros(part.shape), shapes)
         d_query, *parts = lax.switch(loop.kind(at), [none, *ways])
         batch, head, column, _ = loop.corner(at, of_keys=True)
         corners = [(batch, head, 0, column)] * 2 + [loop.corner(at)]
@@ -221,8 +240,10 @@ def _backward_tile(
     if loop.call.bias is not None:
         sums = [axis for axis in (1, 2, 3) if loop.call.bias.shape[axis] == 1]
         d_bias = [loop.ungrouped(d_scores).sum(sums, keepdims=True)]
+        d_bias = [lax.psum(d_bias[0], loop.lanes.bias)]
     d_scores = d_scores if slope is None else d_scores * slope
-    return d_scores @ key, turned[0] @ d_scores, turned[1] @ weights, *d_bias
+    d_key, d_value = lax.psum((turned[0] @ d_scores, turned[1] @ weights), loop.lanes.key)
+    return d_scores @ key, d_key, d_value, *d_bias
 
 
 def _add(array: Array, corner: tuple, part: Array) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
 from .arrays import is_concrete
+from .devices import by_sample, take_samples
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["key", "value", "lengths"], meta_fields=[])
@@ -92,8 +93,8 @@ class KVCache:
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         checks.check_index(index, len(self.lengths))
         wrong = (index < 0) | (index >= len(self.lengths))
-        lengths = self._overflow_where(wrong, jnp.asarray(self.lengths)[index])
-        return KVCache(self.key[index], self.value[index], lengths)
+        lengths = self._overflow_where(wrong, take_samples(self.lengths, index))
+        return KVCache(take_samples(self.key, index), take_samples(self.value, index), lengths)
 
     def truncate(self, lengths: int | Integer[Array, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
@@ -147,7 +148,7 @@ class StackCache:
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         layers, memory = (tuple(c.reorder(index) for c in s) for s in (self.layers, self.memory))
         hidden = self.memory_key_padding_mask
-        return StackCache(layers, memory, None if hidden is None else jnp.asarray(hidden)[index])
+        return StackCache(layers, memory, None if hidden is None else take_samples(hidden, index))
 
     def truncate(self, lengths: int | Integer[Array, "B"]) -> "StackCache":
         """Forget what stands behind the first `lengths` positions."""
@@ -159,6 +160,7 @@ class StackCache:
 
 
 @jax.jit
+@by_sample
 def _write(
     slots: Array, new: Array, first: Array | np.ndarray, counts: Array | np.ndarray
 ) -> Array:

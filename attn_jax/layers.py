@@ -5,6 +5,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .devices import out_sharding
+
 
 class Linear(nnx.Linear):
     """x W + b, rounded once: nnx.Linear rounds 16-bit products before it adds the bias."""
@@ -14,7 +16,9 @@ class Linear(nnx.Linear):
     ) -> Float[Array, "*batch out"]:
         """Map the last axis; the sums are in float32 for 16-bit inputs."""
         sums = jnp.promote_types(inputs.dtype, jnp.float32)
-        y = jnp.matmul(inputs, self.kernel[...], preferred_element_type=sums)
+        kernel = self.kernel[...]
+        lies = out_sharding(inputs, kernel)
+        y = jnp.matmul(inputs, kernel, preferred_element_type=sums, out_sharding=lies)
         if self.bias is not None:
             bias = self.bias[...].astype(sums)
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)  # strict ranks refuse less

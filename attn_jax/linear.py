@@ -27,7 +27,7 @@ def apply_linear(function: Callable, transpose: Callable, kept: Any, inputs: Any
     leaves, structure = jax.tree.flatten(kept)
     moves, moves_structure = jax.tree.flatten(inputs)
     moves = [jnp.asarray(x) for x in moves]
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in moves]
+    shapes = [jax.typeof(x) for x in moves]
     count = len(leaves)
 
     def plain(*arrays: Array) -> list[Array]:

@@ -227,7 +227,8 @@ def _blocks(values: Array, axis: int, size: int) -> Array:
     widths = [(0, missing if i == axis else 0) for i in range(4)]
     shape = (*values.shape[:axis], count, size, *values.shape[axis + 1 :])
     xp = np if isinstance(values, np.ndarray) else jnp
-    return xp.pad(values, widths, mode="edge").reshape(shape)
+    padded = xp.pad(values, widths, mode="edge") if missing else values  # may lie on many devices
+    return padded.reshape(shape)
 
 
 def _to_concrete(table: Any, xp: ModuleType) -> Array:

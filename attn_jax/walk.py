@@ -1,6 +1,6 @@
 """What the loop over the tiles of one attention looks up: which tiles, and what lies under them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ from jaxtyping import Array
 
 from . import checks
 from .call import Call
+from .devices import anywhere, evaluate
 from .masks import Mask
 from .numerics import HUGE, is_bounded, upcast
+from .split import Lanes
 from .tiles import Cells, Corner, Tiles, cut
 
 
@@ -47,7 +49,7 @@ class Traced:
         def allowed(*indices: Array) -> Array:
             pairs = zip(indices, self.jaxpr.invars, strict=True)
             fitting = [x.astype(variable.aval.dtype) for x, variable in pairs]
-            return jax.core.eval_jaxpr(self.jaxpr, tables, *fitting)[0]
+            return evaluate(self.jaxpr, tables, *fitting)[0]
 
         for axis, size in enumerate(self.jaxpr.outvars[0].aval.shape):
             if not is_symbolic_dim(size) and size == 1:
@@ -72,8 +74,8 @@ def _map_axis(function: Callable, axis: int) -> Callable:
     return mapped
 
 
-def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) -> Call:
-    """Trace the call's predicates now, on index arrays of a shape: the call's, if not told.
+def closure_convert(call: Call, sizes: Callable = lambda: (1, 1, 1, 1)) -> Call:
+    """Trace the call's predicates now, on index arrays of the sizes that are asked for.
 
     What a predicate closes over may have changed since the last call: numbers become part of its
     program, and arrays, traced ones too, become tables of the mask. One that was traced for a
@@ -81,8 +83,8 @@ def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) 
     """
     if call.mask is None or all(leaf.name != "predicate" for leaf in call.mask.leaves()):
         return call
-    samples = 1 if shape else checks.count_samples(call.query_offset)
-    batch, heads, rows, columns = shape = shape or call.sizes
+    batch, heads, rows, columns = shape = sizes()
+    samples = min(checks.count_samples(call.query_offset), batch)
     dtype = jax.dtypes.canonicalize_dtype(int)
     shapes = ((batch, 1, 1, 1), (1, heads, 1, 1), (samples, 1, rows, 1), (1, 1, 1, columns))
     indices = [jax.ShapeDtypeStruct(dims, dtype) for dims in shapes]
@@ -96,7 +98,8 @@ def closure_convert(call: Call, shape: tuple[int, int, int, int] | None = None) 
         def allowed(*indices: Array) -> Array:
             return jnp.broadcast_to(checks.check_verdict(mask.settings[0](*indices), shape), shape)
 
-        closed = jax.make_jaxpr(allowed)(*indices)
+        with anywhere():
+            closed = jax.make_jaxpr(allowed)(*indices)
         kept = tuple(_held(closed.jaxpr))
         rule = Traced(closed.jaxpr, kept, str(closed.jaxpr), tuple(map(id, kept)))
         return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
@@ -117,8 +120,10 @@ def _held(jaxpr: Any) -> Iterator[Any]:
 class TileLoop:
     """One pass over the tiles: the call's arrays, and where each of them is cut."""
 
-    def __init__(self, tile: Tile, query: Array, key: Array, value: Array, call: Call):
-        self.query, self.key, self.value, self.call = query, key, value, call
+    def __init__(
+        self, tile: Tile, lanes: Lanes, query: Array, key: Array, value: Array, call: Call
+    ):
+        self.lanes, self.query, self.key, self.value, self.call = lanes, query, key, value, call
         self.sizes, self.dtype = call.sizes, upcast(query).dtype
         # A barrier: XLA would work out constant verdicts while compiling, the longer the larger T.
         self.query_offset = lax.optimization_barrier(jnp.asarray(call.query_offset))
@@ -150,7 +155,8 @@ class TileLoop:
         over = over | ((jnp.arange(self.steps) + 1)[None, None, None] * self.step > self.sizes[3])
         full = full & ~over & self.surely_finite[:, :, None] & (self.call.bias is None)
         needed = jnp.broadcast_to(needed, (*needed.shape[:3], self.steps))
-        return self._together(full).all(2), self._together(needed).any(2)
+        full, needed = self._together(full).all(2), self._together(needed).any(2)
+        return self.lanes.everywhere(full), ~self.lanes.everywhere(~needed)
 
     def _together(self, verdict: Array) -> Array:
         """Split the axis of heads, if there is one, into those that are taken together."""
@@ -160,11 +166,11 @@ class TileLoop:
     def _look(self) -> tuple[Array, Array, Array]:
         """Return which keys, which queries are not finite, and which steps' scores surely are."""
         bounded = is_bounded(self.query, self.key, self.value, self.scale)
-        return lax.cond(bounded, self._all_finite, self._look_closely)
+        return lax.cond(self.lanes.everywhere(bounded), self._all_finite, self._look_closely)
 
     def _all_finite(self) -> tuple[Array, Array, Array]:
-        keys, queries = jnp.zeros(self.key.shape[:3], bool), jnp.zeros(self.query.shape[:3], bool)
-        return keys, queries, jnp.ones((*self.sizes[:2], self.steps), bool)
+        keys, queries = (self.zeros(x.shape[:3], bool) for x in (self.key, self.query))
+        return keys, queries, ~self.zeros((*self.sizes[:2], self.steps), bool)
 
     def _look_closely(self) -> tuple[Array, Array, Array]:
         arrays = (self.key, self.query, self.value)
@@ -177,6 +183,10 @@ class TileLoop:
         key = key.reshape(*key.shape[:2], self.steps, self.step).max(-1)
         bound = query.max((2, 3))[..., None] * jnp.repeat(key, self.group, 1) * query.shape[3]
         return nonfinite, ~queries, bound < HUGE
+
+    def zeros(self, shape: Sequence[int], dtype: Any = None) -> Array:
+        """Return zeros that vary over a mesh as the queries do, so that a loop may take them."""
+        return jnp.zeros_like(self.query, dtype or self.dtype, shape=shape)
 
     def block(self, work: Array) -> Block:
         """Take blocks from the last one on: it is moved back to fit, and the next overwrites."""
