@@ -94,7 +94,7 @@ class JaxTransforms(Transforming):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def wrap(self, projection, weight=None):
-        return Around(projection, None if weight is None else self.array(weight))
+        return AroundJax(projection, None if weight is None else self.array(weight))
 
     def alter_blank(self, model):
         graph, state = nnx.split(model)
@@ -107,7 +107,7 @@ class JaxTransforms(Transforming):
         return model
 
 
-class Around(nnx.Module):
+class AroundJax(nnx.Module):
     """A module that calls another, as an adapter of low rank does."""
 
     def __init__(self, inner, weight):

@@ -129,7 +129,7 @@ class TorchTransforms(Transforming):
         return torch.empty(shape, device="meta")
 
     def wrap(self, projection, weight=None):
-        return Around(projection, None if weight is None else self.array(weight))
+        return AroundTorch(projection, None if weight is None else self.array(weight))
 
     def alter_blank(self, model):
         return model.to("meta")
@@ -153,7 +153,7 @@ class TorchTransforms(Transforming):
         return torch.compile(model, backend="eager")
 
 
-class Around(nn.Module):
+class AroundTorch(nn.Module):
     """A module that calls another, as an adapter of low rank does."""
 
     def __init__(self, inner, weight):
