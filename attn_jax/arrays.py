@@ -11,8 +11,11 @@ Array = jax.Array | np.ndarray
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether the value is an array of this framework."""
-    return isinstance(value, jax.Array | np.ndarray)
+    """Whether the value is an array of this framework.
+
+    No masked array: its mask would be lost. No matrix: its rank is always 2.
+    """
+    return isinstance(value, Array) and not isinstance(value, np.ma.MaskedArray | np.matrix)
 
 
 def is_concrete(array: Any) -> bool:
@@ -66,8 +69,20 @@ def signed_copy(integers: Array) -> Array:
     return integers if integers.dtype.kind == "i" else integers.astype(int)
 
 
-def to_positions(integers: Array) -> Array:
-    """Return the integers in the dtype of positions."""
+def is_symbolic(value: Any) -> bool:
+    """Whether it is made of sizes that are not known yet, as S - T of `jax.export` is."""
+    return jax.export.is_symbolic_dim(value)
+
+
+def to_positions(integers: Any) -> Array:
+    """Return the integers in the dtype of positions; traced ones no farther than can be added to.
+
+    An eager call refuses what is farther than 2**30; where values are not known it allows as much.
+    """
+    if is_symbolic(integers):
+        return jnp.asarray(integers)
+    if not is_concrete(integers) and integers.dtype.itemsize > 2:
+        integers = integers.clip(-(2**30) if integers.dtype.kind == "i" else 0, 2**30)
     return integers.astype(int)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
@@ -79,7 +80,8 @@ class KVCache:
     def _write(self, key: Array, value: Array, counts: Array | None) -> "KVCache":
         """Append what is checked."""
         steps, first = key.shape[2], self.lengths
-        taken = np.full(len(first), steps, np.int32) if counts is None else counts
+        full = jnp.full if any(map(is_symbolic_dim, key.shape)) else np.full
+        taken = full(key.shape[0], steps, np.int32) if counts is None else counts
         key = _write(self.key, key, first, taken)
         value = _write(self.value, value, first, taken)
         lengths = self._overflow_where((taken < 0) | (taken > steps), first + taken)
@@ -88,6 +90,8 @@ class KVCache:
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
         return KVCache(jnp.copy(self.key), jnp.copy(self.value), self.lengths.copy())
+
+    __copy__ = copy  # one may be donated
 
     def reorder(self, index: Integer[Array, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
@@ -143,6 +147,8 @@ class StackCache:
         layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
         hidden = self.memory_key_padding_mask
         return StackCache(layers, memory, None if hidden is None else hidden.copy())
+
+    __copy__ = copy
 
     def reorder(self, index: Integer[Array, "B"]) -> "StackCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""

@@ -53,8 +53,8 @@ CLASSES: dict[str, Any] = {
     "Transformer": (Transformer, BOTH),
     "Seq2SeqTransformer": (Seq2SeqTransformer, [*TOKENS, *BOTH]),
 }
-# What a model has that no file keeps: its mode, and its random source.
-TRANSIENT = {"training", "deterministic", "rng", "rngs", "param_dtype"}
+# What a model has that no file keeps: its mode, its random source, and how its weights start.
+TRANSIENT = {"training", "deterministic", "rng", "rngs", "param_dtype", "reset_parameters"}
 
 
 def save(model: nnx.Module, path: str | Path) -> None:

@@ -231,6 +231,7 @@ class MultiHeadAttention(nnx.Module):
         bias: Array | None,
         query_offset: int | Array | np.ndarray,
     ) -> Call:
+        checks.check_settings(self.dropout, self.empty_rows)
         dropout = 0.0 if self.deterministic else self.dropout
         check_rngs(dropout, self.rngs)
         scale = scale_or_default(None, self.head_dim)

@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
@@ -180,6 +181,8 @@ class Seq2SeqTransformer(nnx.Module):
         count: int,
     ) -> Array:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
+        vocab = self.src_vocab if embedding is self.src_embedding else self.tgt_vocab
+        checks.check_embedding(getattr(embedding, "num_embeddings", vocab), vocab)
         x = embedding(tokens)
         if self.positions == "sinusoidal":
             positions = first + jnp.maximum(jnp.cumsum(~hidden, 1) - 1, 0)
@@ -198,15 +201,28 @@ def sinusoids(
     """Return the paper's positional encodings (B, T, E): sines at even features, cosines at odd.
 
     Their angles need float64, which a traced function may not have: where positions are traced
-    they are looked up in a table of `count` positions, and beyond it stands NaN.
+    they are looked up in a table of `count` positions, and beyond it stands NaN. Where `count` is
+    not known either, in two tables that reach to 2**18.
 
     >>> sinusoids(jnp.array([[0, 1]]), 2).round(3)
     Array([[[0.   , 1.   ],
             [0.841, 0.54 ]]], dtype=float32)
     """
+    if is_symbolic_dim(count):
+        return _summed_sinusoids(positions, features).astype(dtype)
     if not is_concrete(positions):
         table = sinusoids(np.arange(count)[None], features, dtype)[0]
         return jnp.take(table, positions, 0, mode="fill", fill_value=jnp.nan)
     feature = np.arange(features)
     angles = np.asarray(positions)[..., None] * 10000.0 ** (-(feature // 2 * 2) / features)
     return jnp.asarray(np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(dtype))
+
+
+def _summed_sinusoids(positions: Array | np.ndarray, features: int) -> Array:
+    """Look up multiples of 512 and the rest apart: exp(i (a + b)) = exp(i a) exp(i b)."""
+    feature = np.arange(features)
+    angles = np.arange(512)[:, None] * 10000.0 ** (-(feature // 2 * 2) / features)
+    far, near = jnp.asarray(np.exp(512j * angles)), jnp.asarray(np.exp(1j * angles))
+    far = jnp.take(far, positions // 512, 0, mode="fill", fill_value=jnp.nan)
+    both = far * jnp.take(near, positions % 512, 0)
+    return jnp.where(feature % 2, both.real, both.imag)

@@ -205,7 +205,7 @@ class TileLoop:
         where, width = (at[0], at[1] // self.heads, *at[2:]), self.columns // self.step
         full, needed = (cut(of, where, (1, 1, 1, width)) for of in (self.full, self.needed))
         full = full.all() & (at[3] + width <= self.steps)  # else it is moved back
-        return jnp.where(full, 2, needed.any()).astype(jnp.int32)
+        return jnp.where(full, 2, needed.any().astype(jnp.int32))
 
     def corner(self, at: tuple, of_keys: bool = False) -> tuple:
         """Return where a tile starts: the last one in a row or column is moved back to fit."""

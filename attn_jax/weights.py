@@ -5,6 +5,7 @@ are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in
 on) and of flax.nnx.MultiHeadAttention (kernels by head). Nothing is ever unpickled.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ def _read(model: nnx.Module) -> dict[str, Array]:
 
 def _wanted(model: nnx.Module, layout: str) -> Any:
     """Return what has the names, shapes and dtypes of what goes in."""
-    return nnx.eval_shape(lambda abstract: _lay_out(abstract, layout), model)
+    # JAX sorts the names of a plain dict.
+    return nnx.eval_shape(lambda abstract: OrderedDict(_lay_out(abstract, layout)), model)
 
 
 def _write(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:

@@ -9,8 +9,11 @@ Array = np.ndarray
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether the value is an array of this framework."""
-    return isinstance(value, np.ndarray)
+    """Whether the value is an array of this framework.
+
+    No masked array: its mask would be lost. No matrix: its rank is always 2.
+    """
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray | np.matrix)
 
 
 def is_concrete(array: Any) -> bool:
@@ -55,6 +58,14 @@ def lowest_highest(array: Array) -> tuple[int, int]:
 def signed_copy(integers: Array) -> Array:
     """Return the integers in a signed dtype, in memory that nobody else writes to."""
     return np.array(integers, np.int64 if integers.dtype.kind != "i" else None)
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether it is made of sizes that are not known yet.
+
+    Never, in NumPy.
+    """
+    return False
 
 
 def to_positions(integers: Array) -> Array:

@@ -81,6 +81,8 @@ class KVCache:
         checks.check_cache(self)
         return KVCache(self.key.copy(), self.value.copy(), self.lengths.copy())
 
+    __copy__ = copy  # else both would write to the same slots
+
     def reorder(self, index: Integer[np.ndarray, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         checks.check_index(index, len(self.lengths))
@@ -122,6 +124,8 @@ class StackCache:
         """Return a cache of its own with the same content."""
         layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
         return StackCache(layers, memory, self.memory_key_padding_mask)
+
+    __copy__ = copy
 
     def reorder(self, index: Integer[np.ndarray, "B"]) -> "StackCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""

@@ -226,6 +226,7 @@ class MultiHeadAttention(Module):
         bias: np.ndarray | None,
         query_offset: int | np.ndarray,
     ) -> Call:
+        checks.check_settings(self.dropout, self.empty_rows)
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(None, self.head_dim)
         return Call(

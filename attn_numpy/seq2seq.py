@@ -173,6 +173,8 @@ class Seq2SeqTransformer(Module):
         self, embedding: Embedding, tokens: np.ndarray, hidden: np.ndarray, first: int | np.ndarray
     ) -> np.ndarray:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
+        vocab = self.src_vocab if embedding is self.src_embedding else self.tgt_vocab
+        checks.check_embedding(len(embedding.weight), vocab)
         x = embedding(tokens)
         if self.positions == "sinusoidal":
             positions = first + np.maximum(np.cumsum(~hidden, 1) - 1, 0)

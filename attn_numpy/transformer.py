@@ -57,7 +57,8 @@ class _Layer(Module):
     ):
         checks.check_layer(dim_feedforward, activation, layer_norm_eps)
         self.d_model, self.nhead, self.dim_feedforward = d_model, nhead, dim_feedforward
-        self.dropout, self.activation, self.layer_norm_eps = dropout, activation, layer_norm_eps
+        self.dropout, self.activation = dropout, activation
+        self.layer_norm_eps = float(layer_norm_eps)
         self.batch_first, self.norm_first, self.bias = batch_first, norm_first, bias
         self.empty_rows, rng = empty_rows, np.random.default_rng(rng)
         self.self_attn = self._new_attention(dtype, rng)

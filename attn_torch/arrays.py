@@ -85,9 +85,14 @@ def signed_copy(integers: Array | np.ndarray) -> Array:
     return integers.clone() if dtype_name(integers).startswith("int") else integers.to(torch.int64)
 
 
-def to_positions(integers: Array) -> Array:
-    """Return the integers in the dtype of positions."""
-    return integers.to(torch.int64)
+def is_symbolic(value: Any) -> bool:
+    """Whether it is made of sizes that are not known yet, as S - T of `torch.export` is."""
+    return isinstance(value, torch.SymInt)
+
+
+def to_positions(integers: Any) -> Any:
+    """Return the integers in the dtype of positions; symbolic ones have it."""
+    return integers if is_symbolic(integers) else integers.to(torch.int64)
 
 
 def full_like(array: Array, value: int) -> Array:

@@ -117,7 +117,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     def textbook(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         return attend_steps(query, key, value, call._replace(bias=bias)).output
 
-    return differentiable_again(output, textbook, query, key, value, call.bias)
+    return differentiable_again(output, call, textbook, query, key, value, call.bias)
 
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:

@@ -65,7 +65,7 @@ def _evaluate_tiles(
     """Return which tiles are full and which are needed: (B or 1, H or 1, T-tiles, S-tiles)."""
     tiles = [-(-size // length) for size, length in zip(call.sizes[2:], tile, strict=True)]
     if call.mask is None:
-        full = torch.ones((1, 1, tiles[0], 1), dtype=torch.bool)
+        full = torch.ones((1, 1, tiles[0], 1), dtype=torch.bool, device="cpu")
         return full, full
     cells = Cells(call.sizes, call.query_offset, device=device)
     verdict = torch.stack(torch.broadcast_tensors(*call.mask.evaluate(Tiles(cells, *tile)))).cpu()

@@ -117,6 +117,8 @@ class KVCache:
         checks.check_cache(self)
         return KVCache(self.key.clone(), self.value.clone(), self.lengths.clone())
 
+    __copy__ = copy  # else both would write to the same slots
+
     def reorder(self, index: Integer[Tensor, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         checks.check_index(index, len(self.lengths))
@@ -171,6 +173,8 @@ class StackCache:
         """Return a cache of its own with the same content."""
         layers, memory = (tuple(c.copy() for c in s) for s in (self.layers, self.memory))
         return StackCache(layers, memory, self.memory_key_padding_mask)
+
+    __copy__ = copy
 
     def reorder(self, index: Integer[Tensor, "B"]) -> "StackCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""

@@ -17,6 +17,7 @@ from .arrays import Array, dtype_name, is_array, is_concrete
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
+LARGEST = 2.0**127  # a power of 2 that float32 holds
 EMPTY_ROWS = ("zero", "nan", "uniform")
 CALL = ("B", "H", "T", "S")
 
@@ -199,13 +200,15 @@ def check_query_offset(
     """Return the position of the first query: an int, or an int array with one a sample."""
     batch, _, queries, keys = sizes
     if query_offset is None:
-        if queries != keys and mask is not None and mask.positional:
+        if mask is not None and mask.positional and queries != keys:
             raise ValueError(
                 "query_offset is needed where T != S: 0 where queries and keys start together, "
                 f"S - T = {keys - queries} where the queries are the last positions: "
                 f"got None with T = {queries} and S = {keys}"
             )
         return 0
+    if arrays.is_symbolic(query_offset):
+        return arrays.to_positions(query_offset)
     if _is_integer(query_offset):
         _check_far(query_offset, query_offset)
         return int(query_offset)
@@ -250,6 +253,8 @@ def check_attention(
         check_number("softcap", softcap)
         if not softcap > 0:
             raise ValueError(f"softcap must be above 0: got {softcap}")
+        if softcap > LARGEST:  # 0 * inf; without a cap it is None
+            raise ValueError(f"softcap must be finite in float32, or None: got {softcap}")
     check_empty_rows(empty_rows)
     check_dropout(dropout)
     if bias is not None:
@@ -302,6 +307,19 @@ def check_same_batch(query: int, key: int, value: int) -> None:
 def check_same_length(keys: int, values: int) -> None:
     if keys != values:
         raise ValueError(f"key and value must share a length: got {keys} and {values}")
+
+
+def check_settings(dropout: Any, empty_rows: Any) -> None:
+    """Check what a user may have set since the module was made."""
+    check_dropout(dropout)
+    check_empty_rows(empty_rows)
+
+
+def check_unchanged(before: Sequence[int], now: Sequence[int]) -> None:
+    """Check that the tables of a mask were not written to since the call."""
+    if before != now:
+        rule = "masks and query_offset must stay as they were until gradients are taken, clone them"
+        raise RuntimeError(f"{rule}: got one that was written to")
 
 
 def check_empty_rows(empty_rows: Any) -> None:
@@ -449,6 +467,8 @@ def check_cache(cache: Any) -> None:
 
 def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
     check_cache(cache)
+    if hasattr(cache, "consumed") and cache.key is cache.value:  # JAX writes to neither
+        raise ValueError("a cache writes to its key and value, they must be two: got one array")
     batch, heads, _, head_dim = cache.key.shape
     for name, array in (("key", key), ("value", value)):
         check_rank_and_dtype(name, array, ("B", "H_kv", "T", "D"))
@@ -622,6 +642,12 @@ def check_token_array(
         if lowest < 0 or highest >= vocab:
             rule = f"{name} must lie in its vocabulary, 0..{vocab - 1}"
             raise ValueError(f"{rule}: got {lowest if lowest < 0 else highest}")
+
+
+def check_embedding(tokens: int, vocab: int) -> None:
+    """Check an embedding, in whose place a user may have put a smaller one."""
+    if tokens < vocab:
+        raise ValueError(f"an embedding must hold {vocab} tokens: got {tokens}")
 
 
 def check_token_batch(tgt: Array, cache: Any) -> None:

@@ -455,7 +455,8 @@ def predicate(function: Callable) -> Mask:
     """Let `function(batch, head, query, key)`, four index arrays that broadcast, decide.
 
     The escape hatch: nothing is known of it until its cells are looked at, so no tile can be
-    skipped. Raises TypeError unless it can be called, and when asked unless it returns bool.
+    skipped. Gradients ask it again: it must not change, nor what it closes over, until they are
+    taken. Raises TypeError unless it can be called, and when asked unless it returns bool.
 
     >>> print(predicate(lambda batch, head, query, key: (query + key) % 2 == 0).draw(2, 4,
     ...     query_offset=0))

@@ -238,6 +238,7 @@ class MultiHeadAttention(nn.Module):
         bias: Tensor | None,
         query_offset: int | Tensor,
     ) -> Call:
+        checks.check_settings(self.dropout, self.empty_rows)
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(None, self.head_dim)
         return Call(sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, None)

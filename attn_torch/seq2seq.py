@@ -178,6 +178,8 @@ class Seq2SeqTransformer(nn.Module):
         self, embedding: nn.Embedding, tokens: Tensor, hidden: Tensor, first: int | Tensor
     ) -> Tensor:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
+        vocab = self.src_vocab if embedding is self.src_embedding else self.tgt_vocab
+        checks.check_embedding(getattr(embedding, "num_embeddings", vocab), vocab)
         x = embedding(tokens.long())
         if self.positions == "sinusoidal":
             positions = first + ((~hidden).cumsum(1) - 1).clamp(min=0)

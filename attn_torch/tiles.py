@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .arrays import is_array
 
 
 class Verdict(NamedTuple):
@@ -90,8 +91,9 @@ class Cells:
         self.batch = torch.arange(batch, device=device)[:, None, None, None]
         self.head = torch.arange(heads, device=device)[None, :, None, None]
         self.key = torch.arange(keys, device=device)[None, None, None, columns]
-        offsets = torch.as_tensor(query_offset, device=self.key.device).reshape(-1, 1, 1, 1)
-        self.query = offsets + torch.arange(queries, device=device)[None, None, rows, None]
+        if is_array(query_offset):
+            query_offset = query_offset.to(self.key.device).reshape(-1, 1, 1, 1)
+        self.query = query_offset + torch.arange(queries, device=device)[None, None, rows, None]
 
     def samples(self, table: Tensor) -> Tensor:
         return table[:, None, None, None].to(self.key.device)

@@ -4,6 +4,8 @@ Which keys are hidden is then a dense array, and what eager calls tell by a look
 told by array operations. No (T, S) array is held but the mask, a byte a cell.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch._C._functorch import get_dynamic_layer_stack_depth
@@ -21,11 +23,18 @@ def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
     """Whether the way may depend on values: nothing is recorded, transformed or has none."""
     if is_making_graph() or _is_transforming():
         return False
-    arrays = [query, key, value]
-    if call.mask is not None and (call.mask.arrays or call.mask.parts):
-        arrays += [table for _, _, _, table in call.mask.tables()]
-    arrays += [array for array in (call.bias, call.query_offset) if is_array(array)]
-    return all(map(has_values, arrays))
+    bias = () if call.bias is None else (call.bias,)
+    return all(map(has_values, (query, key, value, *bias, *tables(call))))
+
+
+def tables(call: Call) -> Iterator[Tensor]:
+    """Yield the arrays that say what is hidden: the mask's tables, and where queries start."""
+    if call.mask is None:
+        return
+    if call.mask.arrays or call.mask.parts:
+        yield from (table for _, _, _, table in call.mask.tables())
+    if is_array(call.query_offset):
+        yield call.query_offset
 
 
 def _is_transforming() -> bool:

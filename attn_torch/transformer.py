@@ -58,7 +58,8 @@ class _Layer(nn.Module):
         super().__init__()
         checks.check_layer(dim_feedforward, activation, layer_norm_eps)
         self.d_model, self.nhead, self.dim_feedforward = d_model, nhead, dim_feedforward
-        self.dropout, self.activation, self.layer_norm_eps = dropout, activation, layer_norm_eps
+        self.dropout, self.activation = dropout, activation
+        self.layer_norm_eps = float(layer_norm_eps)
         self.batch_first, self.norm_first, self.bias = batch_first, norm_first, bias
         self.empty_rows = empty_rows
         self.self_attn = self._new_attention(device, dtype)

@@ -138,7 +138,7 @@ def _write(model: nn.Module, arrays: dict[str, Tensor]) -> None:
 
 def _identity(parameter: Tensor) -> Any:
     """Return what two parameters share only if writing to one writes to the other."""
-    if _is_abstract(parameter):
+    if _is_abstract(parameter) or not parameter.data_ptr():  # a sharded one has no memory
         return id(parameter)
     return parameter.data_ptr(), parameter.shape, parameter.stride()
 

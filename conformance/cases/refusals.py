@@ -71,6 +71,8 @@ ATTENTION = [
           lambda m, a: attend(m, a, softcap=0.0), True),
     Wrong("softcap_negative", ValueError, "softcap must be above 0: got -2",
           lambda m, a: attend(m, a, softcap=-2), True),
+    Wrong("softcap_inf", ValueError, "softcap must be finite in float32, or None: got inf",
+          lambda m, a: attend(m, a, softcap=float("inf")), True),
     Wrong("policy", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got 'mean'",
           lambda m, a: attend(m, a, empty_rows="mean"), True),
     Wrong("policy_none", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got None",

@@ -1,0 +1,116 @@
+"""Wrong calls and strict modes that were found by trying."""
+
+from fractions import Fraction
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import attn_jax
+import attn_numpy
+import attn_torch
+
+BACKENDS = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
+SIZES = {"d_model": 8, "nhead": 2, "dim_feedforward": 8, "dropout": 0.0}
+DEPTHS = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+
+
+def _array(backend, array):
+    return {"numpy": np.asarray, "torch": torch.as_tensor, "jax": jnp.asarray}[backend](array)
+
+
+def _seq2seq(backend, **settings):
+    rngs = {"rngs": nnx.Rngs(0)} if backend == "jax" else {}
+    return BACKENDS[backend].Seq2SeqTransformer(11, 13, **SIZES, **DEPTHS, **settings, **rngs)
+
+
+def test_tiles_under_strict_promotion():
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 130, 4))
+
+    def total(query):
+        return (attn_jax.attention(query, key, value, mask=attn_jax.causal()) ** 2).sum()
+
+    with jax.numpy_dtype_promotion("strict"):
+        assert jnp.isfinite(jax.grad(total)(query)).all()
+
+
+@pytest.mark.parametrize("kind", [np.ma.MaskedArray, np.matrix])
+@pytest.mark.parametrize("backend", ["numpy", "jax"])
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_arrays_that_are_more_than_arrays_are_refused(backend, kind):
+    query = _array(backend, np.ones((1, 1, 3, 2), np.float32))
+    bias = np.zeros((3, 3), np.float32).view(kind)
+    with pytest.raises(TypeError, match=f"bias must be an array: got {kind.__name__}"):
+        BACKENDS[backend].attention(query, query, query, bias=bias)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_embedding_of_fewer_tokens_is_refused(backend):
+    model = _seq2seq(backend)
+    if backend == "numpy":
+        model.src_embedding.weight = model.src_embedding.weight[:5]
+    elif backend == "torch":
+        model.src_embedding = torch.nn.Embedding(5, 8)
+    else:
+        model.src_embedding = nnx.Embed(5, 8, rngs=nnx.Rngs(0))
+    src, tgt = _array(backend, [[7, 1]]), _array(backend, [[1]])
+    with pytest.raises(ValueError, match="an embedding must hold 11 tokens: got 5"):
+        model(src, tgt)
+    with pytest.raises(ValueError, match="an embedding must hold 11 tokens: got 5"):
+        BACKENDS[backend].greedy_decode(model, src, tgt, eos_idx=2, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_epsilon_may_be_any_number(backend):
+    rngs = {"rngs": nnx.Rngs(0)} if backend == "jax" else {}
+    make = BACKENDS[backend].TransformerEncoderLayer
+    layer = make(*SIZES.values(), layer_norm_eps=Fraction(1, 8), **rngs)
+    same = make(*SIZES.values(), layer_norm_eps=0.125, **rngs)
+    BACKENDS[backend].import_weights(same, BACKENDS[backend].export_weights(layer))
+    x = _array(backend, np.eye(8, dtype=np.float32)[None])
+    assert (layer(x) == same(x)).all()
+
+
+def test_decoding_is_exported_for_unknown_sizes():
+    attn = attn_jax.MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
+    b, t, c = jax.export.symbolic_shape("b, t, c")
+
+    def decode(x, key, value, lengths):
+        output, cache = attn.decode(x, attn_jax.KVCache(key, value, lengths))
+        return output, cache.lengths
+
+    floats, integers = (jnp.float32,), (jnp.int32,)
+    shapes = [((b, t, 8), *floats), *[((b, 2, c, 4), *floats)] * 2, ((b,), *integers)]
+    exported = jax.export.export(jax.jit(decode))(*(jax.ShapeDtypeStruct(*s) for s in shapes))
+    for batch, steps, slots in ((1, 1, 3), (2, 3, 5)):
+        cache = attn.new_cache(batch, slots)
+        x = jax.random.normal(jax.random.key(batch), (batch, steps, 8))
+        want, written = attn.decode(x, cache)
+        output, lengths = exported.call(x, cache.key, cache.value, cache.lengths)
+        np.testing.assert_allclose(output, want, atol=1e-6)
+        np.testing.assert_array_equal(lengths, written.lengths)
+
+
+def test_sinusoids_are_exported_for_unknown_sizes():
+    model = _seq2seq("jax")
+    b, s, t = jax.export.symbolic_shape("b, s, t")
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((b, s), (b, t))]
+    exported = jax.export.export(jax.jit(lambda src, tgt: model(src, tgt)))(*shapes)
+    for batch, sources, targets in ((1, 1, 1), (2, 3, 1500)):
+        tokens = np.random.default_rng(0).integers(0, 11, (batch, sources + targets), np.int32)
+        src, tgt = jnp.asarray(tokens[:, :sources]), jnp.asarray(tokens[:, sources:])
+        np.testing.assert_allclose(exported.call(src, tgt), model(src, tgt), atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [5, 131])
+@pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 2**30 + 7])
+def test_a_traced_offset_may_be_as_far_as_its_dtype_goes(length, offset):
+    x = jax.random.normal(jax.random.key(0), (1, 2, length, 4))
+    far = jax.jit(partial(attn_jax.attention, mask=attn_jax.causal()))
+    got = far(x, x, x, query_offset=jnp.int32(offset))
+    wanted = attn_jax.attention(x, x, x) if offset > 0 else jnp.zeros_like(x)
+    np.testing.assert_allclose(got, wanted, atol=1e-6)

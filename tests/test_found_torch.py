@@ -1,0 +1,214 @@
+"""What users met: tables and outputs written to, copies, new parts, sizes not known yet."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import attn_jax
+import attn_numpy
+import attn_torch
+from attn_torch.weights import ties
+
+T = 140  # more than a tile
+
+
+def qkv(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 4, T, 8, generator=generator).requires_grad_() for _ in range(3)]
+
+
+def hidden() -> torch.Tensor:
+    return torch.arange(T).expand(2, T) > torch.tensor([[60], [99]])
+
+
+TABLES = {
+    "padding": (hidden, lambda table: {"mask": attn_torch.padding(hidden=table)}),
+    "allow": (
+        lambda: torch.ones(2, 1, T, T, dtype=torch.bool).tril(),
+        lambda table: {"mask": attn_torch.causal() & ~attn_torch.hide(table)},
+    ),
+    "offset": (
+        lambda: torch.tensor([0, 3]),
+        lambda table: {"mask": attn_torch.causal(), "query_offset": table},
+    ),
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_written_to_before_the_gradients_are_refused(name, create_graph):
+    make, options = TABLES[name]
+    arrays, table = qkv(), make()
+    output = attn_torch.attention(*arrays, **options(table))
+    table.zero_()
+    with pytest.raises(RuntimeError, match="must stay as they were until gradients are taken"):
+        torch.autograd.grad(output.sum(), arrays, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_written_to_after_the_gradients_are_not(name):
+    make, options = TABLES[name]
+    arrays, table = qkv(), make()
+    for _ in range(2):
+        torch.autograd.grad(attn_torch.attention(*arrays, **options(table)).sum(), arrays)
+        table.zero_()
+
+
+def test_lengths_are_copied_and_may_change():
+    arrays, lengths = qkv(), torch.tensor([60, 99])
+    mask = attn_torch.padding(lengths)
+    expected = torch.autograd.grad(attn_torch.attention(*arrays, mask=mask).sum(), arrays)
+    output = attn_torch.attention(*arrays, mask=mask)
+    lengths.zero_()
+    for got, grad in zip(torch.autograd.grad(output.sum(), arrays), expected, strict=True):
+        assert torch.equal(got, grad)
+
+
+def test_a_mask_of_inference_mode_trains():
+    with torch.inference_mode():
+        mask = attn_torch.padding(hidden=hidden())
+    arrays = qkv()
+    grads = torch.autograd.grad(attn_torch.attention(*arrays, mask=mask).sum(), arrays)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_an_output_in_tiles_may_be_written_to():
+    arrays, mask = qkv(), attn_torch.sliding_window(3)
+    output = attn_torch.attention(*arrays, mask=mask)
+    expected = torch.autograd.grad(output[:, :, 1:].square().sum(), arrays)
+    output = attn_torch.attention(*arrays, mask=mask)
+    output[:, :, 0] = 0
+    got = torch.autograd.grad(output.square().sum(), arrays)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("module", [attn_numpy, attn_torch, attn_jax])
+def test_a_shallow_copy_of_a_cache_goes_its_own_way(module):
+    one = np.ones((1, 2, 1, 4), np.float32)
+    array = {attn_numpy: np.asarray, attn_torch: torch.tensor}.get(module, attn_jax.cache.jnp.array)
+    cache = module.KVCache.empty(1, 2, 5, 4)
+    stack = module.StackCache((cache,))
+    for taken, other in ((cache, copy.copy(cache)), (stack.layers[0], copy.copy(stack).layers[0])):
+        assert other is not taken
+        other = other.append(array(one), array(one))
+        assert float(taken.key.sum()) == 0
+        assert float(other.key.sum()) == 8
+
+
+@pytest.mark.parametrize("module", [attn_numpy, attn_torch])
+def test_a_cache_of_one_array_twice_is_refused(module):
+    slots, one = np.zeros((1, 2, 5, 4), np.float32), np.ones((1, 2, 1, 4), np.float32)
+    lengths = np.zeros(1, np.int64)
+    if module is attn_torch:
+        slots, one, lengths = (torch.from_numpy(array) for array in (slots, one, lengths))
+    with pytest.raises(ValueError, match="they must be two: got one array"):
+        module.KVCache(slots, slots, lengths).append(one, one)
+    assert float(slots.sum()) == 0
+
+
+@pytest.mark.parametrize("module", [attn_numpy, attn_torch, attn_jax])
+@pytest.mark.parametrize(("name", "wrong"), [("dropout", 2.0), ("empty_rows", "mean")])
+def test_settings_that_were_made_wrong_are_refused(module, name, wrong):
+    options = {"rngs": nnx.Rngs(0)} if module is attn_jax else {}
+    attn, x = module.MultiHeadAttention(8, 2, **options), np.ones((1, 3, 8), np.float32)
+    x = {attn_numpy: np.asarray, attn_torch: torch.tensor}.get(module, jax.numpy.asarray)(x)
+    setattr(attn, name, wrong)
+    with pytest.raises(ValueError, match=f"{name} must"):
+        attn(x)
+
+
+def test_calls_make_nothing_on_the_default_device():
+    query, bias = torch.randn(1, 2, 5, 4), torch.randn(5, 5)
+    expected = attn_torch.attention(query, query, query, bias=bias)
+    with torch.device("meta"):
+        got = attn_torch.attention(query, query, query, bias=bias)
+    assert torch.equal(got, expected)
+
+
+def test_a_new_projection_like_the_old_is_saved(tmp_path):
+    attn, x = attn_torch.MultiHeadAttention(8, 2), torch.randn(1, 3, 8)
+    attn.out_proj = nn.Linear(8, 8)
+    attn_torch.save(attn, tmp_path / "attn.safetensors")
+    assert torch.equal(attn_torch.load(tmp_path / "attn.safetensors")(x)[0], attn(x)[0])
+
+
+class Sharded(torch.Tensor):
+    """A parameter without memory of its own, as distributed and quantised ones are."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(function)
+
+
+def test_parameters_without_memory_are_not_taken_for_tied():
+    attn = attn_torch.MultiHeadAttention(8, 2, bias=False)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(attn, name)._parameters["weight"] = Sharded(torch.zeros(8, 8))
+    assert ties(attn) == {}
+    attn.k_proj._parameters["weight"] = attn.q_proj._parameters["weight"]
+    assert ties(attn) == {"k_proj.weight": "q_proj.weight"}
+
+
+class Last(nn.Module):
+    """Attention whose queries are the last positions."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        offset = key.shape[2] - query.shape[2]
+        return attn_torch.attention(query, key, key, mask=WINDOW, query_offset=offset)
+
+
+WINDOW = attn_torch.causal() & attn_torch.sliding_window(4)
+SIZES = [(3, 7), (6, 9), (5, 5), (131, 140), (9, 4)]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_queries_at_the_end_are_exported(strict):
+    queries, keys = (torch.export.Dim(name, min=2, max=600) for name in "TS")
+    sizes = ({2: queries}, {2: keys})
+    example = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 9, 4)
+    program = torch.export.export(Last(), example, dynamic_shapes=sizes, strict=strict).module()
+    for rows, columns in SIZES:
+        query, key = torch.randn(1, 2, rows, 4), torch.randn(1, 2, columns, 4)
+        torch.testing.assert_close(program(query, key), Last()(query, key))
+
+
+def test_a_strict_export_without_a_mask_takes_equal_lengths():
+    class Cross(nn.Module):
+        def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            mask = attn_torch.padding(hidden=key[:, 0, :, 0] > 1)
+            unmasked = attn_torch.attention(query, key, key)
+            return unmasked + attn_torch.attention(query, key, key, mask=mask)
+
+    queries, keys = (torch.export.Dim(name, min=2, max=600) for name in "TS")
+    example = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 9, 4)
+    sizes = ({2: queries}, {2: keys})
+    program = torch.export.export(Cross(), example, dynamic_shapes=sizes, strict=True).module()
+    query, key = torch.randn(2, 1, 2, 5, 4)
+    torch.testing.assert_close(program(query, key), Cross()(query, key))
+
+
+def test_queries_at_the_end_are_exported_in_jax():
+    def last(query, key):
+        offset = key.shape[2] - query.shape[2]
+        mask = attn_jax.causal() & attn_jax.sliding_window(4)
+        return attn_jax.attention(query, key, key, mask=mask, query_offset=offset)
+
+    rows, columns = jax.export.symbolic_shape("t, s")
+    shapes = [jax.ShapeDtypeStruct((1, 2, size, 4), np.float32) for size in (rows, columns)]
+    program = jax.export.export(jax.jit(last))(*shapes)
+    rng = np.random.default_rng(0)
+    for sizes in SIZES:
+        arrays = [rng.normal(size=(1, 2, size, 4)).astype(np.float32) for size in sizes]
+        np.testing.assert_allclose(program.call(*arrays), last(*arrays), atol=1e-6)
