@@ -63,7 +63,7 @@ def is_cast(array: Any, dtype: str) -> bool:
 
 
 def is_autocast(device: torch.device) -> bool:
-    """Whether autocast is on for a device; of one like meta it knows nothing."""
+    """Whether autocast is on for a device; for the meta device it cannot be."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 

@@ -157,8 +157,8 @@ def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttent
     if isinstance(model, MultiHeadAttention):
         return {prefix: model}
     attentions: dict[str, MultiHeadAttention] = {}
-    for name, part in model.named_children():
-        attentions |= _attentions(part, f"{prefix}{name}.")
+    for name, part in model._modules.items():  # named_children leaves out what comes again
+        attentions |= {} if part is None else _attentions(part, f"{prefix}{name}.")
     return attentions
 
 

@@ -42,10 +42,10 @@ HIDDEN = np.arange(5) >= np.array([5, 0, 3])[:, None]
 RATE = 0.5
 
 
-def meta_gradients(loss, parameters: dict, along: dict, step: float) -> dict[str, float]:
-    """Return for each parameter the meta-gradient's product with a direction, by differences.
+def curvatures(loss, parameters: dict, along: dict, step: float) -> dict[str, tuple[float, float]]:
+    """Return for each parameter its reversed direction . H . along, and how far that may err.
 
-    The mixed second difference is one step's; two step sizes cancel what the first cuts off.
+    They are mixed second differences; two step sizes cancel the first term that each cuts off.
     """
 
     def mixed(name: str, size: float) -> float:
@@ -84,7 +84,7 @@ def test_a_meta_gradient_through_a_layer(subject, route):
         return float((found["output"] * grad).sum())
 
     size, step = abs(loss(parameters)), 1e-2
-    wanted = meta_gradients(loss, parameters, along, step)
+    wanted = curvatures(loss, parameters, along, step)
     for name, (curvature, cut_off) in wanted.items():
         direction = along[name][::-1]
         own = float((along[name] - RATE * got[name]).ravel() @ direction.ravel())

@@ -13,10 +13,7 @@ from conformance.mask_spec import causal, padding, sliding_window
 from conformance.oracle.reference import allowed
 from conformance.subjects.attn_torch import Adapter
 
-pytestmark = [
-    pytest.mark.usefixtures("_fresh"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute"),  # torch looks at it after a break
-]
+pytestmark = pytest.mark.usefixtures("_fresh")
 
 
 @pytest.fixture
@@ -29,14 +26,14 @@ def _fresh():
 class Compiled(Adapter):
     """The adapter of the suite, with everything compiled but for code generation."""
 
-    def __init__(self, whole: bool):
+    def __init__(self):
         super().__init__()
         self.backend = CompileCounterWithBackend("aot_eager")
-        self.how = {"backend": self.backend, "fullgraph": whole}
+        self.settings = {"backend": self.backend, "fullgraph": True}
 
     def path(self, through, tile=None):
         assert through == "attention"
-        return torch.compile(attn_torch.attention, **self.how)
+        return torch.compile(attn_torch.attention, **self.settings)
 
     def attention(self, query, key, value, **options):
         arrays = (self.array(x) for x in (query, key, value))
@@ -44,7 +41,7 @@ class Compiled(Adapter):
 
     def module_with(self, *arguments, **options):
         attn = super().module_with(*arguments, **options)
-        attn.compile(**self.how)
+        attn.compile(**self.settings)
         return attn
 
 
@@ -69,37 +66,32 @@ def options_and_seen(name: str) -> tuple[dict, np.ndarray]:
 
 @pytest.mark.parametrize("name", MASKS)
 def test_multihead_with_weights_is_one_graph(name):
-    subject = Compiled(whole=True)
+    subject = Compiled()
     SELF.check(subject, *options_and_seen(name))
     assert subject.backend.frame_count == 1
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_multihead_without_weights_is_one_graph(name):
-    subject, (options, allowed) = Compiled(whole=True), options_and_seen(name)
+    subject, (options, allowed) = Compiled(), options_and_seen(name)
     SELF.check(subject, options, allowed, need_weights=False)
     assert subject.backend.frame_count == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "whole", "need_weights"),
-    [
-        ("causal", True, False),
-        ("both", True, True),
-        ("both", True, False),
-        ("added", True, False),
-    ],
+    ("name", "need_weights"),
+    [("causal", False), ("both", True), ("both", False), ("added", False)],
 )
-def test_compiled_gradients_are_the_oracles(name, whole, need_weights):
-    subject, (options, allowed) = Compiled(whole), options_and_seen(name)
+def test_compiled_gradients_are_the_oracles(name, need_weights):
+    subject, (options, allowed) = Compiled(), options_and_seen(name)
     SELF.check_gradients(subject, options | {"need_weights": need_weights}, allowed)
     assert subject.backend.frame_count
 
 
 def test_new_padding_compiles_nothing_anew():
     attn = attn_torch.MultiHeadAttention(14, 2)
-    subject = Compiled(whole=True)
-    attn.compile(**subject.how)
+    subject = Compiled()
+    attn.compile(**subject.settings)
     x, eager = torch.from_numpy(SELF.inputs()[0]), attn_torch.MultiHeadAttention(14, 2)
     eager.load_state_dict(attn.state_dict())
     for lengths in ([5, 0, 3], [1, 2, 5]):
@@ -119,7 +111,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_attention_by_the_kernel_is_one_graph(case):
-    subject, inputs = Compiled(whole=True), case.inputs("float32")
+    subject, inputs = Compiled(), case.inputs("float32")
     got = subject.attention(*inputs, **case.options("float32"))
     check_output(got, *inputs, "compiled output", allowed=case.allowed(), **case.numbers("float32"))
     check_gradients(subject, case)

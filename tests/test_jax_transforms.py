@@ -29,6 +29,15 @@ pytestmark = pytest.mark.untyped
 B, H, H_KV, D, D_V = 2, 4, 2, 5, 3
 SIZES = {"textbook": (7, 11), "one_query": (1, 13), "blocked": (129, 131)}
 EVERY_SIZE = pytest.mark.parametrize(("T", "S"), list(SIZES.values()), ids=list(SIZES))
+
+
+def at_sizes(**names: str) -> pytest.MarkDecorator:
+    """Give each size cases of its own: every case compiles much, and few depend on the size."""
+    pairs = [(size, name) for size in names for name in names[size].split()]
+    cases = [(name, *SIZES[size]) for size, name in pairs]
+    return pytest.mark.parametrize(("name", "T", "S"), cases, ids=["-".join(p) for p in pairs])
+
+
 MASKS = {
     "none": lambda T, S: None,
     "causal_and_padding": lambda T, S: causal() & padding([S - 3, 0]),
@@ -100,17 +109,18 @@ def derivatives(attend, inputs, moves) -> dict:
 OPTIONS = {
     "none": {"softcap": 2.0},
     "causal_and_padding": {"empty_rows": "uniform", "softcap": 1.5},
-    "window_or_segments": {},
-    "predicate": {"empty_rows": "zero"},
 }
 
 
-@EVERY_SIZE
-@pytest.mark.parametrize("name", list(OPTIONS))
+@at_sizes(
+    textbook="causal_and_padding",
+    one_query="window_or_segments predicate",
+    blocked="none causal_and_padding predicate",
+)
 def test_first_and_second_derivatives_are_the_formulas(name, T, S):
     with jax.enable_x64(True):
         inputs, moves = (arrays(T, S, seed, "float64") for seed in (1, 2))
-        options = OPTIONS[name] | {"mask": MASKS[name](T, S)}
+        options = OPTIONS.get(name, {}) | {"mask": MASKS[name](T, S)}
 
         def ours(query, key, value, bias):
             return attention(query, key, value, bias=bias, query_offset=0, **options)
@@ -170,7 +180,8 @@ def test_gradient_through_vmap_and_vmap_of_a_gradient(T, S):
         return jnp.sin(one).sum()
 
     def together(attend_all):
-        return jax.grad(lambda *x: attend_all(*x).sum(), (0, 1, 2))(query, key, value[0])
+        grad = jax.grad(lambda *x: attend_all(*x).sum(), (0, 1, 2))
+        return jax.jit(grad)(query, key, value[0])
 
     def loop(query, key, value):
         return sum(loss(query[i], key[i], value, lengths[i]) for i in range(B))
@@ -178,7 +189,7 @@ def test_gradient_through_vmap_and_vmap_of_a_gradient(T, S):
     mapped = jax.vmap(loss, (0, 0, None, 0))
     check(together(lambda *x: mapped(*x, lengths)), together(loop), "grad of vmap", 1e-5)
 
-    each = jax.grad(loss, (0, 1, 2))
+    each = jax.jit(jax.grad(loss, (0, 1, 2)))
     found = jax.vmap(each, (0, 0, None, 0))(query, key, value[0], lengths)
     right = [each(query[i], key[i], value[0], lengths[i]) for i in range(B)]
     check(found, jax.tree.map(lambda *x: jnp.stack(x), *right), "vmap of grad", 1e-5)
@@ -199,14 +210,17 @@ def moved_by(number, T: int, S: int) -> dict:
     }
 
 
-@EVERY_SIZE
-@pytest.mark.parametrize("what", list(moved_by(jnp.int32(1), 1, 1)))
-def test_vmap_and_scan_over_what_a_mask_is_made_of_equal_the_loop(what, T, S):
+@at_sizes(
+    textbook="lengths offsets predicate",
+    one_query="segments offset cells",
+    blocked="lengths segments offset offsets cells predicate",
+)
+def test_vmap_and_scan_over_what_a_mask_is_made_of_equal_the_loop(name, T, S):
     inputs = arrays(T, S)[:3]
 
     def attend(number):
         return jax.value_and_grad(
-            lambda *x: attention(*x, **moved_by(number, T, S)[what]).sum(), (0, 1, 2)
+            lambda *x: attention(*x, **moved_by(number, T, S)[name]).sum(), (0, 1, 2)
         )(*inputs)
 
     numbers = jnp.array([2, 0, 3])
@@ -262,7 +276,7 @@ EXPORTED = {
 @pytest.mark.parametrize("name", list(EXPORTED))
 def test_exported_with_sizes_left_open_equals_the_call(name):
     program, attend = exported(2, 2, EXPORTED[name])
-    for samples, length in ((1, 1), (3, 5), (2, 7), (1, 129)):
+    for samples, length in ((1, 1), (3, 5), (1, 129)):
         rng = np.random.default_rng(length)
         shapes = (H, length, D), (H_KV, length, D), (H_KV, length, D_V)
         inputs = [rng.normal(size=(samples, *shape)).astype(np.float32) for shape in shapes]
@@ -294,8 +308,11 @@ CLOSURES = {
 }  # fmt: skip
 
 
-@EVERY_SIZE
-@pytest.mark.parametrize("name", list(CLOSURES))
+@at_sizes(
+    textbook="numpy_table of_head_and_sample inner_jit",
+    one_query="number jax_table",
+    blocked="number numpy_table jax_table of_head_and_sample inner_jit",
+)
 def test_a_predicate_that_changes_is_followed(name, T, S):
     make, number = CLOSURES[name]
     seen: dict = {}
@@ -307,13 +324,11 @@ def test_a_predicate_that_changes_is_followed(name, T, S):
     def loss(attend, *inputs):
         return jnp.sin(attend(*inputs)).sum()
 
-    for n in (1, 5, 3):
+    for n in (1, 5, 1):
         seen["now"] = number(seen, n)
         right = partial(changing, mask=mask)
         found = partial(attention, mask=mask, query_offset=0)
         check(found(*inputs), right(*inputs), f"{n}", 1e-5)
-        steps = attention_steps(*inputs, mask=mask, query_offset=0)
-        check(steps.output, right(*inputs), f"steps, {n}", 1e-5)
         wanted = jax.grad(partial(loss, right))(*inputs)
         check(jax.grad(partial(loss, found))(*inputs), wanted, f"gradient, {n}", 1e-4)
 
@@ -332,8 +347,11 @@ def test_a_traced_closure_is_an_input_of_the_program(T, S):
         check(ours(number, table), attend(formula, number, table), f"{number}", 1e-5)
 
 
-@EVERY_SIZE
-@pytest.mark.parametrize("name", ["causal_and_padding", "window_or_segments", "cells", "predicate"])
+@at_sizes(
+    textbook="cells not_prefix",
+    one_query="padding_hidden predicate",
+    blocked="causal_and_padding window_or_segments predicate",
+)
 def test_strict_ranks_and_a_watch_for_nan_change_nothing(name, T, S):
     inputs, moves = arrays(T, S), arrays(T, S, 1)
     inputs, moves = ((*x[:3], x[3][0, 0]) for x in (inputs, moves))  # a bias of rank 2
@@ -349,9 +367,8 @@ def test_strict_ranks_and_a_watch_for_nan_change_nothing(name, T, S):
         found = jax.value_and_grad(partial(loss, ours), (0, 1, 2, 3))(*inputs)
         moved = jax.jvp(partial(loss, ours), inputs, moves)
         steps = attention_steps(*inputs[:3], mask=mask, bias=inputs[3], **options).output
-        if mask is not None:
-            mask.allowed(T, S, query_offset=jnp.array([0, 1]), batch=B, heads=H)
-            mask.additive(T, S, query_offset=0, batch=B, heads=H)
+        mask.allowed(T, S, query_offset=jnp.array([0, 1]), batch=B, heads=H)
+        mask.additive(T, S, query_offset=0, batch=B, heads=H)
     right = partial(formula, mask=mask, softcap=2.0)
     check(steps, right(*inputs), "steps", 1e-5)
     check(moved, jax.jvp(partial(loss, right), inputs, moves), "forward mode", 1e-4)

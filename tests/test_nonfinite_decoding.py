@@ -90,10 +90,10 @@ def test_torch_decodes_at_every_length(name, put):
 @pytest.mark.parametrize("backend", MODULES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", PLACES)
-@pytest.mark.parametrize("size", [1, 2, 5, 17])
+@pytest.mark.parametrize("size", [1, 5, 17])
 def test_every_piece_is_that_of_one_pass(backend, dtype, name, size):
     for put in (np.nan, -np.inf):
-        for steps in (15, 17):
+        for steps in (15, 17) if backend == "torch" else (17,):  # torch has kernels by length
             subject, attn, mask = new(backend, dtype)
             spoil(attn, name, put)
             x = tokens(3, steps, dtype)

@@ -6,6 +6,7 @@ models without values, tied, pruned, replaced and changed ones, and other librar
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,7 @@ def check_same(got: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> Non
     assert not changed, f"other numbers in {changed}"
 
 
-def weights_of(lib: Any, dtype: str = "float32", grad: bool = True) -> dict[str, Any]:
+def weights_of(lib: Any, dtype: str = "float32") -> dict[str, Any]:
     """Return weights (10 features, 2 heads) as arrays of a framework, parameters in torch."""
     rng = np.random.default_rng(1)
     arrays = {}
@@ -67,7 +68,7 @@ def weights_of(lib: Any, dtype: str = "float32", grad: bool = True) -> dict[str,
             array = rng.normal(size=shape).astype(np.float32)
             if lib is attn_torch:
                 tensor = torch.from_numpy(array).to(getattr(torch, dtype))
-                arrays[f"{name}.{part}"] = nn.Parameter(tensor) if grad else tensor
+                arrays[f"{name}.{part}"] = nn.Parameter(tensor)
             elif lib is attn_jax:
                 arrays[f"{name}.{part}"] = jnp.asarray(array, dtype)
             else:
@@ -92,7 +93,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_arrays_of_every_framework_and_dtype_go_in(lib, source, dtype):
     with jax.enable_x64(dtype == "float64"):
-        model, weights = build(lib, "MultiHeadAttention", 10, 2, dtype=dtype), None
+        model = build(lib, "MultiHeadAttention", 10, 2, dtype=dtype)
         weights = weights_of(source, dtype)
         lib.import_weights(model, weights)
         check_same(exported(lib, model), {n: numbers(array) for n, array in weights.items()})
@@ -306,8 +307,6 @@ def test_tied_parameters_come_back_tied(lib, how, tmp_path):
     how(model)
     tied = ties(lib, model)
     assert tied
-    for name in LIBRARIES:
-        (tmp_path / name).mkdir()
     lib.save(model, tmp_path / "m.safetensors")
     for other in LIBRARIES.values():
         loaded = other.load(tmp_path / "m.safetensors")
@@ -315,6 +314,16 @@ def test_tied_parameters_come_back_tied(lib, how, tmp_path):
         check_same(exported(other, loaded), exported(lib, model))
         other.import_weights(loaded, other.export_weights(loaded))
         assert ties(other, loaded) == tied, "an import unties them"
+
+
+@every
+def test_tied_layers_go_out_and_in_by_every_name(lib):
+    model, plain = encoder(lib), encoder(lib)
+    model.layers[1] = model.layers[0]
+    weights = lib.export_weights(model, "torch")
+    assert set(weights) == set(lib.export_weights(plain, "torch"))
+    lib.import_weights(plain, weights, "torch")
+    check_same(exported(lib, plain), exported(lib, model))
 
 
 @every
@@ -439,6 +448,17 @@ def another_layer(lib: Any) -> Any:
     return model
 
 
+def no_layers(lib: Any) -> Any:
+    model = encoder(lib)
+    if lib is attn_torch:
+        model.layers = nn.ModuleList([nn.Linear(3, 3)])
+    elif lib is attn_jax:
+        model.layers = nnx.List([model.layers[0].linear1])
+    else:
+        model.layers = []
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "subclass": (derived, "model must be a MultiHeadAttention or .*: got Mine"),
     "wrapped projection": (wrapped_projection, r"got layers\.1\.self_attn\.q_proj .* for .*Linear"),
@@ -447,7 +467,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "two dtypes": (another_dtype, r"layers\.0\.norm1\.\w+ float32 .* for bfloat16"),
     "wider layer": (wider, r"layers\.1\.dim_feedforward 13 for 7"),
     "layer of another class": (another_layer, r"layers\.1 .*TransformerDecoderLayer for .*Encoder"),
-    "no layer of ours": (lambda lib: no_layers(lib), "has no attribute|out of range"),
+    "no layer of ours": (no_layers, "has no attribute|out of range"),
     "activation": (lambda lib: changed(lib, "layers.1.activation", "gelu"), "gelu for relu"),
     "dropout": (lambda lib: changed(lib, "layers.1.dropout", 0.3), r"layers\.1\.dropout 0.3 for"),
     "dropout of attention": (
@@ -482,17 +502,6 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def no_layers(lib: Any) -> Any:
-    model = encoder(lib)
-    if lib is attn_torch:
-        model.layers = nn.ModuleList([nn.Linear(3, 3)])
-    elif lib is attn_jax:
-        model.layers = nnx.List([model.layers[0].linear1])
-    else:
-        model.layers = []
-    return model
-
-
 @every
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_file_cannot_keep_is_refused(lib, case, tmp_path):
@@ -505,8 +514,6 @@ def test_what_a_file_cannot_keep_is_refused(lib, case, tmp_path):
 
 
 def quantized() -> Any:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.ao.quantization.quantize_dynamic(encoder(attn_torch).eval(), {nn.Linear})
@@ -522,8 +529,6 @@ def made(how: Callable[[nn.Linear], Any]) -> Callable[[], Any]:
 
 
 def old_weight_norm(linear: nn.Linear) -> None:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         weight_norm(linear)

@@ -2,8 +2,8 @@
 
 With x the inputs, L(x) = sum(grad * output(x)) and v a direction, the answers are the derivatives
 along v of the output ("tangent") and of L's gradients by query, key, value and bias. The exact
-answer is this formula in float64, held against differences of the oracle's gradients in
-`tests/test_reference_second.py`; the naive one is the same formula in the precision under test.
+answer is this formula in float64, which `tests/test_reference_second.py` checks by differences of
+the oracle's gradients; the naive one is the same formula in the precision under test.
 """
 
 import math

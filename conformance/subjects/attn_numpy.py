@@ -37,7 +37,7 @@ class Adapter(Rosetta):
         return np.array(array)
 
     def wrap(self, projection, weight=None):
-        return Around(projection, weight)
+        return AroundNumpy(projection, weight)
 
     def alter_mixed(self, model):
         norm = model.layers[0].norm1
@@ -82,7 +82,7 @@ class Adapter(Rosetta):
         return {name: array for name, array in found.items() if array is not None}
 
 
-class Around(Module):
+class AroundNumpy(Module):
     """A module that calls another, as an adapter of low rank does."""
 
     def __init__(self, inner, weight):

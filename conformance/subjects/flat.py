@@ -4,7 +4,7 @@ A call is plain data: `{"inputs": {...}, "options": {...}}`, with `"grad"` where
 sum(grad * output) are asked for, and `"parameters"` where a model is given its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +34,6 @@ def arrays_of(call: Any) -> list[np.ndarray]:
     found: list[np.ndarray] = []
     change(call, found.append)
     return found
-
-
-def with_arrays(call: Any, arrays: Iterable) -> Any:
-    """Return the call with other arrays in the places of its own."""
-    others = iter(arrays)
-    return change(call, lambda _: next(others))
 
 
 def symbols(calls: list) -> list[tuple[str | int, ...]]:

@@ -8,68 +8,36 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
-from .flat import arrays_of, change, symbols
-from .models import CLASSES
-from .protocol import NotOffered
+from .flat import symbols
+from .transforming import Transforming, mapped_axes
 
 
-class JaxTransforms:
+class JaxTransforms(Transforming):
     """What JAX can make of a call."""
 
-    array: Any
-    numpy: Any
-    builder: Any
-    module: Any
-    model: Any
-    scope: Any
     put: Any
-    options: Any
 
-    def transformed(self, how, calls, *, kind="", config=None, parameters=None):
-        if not hasattr(self, f"_run_{how}"):
-            raise NotOffered(f"JAX has no {how} programs")
-        with self.scope(next(iter(calls[0]["inputs"].values())).dtype.name):
-            model = self.model(kind, config, parameters or {}) if kind else None
-            run, make = self._runner(model), self.builder(calls[0])
-            names = list(calls[0]["inputs"]) if "grad" in calls[0] else []
-
-            def function(*arrays):
-                return run(make(arrays))
-
-            function = _gradient(function, len(names)) if names else function
-            arrays = [[self.array(x) for x in arrays_of(call)] for call in calls]
-            found, programs = getattr(self, f"_run_{how}")(function, arrays, calls)
-            if names:
-                dicts = [dict(zip(names, map(self.numpy, own), strict=True)) for own in found]
-                return dicts, programs
-            return [self.numpy(own) for own in found], programs
-
-    def _runner(self, model):
-        """Return what a call gives, as a function of the call."""
-        if model is None:
-            return lambda call: self.module.attention(*call["inputs"].values(), **call["options"])
-        more = {"need_weights": False} if type(model).__name__ == CLASSES["attention"] else {}
+    def run_model(self, model):
         graph, state = nnx.split(model)
 
-        def run(call):
+        def run(parameters, inputs, options):
             own = nnx.merge(graph, state, copy=True)
-            self.put(own, call.get("parameters", {}))
-            found = own(*call["inputs"].values(), **call["options"], **more)
-            return found[0] if more else found
+            self.put(own, parameters)
+            return own(*inputs, **options)
 
         return run
 
-    def _run_graph(self, function, arrays, calls):
+    def _run_graph(self, function, arrays, count, calls):
         traces = []
 
         @jax.jit
         def traced(*arrays):
             traces.append(1)
-            return function(*arrays)
+            return _differentiated(function, count)(*arrays)
 
         return [traced(*own) for own in arrays], len(traces)
 
-    def _run_exported(self, function, arrays, calls):
+    def _run_exported(self, function, arrays, count, calls):
         scope, letters = export.SymbolicScope(), dict[str, Any]()
 
         def size(given):
@@ -85,48 +53,23 @@ class JaxTransforms:
         program = export.export(jax.jit(function))(*given)
         return [program.call(*own) for own in arrays], 1
 
-    def _run_mapped(self, function, arrays, calls):
+    def _run_mapped(self, function, arrays, count, calls):
+        function = _differentiated(function, count)
         arrays = arrays * 2 if len(arrays) == 1 else arrays
-        columns = list(zip(*arrays, strict=True))
-        alike = [
-            len(calls) > 1 and all(jnp.array_equal(column[0], x) for x in column)
-            for column in columns
-        ]
-        axes = tuple(None if same else 0 for same in alike)
-        given = [c[0] if s else jnp.stack(c) for c, s in zip(columns, alike, strict=True)]
+        axes = mapped_axes(calls)
+        columns = zip(axes, zip(*arrays, strict=True), strict=True)
+        given = [own[0] if axis is None else jnp.stack(own) for axis, own in columns]
         found = jax.vmap(function, axes)(*given)
-        return list(zip(*found, strict=True)) if isinstance(found, tuple) else list(found), 1
+        return list(zip(*found, strict=True)) if count else list(found), 1
 
-    def _run_scanned(self, function, arrays, calls):
+    def _run_scanned(self, function, arrays, count, calls):
         """Run the calls one after the other, each on the output of the one before."""
         stacked = [jnp.stack(column) for column in zip(*arrays, strict=True)][1:]
         last, _ = jax.lax.scan(lambda x, own: (function(x, *own), None), arrays[0][0], stacked)
         return [last], 1
 
-    def derivatives(self, route, call, directions, *, kind="", config=None):
-        if not hasattr(self, f"_{route}"):
-            raise NotOffered(f"JAX differentiates by other routes than {route}")
-        with self.scope(call["grad"].dtype.name):
-            model = self.model(kind, config, call["parameters"]) if kind else None
-            run, arrays, names = self._runner(model), change(call, self.array), list(directions)
-            options = self.options(arrays["options"])
-
-            def output(*leaves):
-                given = dict(zip(names, leaves, strict=True))
-                own = {n: given.get(n, x) for n, x in arrays["inputs"].items()}
-                more = {n: given.get(n, x) for n, x in options.items()}
-                own = {"inputs": own, "options": more}
-                return run(own | ({"parameters": given} if kind else {}))
-
-            leaves = arrays.get("parameters", arrays["inputs"] | {"bias": options.get("bias")})
-            leaves = tuple(leaves[name] for name in names)
-            along = tuple(self.array(x) for x in directions.values())
-            compiled = jax.jit(partial(getattr(self, f"_{route}"), output))
-            found = compiled(arrays["grad"], leaves, along)
-            named = dict(zip([*names, "tangent"], found, strict=False))
-            if route == "forward":
-                named = {"tangent": found[0]}
-            return {name: self.numpy(x) for name, x in named.items()}
+    def differentiate(self, route, output, grad, leaves, along):
+        return jax.jit(partial(super().differentiate, route, output))(grad, leaves, along)
 
     def _forward(self, output, grad, leaves, along):
         return (jax.jvp(output, leaves, along)[1],)
@@ -151,7 +94,7 @@ class JaxTransforms:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def wrap(self, projection, weight=None):
-        return Wrapping(projection, None if weight is None else self.array(weight))
+        return AroundJax(projection, None if weight is None else self.array(weight))
 
     def alter_blank(self, model):
         graph, state = nnx.split(model)
@@ -164,7 +107,7 @@ class JaxTransforms:
         return model
 
 
-class Wrapping(nnx.Module):
+class AroundJax(nnx.Module):
     """A module that calls another, as an adapter of low rank does."""
 
     def __init__(self, inner, weight):
@@ -189,8 +132,10 @@ def _dot(arrays, others):
     return sum((x * y).sum() for x, y in zip(arrays, others, strict=True))
 
 
-def _gradient(function, count: int):
-    """Return the gradients of sum(grad * output) by the first arrays; the last one is grad."""
+def _differentiated(function, count: int):
+    """Return a function's output or, where inputs are counted, its gradients by them."""
+    if not count:
+        return function
 
     def gradients(*arrays):
         inputs, rest = arrays[:count], arrays[count:]

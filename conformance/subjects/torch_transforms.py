@@ -1,26 +1,14 @@
 """attn_torch compiled as one graph, exported, mapped, differentiated twice, under autocast."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 
-from .flat import arrays_of, change, symbols
-from .models import CLASSES
-from .protocol import NotOffered
-
-
-class Counting:
-    """A backend of torch.compile that counts its graphs."""
-
-    def __init__(self, name: str):
-        self.own, self.graphs = torch._dynamo.lookup_backend(name), 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return self.own(graph, inputs)
+from .flat import symbols
+from .transforming import Transforming, mapped_axes
 
 
 class Program(nn.Module):
@@ -34,66 +22,36 @@ class Program(nn.Module):
         return self.function(*arrays)
 
 
-class TorchTransforms:
+class TorchTransforms(Transforming):
     """What torch can make of a call."""
 
-    array: Any
-    numpy: Any
-    builder: Any
-    module: Any
-    model: Any
     need_compiler: Any
-    options: Any
     device: str
 
-    def transformed(self, how, calls, *, kind="", config=None, parameters=None):
-        if not hasattr(self, f"_run_{how}"):
-            raise NotOffered(f"torch has no {how} programs")
-        model = self.model(kind, config, parameters or {}) if kind else None
-        run, make = self._runner(model), self.builder(calls[0])
-        function = Program(lambda *arrays: run(make(arrays)), model)
-        arrays = [[self.array(x) for x in arrays_of(call)] for call in calls]
-        names = list(calls[0]["inputs"]) if "grad" in calls[0] else []
-        found, programs = getattr(self, f"_run_{how}")(function, arrays, names, calls)
-        if names:
-            dicts = [dict(zip(names, map(self.numpy, own), strict=True)) for own in found]
-            return dicts, programs
-        return [self.numpy(own) for own in found], programs
+    def function_of(self, function, model):
+        return Program(function, model)
 
-    def _runner(self, model):
-        """Return what a call gives, as a function of the call."""
-        if model is None:
-            return lambda call: self.module.attention(*call["inputs"].values(), **call["options"])
-        more = {"need_weights": False} if type(model).__name__ == CLASSES["attention"] else {}
+    def run_model(self, model):
+        return lambda own, inputs, options: functional_call(model, own, tuple(inputs), options)
 
-        def run(call):
-            inputs, options = tuple(call["inputs"].values()), call["options"] | more
-            if "parameters" in call:
-                found = functional_call(model, call["parameters"], inputs, options)
-            else:
-                found = model(*inputs, **options)
-            return found[0] if more else found
-
-        return run
-
-    def _run_graph(self, function, arrays, names, calls, backend="aot_eager"):
+    def _run_graph(self, function, arrays, count, calls, backend="aot_eager"):
         torch.compiler.reset()
-        counting = Counting(backend)
+        counting = CompileCounterWithBackend(backend)
         compiled = torch.compile(function, fullgraph=True, backend=counting)
-        return [_differentiated(compiled, own, names) for own in arrays], counting.graphs
+        return [_differentiated(compiled, own, count) for own in arrays], counting.frame_count
 
-    def _run_kernels(self, function, arrays, names, calls):
+    def _run_kernels(self, function, arrays, count, calls):
         self.need_compiler()
-        return self._run_graph(function, arrays, names, calls, "inductor")
+        return self._run_graph(function, arrays, count, calls, "inductor")
 
-    def _run_parameters(self, function, arrays, names, calls):
+    def _run_parameters(self, function, arrays, count, calls):
         found = []
         for own in arrays:
             own = [nn.Parameter(x) if x.is_floating_point() else x for x in own]
-            found.append(_differentiated(function, own, names))
+            found.append(_differentiated(function, own, count))
         return found, 1
 
-    def _run_exported(self, function, arrays, names, calls):
+    def _run_exported(self, function, arrays, count, calls):
         dynamic = torch.export.Dim.DYNAMIC
         shapes = [
             {i: dynamic for i, size in enumerate(shape) if isinstance(size, str)}
@@ -102,43 +60,19 @@ class TorchTransforms:
         program = torch.export.export(function, tuple(arrays[0]), dynamic_shapes=(tuple(shapes),))
         return [program.module()(*own) for own in arrays], 1
 
-    def _run_mapped(self, function, arrays, names, calls):
+    def _run_mapped(self, function, arrays, count, calls):
         arrays = arrays * 2 if len(arrays) == 1 else arrays
-        columns = list(zip(*arrays, strict=True))
-        alike = [
-            len(calls) > 1 and all(torch.equal(column[0], x) for x in column) for column in columns
-        ]
-        axes = tuple(None if same else 0 for same in alike)
-        given = [c[0] if s else torch.stack(c) for c, s in zip(columns, alike, strict=True)]
-        if names:
-            found = torch.vmap(_gradient(function, len(names)), axes)(*given)
+        axes = mapped_axes(calls)
+        columns = zip(axes, zip(*arrays, strict=True), strict=True)
+        given = [own[0] if axis is None else torch.stack(own) for axis, own in columns]
+        if count:
+            found = torch.vmap(_gradient(function, count), axes)(*given)
             return list(zip(*found, strict=True)), 1
         return list(torch.vmap(function, axes)(*given)), 1
 
-    def derivatives(self, route, call, directions, *, kind="", config=None):
-        if not hasattr(self, f"_{route}"):
-            raise NotOffered(f"torch differentiates by other routes than {route}")
-        model = self.model(kind, config, call["parameters"]) if kind else None
-        run, arrays, names = self._runner(model), change(call, self.array), list(directions)
-        options = self.options(arrays["options"])
-        grad = arrays["grad"].requires_grad_(route == "reverse_reverse")
-
-        def output(*leaves):
-            given = dict(zip(names, leaves, strict=True))
-            own = {n: given.get(n, x) for n, x in arrays["inputs"].items()}
-            more = {n: given.get(n, x) for n, x in options.items()}
-            return run({"inputs": own, "options": more} | ({"parameters": given} if kind else {}))
-
-        leaves = arrays.get("parameters", arrays["inputs"] | {"bias": options.get("bias")})
-        leaves = tuple(leaves[name] for name in names)
-        along = tuple(self.array(x) for x in directions.values())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of reference cycles
-            found = getattr(self, f"_{route}")(output, grad, leaves, along)
-        named = dict(zip([*names, "tangent"], found, strict=False))
-        if route == "forward":
-            named = {"tangent": found[0]}
-        return {name: self.numpy(x) for name, x in named.items()}
+    def differentiate(self, route, output, grad, leaves, along):
+        grad = grad.requires_grad_(route == "reverse_reverse")
+        return super().differentiate(route, output, grad, leaves, along)
 
     def _forward(self, output, grad, leaves, along):
         return (torch.func.jvp(output, leaves, along)[1],)
@@ -187,9 +121,9 @@ class TorchTransforms:
 
     def compiled_decode(self, model, options):
         torch.compiler.reset()
-        counting = Counting("aot_eager")
+        counting = CompileCounterWithBackend("aot_eager")
         decode = torch.compile(model.decode, fullgraph=True, backend=counting)
-        return lambda x, *caches: decode(x, *caches, **options), lambda: counting.graphs
+        return lambda x, *caches: decode(x, *caches, **options), lambda: counting.frame_count
 
     def blank(self, *shape):
         return torch.empty(shape, device="meta")
@@ -240,12 +174,12 @@ def _dot(arrays, others):
     return sum((x * y).sum() for x, y in zip(arrays, others, strict=True))
 
 
-def _differentiated(function, arrays, names):
-    """Return a function's output or, where inputs are named, its gradients by them."""
-    if not names:
+def _differentiated(function, arrays, count):
+    """Return a function's output or, where inputs are counted, its gradients by them."""
+    if not count:
         return function(*arrays).detach()
-    leaves = [x.detach().clone().requires_grad_() for x in arrays[: len(names)]]
-    output = function(*leaves, *arrays[len(names) :])
+    leaves = [x.detach().clone().requires_grad_() for x in arrays[:count]]
+    output = function(*leaves, *arrays[count:])
     return torch.autograd.grad(output, leaves, arrays[-1].detach())
 
 
