@@ -495,10 +495,6 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda lib: changed(lib, "layers.1.self_attn.batch_first", False),
         "batch_first False for True",
     ),
-    "eps too large": (
-        lambda lib: build(lib, "TransformerEncoder", 2, **STACK, layer_norm_eps=10**6),
-        "layer_norm_eps = 1000000, beyond",
-    ),
 }
 
 
