@@ -246,14 +246,14 @@ def vary_alike(arrays: Any) -> Any:
     """
     axes = frozenset().union(*map(_varying, jax.tree.leaves(arrays)))
 
-    def mark(x: jax.Array) -> jax.Array:
+    def mark(x: Any) -> Any:
         missing = tuple(sorted(axes - _varying(x)))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(mark, arrays)
 
 
-def _varying(x: jax.Array) -> frozenset:
+def _varying(x: Any) -> frozenset:
     return jax.typeof(x).manual_axis_type.varying
 
 

@@ -128,7 +128,7 @@ def _wanted(model: nnx.Module, layout: str) -> Any:
     return dict(sorted(shapes.items(), key=lambda named: places.get(named[0], -1)))
 
 
-def _write(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
+def _write(model: nnx.Module, arrays: dict[str, Any]) -> None:
     places = parameters(model)
     turned = {n: a.T if places[n][1] == "kernel" else a for n, a in arrays.items()}
     ready = {name: _placed(array, getattr(*places[name])) for name, array in turned.items()}
@@ -136,7 +136,7 @@ def _write(model: nnx.Module, arrays: dict[str, np.ndarray]) -> None:
         getattr(*place).set_value(ready[name])
 
 
-def _placed(array: np.ndarray, parameter: nnx.Param) -> Array:
+def _placed(array: Any, parameter: nnx.Param) -> Array:
     """Return a copy that lies on the devices that the parameter is bound to, if to any."""
     held = parameter.get_value()
     bound = is_concrete(held) and getattr(held, "committed", _is_abstract(parameter))

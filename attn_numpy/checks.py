@@ -734,7 +734,7 @@ def check_mapping(weights: Any) -> None:
         raise TypeError(f"weights must be a mapping or a path: got {kind(weights)}")
 
 
-def check_weights(weights: Mapping[str, Any], wanted: Mapping[str, Array]) -> None:
+def check_weights(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Check names, shapes and dtypes against those that the model has."""
     extra = [name for name in weights if name.split(".")[-1] in ("bias_k", "bias_v")]
     if extra:
@@ -747,7 +747,7 @@ def check_weights(weights: Mapping[str, Any], wanted: Mapping[str, Array]) -> No
         raise ValueError(f"weights must be those of the model: got {'; '.join(wrong)}")
 
 
-def _wrong_arrays(weights: Mapping[str, Any], wanted: Mapping[str, Array]) -> Iterator[str]:
+def _wrong_arrays(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     for name in wanted:
         if name not in weights:
             continue
