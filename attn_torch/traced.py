@@ -1,7 +1,10 @@
 """Attention where values cannot be looked at: while a graph is made of a call, or of its steps.
 
 Which keys are hidden is then a dense array, and what eager calls tell by a look at the numbers is
-told by array operations. No (T, S) array is held but the mask, a byte a cell.
+told by array operations. The mask is held as an array, and a copy of it in float32; no scores are.
+
+One case differs from an eager call: on a CPU the kernel skips a first block of keys whose scores
+are all NaN, as inf - inf in products of finite numbers is; with other keys the row is then finite.
 """
 
 from collections.abc import Iterator
