@@ -48,7 +48,8 @@ class Transforming:
     def _runner(self, model):
         """Return what a call gives, as a function of the call."""
         if model is None:
-            return lambda call: self.module.attention(*call["inputs"].values(), **call["options"])
+            attention = self.module.attention  # here, so that no graph holds the subject
+            return lambda call: attention(*call["inputs"].values(), **call["options"])
         more = {"need_weights": False} if type(model).__name__ == CLASSES["attention"] else {}
         run = self.run_model(model)
 
