@@ -97,7 +97,8 @@ def parallel() -> list[str]:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Make the environment that most sessions share."""
-    install(session, "-e", ".[all,conformance]", *group("examples", "onnx", "shapes", "lint"))
+    groups = group("examples", "onnx", "shapes", "lint", "site")
+    install(session, "-e", ".[all,conformance]", *groups)
 
 
 @nox.session(**SHARED)
@@ -204,6 +205,19 @@ def bench(session: nox.Session) -> None:
     """Measure against what the frameworks ship; write docs/benchmarks.md and its history."""
     page = [] if session.posargs else ["--page", "docs/benchmarks.md"]
     run(session, "-m", "benchmarks", *page, *session.posargs)
+
+
+@nox.session(**SHARED)
+def site(session: nox.Session) -> None:
+    """Build the site into site/_build/html: every example runs, and a warning is an error."""
+    strict = ["--builder=html", "--fail-on-warning", "--keep-going", "--nitpicky"]
+    run(session, "-m", "sphinx", *strict, *session.posargs, "site", "site/_build/html")
+
+
+@nox.session(name="site-browser", venv_backend="none", requires=["site"])
+def site_browser(session: nox.Session) -> None:
+    """Test the site in Debian's Chromium, and its scripts in Node."""
+    run(session, "-m", "pytest", "site/tests", *session.posargs)
 
 
 @nox.session

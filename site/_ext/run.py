@@ -1,0 +1,64 @@
+"""`run`: code that is executed when the page is built, anywhere on it, tabs included.
+
+    ```{run}
+    print(causal().draw(3, 3))
+    ```
+
+A page has one namespace, and its code runs in the page's order. Under the code stands what it
+prints, and the value of a last expression, as in a terminal. An exception fails the build, unless
+`:raises: TypeError` announces it: then its text is shown, and the build fails if it does not come.
+`:hide:` runs without showing the code. Code in a plain `python` fence is not run.
+"""
+
+import ast
+import contextlib
+import io
+from typing import ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.util.docutils import SphinxDirective
+
+
+class Run(SphinxDirective):
+    """A block of code, and what it prints."""
+
+    has_content = True
+    option_spec: ClassVar = {"raises": directives.unchanged_required, "hide": directives.flag}
+
+    def run(self):
+        code, expected = "\n".join(self.content), self.options.get("raises")
+        names = self.env.temp_data.setdefault("run", {"__name__": self.env.docname})
+        shown, raised = execute(code, names, *self.get_source_info())
+        if raised != expected:
+            raise self.error(f"run: expected {expected or 'no exception'}: got {shown}\n{code}")
+        blocks = [] if "hide" in self.options else [block(code, "python", "code")]
+        if shown:
+            blocks.append(block(shown, "text", "raised" if raised else "shown"))
+        return blocks
+
+
+def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str | None]:
+    """Run code as a terminal would; return what it shows, and the exception's name if it raised."""
+    out = io.StringIO()
+    try:
+        tree = ast.increment_lineno(ast.parse(code, file), line)
+        value = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        with contextlib.redirect_stdout(out):
+            exec(compile(tree, file, "exec"), names)
+            if value is not None:
+                shown = eval(compile(ast.Expression(value.value), file, "eval"), names)
+                if shown is not None:
+                    print(repr(shown))
+    except Exception as error:
+        return f"{out.getvalue()}{type(error).__name__}: {error}", type(error).__name__
+    return out.getvalue().rstrip(), None
+
+
+def block(text: str, language: str, role: str) -> nodes.literal_block:
+    return nodes.literal_block(text, text, language=language, classes=[role])
+
+
+def setup(app):
+    app.add_directive("run", Run)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,36 @@
+"""How Sphinx builds the site: `nox -s site` writes it to site/_build."""
+
+import sys
+from pathlib import Path
+
+SITE = Path(__file__).parent
+ROOT = SITE.parent
+sys.path[:0] = [str(ROOT), str(SITE / "_ext")]
+
+project = "attn-rosetta"
+html_title = "attn-rosetta"
+extensions = ["myst_parser", "sphinx_design", "formulas", "project_pages", "run", "side_by_side"]
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+exclude_patterns = ["_build", "_ext", "tests", "**/node_modules"]
+nitpicky = True
+suppress_warnings = ["config.cache"]  # the functions of extensions cannot be pickled
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["columns.js"]
+html_show_sourcelink = False
+html_copy_source = False
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
+
+# Pages of the repository that are pages of the site, too: where each is shown.
+project_pages = {
+    "reference/contract": "conformance/CONTRACT.md",
+    "reference/atlas": "docs/atlas.md",
+    "reference/kill-matrix": "docs/kill-matrix.md",
+    "reference/benchmarks": "docs/benchmarks.md",
+    "reference/plug-in": "docs/plug-in.md",
+    "reference/vectors": "conformance/vectors/README.md",
+}

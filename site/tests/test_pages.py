@@ -1,0 +1,40 @@
+"""Every page loads without an error and asks no other host; every link inside the site is good."""
+
+from pathlib import Path
+from urllib.parse import urldefrag, urljoin
+
+import pytest
+
+BUILT = Path(__file__).parents[1] / "_build" / "html"
+PAGES = sorted(path.relative_to(BUILT).as_posix() for path in BUILT.rglob("*.html"))
+LINKS = "[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_loads_and_asks_nobody_else(tab, path):
+    reply = tab.goto(f"/{path}")
+    assert reply.ok
+    assert tab.title()
+
+
+def test_every_link_inside_the_site_leads_somewhere(tab):
+    anchors, wanted = {}, {}
+    for path in PAGES:
+        tab.goto(f"/{path}")
+        ids = tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        anchors[path] = {"", *ids}
+        for link in tab.evaluate(LINKS):
+            file, anchor = urldefrag(urljoin(path, link))
+            if ":" not in file:
+                wanted[path, file, anchor] = link
+    lost = [
+        (path, link)
+        for (path, file, anchor), link in wanted.items()
+        if anchor not in anchors.get(file, set()) and not (file not in anchors and exists(file))
+    ]
+    assert len(wanted) > 100
+    assert not lost, f"a link leads to a page, and to a place on it: got {lost[:10]}"
+
+
+def exists(file: str) -> bool:
+    return (BUILT / file).is_file()
