@@ -5,7 +5,8 @@
     ```
 
 A page has one namespace, and its code runs in the page's order. Under the code stands what it
-prints, and the value of a last expression, as in a terminal. An exception fails the build, unless
+prints, and the value of a last expression, as in a notebook: as HTML if it has `_repr_html_`. An
+exception fails the build, unless
 `:raises: TypeError` announces it: then its text is shown, and the build fails if it does not come.
 `:hide:` runs without showing the code. Code in a plain `python` fence is not run.
 """
@@ -29,18 +30,20 @@ class Run(SphinxDirective):
     def run(self):
         code, expected = "\n".join(self.content), self.options.get("raises")
         names = self.env.temp_data.setdefault("run", {"__name__": self.env.docname})
-        shown, raised = execute(code, names, *self.get_source_info())
+        shown, html, raised = execute(code, names, *self.get_source_info())
         if raised != expected:
             raise self.error(f"run: expected {expected or 'no exception'}: got {shown}\n{code}")
         blocks = [] if "hide" in self.options else [block(code, "python", "code")]
         if shown:
             blocks.append(block(shown, "text", "raised" if raised else "shown"))
+        if html:
+            blocks.append(nodes.raw("", f'<div class="shown">{html}</div>', format="html"))
         return blocks
 
 
-def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str | None]:
-    """Run code as a terminal would; return what it shows, and the exception's name if it raised."""
-    out = io.StringIO()
+def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str, str | None]:
+    """Run code; return what it shows, as text and as HTML, and the exception's name, if any."""
+    out, html = io.StringIO(), ""
     try:
         tree = ast.increment_lineno(ast.parse(code, file), line)
         value = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
@@ -48,11 +51,14 @@ def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str | No
             exec(compile(tree, file, "exec"), names)
             if value is not None:
                 shown = eval(compile(ast.Expression(value.value), file, "eval"), names)
-                if shown is not None:
+                if hasattr(shown, "_repr_html_"):
+                    html = shown._repr_html_()
+                elif shown is not None:
                     print(repr(shown))
     except Exception as error:
-        return f"{out.getvalue()}{type(error).__name__}: {error}", type(error).__name__
-    return out.getvalue().rstrip(), None
+        name = type(error).__name__
+        return f"{out.getvalue()}{name}: {error}", "", name
+    return out.getvalue().rstrip(), html, None
 
 
 def block(text: str, language: str, role: str) -> nodes.literal_block:

@@ -9,8 +9,8 @@
 
 Three tabs, which a reader can turn into three columns. A line that another backend does not have
 is marked; spelling alone (`np.` and `torch.`, `axis=` and `dim=`) does not count. `:jax:`,
-`:torch:` and `:numpy:` name a backend's definition where it has another name, `:doc:` keeps the docstring. A
-name that is missing fails the build, and a change to a file builds its pages anew.
+`:torch:` and `:numpy:` name a backend's definition where it has another name, `:doc:` keeps the
+docstring. A name that is missing fails the build, and a change to a file builds its pages anew.
 """
 
 import ast
