@@ -261,6 +261,21 @@ def check_attention(
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
 
 
+def check_same_rank(query: Any, key: Any, value: Any) -> int:
+    """Return the rank of what `attention_steps` is given."""
+    for name, array in {"query": query, "key": key, "value": value}.items():
+        if not is_array(array):
+            raise TypeError(f"{name} must be an array: got {kind(array)}")
+    rank = query.ndim
+    if not rank == key.ndim == value.ndim:
+        got = f"{rank}, {key.ndim} and {value.ndim}"
+        raise ValueError(f"query, key and value must share a rank: got {got}")
+    if rank not in (2, 3, 4):
+        rule = "query must be (B, H, T, D), (B, T, D) or (T, D)"
+        raise ValueError(f"{rule}: got {tuple(query.shape)}")
+    return rank
+
+
 def check_shapes(query: Any, key: Any, value: Any) -> None:
     check_rank_and_dtype("query", query, ("B", "H", "T", "D"))
     check_rank_and_dtype("key", key, ("B", "H_kv", "S", "D"))
