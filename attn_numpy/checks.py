@@ -233,6 +233,29 @@ def count_samples(query_offset: Any) -> int:
     return query_offset.shape[0] if is_array(query_offset) and query_offset.ndim == 1 else 1
 
 
+# Drawings
+
+
+def check_drawn(weights: Any) -> None:
+    if not is_array(weights):
+        raise TypeError(f"weights must be an array: got {kind(weights)}")
+    if weights.ndim not in (2, 4):
+        rule = "weights must be (T, S) or (B, H, T, S)"
+        if weights.ndim == 3:
+            rule += ", write weights[None] for (H, T, S) and weights[:, None] for (B, T, S)"
+        raise ValueError(f"{rule}: got {tuple(weights.shape)}")
+
+
+def check_labels(name: str, labels: Sequence | None, letter: str, count: int) -> list[str]:
+    """Return the labels as lines of text, in which no control character moves what follows."""
+    if labels is None:
+        return []
+    if len(labels) != count:
+        raise ValueError(f"{name} must be {letter} = {count} labels: got {len(labels)}")
+    shown = ((c if c.isprintable() else repr(c)[1:-1] for c in str(label)) for label in labels)
+    return ["".join(letters) for letters in shown]
+
+
 # Attention
 
 
