@@ -1,8 +1,6 @@
 // softmax(Q K^T * scale + bias) V over the allowed keys: plain loops over flat arrays, forward only.
 import { allowed } from "./masks.mjs";
 
-const EMPTY = { zero: 0, nan: NaN, uniform: 1 };
-
 /** Arrays are {data, shape}, row-major: query (B, H, T, D), key (B, H_kv, S, D), value
  *  (B, H_kv, S, D_v); `bias` is a function of b, h, t, s. Return {scores, masked_scores, weights},
  *  each (B, H, T, S), and output (B, H, T, D_v), as flat arrays. */
@@ -17,7 +15,6 @@ export function attention(query, key, value, options = {}) {
   for (let row = 0; row < B * H * T; row++) {
     const b = Math.floor(row / (H * T)), h = Math.floor(row / T) % H, t = row % T;
     const first = (b * H_kv + Math.floor((h * H_kv) / H)) * S; // the first key of this head
-    const cells = [row * S, (row + 1) * S];
     for (let s = 0; s < S; s++) {
       const i = row * S + s, added = bias ? bias(b, h, t, s) : 0;
       if (added === -Infinity) open[i] = 0;
@@ -25,17 +22,17 @@ export function attention(query, key, value, options = {}) {
       if (softcap !== null) scores[i] = softcap * Math.tanh(scores[i] / softcap);
       masked_scores[i] = open[i] ? scores[i] + added : -Infinity;
     }
-    weights.set(softmax(masked_scores.slice(...cells), open.subarray(...cells), empty_rows), row * S);
-    // A hidden key must not spoil a row, not even by 0 * NaN: it is left out of the sum.
-    const all = !open.subarray(...cells).includes(1) && empty_rows !== "zero";
+    const cells = [row * S, (row + 1) * S];
+    const row_weights = open.subarray(...cells).includes(1)
+      ? softmax(masked_scores.subarray(...cells))
+      : new Float64Array(S).fill({ zero: 0, nan: NaN, uniform: 1 / S }[empty_rows]);
+    weights.set(row_weights, row * S);
     for (let s = 0; s < S; s++) {
-      if (!open[row * S + s] && !all) continue;
+      if (row_weights[s] === 0) continue; // a hidden NaN must not come in as 0 * NaN
       for (let d = 0; d < D_v; d++)
-        output[row * D_v + d] += weights[row * S + s] * value.data[(first + s) * D_v + d];
+        output[row * D_v + d] += row_weights[s] * value.data[(first + s) * D_v + d];
     }
-    const looked = (s) => (all ? empty_rows === "uniform" : open[row * S + s]);
-    if (meetsNonfinite(looked, first, key, value) || (all && !S))
-      output.fill(NaN, row * D_v, (row + 1) * D_v);
+    if (!S && empty_rows !== "zero") output.fill(NaN, row * D_v, (row + 1) * D_v);
   }
   return { scores, masked_scores, weights, output };
 }
@@ -46,21 +43,10 @@ function dot(a, i, b, j, length) {
   return sum;
 }
 
-/** One row's weights; a fully masked row gets what `empty_rows` says. */
-function softmax(scores, open, empty_rows) {
-  const full = !open.includes(1);
-  const top = scores.reduce((best, x, s) => (open[s] ? Math.max(best, x) : best), -Infinity);
-  const exps = scores.map((x, s) => (full ? EMPTY[empty_rows] : open[s] ? Math.exp(x - top) : 0));
+/** The weights of a row in which a key is allowed: -inf becomes exactly 0. */
+function softmax(scores) {
+  const top = scores.reduce((best, x) => Math.max(best, x), -Infinity);
+  const exps = scores.map((x) => (x === -Infinity ? 0 : Math.exp(x - top)));
   const sum = exps.reduce((a, b) => a + b, 0);
-  return exps.map((x, s) => (full && empty_rows === "zero" ? 0 : full || open[s] ? x / sum : 0));
-}
-
-/** Whether a row looks at a key or a value that is not finite: its output is then NaN throughout. */
-function meetsNonfinite(looked, first, key, value) {
-  const [, , S] = key.shape;
-  const finite = ({ data, shape: [, , , width] }, s) =>
-    data.subarray((first + s) * width, (first + s + 1) * width).every(Number.isFinite);
-  for (let s = 0; s < S; s++)
-    if (looked(s) && !(finite(key, s) && finite(value, s))) return true;
-  return false;
+  return exps.map((x) => (x === 0 ? 0 : x / sum));
 }

@@ -7,7 +7,7 @@ export const START = {
   lengths0: 8, lengths1: 5, prefix0: 3, prefix1: 2, ids0: "00011122", ids1: "00000111",
   empty: "zero", backend: "numpy", convention: "attend",
 };
-const BOUNDS = {
+export const BOUNDS = {
   T: [1, 12], S: [1, 12], offset: [-8, 12], sample: [0, 1], t: [0, 11], s: [0, 11],
   before: [0, 12], after: [0, 12], chunk: [1, 12],
   lengths0: [0, 12], lengths1: [0, 12], prefix0: [0, 12], prefix1: [0, 12],
@@ -35,9 +35,10 @@ export function parse(link) {
   return fitted(state);
 }
 
-/** The link of a state: only what differs from the start. */
+/** The link of a state: the mask, and whatever differs from the start. */
 export function format(state) {
-  const told = Object.entries(state).filter(([name, value]) => value !== START[name]);
+  const told = Object.entries(state).filter(([name, value]) =>
+    name === "mask" || value !== START[name]);
   return "#" + told.map((pair) => pair.join("=")).join("&");
 }
 
@@ -69,7 +70,8 @@ const repeat = (S, chunk) => Array.from({ length: S }, (_, s) => Math.floor(s / 
 const LEAVES = {
   causal: () => leaf("causal"),
   window: ({ before, after }) => leaf("sliding_window", { before, after }),
-  chunks: ({ S, chunk }) => leaf("segments", { query_ids: [repeat(S, chunk)] }),
+  chunks: ({ S, chunk, backend }) => // JAX counts in 32 bits
+    leaf("segments", { query_ids: [repeat(S, chunk)], dtype: backend === "jax" ? "int32" : "int64" }),
   prefix: ({ prefix0, prefix1 }) => leaf("prefix", { lengths: [prefix0, prefix1] }),
   segments: ({ ids0, ids1 }) =>
     leaf("segments", { query_ids: [ids0, ids1].map((ids) => Array.from(ids, Number)) }),

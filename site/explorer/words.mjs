@@ -7,18 +7,18 @@ const word = (yes) => (yes ? "allowed" : "hidden");
 const list = (values) => `[${values.map((x) => (Array.isArray(x) ? list(x) : x)).join(", ")}]`;
 
 /** A table as `Mask` shows it: its values, or its dtype and shape where it has more than eight. */
-function shown(table) {
+function shown(table, dtype = "int64") {
   const shape = Array.isArray(table[0]) ? [table.length, table[0].length] : [table.length];
   if (shape.reduce((a, b) => a * b) <= 8) return list(table);
-  return `int64 (${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
+  return `${dtype} (${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
 }
 
 /** A part of a mask, as Python shows it. */
-export function repr({ kind, arguments: args, parts }) {
+function repr({ kind, arguments: args, parts }) {
   if (kind === "not") return `~${repr(parts[0])}`;
   if (kind === "causal") return "causal()";
   if (kind === "sliding_window") return `sliding_window(before=${args.before}, after=${args.after})`;
-  if (kind === "segments") return `segments(ids=${shown(args.query_ids)})`;
+  if (kind === "segments") return `segments(ids=${shown(args.query_ids, args.dtype)})`;
   return `${kind}(lengths=${shown(args.lengths)})`;
 }
 
@@ -115,7 +115,7 @@ export function python(state) {
 export const CONVENTIONS = {
   attend: { method: "allowed", says: ["1", "0"], end: ", dtype=bool)", first: [] },
   hide: { method: "hidden", says: ["0", "1"], end: ", dtype=bool)", first: [] },
-  add: { method: "additive", says: ["0", "X"], end: ")", first: ["X = -np.inf"] },
+  add: { method: "additive", says: ["0", "X"], end: ", dtype=np.float32)", first: ["X = -np.inf"] },
 };
 
 /** The state's sample as an array (T, S) of NumPy, in its convention. */
