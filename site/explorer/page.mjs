@@ -95,7 +95,8 @@ function showGrid(rows, full) {
 function showLegend() {
   const parts = termsOf(state.mask).map((term) =>
     `<span><i data-by="${PARTS[term.name]}">${PARTS[term.name]}</i> hidden by ${named(term)}</span>`);
-  $("ex-legend").innerHTML = ['<span><i class="open">■</i> allowed</span>', ...parts].join("");
+  const more = parts.length > 3 ? ["<span><i>+</i> and by others</span>"] : [];
+  $("ex-legend").innerHTML = ['<span><i class="open">■</i> allowed</span>', ...parts, ...more].join("");
 }
 
 function showFull(full) {
