@@ -15,12 +15,14 @@ from sphinx.util.docutils import SphinxDirective
 import attn_numpy
 
 SITE = Path(__file__).parents[1]
+ATLAS = SITE.parent / "docs" / "atlas.json"
 MODULES = ["page", "words", "state", "attention", "masks"]  # the first one loads the others
 
 # The first picture, as in START of state.mjs; a browser test compares the two.
 T, S, SAMPLE, CELL, OFFSET = 6, 8, 1, {"query": 3, "key": 6}, {"query_offset": 2}
 PARTS = {"causal": attn_numpy.causal(), "padding": attn_numpy.padding([8, 5])}
 MASK = PARTS["causal"] & PARTS["padding"]
+READS = {"attend": ("true", "attend"), "hide": ("true", "hide"), "add": ("float-inf", "added")}
 RULES = [
     *PARTS.values(),
     attn_numpy.sliding_window(0),
@@ -34,7 +36,7 @@ class Explorer(SphinxDirective):
 
     def run(self):
         frame = SITE / "explorer" / "frame.html"
-        for file in (frame, attn_numpy.masks.__file__, __file__):
+        for file in (frame, ATLAS, attn_numpy.masks.__file__, __file__):
             self.env.note_dependency(str(file))
         self.env.metadata[self.env.docname]["explorer"] = "yes"
         html = frame.read_text("utf-8")
@@ -45,7 +47,8 @@ class Explorer(SphinxDirective):
 
 def content() -> dict[str, str]:
     """Return what the build writes into the frame, by place."""
-    data = {"sentences": {mask.name: mask.rule.sentence for mask in RULES}}
+    sentences = {mask.name: mask.rule.sentence for mask in RULES}
+    data = {"sentences": sentences, "libraries": libraries()}
     scripts = [f'<link rel="modulepreload" href="_static/explorer/{name}.mjs">' for name in MODULES]
     scripts.append(f'<script type="module" src="_static/explorer/{MODULES[0]}.mjs"></script>')
     return {
@@ -56,6 +59,27 @@ def content() -> dict[str, str]:
         "data": json.dumps(data).replace("<", "\\u003c"),
         "script": "".join(scripts),
     }
+
+
+def libraries() -> dict[str, str]:
+    """Return who reads an array by each convention, and who by another, as the atlas has it."""
+    if not ATLAS.exists():
+        return dict.fromkeys(READS, "")
+    atlas = json.loads(ATLAS.read_text("utf-8"))
+    told = {name: f"Read so by {readers(atlas, *read)}." for name, read in READS.items()}
+    turned = readers(atlas, "float-inf", "inverted")
+    told["add"] += f" Turned round without a word, so that -inf attends, by {turned}."
+    return {name: f"{text} Measured on {atlas['measured']}." for name, text in told.items()}
+
+
+def readers(atlas: dict, question: str, word: str) -> str:
+    """Return the libraries, and their functions and layers, which answer a question by a word."""
+    found: dict[str, list[str]] = {}
+    for name, peer in atlas["peers"].items():
+        if peer["answers"][question]["word"] == word:
+            found.setdefault(peer["library"], []).append(name)
+    known = {library: " ".join(atlas["libraries"][library].values()) for library in found}
+    return "; ".join(f"{known[library]} ({', '.join(names)})" for library, names in found.items())
 
 
 def legend(sign: str, word: str) -> str:

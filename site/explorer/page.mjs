@@ -1,5 +1,5 @@
 // The explorer's page: the state lives in the address, and everything on the page follows it.
-import { BOUNDS, PARTS, fitted, format, joined, parse, termsOf } from "./state.mjs";
+import { BOUNDS, PARTS, clamp, fitted, format, joined, parse, termsOf } from "./state.mjs";
 import { array, explain, expression, grid, python, steps } from "./words.mjs";
 
 const $ = (id) => document.getElementById(id);
@@ -65,9 +65,10 @@ const letters = (by) => by.map(({ name }) => PARTS[name]).join("");
 const short = (text) => (text.length > 3 ? `${text.slice(0, 2)}+` : text || "■");
 const named = ({ name, negated }) => (negated ? "not " : "") + name;
 
-function head() {
-  const keys = Array.from({ length: state.S }, (_, s) => `<th scope="col">${s}</th>`).join("");
-  return `<thead><tr><td><small>query \\ key</small></td>${keys}</tr></thead>`;
+function head(more = []) {
+  const columns = [...Array(state.S).keys(), ...more];
+  const cells = columns.map((name) => `<th scope="col">${name}</th>`).join("");
+  return `<thead><tr><td><small>query \\ key</small></td>${cells}</tr></thead>`;
 }
 
 function rowHead(t, full) {
@@ -93,10 +94,12 @@ function showGrid(rows, full) {
 }
 
 function showLegend() {
-  const parts = termsOf(state.mask).map((term) =>
-    `<span><i data-by="${PARTS[term.name]}">${PARTS[term.name]}</i> hidden by ${named(term)}</span>`);
-  const more = parts.length > 3 ? ["<span><i>+</i> and by others</span>"] : [];
-  $("ex-legend").innerHTML = ['<span><i class="open">■</i> allowed</span>', ...parts, ...more].join("");
+  const terms = termsOf(state.mask), parts = terms.map((term) => {
+    const letter = PARTS[term.name];
+    return `<span><i data-by="${letter}">${letter}</i> hidden by ${named(term)}</span>`;
+  });
+  if (terms.length > 3) parts.push("<span><i>+</i> and by others</span>");
+  $("ex-legend").innerHTML = `<span><i class="open">■</i> allowed</span>${parts.join("")}`;
 }
 
 function showFull(full) {
@@ -107,25 +110,29 @@ function showFull(full) {
     `"uniform" gives each of the ${state.S} keys 1/${state.S}.`;
 }
 
-const number = (x) => (Number.isNaN(x) ? "NaN" : x === -Infinity ? "-inf" : x ? x.toFixed(2) : "0");
-
-function numbersTable(caption, values, output, full) {
-  const { T, S, sample } = state, [one, two] = output ? ["output 0", "output 1"] : [];
-  const cell = (x) => `<td style="--w:${caption[0] === "W" && x > 0 ? x.toFixed(3) : 0}">${number(x)}</td>`;
-  const rows = Array.from({ length: T }, (_, t) => {
-    const row = [...values.subarray((sample * T + t) * S, (sample * T + t + 1) * S)].map(cell);
-    const out = output ? [...output.subarray((sample * T + t) * 2, (sample * T + t + 1) * 2)] : [];
-    const last = out.map((x) => `<td class="out">${number(x)}</td>`).join("");
-    return `<tr${t === state.t ? ' class="at"' : ""}>${rowHead(t, full[t])}${row.join("")}${last}</tr>`;
-  });
-  const extra = output ? `<th scope="col">${one}</th><th scope="col">${two}</th>` : "";
-  return `<caption>${caption}</caption>${head().replace("</tr>", `${extra}</tr>`)}<tbody>${rows.join("")}</tbody>`;
+function number(x) {
+  if (Number.isNaN(x)) return "NaN";
+  return x === -Infinity ? "-inf" : x === 0 ? "0" : x.toFixed(2);
 }
 
 function showNumbers(full) {
-  const { masked_scores, weights, output } = steps(state);
-  $("ex-scores").innerHTML = numbersTable("Scores, query · key / √4, and -inf where hidden", masked_scores, null, full);
-  $("ex-weights").innerHTML = numbersTable("Weights, softmax of each row, and the output", weights, output, full);
+  const { T, S, sample } = state, { masked_scores, weights, output } = steps(state);
+  const row = (values, width, t) => {
+    const first = (sample * T + t) * width;
+    return [...values.subarray(first, first + width)];
+  };
+  const table = (id, caption, more, cells) => {
+    const rows = full.map((masked, t) =>
+      `<tr${t === state.t ? ' class="at"' : ""}>${rowHead(t, masked)}${cells(t).join("")}</tr>`);
+    const body = `<tbody>${rows.join("")}</tbody>`;
+    $(id).innerHTML = `<caption>${caption}</caption>${head(more)}${body}`;
+  };
+  const shaded = (x) => `<td style="--w:${x || 0}">${number(x)}</td>`;
+  table("ex-scores", "Scores, query · key / √4, and -inf where hidden", [], (t) =>
+    row(masked_scores, S, t).map((x) => `<td>${number(x)}</td>`));
+  table("ex-weights", "Weights, softmax of each row, and the output", ["output 0", "output 1"],
+    (t) => [...row(weights, S, t).map(shaded),
+      ...row(output, 2, t).map((x) => `<td class="out">${number(x)}</td>`)]);
 }
 
 function draw(next) {
@@ -135,7 +142,7 @@ function draw(next) {
   $("ex-why").textContent = explain(state, sentences);
   $("ex-python").textContent = python(state);
   $("ex-array").textContent = array(state);
-  $("ex-libraries").textContent = libraries?.[state.convention] ?? "";
+  $("ex-libraries").textContent = libraries[state.convention];
   showGrid(rows, full);
   showLegend();
   showFull(full);
@@ -161,10 +168,11 @@ table.addEventListener("click", ({ target }) => {
   show({ ...state, ...cellOf(target) });
   table.querySelector("[tabindex='0']").focus();
 });
+const say = (cell) => { $("ex-why").textContent = explain(state, sentences, cell ?? state); };
 table.addEventListener("pointerover", ({ target, pointerType }) => {
-  if (pointerType === "mouse") $("ex-why").textContent = explain(state, sentences, cellOf(target) ?? state);
+  if (pointerType === "mouse") say(cellOf(target));
 });
-table.addEventListener("pointerleave", () => { $("ex-why").textContent = explain(state, sentences); });
+table.addEventListener("pointerleave", () => say(null));
 table.addEventListener("keydown", (event) => {
   const { t, s, T, S } = state;
   const to = {
@@ -173,7 +181,8 @@ table.addEventListener("keydown", (event) => {
   }[event.key];
   if (!to) return;
   event.preventDefault();
-  show({ ...state, t: Math.max(0, Math.min(T - 1, to[0])), s: Math.max(0, Math.min(S - 1, to[1])) });
+  const [row, column] = to;
+  show({ ...state, t: clamp(row, 0, T - 1), s: clamp(column, 0, S - 1) });
 });
 
 $("explorer").addEventListener("click", async ({ target }) => {

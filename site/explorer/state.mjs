@@ -22,12 +22,14 @@ export const PARTS = {
   causal: "C", window: "W", chunks: "K", prefix: "F", segments: "S", padding: "P",
 };
 
+export const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
+
 /** Whatever a link says becomes a state that can be shown: what makes no sense is left out. */
 export function parse(link) {
   const given = Object.fromEntries(new URLSearchParams(link.replace(/^#/, "")));
   const state = { ...START };
   for (const [name, [low, high]] of Object.entries(BOUNDS))
-    if (/^-?\d+$/.test(given[name])) state[name] = Math.max(low, Math.min(high, +given[name]));
+    if (/^-?\d+$/.test(given[name])) state[name] = clamp(+given[name], low, high);
   for (const [name, words] of Object.entries(CHOICES))
     if (words.includes(given[name])) state[name] = given[name];
   for (const name of ["ids0", "ids1"]) if (/^\d+$/.test(given[name])) state[name] = given[name];
@@ -70,8 +72,10 @@ const repeat = (S, chunk) => Array.from({ length: S }, (_, s) => Math.floor(s / 
 const LEAVES = {
   causal: () => leaf("causal"),
   window: ({ before, after }) => leaf("sliding_window", { before, after }),
-  chunks: ({ S, chunk, backend }) => // JAX counts in 32 bits
-    leaf("segments", { query_ids: [repeat(S, chunk)], dtype: backend === "jax" ? "int32" : "int64" }),
+  chunks({ S, chunk, backend }) {
+    const dtype = backend === "jax" ? "int32" : "int64"; // what `arange` gives
+    return leaf("segments", { query_ids: [repeat(S, chunk)], dtype });
+  },
   prefix: ({ prefix0, prefix1 }) => leaf("prefix", { lengths: [prefix0, prefix1] }),
   segments: ({ ids0, ids1 }) =>
     leaf("segments", { query_ids: [ids0, ids1].map((ids) => Array.from(ids, Number)) }),

@@ -17,7 +17,7 @@ function shown(table, dtype = "int64") {
 function repr({ kind, arguments: args, parts }) {
   if (kind === "not") return `~${repr(parts[0])}`;
   if (kind === "causal") return "causal()";
-  if (kind === "sliding_window") return `sliding_window(before=${args.before}, after=${args.after})`;
+  if (kind === "sliding_window") return `${kind}(before=${args.before}, after=${args.after})`;
   if (kind === "segments") return `segments(ids=${shown(args.query_ids, args.dtype)})`;
   return `${kind}(lengths=${shown(args.lengths)})`;
 }
@@ -44,7 +44,7 @@ export function grid(state) {
     Array.from({ length: state.S }, (_, s) => ({ s, by: by(t, s) })));
 }
 
-/** Every step of attention with the example's numbers, all samples; they are `numbers` in Python. */
+/** Every step of attention, all samples, with the numbers that `python` writes down. */
 export function steps(state) {
   const { T, S, offset, empty } = state;
   const numbers = (shape, factor, modulus, less) => ({
@@ -52,15 +52,16 @@ export function steps(state) {
     data: Float64Array.from({ length: shape.reduce((a, b) => a * b) },
       (_, i) => ((i * factor) % modulus) / 2 - less),
   });
-  const inputs = [
-    numbers([2, 1, T, 4], 3, 7, 1.5), numbers([2, 1, S, 4], 5, 7, 1.5), numbers([2, 1, S, 2], 2, 5, 1),
-  ];
-  return attention(...inputs, { mask: maskOf(state).mask, query_offset: offset, empty_rows: empty });
+  const query = numbers([2, 1, T, 4], 3, 7, 1.5), key = numbers([2, 1, S, 4], 5, 7, 1.5);
+  const options = { mask: maskOf(state).mask, query_offset: offset, empty_rows: empty };
+  return attention(query, key, numbers([2, 1, S, 2], 2, 5, 1), options);
 }
 
 const offsetOf = ({ T, S, offset }) => (T !== S || offset ? `, query_offset=${offset}` : "");
 const SPELLED = { numpy: "np", torch: "torch", jax: "jnp" };
-const IMPORTS = { numpy: "import numpy as np", torch: "import torch", jax: "import jax.numpy as jnp" };
+const IMPORTS = {
+  numpy: "import numpy as np", torch: "import torch", jax: "import jax.numpy as jnp",
+};
 const BUILDERS = { window: "sliding_window", chunks: "segments" };
 
 const CODE = {
@@ -126,6 +127,7 @@ export function array(state) {
     (cell) => says[cell ? 0 : 1]).join(", ");
   const rows = Array.from({ length: T }, (_, t) => `    [${row(t)}],`);
   const whole = `# all samples: mask.${method}(${T}, ${S}${offsetOf(state)})`;
-  return [...first, "array = np.array([", ...rows, `]${end}  # (T, S) of sample ${state.sample}`,
-    ...(state.mask === "none" ? [] : [whole])].join("\n");
+  const last = `]${end}  # (T, S) of sample ${state.sample}`;
+  const lines = ["import numpy as np", ...first, "array = np.array([", ...rows, last];
+  return [...lines, ...(state.mask === "none" ? [] : [whole])].join("\n");
 }

@@ -3,14 +3,18 @@
 import contextlib
 import gzip
 import io
+import json
 import os
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 BUDGET = 60_000  # bytes over the wire, gzipped, for the page and all that it loads
 SETTINGS = 40
+ATLAS = Path(__file__).parents[2] / "docs" / "atlas.json"
 SEED = int(os.environ.get("EXPLORER_SEED", random.randrange(10**6)))
 NAMES = ["causal", "window", "chunks", "prefix", "segments", "padding"]
 LETTERS = dict(zip(NAMES, "CWKFSP", strict=True))
@@ -80,7 +84,7 @@ def compare(seen: dict, state: dict) -> None:
     settings = {"query_offset": state["offset"], "batch": 2}
     arrays = {"attend": mask.allowed, "hide": mask.hidden, "add": mask.additive}
     whole = np.asarray(arrays[state["convention"]](*call, **settings))
-    _, copied = execute(f"import numpy as np\n{seen['array']}")
+    _, copied = execute(seen["array"])
     wanted = np.broadcast_to(whole, (2, 1, *call))[sample, 0]
     assert copied["array"].dtype.kind == wanted.dtype.kind
     assert (copied["array"] == wanted).all()
@@ -206,6 +210,21 @@ def test_pointing_and_touching_choose_a_cell(site, browser, tab):
     phone.locator("[data-part=causal] [data-does=on]").tap()
     assert phone.locator("#ex-expression").text_content() == "padding([8, 5])"
     context.close()
+
+
+def test_the_readers_of_a_convention_are_those_of_the_atlas(tab):
+    if not ATLAS.exists():
+        pytest.skip("libraries are quoted from docs/atlas.json: got no such file")
+    peers = json.loads(ATLAS.read_text("utf-8"))["peers"]
+    wanted = {"attend": ("true", "attend"), "hide": ("true", "hide"), "add": ("float-inf", "added")}
+    tab.goto("/explorer.html")
+    for convention, (question, word) in wanted.items():
+        tab.locator(f"[name=convention][value={convention}]").check()
+        told = tab.locator("#ex-libraries").text_content().partition(" Turned round")[0]
+        named = {name for names in re.findall(r"\((.*?)\)", told) for name in names.split(", ")}
+        assert named == {
+            n for n, peer in peers.items() if peer["answers"][question]["word"] == word
+        }
 
 
 def test_what_is_copied_is_what_is_shown(tab):
