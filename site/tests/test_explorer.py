@@ -167,6 +167,17 @@ def test_a_link_shows_the_same_state_again(tab):
     assert tab.evaluate(READ) == seen
 
 
+def test_every_start_shows_another_mask(tab):
+    tab.goto("/explorer.html")
+    shown = {}
+    for start in tab.locator(".ex-starts a").all():
+        start.click()
+        tab.wait_for_function("(hash) => location.hash === hash", arg=start.get_attribute("href"))
+        shown[start.text_content()] = tab.evaluate(READ)
+    assert len({(str(seen["grid"]), seen["expression"]) for seen in shown.values()}) == len(shown)
+    assert [name for name, seen in shown.items() if any(seen["full"])] == ["fully masked rows"]
+
+
 def test_a_link_that_makes_no_sense_shows_something(tab):
     tab.goto("/explorer.html#T=99&S=x&t=-5&mask=rm.and.<b>&ids0=a&empty=1&sample=7&__proto__=1")
     seen = tab.evaluate(READ)
