@@ -190,7 +190,11 @@ def collect(entries: list[Entry], folder: Path) -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "peers": {
-            entry.name: {"about": entry.about, "missing": entry.missing}
+            entry.name: {
+                "about": entry.about,
+                "library": entry.packages[0],
+                "missing": entry.missing,
+            }
             | found["answers"].get(entry.name, {"versions": {}, "answers": {}, "failed": ""})
             | {"contract": contracts.get(entry.name, {"results": [], "failed": ""})}
             for entry in entries
