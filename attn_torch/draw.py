@@ -23,7 +23,7 @@ STYLE = """<style>
 .attn-drawing.attn-drawing {overflow-x: auto; font-size: .85rem; line-height: 1.25}
 .attn-drawing.attn-drawing p {margin: .2em 0 .5em}
 .attn-drawing.attn-drawing table {display: inline-table; width: auto; margin: 0 1.5em .8em 0; border: 0; border-collapse: collapse; vertical-align: top; font-size: inherit}
-.attn-drawing.attn-drawing caption {padding: 0 0 .2em; text-align: left; color: inherit}
+.attn-drawing.attn-drawing caption {padding: 0 0 .2em; text-align: left; font-size: inherit; color: inherit}
 .attn-drawing.attn-drawing tr:nth-child(n) {background: none}
 .attn-drawing.attn-drawing :is(th, td) {min-width: 1.7em; height: 1.7em; padding: 0 .25em; border: 0; background: none; color: inherit; font-weight: normal; text-align: center; vertical-align: middle; white-space: pre}
 .attn-drawing.attn-drawing thead th {vertical-align: bottom}
