@@ -12,6 +12,7 @@ from pathlib import Path
 from conformance.reports.suggest import must_be_one_of
 from conformance.subjects.peers import PEERS
 
+from .again import differences
 from .collect import collect, listed
 from .page import page
 from .publish import text as published
@@ -37,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     write(page(data), options.page)
     if options.page:
         write(published(data), Path(options.page).with_suffix(".json"))
-    return 0 if any(peer["answers"] for peer in data["peers"].values()) else 1
+    wrong = differences(data) + [f"{n}: {why}" for n, why in data["conversions"].items() if why]
+    print("\n".join(wrong), file=sys.stderr)
+    return 0 if any(peer["answers"] for peer in data["peers"].values()) and not wrong else 1
 
 
 def measure(names: list[str], keep: str | None) -> dict:

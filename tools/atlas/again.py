@@ -68,6 +68,17 @@ def ask(peer: str, question: Question) -> str:
     return question.recognise(np.asarray(output, question.inputs[0].dtype)) or "other"
 
 
+def differences(data: dict) -> list[str]:
+    """Return where a sampled cell was answered otherwise when it was asked again."""
+    told = []
+    for cell, took in data["again"].items():
+        peer, _, question = cell.partition("/")
+        said = data["peers"].get(peer, {}).get("answers", {}).get(question, {})
+        if took != said.get("took", "other"):
+            told.append(f"{cell}: the atlas says {said.get('took')}, asked again it is {took}")
+    return told
+
+
 def main() -> int:
     """Print what is answered, as JSON."""
     cells = [cell.split("/") for cell in sys.argv[1:]]

@@ -117,7 +117,7 @@ def given(adapter: Any, question: Question) -> dict:
 
 def tell(adapter: Any, text: str) -> None:
     """Say what was done to a mask."""
-    adapter.did = (*adapter.did, text)
+    adapter.did = tuple(dict.fromkeys((*adapter.did, text)))
 
 
 def attention(adapter: Any, question: Question) -> np.ndarray:

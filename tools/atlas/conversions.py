@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +78,10 @@ def conversions() -> dict[str, Conversion]:
 
 def fault(peer: str) -> str:
     """Return what is wrong with a peer's line, or ""."""
-    own, names = conversions()[peer], {"__name__": "__main__"}
+    own, module = conversions()[peer], ModuleType("line")  # a tracer looks a line's names up there
+    names = module.__dict__
     try:
+        sys.modules["line"] = module
         exec(own.program(peer), names)
         if not explains(output(own, names), np.asarray(names["expected"])):
             return f"it gives another output than the Mask: {own.line}"

@@ -45,7 +45,7 @@ def page(data: dict) -> str:
         "## Each against itself",
         *against_themselves(peers),
         "## How an answer is recognised, and what is not measured",
-        RECOGNISED,
+        RECOGNISED.format(again=len(data["again"])),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -177,7 +177,7 @@ library reads it as, or 0 and -inf where the library only adds. A path is known 
 function that it goes by, such as PyTorch's native one for the layer's fast path.
 
 A sample of the answers is asked once more in every session, by calls that share no line with the
-adapters; the session fails where one of them differs.
+adapters ({{again}} in this one); the session fails where one of them differs.
 
 Not measured: anything but a CPU; compiled and fused kernels that only exist on accelerators (flash
 attention, cuDNN, splash attention, Triton); speed; whole models; what a library does under

@@ -3,7 +3,8 @@
     {"measured": "2026-11-27", "python": "3.11.7",
      "libraries": {"torch": {"name": "PyTorch", "version": "2.13.0"}, ...},
      "questions": {"true": {"title": ..., "contract": "refused", "answers": {...}}, ...},
-     "peers": {"torch-sdpa": {"library": "torch", "about": ..., "answers": {"true": ...}}, ...}}
+     "peers": {"torch-sdpa": {"library": "torch", "about": ..., "conversion": {"line": ...},
+                              "answers": {"true": ...}}, ...}}
 
 An answer has the `word` that the page's tables use, and its name among the question's `answers`,
 where stands what it `means` and `gives`; a refusal has its `text`. `path` says which of the
@@ -13,6 +14,7 @@ library's paths answered, `adapter` what was done to the mask before it arrived.
 import json
 from collections.abc import Iterable
 
+from .conversions import conversions
 from .glance import SHORT, word
 from .question import Question, meaning
 from .questions import QUESTIONS
@@ -37,10 +39,17 @@ def published(data: dict) -> dict:
         },
         "peers": {
             name: {field: peer[field] for field in ("library", "about", "versions")}
+            | {"conversion": conversion(name)}
             | {"answers": {q: told(answer_of(peer, q)) for q in QUESTIONS}}
             for name, peer in peers.items()
         },
     }
+
+
+def conversion(peer: str) -> dict:
+    """Return the line that takes a mask to a peer, and the layout of what stands beside it."""
+    own = conversions().get(peer)
+    return {} if own is None else {"layout": own.layout, "line": own.line}
 
 
 def libraries(peers: Iterable[dict]) -> dict[str, dict]:

@@ -133,6 +133,7 @@ class Fast(Train):
                 raise NotOffered("finite tokens do not become such keys and values here")
 
     def multihead(self, *inputs, **options):
+        self.path = ""
         try:
             found = super().multihead(*inputs, **options)
         except Exception as error:
