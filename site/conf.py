@@ -13,6 +13,7 @@ extensions = [
     "myst_parser",
     "sphinx_design",
     "focusable",
+    "explorer",
     "formulas",
     "project_pages",
     "run",
