@@ -12,11 +12,13 @@ html_title = "attn-rosetta"
 extensions = [
     "myst_parser",
     "sphinx_design",
+    "focusable",
     "explorer",
     "formulas",
     "project_pages",
     "run",
     "side_by_side",
+    "answers",
 ]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
