@@ -38,11 +38,11 @@ class Phrase(SphinxDirective):
         given, lines = "\n".join(self.content).split("\n\n")
         rows, values = [], {}
         for backend, line in zip(BACKENDS, lines.splitlines(), strict=True):
-            code, _, file = (part.strip() for part in line.partition("# "))
-            place = self.find(backend, file, code) if code and file else ""
-            if code:
+            code, _, file = line.rpartition("  # ") if line.endswith(".py") else (line, "", "")
+            place = self.find(backend, file, code) if file else ""
+            if not code.startswith("#"):
                 values[backend] = value(code, given, backend)
-            rows.append(row(BACKENDS[backend], code_block(code or f"# {file}"), place))
+            rows.append(row(BACKENDS[backend], code_block(code), place))
         self.compare(values)
         rows.insert(0, row("Given", code_block(given), ""))
         rows.append(row("Gives", nodes.paragraph("", self.shown(values)), ""))
