@@ -45,7 +45,7 @@ class Phrase(SphinxDirective):
             rows.append(row(BACKENDS[backend], code_block(code), place))
         self.compare(values)
         rows.insert(0, row("Given", code_block(given), ""))
-        rows.append(row("Gives", nodes.paragraph("", self.shown(values)), ""))
+        rows.append(row("Gives", code_block(self.shown(values)), ""))
         return [self.table(rows)]
 
     def find(self, backend: str, file: str, code: str) -> str:
@@ -72,7 +72,7 @@ class Phrase(SphinxDirective):
         else:
             text = np.array2string(first, separator=", ", precision=4).replace("\n", "")
         dtypes = [found.dtype.name for found in values.values()]
-        return f"{text}; {', '.join(dict.fromkeys(dtypes) if len(set(dtypes)) == 1 else dtypes)}"
+        return f"{text}  # {dtypes[0] if len(set(dtypes)) == 1 else ', '.join(dtypes)}"
 
     def table(self, rows: list) -> nodes.table:
         title = self.arguments[0]
