@@ -61,9 +61,11 @@ def entry(source: str, name: str) -> str:
     if isinstance(node, ast.FunctionDef):
         return described(node, source)
     own = members(node, tree)
-    fields = [ast.get_source_segment(source, part) for part in own if isinstance(part, ast.AnnAssign)]
+    fields = [
+        ast.get_source_segment(source, part) for part in own if isinstance(part, ast.AnnAssign)
+    ]
     methods = {part.name: part for part in own if isinstance(part, ast.FunctionDef)}
-    head = [f"class {name}:", *(f"    {field}" for field in fields)]
+    head = [f"class {name}:", *(f"    {ast.get_source_segment(source, field)}" for field in fields)]
     if start := methods.get("__init__"):
         head += [*(f"    {line}" for line in header(start, source).splitlines())]
     parts = [fenced("\n".join(head), "python"), prose(ast.get_docstring(node))]

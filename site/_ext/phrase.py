@@ -25,6 +25,16 @@ from docutils.parsers.rst import directives
 from side_by_side import BACKENDS
 from sphinx.util.docutils import SphinxDirective
 
+ROOT = Path(__file__).parents[2]
+IMPORTS = """
+import jax, torch, attn_numpy, attn_torch, attn_jax
+import jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax import lax
+from types import SimpleNamespace
+xp = jnp
+"""
+
 
 class Phrase(SphinxDirective):
     """A table: a framework a row, then what all of them give."""
@@ -35,21 +45,28 @@ class Phrase(SphinxDirective):
     option_spec: ClassVar = {"shape": directives.flag}
 
     def run(self):
-        given, lines = "\n".join(self.content).split("\n\n")
-        rows, values = [], {}
-        for backend, line in zip(BACKENDS, lines.splitlines(), strict=True):
+        given, _, rest = "\n".join(self.content).partition("\n\n")
+        lines = rest.splitlines()
+        if len(lines) != len(BACKENDS):
+            raise self.error(f"phrase: {given!r} has three lines, or a comment: got {len(lines)}")
+        rows, values = [row("Given", given)], {}
+        for backend, line in zip(BACKENDS, lines, strict=True):
             code, _, file = line.rpartition("  # ") if line.endswith(".py") else (line, "", "")
-            place = self.find(backend, file, code) if file else ""
+            rows.append(row(BACKENDS[backend], code, self.find(backend, file, code)))
             if not code.startswith("#"):
-                values[backend] = value(code, given, backend)
-            rows.append(row(BACKENDS[backend], code_block(code), place))
+                try:
+                    values[backend] = value(code, given, backend)
+                except Exception as error:
+                    raise self.error(f"phrase: a line runs: got {error!r} in {code}") from error
         self.compare(values)
-        rows.insert(0, row("Given", code_block(given), ""))
-        rows.append(row("Gives", code_block(self.shown(values)), ""))
+        rows.append(row("Gives", self.shown(values)))
         return [self.table(rows)]
 
     def find(self, backend: str, file: str, code: str) -> str:
-        path = Path(self.env.app.confdir).parent / f"attn_{backend}" / file
+        """Return where a line is cut from, or nothing where no file is named."""
+        if not file:
+            return ""
+        path = ROOT / f"attn_{backend}" / file
         self.env.note_dependency(str(path))
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             if code in line:
@@ -67,10 +84,9 @@ class Phrase(SphinxDirective):
 
     def shown(self, values: dict) -> str:
         first = next(iter(values.values()))
+        text = np.array2string(first, separator=", ", precision=4).replace("\n", "")
         if "shape" in self.options:
             text = f"shape {np.shape(first)}"
-        else:
-            text = np.array2string(first, separator=", ", precision=4).replace("\n", "")
         dtypes = [found.dtype.name for found in values.values()]
         return f"{text}  # {dtypes[0] if len(set(dtypes)) == 1 else ', '.join(dtypes)}"
 
@@ -78,26 +94,20 @@ class Phrase(SphinxDirective):
         title = self.arguments[0]
         group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in (1, 7, 2)), cols=3)
         group += nodes.tbody("", *rows)
-        table = nodes.table("", nodes.title(title, title), group, classes=["phrase"])
-        self.add_name(table)
-        table["ids"].append(nodes.make_id(title))
-        return table
+        ids, classes = [nodes.make_id(title)], ["phrase"]
+        return nodes.table("", nodes.title(title, title), group, ids=ids, classes=classes)
 
 
 def value(code: str, given: str, backend: str) -> np.ndarray:
     """Execute a framework's line with what is given; return its value in NumPy."""
-    import jax.numpy as jnp
-    import torch
-
-    names = {"np": np}
-    exec("import jax, torch\nfrom jax import lax\nimport jax.numpy as jnp\nxp = jnp", names)
-    exec("from flax import nnx\nfrom types import SimpleNamespace\nimport attn_numpy, attn_torch, attn_jax", names)
-    taken = set(names)
-    exec(given, names)
+    names = {}
+    exec(IMPORTS, names)
+    torch, jnp = names["torch"], names["jnp"]
     array = {"numpy": np.array, "torch": torch.tensor, "jax": jnp.asarray}[backend]
-    for name in set(names) - taken:
-        if isinstance(names[name], np.ndarray):
-            names[name] = array(names[name])
+    exec(given, names)
+    for name, given_value in names.items():
+        if isinstance(given_value, np.ndarray):
+            names[name] = array(given_value)
     (statement,) = ast.parse(code).body
     if isinstance(statement, ast.Assign):
         exec(code, names)
@@ -107,13 +117,14 @@ def value(code: str, given: str, backend: str) -> np.ndarray:
     return found.numpy(force=True) if isinstance(found, torch.Tensor) else np.asarray(found)
 
 
-def row(name: str, body: nodes.Node, place: str) -> nodes.row:
-    head = nodes.entry("", nodes.paragraph("", name), stub=True)
-    return nodes.row("", head, nodes.entry("", body), nodes.entry("", nodes.paragraph("", place)))
-
-
-def code_block(code: str) -> nodes.literal_block:
-    return nodes.literal_block(code, code, language="python")
+def row(name: str, code: str, place: str = "") -> nodes.row:
+    block = nodes.literal_block(code, code, language="python")
+    return nodes.row(
+        "",
+        nodes.entry("", nodes.paragraph("", name)),
+        nodes.entry("", block),
+        nodes.entry("", nodes.paragraph("", place)),
+    )
 
 
 def setup(app):

@@ -10,7 +10,8 @@
 Three tabs, which a reader can turn into three columns. A line that another backend does not have
 is marked; spelling alone (`np.` and `torch.`, `axis=` and `dim=`) does not count. `:jax:`,
 `:torch:` and `:numpy:` name a backend's definition where it has another name (`_one+_other` is two,
-one below the other), `:doc:` keeps the docstring. A name that is missing fails the build, and a change to a file builds its pages anew.
+one below the other), `:doc:` keeps the docstring. A name that is missing fails the build, and a
+change to a file builds its pages anew.
 """
 
 import ast
