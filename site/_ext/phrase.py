@@ -84,7 +84,7 @@ class Phrase(SphinxDirective):
 
     def shown(self, values: dict) -> str:
         first = next(iter(values.values()))
-        text = np.array2string(first, separator=", ", precision=4).replace("\n", "")
+        text = " ".join(np.array2string(first, separator=", ", precision=4).split())
         if "shape" in self.options:
             text = f"shape {np.shape(first)}"
         dtypes = [found.dtype.name for found in values.values()]
