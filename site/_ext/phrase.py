@@ -71,7 +71,7 @@ class Phrase(SphinxDirective):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             if code in line:
                 return f"{file}, {number}"
-        raise self.error(f"phrase: a line is in the file that it names: got {code!r} for {path}")
+        raise self.error(f"phrase: a line is in attn_{backend}/{file}: got {code!r}")
 
     def compare(self, values: dict) -> None:
         first, *others = values.values()

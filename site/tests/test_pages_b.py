@@ -12,7 +12,7 @@ BUILT = SITE / "_build" / "html"
 WHERE = "np.where(a, 1, 2)", "torch.where(a, 1, 2)", "jnp.where(a, 1, 2)"
 PHRASES = {
     "agree": (WHERE, ""),
-    "gone": ((f"{WHERE[0]}  # masks.py", *WHERE[1:]), "a line is in the file that it names: got"),
+    "gone": ((f"{WHERE[0]}  # masks.py", *WHERE[1:]), "a line is in attn_numpy/masks.py: got"),
     "other_value": ((*WHERE[:2], "jnp.where(a, 1, 3)"), "three frameworks give the same: got"),
     "other_shape": ((*WHERE[:2], "jnp.where(a, 1, 2)[None]"), "three frameworks give the same"),
     "fails": (("np.no_such_name(a)", *WHERE[1:]), "no_such_name"),
