@@ -233,6 +233,29 @@ def count_samples(query_offset: Any) -> int:
     return query_offset.shape[0] if is_array(query_offset) and query_offset.ndim == 1 else 1
 
 
+# Drawings
+
+
+def check_drawn(weights: Any) -> None:
+    if not is_array(weights):
+        raise TypeError(f"weights must be an array: got {kind(weights)}")
+    if weights.ndim not in (2, 4):
+        rule = "weights must be (T, S) or (B, H, T, S)"
+        if weights.ndim == 3:
+            rule += ", write weights[None] for (H, T, S) and weights[:, None] for (B, T, S)"
+        raise ValueError(f"{rule}: got {tuple(weights.shape)}")
+
+
+def check_labels(name: str, labels: Sequence | None, letter: str, count: int) -> list[str]:
+    """Return the labels as lines of text, in which no control character moves what follows."""
+    if labels is None:
+        return []
+    if len(labels) != count:
+        raise ValueError(f"{name} must be {letter} = {count} labels: got {len(labels)}")
+    shown = ((c if c.isprintable() else repr(c)[1:-1] for c in str(label)) for label in labels)
+    return ["".join(letters) for letters in shown]
+
+
 # Attention
 
 
@@ -259,6 +282,21 @@ def check_attention(
     check_dropout(dropout)
     if bias is not None:
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
+
+
+def check_same_rank(query: Any, key: Any, value: Any) -> int:
+    """Return the rank of what `attention_steps` is given."""
+    for name, array in {"query": query, "key": key, "value": value}.items():
+        if not is_array(array):
+            raise TypeError(f"{name} must be an array: got {kind(array)}")
+    rank = query.ndim
+    if not rank == key.ndim == value.ndim:
+        got = f"{rank}, {key.ndim} and {value.ndim}"
+        raise ValueError(f"query, key and value must share a rank: got {got}")
+    if rank not in (2, 3, 4):
+        rule = "query must be (B, H, T, D), (B, T, D) or (T, D)"
+        raise ValueError(f"{rule}: got {tuple(query.shape)}")
+    return rank
 
 
 def check_shapes(query: Any, key: Any, value: Any) -> None:

@@ -9,8 +9,17 @@ sys.path[:0] = [str(ROOT), str(SITE / "_ext")]
 
 project = "attn-rosetta"
 html_title = "attn-rosetta"
-extensions = ["myst_parser", "sphinx_design"]
-extensions += ["api", "formulas", "phrase", "project_pages", "run", "side_by_side"]
+extensions = [
+    "myst_parser",
+    "sphinx_design",
+    "api",
+    "explorer",
+    "formulas",
+    "phrase",
+    "project_pages",
+    "run",
+    "side_by_side",
+]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 exclude_patterns = ["_build", "_ext", "_templates", "tests", "**/node_modules"]
