@@ -9,10 +9,18 @@ sys.path[:0] = [str(ROOT), str(SITE / "_ext")]
 
 project = "attn-rosetta"
 html_title = "attn-rosetta"
-extensions = ["myst_parser", "sphinx_design", "formulas", "project_pages", "run", "side_by_side"]
+extensions = [
+    "myst_parser",
+    "sphinx_design",
+    "formulas",
+    "panels",
+    "project_pages",
+    "run",
+    "side_by_side",
+]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-exclude_patterns = ["_build", "_ext", "tests", "**/node_modules"]
+exclude_patterns = ["_build", "_ext", "tests", "node_modules"]
 nitpicky = True
 suppress_warnings = ["config.cache"]  # the functions of extensions cannot be pickled
 

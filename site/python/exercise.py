@@ -1,0 +1,75 @@
+"""Find the bug: a wrong implementation as an exercise, and what the vectors say of it."""
+
+import ast
+import inspect
+from dataclasses import dataclass
+from html import escape
+from textwrap import dedent
+
+from judge import failures, report_on, verdict_of
+
+from conformance import mutants
+from conformance.contract import clauses
+
+NEUTRAL = "wrong"  # the name under which a mistake is shown
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the vectors say of a wrong implementation: the verdict, and each clause's failure."""
+
+    verdict: str
+    lines: list[str]
+    failures: dict[str, str]
+
+
+def played(name: str) -> Played:
+    """Run the vectors on a wrong implementation."""
+    subject = mutants.load(name)
+    subject.name = "this code"
+    report = report_on([subject])
+    return Played(*verdict_of(report), failures(report, [subject]))
+
+
+def play(name: str, predicted: str) -> str:
+    """Return as HTML whether a predicted clause breaks, in the suite's words."""
+    found = played(name)
+    if predicted in found.failures:
+        said, shown = f"Right: {predicted} breaks.", found.failures[predicted]
+    else:
+        said = f"No vector of {predicted} breaks. These clauses break:"
+        shown = "\n".join(found.lines)
+    return f'<p class="verdict"><strong>{said}</strong></p><pre>{escape(shown)}</pre>'
+
+
+def shown_code(name: str) -> str:
+    """Return the source of a mistake under a neutral name, without the words that tell it."""
+    return without_words(inspect.unwrap(mutants.named(name).mistake), NEUTRAL)
+
+
+def called(name: str) -> list[str]:
+    """Return the source of the helpers that a mistake calls."""
+    mistake = inspect.unwrap(mutants.named(name).mistake)
+    nodes = ast.walk(ast.parse(dedent(inspect.getsource(mistake))))
+    used = dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name))
+    helpers = [mistake.__globals__.get(word) for word in used]
+    own = "conformance.mutants"
+    return [
+        inspect.getsource(helper)
+        for helper in helpers
+        if inspect.isfunction(helper) and helper.__module__.startswith(own)
+    ]
+
+
+def without_words(function, name: str) -> str:
+    """Return a function's source under another name, without decorators and docstring."""
+    text = dedent(inspect.getsource(function))
+    (node,) = ast.parse(text).body
+    lines = text.splitlines()
+    doc = node.body[0]
+    kept = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno : node.end_lineno]]
+    return "\n".join(kept).replace(f"def {function.__name__}(", f"def {name}(", 1)
+
+
+def sentence(clause: str) -> str:
+    return clauses()[clause].sentence
