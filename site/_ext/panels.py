@@ -109,10 +109,9 @@ class Exercise(Panel):
     def run(self):
         number, name = self.arguments
         right, wrong = self.options["right"], self.options["wrong"].split()
-        mutant, played = exercise.mutants.named(name), exercise.played(name)
-        broken = {*played.failures, *mutant.clauses}
-        if right not in played.failures or right not in mutant.clauses or broken & {*wrong}:
-            raise self.error(f"exercise {name}: {right} alone breaks: got {sorted(broken)}")
+        mutant, (broken, _) = exercise.mutants.named(name), exercise.broken(name, right, *wrong)
+        if {*broken} != {right} or {right, *wrong} & {*mutant.clauses} != {right}:
+            raise self.error(f"exercise {name}: {right} alone breaks: got {[*broken]}")
         code = exercise.shown_code(name)
         helpers = exercise.called(name)
         given = [
@@ -127,7 +126,7 @@ class Exercise(Panel):
         given.append(raw(choices(number, sorted([right, *wrong]))))
         answer = (
             f'<details class="answer"><summary>The answer</summary><p>{escape(mutant.sentence)}</p>'
-            f"<pre>{escape(played.failures[right])}</pre></details>"
+            f"<pre>{escape(broken[right])}</pre></details>"
         )
         return [*self.framed("exercise", "Run", given, "", name), raw(answer)]
 

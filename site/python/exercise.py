@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-from dataclasses import dataclass
 from html import escape
 from textwrap import dedent
 
@@ -14,31 +13,22 @@ from conformance.contract import clauses
 NEUTRAL = "wrong"  # the name under which a mistake is shown
 
 
-@dataclass(frozen=True)
-class Played:
-    """What the vectors say of a wrong implementation: the verdict, and each clause's failure."""
-
-    verdict: str
-    lines: list[str]
-    failures: dict[str, str]
-
-
-def played(name: str) -> Played:
-    """Run the vectors on a wrong implementation."""
+def broken(name: str, *only: str) -> tuple[dict[str, str], list[str]]:
+    """Run vectors on a wrong implementation: each broken clause's failure, and all in short."""
     subject = mutants.load(name)
     subject.name = "this code"
-    report = report_on([subject])
-    return Played(*verdict_of(report), failures(report, [subject]))
+    report = report_on([subject], only or clauses())
+    return failures(report, [subject]), verdict_of(report)[1]
 
 
 def play(name: str, predicted: str) -> str:
     """Return as HTML whether a predicted clause breaks, in the suite's words."""
-    found = played(name)
-    if predicted in found.failures:
-        said, shown = f"Right: {predicted} breaks.", found.failures[predicted]
+    found, _ = broken(name, predicted)
+    if found:
+        said, shown = f"Right: {predicted} breaks.", found[predicted]
     else:
         said = f"No vector of {predicted} breaks. These clauses break:"
-        shown = "\n".join(found.lines)
+        shown = "\n".join(broken(name)[1])
     return f'<p class="verdict"><strong>{said}</strong></p><pre>{escape(shown)}</pre>'
 
 
