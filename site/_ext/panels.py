@@ -134,7 +134,7 @@ class Exercise(Panel):
 def choices(number: str, clauses: list[str]) -> str:
     """Return the choice of a clause as HTML."""
     choice = '<label><input type="radio" name="bug-{}" value="{}"><span><b>{}</b> {}</span></label>'
-    said = (escape(exercise.sentence(clause)) for clause in clauses)
+    said = map(exercise.sentence, clauses)
     rows = [choice.format(number, id, id, text) for id, text in zip(clauses, said, strict=True)]
     return f"<fieldset><legend>Which clause breaks?</legend>{''.join(rows)}</fieldset>"
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from html import escape
 from textwrap import dedent
 
@@ -40,7 +41,8 @@ def shown_code(name: str) -> str:
 def called(name: str) -> list[str]:
     """Return the source of the helpers that a mistake calls."""
     mistake = inspect.unwrap(mutants.named(name).mistake)
-    nodes = ast.walk(ast.parse(dedent(inspect.getsource(mistake))))
+    (tree,) = ast.parse(dedent(inspect.getsource(mistake))).body
+    nodes = ast.walk(ast.Module(tree.body, []))
     used = dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name))
     helpers = [mistake.__globals__.get(word) for word in used]
     own = "conformance.mutants"
@@ -57,9 +59,11 @@ def without_words(function, name: str) -> str:
     (node,) = ast.parse(text).body
     lines = text.splitlines()
     doc = node.body[0]
-    kept = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno : node.end_lineno]]
-    return "\n".join(kept).replace(f"def {function.__name__}(", f"def {name}(", 1)
+    head, rest = lines[node.lineno - 1 : doc.lineno - 1], lines[doc.end_lineno : node.end_lineno]
+    text = "\n".join([*head, "\n".join(rest).lstrip("\n")])
+    return text.replace(f"def {function.__name__}(", f"def {name}(", 1)
 
 
 def sentence(clause: str) -> str:
-    return clauses()[clause].sentence
+    """Return a clause's sentence as HTML."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", escape(clauses()[clause].sentence))

@@ -23,10 +23,10 @@ const panels = [...document.querySelectorAll(".python-panel")].map((panel) => {
     busy(true);
     if (!begun) begun = performance.now();
     state.textContent = ready ? "Python runs …" : "Python starts …";
-    const since = performance.now();
     try {
-      shown.innerHTML = await ask(panel.dataset.ask, ...inputs);
-      state.textContent = `Done in ${Math.round(performance.now() - since)} ms.`;
+      const { html, ms } = await ask(panel.dataset.ask, ...inputs);
+      shown.innerHTML = html;
+      state.textContent = `Done in ${ms} ms.`;
     } catch (error) {
       state.textContent = error.message;
     }

@@ -13,13 +13,13 @@ function begin() {
   worker.onerror = (event) => stop(event.message || "Python could not be loaded");
 }
 
-function settle(id, { html, error }) {
+function settle(id, { html, ms, error }) {
   const { resolve, reject } = waiting.get(id);
   waiting.delete(id);
-  error === undefined ? resolve(html) : reject(new Error(error));
+  error === undefined ? resolve({ html, ms }) : reject(new Error(error));
 }
 
-/** Ask page.py: `run`, `judge` or `exercise`. Returns HTML. */
+/** Ask page.py: `run`, `judge` or `exercise`. Returns HTML, and how long Python took. */
 export function ask(what, ...given) {
   if (!worker) begin();
   return new Promise((resolve, reject) => {

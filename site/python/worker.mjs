@@ -40,7 +40,9 @@ onmessage = async ({ data: { id, what, given } }) => {
       judge ??= archive("conformance.zip").then((zip) => python.unpackArchive(zip, "zip"));
       await judge;
     }
-    postMessage({ id, html: page[what](...given) });
+    const begun = performance.now();
+    const html = page[what](...given);
+    postMessage({ id, html, ms: Math.round(performance.now() - begun) });
   } catch (error) {
     postMessage({ id, error: String(error.message ?? error).trim().split("\n").at(-1) });
   }

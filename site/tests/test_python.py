@@ -217,7 +217,7 @@ def test_attn_numpy_conforms_in_the_browser(tab):
         print(np.__version__, *(f"{dtype} {n}" for dtype, n in sorted(counts.items())))
     """)
     page = "import('/python/python.mjs').then(async (python) => {"
-    page += "await python.ask('judge', 'x = 1'); return python.ask('run', CODE); })"
+    page += "await python.ask('judge', 'x = 1'); return (await python.ask('run', CODE)).html; })"
     said = tab.evaluate(page.replace("CODE", repr(code)))
     found = re.fullmatch(r"<pre>2\.0\.2 float16 (\d+) float32 (\d+) float64 (\d+)</pre>", said)
     assert found, said
