@@ -6,9 +6,9 @@
 
 A page has one namespace, and its code runs in the page's order. Under the code stands what it
 prints, and the value of a last expression, as in a notebook: as HTML if it has `_repr_html_`. An
-exception fails the build, unless
-`:raises: TypeError` announces it: then its text is shown, and the build fails if it does not come.
-`:hide:` runs without showing the code. Code in a plain `python` fence is not run.
+exception fails the build, unless `:raises: TypeError` announces it: then its text is shown, and the
+build fails if it does not come. `:hide:` runs without showing the code. Code in a plain `python`
+fence is not run.
 """
 
 from pathlib import Path
