@@ -23,19 +23,31 @@ CALL = ("B", "H", "T", "S")
 
 
 def kind(value: Any) -> str:
-    """Name what was given, without the name of an array class."""
-    return f"{dtype_name(value)} array" if is_array(value) else type(value).__name__
+    """Name what was given, without the name of an array class; of a box, name its array too."""
+    if is_array(value):
+        return f"{dtype_name(value)} array"
+    name, inside = type(value).__name__, arrays.inside(value)
+    return f"{name} ({inside} is its array)" if inside else name
 
 
 def as_integers(name: str, value: Any, rank: int) -> Array:
     """Return an array of integers of the given rank, made from an array or a list."""
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(part, np.ma.MaskedArray) or arrays.inside(part):
+            raise TypeError(f"{name} must be integers: got {kind(part)}")
     array = value if is_array(value) else np.asarray(value)
     if not _are_integers(array) and 0 not in array.shape:
         raise TypeError(f"{name} must be integers: got {dtype_name(array)}")
     if array.ndim != rank:
         axes = "(B,)" if rank == 1 else "(B, S)"
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
-    return arrays.signed_copy(array)
+    signed = arrays.signed_copy(array)
+    if dtype_name(array).startswith("uint") and _has_known_values(signed):
+        lowest, _ = arrays.lowest_highest(signed)
+        if lowest < 0:
+            got = lowest + 2 ** (8 * array.dtype.itemsize)
+            raise ValueError(f"{name} must fit {dtype_name(signed)}: got {got}")
+    return signed
 
 
 def _are_integers(array: Array | np.ndarray) -> bool:
@@ -463,6 +475,9 @@ def check_counts(**sizes: Any) -> None:
 def check_cache(cache: Any) -> None:
     if getattr(cache, "consumed", False):  # JAX's caches have no such attribute
         raise ValueError("a cache is used once, copy() branches: got one that was handed on")
+    if dtype_name(cache.lengths) not in ("int32", "int64"):
+        rule = "lengths of a cache must be int32 or int64"
+        raise TypeError(f"{rule}: got {dtype_name(cache.lengths)}")
 
 
 def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
@@ -487,7 +502,8 @@ def check_room(cache: Any, counts: int | Array) -> None:
     lengths = cache.lengths
     if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
         return
-    needed = arrays.to_numpy(lengths) + (arrays.to_numpy(counts) if is_array(counts) else counts)
+    needed = arrays.to_numpy(lengths).astype(np.int64)
+    needed = needed + (arrays.to_numpy(counts).astype(np.int64) if is_array(counts) else counts)
     if needed.size and needed.max() > cache.capacity:
         got = f"{int(needed.max())} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
@@ -676,7 +692,7 @@ def check_greedy(
         if without.any():
             sample = int(without.argmax())
             raise ValueError(f"every prompt must have a token: got none in sample {sample}")
-    needed = prompt.shape[1] + max_new_tokens - 1
+    needed = prompt.shape[1] + int(max_new_tokens) - 1
     if capacity is not None and capacity < needed:
         raise ValueError(
             f"capacity must hold every token: got {needed} tokens for {capacity} slots"

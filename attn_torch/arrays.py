@@ -17,6 +17,14 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, torch.Tensor)
 
 
+def inside(value: Any) -> str:
+    """Return how the array inside a box is written, and "" where it is none that we know.
+
+    Always, in PyTorch.
+    """
+    return ""
+
+
 def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 
@@ -74,6 +82,8 @@ def to_numpy(array: Array) -> np.ndarray:
 
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
+    if array.dtype == torch.uint64:  # int64 may not hold them
+        return int(to_numpy(array).min()), int(to_numpy(array).max())
     lowest, highest = torch.stack(array.long().aminmax()).tolist()  # a device is asked once
     return lowest, highest
 
@@ -91,8 +101,18 @@ def is_symbolic(value: Any) -> bool:
 
 
 def to_positions(integers: Any) -> Any:
-    """Return the integers in the dtype of positions; symbolic ones have it."""
-    return integers if is_symbolic(integers) else integers.to(torch.int64)
+    """Return the integers in the dtype of positions; symbolic ones have it.
+
+    An eager call refuses what is farther than 2**30; where values are not known, that is taken.
+    """
+    if is_symbolic(integers):
+        return integers
+    positions = integers.to(torch.int64)
+    if is_concrete(integers):
+        return positions
+    if integers.dtype == torch.uint64:
+        positions = torch.where(positions < 0, 2**30, positions)  # int64 does not hold it
+    return positions.clamp(-(2**30), 2**30)
 
 
 def full_like(array: Array, value: int) -> Array:
