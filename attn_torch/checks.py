@@ -460,13 +460,33 @@ def check_counts(**sizes: Any) -> None:
         check_count(name, size, 0 if name == "batch_size" else 1)
 
 
-def check_cache(cache: Any) -> None:
+def check_live(cache: Any) -> None:
     if getattr(cache, "consumed", False):  # JAX's caches have no such attribute
         raise ValueError("a cache is used once, copy() branches: got one that was handed on")
 
 
+def check_cache(cache: Any) -> None:
+    """Check that a cache is not consumed, and that its arrays fit: anyone may make one."""
+    check_live(cache)
+    check_rank_and_dtype("cache.key", cache.key, ("B", "H_kv", "C", "D"))
+    check_array("cache.value", cache.value, ("B", "H_kv", "C", "D"))
+    check_dtype("cache.value", cache.value, "cache.key", dtype_name(cache.key))
+    got, wanted = tuple(cache.value.shape), tuple(cache.key.shape)
+    if got != wanted:
+        raise ValueError(f"cache.value must be {wanted}, as cache.key: got {got}")
+    check_written(cache.lengths, cache.key.shape[0])
+
+
+def check_written(lengths: Any, batch: int) -> None:
+    """Check how much of a cache is written; narrower integers could not count to its end."""
+    if not is_array(lengths) or dtype_name(lengths) not in ("int32", "int64"):
+        raise TypeError(f"cache.lengths must be int32 or int64 (B,): got {kind(lengths)}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"cache.lengths must be (B,) = ({batch},): got {tuple(lengths.shape)}")
+
+
 def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
-    check_cache(cache)
+    check_live(cache)
     if hasattr(cache, "consumed") and cache.key is cache.value:  # JAX writes to neither
         raise ValueError("a cache writes to its key and value, they must be two: got one array")
     batch, heads, _, head_dim = cache.key.shape
@@ -487,7 +507,10 @@ def check_room(cache: Any, counts: int | Array) -> None:
     lengths = cache.lengths
     if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
         return
-    needed = arrays.to_numpy(lengths) + (arrays.to_numpy(counts) if is_array(counts) else counts)
+    written = arrays.to_numpy(lengths)
+    if written.size and (lowest := written.min()) < 0:
+        raise ValueError(f"cache.lengths must be at least 0: got {lowest}")
+    needed = written + (arrays.to_numpy(counts) if is_array(counts) else counts)
     if needed.size and needed.max() > cache.capacity:
         got = f"{int(needed.max())} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
@@ -651,6 +674,7 @@ def check_embedding(tokens: int, vocab: int) -> None:
 
 
 def check_token_batch(tgt: Array, cache: Any) -> None:
+    check_cache(cache.layers[0])
     if tgt.shape[0] != len(cache.lengths):
         got = f"{tgt.shape[0]} and {len(cache.lengths)}"
         raise ValueError(f"tgt and cache must share a batch size: got {got}")
