@@ -736,6 +736,18 @@ def check_not_computed(names: Sequence[str]) -> None:
         raise ValueError(f"{rule}: got a computed {', '.join(names)}")
 
 
+def check_whole(parts: Sequence[str]) -> None:
+    if parts:
+        rule = "weights must lie in memory, gather what is sharded and make dense what is sparse"
+        raise ValueError(f"{rule}: got {', '.join(parts)}")
+
+
+def check_apart(shared: Sequence[str]) -> None:
+    if shared:
+        rule = "parameters that are not tied must not share memory, clone them"
+        raise ValueError(f"{rule}: got {', '.join(shared)}")
+
+
 def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, bias: bool) -> None:
     """Check that an attention's projections have weights, and just those that a layout can have."""
     parts = ("weight", "bias") if bias else ("weight",)
