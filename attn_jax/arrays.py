@@ -18,6 +18,14 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, Array) and not isinstance(value, np.ma.MaskedArray | np.matrix)
 
 
+def inside(value: Any) -> str:
+    """Return how the array inside a box is written, and "" where it is none that we know.
+
+    Always, in JAX.
+    """
+    return ""
+
+
 def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 

@@ -23,12 +23,17 @@ CALL = ("B", "H", "T", "S")
 
 
 def kind(value: Any) -> str:
-    """Name what was given, without the name of an array class."""
-    return f"{dtype_name(value)} array" if is_array(value) else type(value).__name__
+    """Name what was given, without the name of an array class; of a box, name its array too."""
+    if is_array(value):
+        return f"{dtype_name(value)} array"
+    name, inside = type(value).__name__, arrays.inside(value)
+    return f"{name} ({inside} is its array)" if inside else name
 
 
 def as_integers(name: str, value: Any, rank: int) -> Array:
     """Return an array of integers of the given rank, made from an array or a list."""
+    if arrays.inside(value):
+        raise TypeError(f"{name} must be integers: got {kind(value)}")
     array = value if is_array(value) else np.asarray(value)
     if not _are_integers(array) and 0 not in array.shape:
         raise TypeError(f"{name} must be integers: got {dtype_name(array)}")
