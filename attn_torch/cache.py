@@ -49,7 +49,8 @@ class KVCache:
         checks.check_counts(**sizes, head_dim=head_dim)
         slots = (batch_size, num_kv_heads, capacity, head_dim)
         key, value = (torch.zeros(slots, dtype=dtype, device=device) for _ in range(2))
-        return cls(key, value, torch.zeros(batch_size, dtype=torch.int64, device="cpu"))
+        place = key.device if key.is_meta else "cpu"
+        return cls(key, value, torch.zeros(batch_size, dtype=torch.int64, device=place))
 
     @property
     def capacity(self) -> int:

@@ -211,7 +211,7 @@ class MultiHeadAttention(nn.Module):
             checks.check_mask(mask, (batch, self.num_heads, steps, cache.capacity))
             if hidden is not None:
                 checks.check_movable("attn_mask", mask)
-        counts = None if hidden is None else (~hidden).sum(1).cpu()
+        counts = None if hidden is None else (~hidden).sum(1).to(cache.lengths.device)
         checks.check_room(cache, steps if counts is None else counts)
         return counts
 
@@ -244,7 +244,8 @@ class MultiHeadAttention(nn.Module):
         return Call(sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, None)
 
     def _project(self, key: Tensor, value: Tensor) -> KVCache:
-        lengths = torch.full((key.shape[0],), key.shape[1], device="cpu")
+        place = key.device if key.is_meta else "cpu"
+        lengths = torch.full((key.shape[0],), key.shape[1], device=place)
         cache = KVCache(*self._project_heads(key, value), lengths)
         cache.projected = True
         return cache

@@ -161,7 +161,8 @@ class Seq2SeqTransformer(nn.Module):
         hidden = self._hidden(tgt)
         first = cache.lengths[:, None].to(tgt.device)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first)
-        hidden = hidden.cpu()  # once for all layers: a device is waited for here and nowhere below
+        # Once for all layers: a device is waited for here and nowhere below.
+        hidden = hidden.to(cache.lengths.device)
         some = hidden if not is_concrete(hidden) or hidden.any() else None
         output, cache = self.transformer.decode(tokens, cache, hidden=some)
         return zero_hidden(self._logits(output), hidden, True), cache

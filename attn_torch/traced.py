@@ -5,6 +5,9 @@ told by array operations. The mask is held as an array, and a copy of it in floa
 
 One case differs from an eager call: on a CPU the kernel skips a first block of keys whose scores
 are all NaN, as inf - inf in products of finite numbers is; with other keys the row is then finite.
+
+`torch.jit.trace` records head_dim and the scale made of it as constants, and warns that it does:
+trace anew for another head_dim.
 """
 
 from collections.abc import Iterator

@@ -251,3 +251,17 @@ def test_sparse_and_nested_tensors_are_refused(name):
         rule = rf"{argument} must be .*: got .*Tensor \(t.* is its array"
         with pytest.raises(TypeError, match=rule):
             call()
+
+
+def test_a_model_without_values_decodes_to_shapes():
+    sizes = {"num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 16}
+    model = attn_torch.Seq2SeqTransformer(11, 13, d_model=8, nhead=2, device="meta", **sizes)
+    tokens = torch.ones(2, 3, dtype=torch.int64, device="meta")
+    cache = model.eval().start(tokens, 7)
+    for _ in range(2):
+        logits, cache = model.decode(tokens, cache)
+        assert logits.shape == (2, 3, 13)
+    assert cache.truncate(2).reorder(torch.tensor([1, 0])).copy().lengths.is_meta
+    out = attn_torch.greedy_decode(model, tokens, tokens[:, :1], eos_idx=2, max_new_tokens=4)
+    assert out.is_meta
+    assert out.shape == (2, 4)
