@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -27,11 +28,19 @@ def hidden() -> torch.Tensor:
     return torch.arange(T).expand(2, T) > torch.tensor([[60], [99]])
 
 
+def columns(table: torch.Tensor) -> Callable:
+    return lambda batch, head, query, key: table[key] & (query >= 0)
+
+
 TABLES = {
     "padding": (hidden, lambda table: {"mask": attn_torch.padding(hidden=table)}),
     "allow": (
         lambda: torch.ones(2, 1, T, T, dtype=torch.bool).tril(),
         lambda table: {"mask": attn_torch.causal() & ~attn_torch.hide(table)},
+    ),
+    "closure": (
+        lambda: torch.ones(T, dtype=torch.bool),
+        lambda table: {"mask": attn_torch.causal() & attn_torch.predicate(columns(table))},
     ),
     "offset": (
         lambda: torch.tensor([0, 3]),
