@@ -13,16 +13,20 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether the value is an array of this framework."""
-    return isinstance(value, torch.Tensor)
+    """Whether the value is an array of this framework.
+
+    No sparse and no nested tensor: they know few of the operations that attention needs.
+    """
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout is torch.strided and not value.is_nested
 
 
 def inside(value: Any) -> str:
-    """Return how the array inside a box is written, and "" where it is none that we know.
-
-    Always, in PyTorch.
-    """
-    return ""
+    """Return how the array inside a box is written, and "" where it is none that we know."""
+    if is_array(value) or not isinstance(value, torch.Tensor):
+        return ""
+    return "torch.nested.to_padded_tensor(tensor, 0)" if value.is_nested else "tensor.to_dense()"
 
 
 def is_concrete(array: Any) -> bool:
@@ -56,6 +60,8 @@ def is_representable(integers: Array) -> bool:
 
 def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
+    if isinstance(array, torch.Tensor):
+        return str(array.dtype)[len("torch.") :]
     if isinstance(array, np.ndarray) and torch.compiler.is_compiling():  # it has a tensor's there
         array = torch.from_numpy(array)
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's

@@ -472,16 +472,33 @@ def check_counts(**sizes: Any) -> None:
         check_count(name, size, 0 if name == "batch_size" else 1)
 
 
-def check_cache(cache: Any) -> None:
+def check_live(cache: Any) -> None:
     if getattr(cache, "consumed", False):  # JAX's caches have no such attribute
         raise ValueError("a cache is used once, copy() branches: got one that was handed on")
-    if dtype_name(cache.lengths) not in ("int32", "int64"):
-        rule = "lengths of a cache must be int32 or int64"
-        raise TypeError(f"{rule}: got {dtype_name(cache.lengths)}")
+
+
+def check_cache(cache: Any) -> None:
+    """Check that a cache is not consumed, and that its arrays fit: anyone may make one."""
+    check_live(cache)
+    check_rank_and_dtype("cache.key", cache.key, ("B", "H_kv", "C", "D"))
+    check_array("cache.value", cache.value, ("B", "H_kv", "C", "D"))
+    check_dtype("cache.value", cache.value, "cache.key", dtype_name(cache.key))
+    got, wanted = tuple(cache.value.shape), tuple(cache.key.shape)
+    if got != wanted:
+        raise ValueError(f"cache.value must be {wanted}, as cache.key: got {got}")
+    check_written(cache.lengths, cache.key.shape[0])
+
+
+def check_written(lengths: Any, batch: int) -> None:
+    """Check how much of a cache is written; narrower integers could not count to its end."""
+    if not is_array(lengths) or dtype_name(lengths) not in ("int32", "int64"):
+        raise TypeError(f"cache.lengths must be int32 or int64 (B,): got {kind(lengths)}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"cache.lengths must be (B,) = ({batch},): got {tuple(lengths.shape)}")
 
 
 def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
-    check_cache(cache)
+    check_live(cache)
     if hasattr(cache, "consumed") and cache.key is cache.value:  # JAX writes to neither
         raise ValueError("a cache writes to its key and value, they must be two: got one array")
     batch, heads, _, head_dim = cache.key.shape
@@ -502,8 +519,10 @@ def check_room(cache: Any, counts: int | Array) -> None:
     lengths = cache.lengths
     if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
         return
-    needed = arrays.to_numpy(lengths).astype(np.int64)
-    needed = needed + (arrays.to_numpy(counts).astype(np.int64) if is_array(counts) else counts)
+    written = arrays.to_numpy(lengths).astype(np.int64)
+    if written.size and (lowest := written.min()) < 0:
+        raise ValueError(f"cache.lengths must be at least 0: got {lowest}")
+    needed = written + (arrays.to_numpy(counts).astype(np.int64) if is_array(counts) else counts)
     if needed.size and needed.max() > cache.capacity:
         got = f"{int(needed.max())} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
@@ -667,6 +686,7 @@ def check_embedding(tokens: int, vocab: int) -> None:
 
 
 def check_token_batch(tgt: Array, cache: Any) -> None:
+    check_cache(cache.layers[0])
     if tgt.shape[0] != len(cache.lengths):
         got = f"{tgt.shape[0]} and {len(cache.lengths)}"
         raise ValueError(f"tgt and cache must share a batch size: got {got}")
@@ -726,6 +746,18 @@ def check_not_computed(names: Sequence[str]) -> None:
             "parametrize.remove_parametrizations first, or merge what is added"
         )
         raise ValueError(f"{rule}: got a computed {', '.join(names)}")
+
+
+def check_whole(parts: Sequence[str]) -> None:
+    if parts:
+        rule = "weights must lie in memory, gather what is sharded and make dense what is sparse"
+        raise ValueError(f"{rule}: got {', '.join(parts)}")
+
+
+def check_apart(shared: Sequence[str]) -> None:
+    if shared:
+        rule = "parameters that are not tied must not share memory, clone them"
+        raise ValueError(f"{rule}: got {', '.join(shared)}")
 
 
 def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, bias: bool) -> None:

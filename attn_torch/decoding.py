@@ -7,7 +7,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from . import checks
-from .arrays import signed_copy
+from .arrays import has_values, signed_copy
 from .seq2seq import Seq2SeqTransformer
 
 Step = Callable[[Tensor], Tensor]  # from new tokens to their logits
@@ -51,7 +51,7 @@ def greedy_decode(
         likeliest = _last(step(new), new, model.padding_idx).argmax(-1)
         chosen[:, i] = torch.where(ended, model.padding_idx, likeliest)
         ended |= chosen[:, i] == eos_idx
-        if ended.all():
+        if has_values(ended) and ended.all():
             break
         new = chosen[:, i : i + 1]
     return chosen
