@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 import exercise
 import page
 
-ABSENT = "Python is not in this build of the site: the answers below are the build's own."
+ABSENT = "Python is not in this build of the site: what follows is what the build showed."
 FIRST = "loads Python, 9 MB"
 FENCE = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 
@@ -47,7 +47,9 @@ class Panel(SphinxDirective):
 
     def framed(self, ask: str, label: str, given: list, shown: str, name="") -> list:
         if not self.config.python_in_build:
-            return [*given, raw(f'<p class="python-absent">{ABSENT}</p>{shown}')]
+            note = self.env.temp_data.setdefault("absent", ABSENT)  # once a page
+            self.env.temp_data["absent"] = ""
+            return [*([raw(f"<p><em>{note}</em></p>")] if note else []), *given, raw(shown)]
         verb = "Judge" if ask == "judge" else "Run"
         first, up = f"{verb} ({FIRST})", "../" * self.env.docname.count("/")
         data = f'data-ask="{ask}" data-name="{name}"'
