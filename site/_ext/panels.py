@@ -67,7 +67,7 @@ class Panel(SphinxDirective):
         ]
 
     def editor(self, code: str, label: str) -> nodes.raw:
-        id, rows = f"code-{self.env.new_serialno('panel')}", len(code.splitlines())
+        id, rows = f"code-{self.env.new_serialno('panel')}", max(3, len(code.splitlines()))
         field = f'<textarea id="{id}" rows="{rows}" spellcheck="false" wrap="off">'
         return raw(f'<label for="{id}">{label}</label>{field}\n{escape(code)}</textarea>')
 
