@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 import exercise
 import page
 
-ABSENT = "Python is not in this build of the site: the answers below are the build's own."
+ABSENT = "Python is not in this build of the site: what follows is what the build showed."
 FIRST = "loads Python, 9 MB"
 FENCE = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 
@@ -45,13 +45,16 @@ def raw(html: str) -> nodes.raw:
 class Panel(SphinxDirective):
     """What panels share: the frame, the buttons, and what the build shows."""
 
-    def framed(self, ask: str, verb: str, given: list, shown: str, name="") -> list:
+    def framed(self, ask: str, label: str, given: list, shown: str, name="") -> list:
         if not self.config.python_in_build:
-            return [*given, raw(f'<p class="python-absent">{ABSENT}</p>{shown}')]
+            note = self.env.temp_data.setdefault("absent", ABSENT)  # once a page
+            self.env.temp_data["absent"] = ""
+            return [*([raw(f"<p><em>{note}</em></p>")] if note else []), *given, raw(shown)]
+        verb = "Judge" if ask == "judge" else "Run"
         first, up = f"{verb} ({FIRST})", "../" * self.env.docname.count("/")
         data = f'data-ask="{ask}" data-name="{name}"'
         return [
-            raw(f'<div class="python-panel" {data} role="group" aria-label="{verb}">'),
+            raw(f'<div class="python-panel" {data} role="group" aria-label="{label}">'),
             *given,
             raw(
                 '<p class="python-bar" data-part="bar" hidden>'
@@ -64,7 +67,7 @@ class Panel(SphinxDirective):
         ]
 
     def editor(self, code: str, label: str) -> nodes.raw:
-        id, rows = f"code-{self.env.new_serialno('panel')}", len(code.splitlines())
+        id, rows = f"code-{self.env.new_serialno('panel')}", max(3, len(code.splitlines()))
         field = f'<textarea id="{id}" rows="{rows}" spellcheck="false" wrap="off">'
         return raw(f'<label for="{id}">{label}</label>{field}\n{escape(code)}</textarea>')
 
@@ -82,7 +85,7 @@ class Python(Panel):
         if raised != self.options.get("raises"):
             raise self.error(f"python: an exception is announced: got {text}\n{code}")
         shown = (f"<pre>{escape(text)}</pre>" if text else "") + html
-        return self.framed("run", "Run", [self.editor(code, "Python, yours to change")], shown)
+        return self.framed("run", "Python", [self.editor(code, "Python, yours to change")], shown)
 
 
 class Judge(Panel):
@@ -97,7 +100,7 @@ class Judge(Panel):
         if path.suffix == ".md":  # its first class
             code = next(found[1] for found in FENCE.finditer(code) if "class " in found[1])
         shown = page.judge(code)
-        return self.framed("judge", "Judge", [self.editor(code, "The adapter")], shown)
+        return self.framed("judge", "An adapter", [self.editor(code, "The adapter")], shown)
 
 
 class Exercise(Panel):
@@ -128,7 +131,7 @@ class Exercise(Panel):
             f'<details class="answer"><summary>The answer</summary><p>{escape(mutant.sentence)}</p>'
             f"<pre>{escape(broken[right])}</pre></details>"
         )
-        return [*self.framed("exercise", "Run", given, "", name), raw(answer)]
+        return [*self.framed("exercise", f"Exercise {number}", given, "", name), raw(answer)]
 
 
 def choices(number: str, clauses: list[str]) -> str:

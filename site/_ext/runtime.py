@@ -2,8 +2,9 @@
 
 The interpreter is npm's `pyodide` (package-lock.json pins it). Its lock file names NumPy's wheel
 for the browser and the wheel's SHA-256; the wheel itself is neither on npm nor on PyPI, so it lies
-in python/assets/. The pure wheels come from PyPI, pinned in python/wheels.txt. Where npm or the
-network is missing, the build says that Python is not in it, and all else stands.
+in python/assets/: any copy with that SHA-256 will do. The pure wheels come from PyPI, pinned in
+python/wheels.txt. Where npm or the network is missing, the build says that Python is not in it, and
+all else stands.
 """
 
 import json

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,9 @@ def test_a_reader_runs_the_page(tab, asked):
     assert 3_000_000 < wire < LIMIT
     panel = panels(tab, "run")[0]
     panel.write("mask.explain(batch=0, head=0, query=0, key=1)")
-    assert "hidden by causal()" in panel.run()
+    panel.place.locator("textarea").press("Control+Enter")
+    panel.wait("Done")
+    assert "hidden by causal()" in panel.shown.inner_text()
 
 
 @needs_python
@@ -223,6 +226,21 @@ def test_attn_numpy_conforms_in_the_browser(tab):
     assert found, said
     print(said)
     assert min(map(int, found.groups())) > 110
+
+
+def test_a_wheel_that_is_another_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SITE / "_ext")
+    runtime = pytest.importorskip("runtime")
+    if not runtime.PYODIDE.exists():
+        pytest.skip("npm's pyodide is not here: its lock file names the SHA-256")
+    shutil.copytree(SITE / "python", tmp_path / "python")
+    monkeypatch.setattr(runtime, "OWN", tmp_path / "python")
+    runtime.fetch()
+    (wheel,) = (tmp_path / "python" / "assets").glob("*.whl")
+    with wheel.open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(OSError, match="must have Pyodide's SHA-256: got "):
+        runtime.fetch()
 
 
 def test_without_python_a_page_stands(tmp_path):
