@@ -33,7 +33,6 @@ html_theme = "furo"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b57a4", "color-brand-content": "#0b57a4"},
     "dark_css_variables": {"color-brand-primary": "#7cb7ff", "color-brand-content": "#7cb7ff"},
-    "navigation_with_keys": True,
 }
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
