@@ -19,6 +19,7 @@ extensions = [
     "project_pages",
     "run",
     "side_by_side",
+    "answers",
 ]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4

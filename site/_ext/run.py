@@ -14,6 +14,7 @@ exception fails the build, unless
 import ast
 import contextlib
 import io
+from pathlib import Path
 from typing import ClassVar
 
 from docutils import nodes
@@ -28,6 +29,8 @@ class Run(SphinxDirective):
     option_spec: ClassVar = {"raises": directives.unchanged_required, "hide": directives.flag}
 
     def run(self):
+        for file in Path(self.env.app.confdir).parent.glob("attn_*/*.py"):
+            self.env.note_dependency(str(file))  # a change to the code runs the page anew
         code, expected = "\n".join(self.content), self.options.get("raises")
         names = self.env.temp_data.setdefault("run", {"__name__": self.env.docname})
         shown, html, raised = execute(code, names, *self.get_source_info())

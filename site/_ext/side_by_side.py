@@ -75,8 +75,8 @@ def definition(path: Path, name: str, with_doc: bool) -> tuple[str, int]:
 
 
 def find(tree: ast.AST, path: list[str]):
-    """Return the definition to which a dotted name leads."""
-    for node in ast.iter_child_nodes(tree):
+    """Return the definition to which a dotted name leads: the last, where one is overloaded."""
+    for node in reversed(list(ast.iter_child_nodes(tree))):
         if getattr(node, "name", None) == path[0]:
             return node if len(path) == 1 else find(node, path[1:])
     raise KeyError(path[0])

@@ -1,4 +1,7 @@
-"""python -m tools.atlas [--page FILE] [--peer NAME ...]: ask libraries, write the page."""
+"""python -m tools.atlas [--page FILE] [--peer NAME ...]: ask libraries, write the page.
+
+Beside docs/atlas.md stands docs/atlas.json: the answers as data, of the same session.
+"""
 
 import argparse
 import json
@@ -9,8 +12,10 @@ from pathlib import Path
 from conformance.reports.suggest import must_be_one_of
 from conformance.subjects.peers import PEERS
 
+from .again import differences
 from .collect import collect, listed
 from .page import page
+from .publish import text as published
 
 DATA = "atlas.json"
 
@@ -31,7 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         data = measure(options.peer or list(PEERS), options.keep)
     write(page(data), options.page)
-    return 0 if any(peer["answers"] for peer in data["peers"].values()) else 1
+    if options.page:
+        write(published(data), Path(options.page).with_suffix(".json"))
+    wrong = differences(data) + [f"{n}: {why}" for n, why in data["conversions"].items() if why]
+    print("\n".join(wrong), file=sys.stderr)
+    return 0 if any(peer["answers"] for peer in data["peers"].values()) and not wrong else 1
 
 
 def measure(names: list[str], keep: str | None) -> dict:
@@ -45,7 +54,7 @@ def measure(names: list[str], keep: str | None) -> dict:
     return data
 
 
-def write(text: str, path: str | None) -> None:
+def write(text: str, path: str | Path | None) -> None:
     if path is None:
         print(text)
         return

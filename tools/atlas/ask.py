@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import warnings
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,16 @@ def versions(adapter: Any) -> dict[str, str]:
 
 
 def ask(adapter: Any, question: Question) -> dict:
-    """Return what a library answers: an alternative by name, a refusal, or numbers."""
+    """Return what a library answers, by which path, and what became of the mask on the way."""
+    adapter.did, adapter.path = (), ""
+    found = answer(adapter, question)
+    if found["kind"] != "not offered":
+        found |= {n: x for n, x in (("path", adapter.path), ("adapter", list(adapter.did))) if x}
+    return found
+
+
+def answer(adapter: Any, question: Question) -> dict:
+    """Return an alternative by name, a refusal, or numbers."""
     try:
         require(adapter, question)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -93,8 +103,21 @@ def given(adapter: Any, question: Question) -> dict:
     }
     if "additive" in found:
         offered = "bias" in getattr(adapter, "capabilities", [])
-        found["bias" if offered else "mask"] = found.pop("additive")
+        argument = "bias" if offered else "mask"
+        found[argument] = found.pop("additive")
+        tell(adapter, f"given as its {argument}")
+    if mask_polarity(adapter) == "add" and any(
+        isinstance(x, OwnMask) for x in question.given.values()
+    ):
+        tell(
+            adapter, "0 and -inf made by the suite: the library adds its mask, and has another own"
+        )
     return found
+
+
+def tell(adapter: Any, text: str) -> None:
+    """Say what was done to a mask."""
+    adapter.did = tuple(dict.fromkeys((*adapter.did, text)))
 
 
 def attention(adapter: Any, question: Question) -> np.ndarray:
@@ -102,7 +125,13 @@ def attention(adapter: Any, question: Question) -> np.ndarray:
 
 
 def weights(adapter: Any, question: Question) -> np.ndarray:
-    return np.asarray(weighted(adapter, question)[1])
+    """Return the weights; and say if they are not those that made the output."""
+    output, weights = weighted(adapter, question)
+    with suppress(TypeError, ValueError):  # such as None for an output
+        made = np.asarray(weights, float) @ question.inputs[2]
+        if not np.allclose(made, np.asarray(output, float), rtol=1e-4, equal_nan=True):
+            tell(adapter, "the weights are not those that made the output")
+    return np.asarray(weights)
 
 
 def weighted(adapter: Any, question: Question) -> tuple:

@@ -25,6 +25,8 @@ from conformance.contract import clauses
 from conformance.reports.report import read, results
 from conformance.subjects.peers import PEERS
 
+from . import again
+from .conversions import conversions
 from .matrix import WRONG
 from .snippets import Snippet, snippets
 
@@ -35,6 +37,7 @@ PROFILES = (
 )  # fmt: skip
 WITHOUT_MASKED_ROWS = "tools.atlas.without_masked_rows:"
 AGREEMENT = Path(conformance.__file__).with_name("test_agreement.py")
+KINDS = ("contract", "answers", "snippets", "conversions", "again")
 SLIM = ("clause", "case", "outcome", "took", "message", "dtype")
 SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
 SETTINGS = {
@@ -163,6 +166,36 @@ def printed(snippet: Snippet) -> dict:
     return {"output": output.rstrip(), "failed": failed}
 
 
+def said(module: str, words: list[str], entry: Entry, seconds: str) -> dict:
+    """Return what a module prints as JSON in an entry's environment; `failed` says why not."""
+    text, failed = run(["-m", module, *words], entry.environment, SECONDS[seconds])
+    return {"found": json.loads(text.splitlines()[-1]) if text and not failed else {}} | {
+        "failed": failed
+    }
+
+
+def converted(group: list[Entry]) -> dict:
+    """Return what is wrong with the lines that convert a mask, by peer; "" is nothing."""
+    known = [entry.name for entry in group if entry.name in conversions()]
+    if not known:
+        return {"found": {}, "failed": ""}
+    return said("tools.atlas.conversions", known, group[0], "answers")
+
+
+def asked_again(cells: list[tuple[str, str]], entry: Entry) -> dict:
+    """Return the answers to questions that are asked again, by other code than the adapters'."""
+    words = [f"{peer}/{question}" for peer, question in cells]
+    return said("tools.atlas.again", words, entry, "answers")
+
+
+def merged(parts: dict[str, dict]) -> dict:
+    """Return what processes found as one; a process that failed has its reason under its name."""
+    found: dict = {}
+    for name, part in parts.items():
+        found |= part["found"] | ({name: part["failed"]} if part["failed"] else {})
+    return found
+
+
 def collect(entries: list[Entry], folder: Path) -> dict:
     """Measure these peers, and return everything as plain data."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,27 +214,43 @@ def collect(entries: list[Entry], folder: Path) -> dict:
     runnable = [snippet for snippet in snippets() if not snippet.missing]
     for snippet in runnable:
         jobs[partial(printed, snippet)] = ("snippets", snippet.question)
+    for group in groups.values():
+        jobs[partial(converted, group)] = ("conversions", group[0].name)
     found = _in_pairs(jobs)
+    day = time.strftime("%Y-%m-%d")
+    cells = again.sample(found["answers"], day)
+    jobs = {}
+    for group in groups.values():
+        names = {entry.name for entry in group}
+        if own := [cell for cell in cells if cell[0] in names]:
+            jobs[partial(asked_again, own, group[0])] = ("again", group[0].name)
+    found |= {"again": _in_pairs(jobs)["again"]}
     contracts: dict = {}
     for part in found["contract"].values():
         contracts |= part
     return {
-        "measured": time.strftime("%Y-%m-%d"),
+        "measured": day,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "peers": {
-            entry.name: {"about": entry.about, "missing": entry.missing}
+            entry.name: {
+                "about": entry.about,
+                "library": entry.packages[0],
+                "missing": entry.missing,
+            }
             | found["answers"].get(entry.name, {"versions": {}, "answers": {}, "failed": ""})
             | {"contract": contracts.get(entry.name, {"results": [], "failed": ""})}
             for entry in entries
         },
         "snippets": found["snippets"],
+        "conversions": merged(found["conversions"]),
+        "again": merged(found["again"]),
     }
 
 
 def _in_pairs(jobs: dict[Callable, tuple[str, str]]) -> dict[str, dict]:
     """Run the jobs two at a time under a progress bar; a failure is said at once, in one line."""
-    found: dict[str, dict] = {"contract": {}, "answers": {}, "snippets": {}}
+    found: dict[str, dict] = {kind: {} for kind in KINDS}
     columns = [TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring", total=len(jobs))

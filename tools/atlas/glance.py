@@ -1,7 +1,5 @@
 """At a glance: what stands out, one word a cell, and how many answer what."""
 
-from collections import Counter
-
 from .markdown import anchor, table
 from .questions import QUESTIONS
 from .section import answer_of
@@ -46,15 +44,29 @@ ANSWERED = ("took", "refused", "other")
 KINDS = {"not offered": "–", "other": "other", "not installed": "?", "no answer": "?"}
 
 
+def counted(peers: dict[str, dict], question: str) -> dict[str, tuple[int, int]]:
+    """Return how many libraries give an answer, and how many variants of them; "" is all asked.
+
+    A library counts where one of its variants answers so.
+    """
+    found: dict[str, list[str]] = {}
+    for peer in peers.values():
+        answer = answer_of(peer, question)
+        if answer["kind"] in ANSWERED:
+            for name in ("", answer.get("took") or answer["kind"]):
+                found.setdefault(name, []).append(peer["library"])
+    return {name: (len(set(own)), len(own)) for name, own in found.items()}
+
+
 def in_short(peers: dict[str, dict]) -> str:
     """Return what stands out: of those who answer a question, how many answer so."""
     lines = []
     for name, took, text in STANDS_OUT:
-        found = [answer_of(peer, name) for peer in peers.values()]
-        asked = [answer.get("took") for answer in found if answer["kind"] in ANSWERED]
-        if took in asked:
+        found = counted(peers, name)
+        if took in found:
+            (some, variants), (all_of, asked) = found[took], found[""]
             link = f"[{text}](#{anchor(QUESTIONS[name].title)})"
-            lines.append(f"- {asked.count(took)} of {len(asked)} {link}.")
+            lines.append(f"- {some} of {all_of} ({variants} of {asked} variants) {link}.")
     return "\n".join(lines)
 
 
@@ -77,9 +89,11 @@ def index(peers: dict[str, dict]) -> str:
     """Return every question with what the contract answers, and how many answer what."""
     rows = []
     for question in QUESTIONS.values():
-        found = [answer_of(peer, question.name) for peer in peers.values()]
-        words = Counter(a.get("took") or a["kind"] for a in found if a["kind"] in ANSWERED)
-        counts = ", ".join(f"{word} {count}" for word, count in words.most_common())
+        found = counted(peers, question.name)
+        order = sorted((name for name in found if name), key=lambda n: found[n], reverse=True)
+        counts = ", ".join(f"{name} {found[name][0]} ({found[name][1]})" for name in order)
         title = f"[{question.title}](#{anchor(question.title)})"
         rows.append([question.theme, title, question.contract, counts])
-    return table(["", "question", "the contract", "how many answer what"], rows)
+    return table(
+        ["", "question", "the contract", "how many libraries answer what (and variants)"], rows
+    )

@@ -50,6 +50,11 @@ def drawn(array: np.ndarray) -> str:
     return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in cells)
 
 
+def folded(title: str, text: str) -> str:
+    """Return text that opens at a click."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
 def beside(blocks: list[str], gap: str = "     ") -> str:
     """Return blocks of text next to each other.
 

@@ -8,7 +8,7 @@ from conformance.contract import clauses
 from conformance.subjects.peers import PEERS
 
 from .glance import glance, in_short, index
-from .markdown import evenly, number, numbers, table
+from .markdown import evenly, folded, number, numbers, table
 from .matrix import LEGEND, SYMBOLS, by_clause, how, shown_profiles, verdicts
 from .numbers import NUMBERS, inputs
 from .question import Question, reading
@@ -30,7 +30,7 @@ def page(data: dict) -> str:
         measured(peers),
         installing(),
         "## At a glance",
-        "Of those that a question can be put to, each variant of a library counted:",
+        "Of the libraries that a question can be put to, so many have a variant that does this:",
         in_short(peers),
         "One word a cell; the heads lead to the questions, where the words are explained and "
         "everyone's answer can be followed by hand. – is not offered.",
@@ -45,7 +45,7 @@ def page(data: dict) -> str:
         "## Each against itself",
         *against_themselves(peers),
         "## How an answer is recognised, and what is not measured",
-        RECOGNISED,
+        RECOGNISED.format(again=len(data["again"])),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -157,10 +157,6 @@ def _differences(results: dict[str, list[dict]], ids: list[str]) -> list[str]:
     return [folded("What the differences are", table(["", "clause", "how"], rows))]
 
 
-def folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
-
-
 EMPTY_ROW = (
     "The mean over all keys, which is what some give to a fully masked row, is 37. Masks "
     "are drawn a row a query, ■ for True. A question asks for the contract's answer too; it is "
@@ -174,9 +170,14 @@ where NaN; within a question no two alternatives are that close, and a test hold
 a refusal, whatever its kind. Anything else is printed as "other", with its numbers.
 
 "Not offered" is what a library has no argument for, not what it does badly. A module, such as a
-multi-head attention, is asked through projections that are the identity; a mask goes to its own
-mask argument as it is. Where a question says "the library's own kind of mask", it is boolean and
-points the way the library wants it, or 0 and -inf where the library only adds.
+multi-head attention, is asked through projections that are the identity. A mask goes to the
+library's own argument; what became of it on the way, and which of the library's paths answered, is
+said under each question. A mask that "points the library's way" is boolean, True for what the
+library reads it as, or 0 and -inf where the library only adds. A path is known by a spy on the
+function that it goes by, such as PyTorch's native one for the layer's fast path.
+
+A sample of the answers is asked once more in every session, by calls that share no line with the
+adapters ({{again}} in this one); the session fails where one of them differs.
 
 Not measured: anything but a CPU; compiled and fused kernels that only exist on accelerators (flash
 attention, cuDNN, splash attention, Triton); speed; whole models; what a library does under

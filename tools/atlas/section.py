@@ -4,7 +4,8 @@ import numpy as np
 
 from conformance.contract import clauses
 
-from .markdown import beside, drawn, numbers, table
+from .markdown import beside, drawn, folded, numbers, table
+from .matrix import by_clause, how
 from .question import OwnMask, Question, meaning
 from .snippets import Snippet
 from .sources import about
@@ -23,6 +24,8 @@ def section(question: Question, peers: dict[str, dict], snippet: Snippet | None,
         call(question),
         answers(question, found),
         *notes(found),
+        *elsewhere(question, found, peers),
+        *ways(found),
         *example(snippet, said),
         f"The contract, [{clause.id}](../conformance/CONTRACT.md#{clause.profile}): "
         f"{clause.sentence}",
@@ -161,6 +164,34 @@ def notes(found: dict[str, dict]) -> list[str]:
     return lines
 
 
+def elsewhere(question: Question, found: dict[str, dict], peers: dict[str, dict]) -> list[str]:
+    """Return who is right here and does not keep the question's clause in other cases."""
+    said: dict[str, list[str]] = {}
+    for name, answer in found.items():
+        results = by_clause(peers[name]["contract"]["results"]).get(question.clause, [])
+        if answer.get("took") == question.contract and (text := how(results)):
+            said.setdefault(text, []).append(name)
+    if not said:
+        return []
+    lines = [f"- {named(names)}: {text}" for text, names in said.items()]
+    rule = f"As the contract wants it here, but not in every case of {question.clause}:"
+    return [rule + "\n\n" + "\n".join(lines)]
+
+
+def ways(found: dict[str, dict]) -> list[str]:
+    """Return by which of its paths a library answered, and what became of the mask on the way."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for peer, answer in found.items():
+        path, did = answer.get("path", ""), "; ".join(answer.get("adapter", []))
+        if path or did:
+            rows.setdefault((path, did), []).append(peer)
+    if not rows:
+        return []
+    cells = [[named(peers), *way] for way, peers in rows.items()]
+    lines = table(["who", "path", "what the adapter did, or saw"], cells)
+    return [folded("Which path answered, and what became of the mask on the way", lines)]
+
+
 def shortened(text: str) -> str:
     text = " ".join(text.split()).replace("`", "'")
     first, last = TEXT
@@ -182,5 +213,8 @@ def example(snippet: Snippet | None, said: dict) -> list[str]:
 
 def threads(question: str, peers: dict[str, dict]) -> list[str]:
     """Return the upstream threads."""
-    lines = [f"- [{t.label}]({t.url}) ({t.state}): {t.title}" for t in about(question)]
+    lines = []
+    for thread in about(question):
+        lines.append(f"- [{thread.label}]({thread.url}) ({thread.state}): {thread.title}")
+        lines += [f"  - {thread.note}"] if thread.note else []
     return ["Upstream:\n\n" + "\n".join(lines)] if lines else []

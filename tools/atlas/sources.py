@@ -10,13 +10,17 @@ STATES = ("open", "closed", "merged")
 
 @dataclass(frozen=True)
 class Thread:
-    """One thread: the title is its author's; peers are patterns of names, none for everyone's."""
+    """One thread: the title is its author's; peers are patterns of names, none for everyone's.
+
+    `note` says where the title or the state would mislead beside what is measured.
+    """
 
     url: str
     title: str
     state: str
     questions: tuple[str, ...]
     peers: tuple[str, ...]
+    note: str = ""
 
     @property
     def label(self) -> str:

@@ -6,7 +6,15 @@ from .questions import QUESTIONS
 from .section import answer_of
 
 COLUMNS = 8
-
+LIBRARIES = {
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "flax": "Flax",
+    "keras": "Keras",
+    "equinox": "Equinox",
+    "onnx": "ONNX",
+    "onnxruntime": "ONNX Runtime",
+}
 
 FAMILIES = {
     "torch-sdpa": "torch.nn.functional.scaled_dot_product_attention",

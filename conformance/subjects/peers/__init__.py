@@ -55,10 +55,20 @@ PEERS: dict[str, PeerEntry] = {
     "torch-mha-eval": _peer(
         "torch_mha:Eval",
         ("torch",),
-        "torch.nn.MultiheadAttention in evaluation under no_grad: the fast path",
+        "torch.nn.MultiheadAttention in evaluation, where it does not take its fast path: three "
+        "tensors, or gradients",
     ),
     "torch-mha-eval-weights": _peer(
         "torch_mha:EvalWeights", ("torch",), "the same with need_weights=True"
+    ),
+    "torch-mha-fast": _peer(
+        "torch_mha:Fast",
+        ("torch",),
+        "torch.nn.MultiheadAttention in evaluation under no_grad, where it takes its fast path: "
+        "self-attention",
+    ),
+    "torch-mha-fast-weights": _peer(
+        "torch_mha:FastWeights", ("torch",), "the same with need_weights=True"
     ),
     "torch-flex": _peer("torch_flex:Flex", ("torch",), "flex_attention, not compiled"),
     "jax-nn": _peer("jax_nn:DotProduct", JAX, "jax.nn.dot_product_attention"),
@@ -81,7 +91,14 @@ PEERS: dict[str, PeerEntry] = {
         "onnx:Kernel", ("onnx", "onnxruntime"), "ONNX Runtime's own kernel, up to opset 24"
     ),
     "transformers-eager": _peer(
-        "transformers:Eager", ("transformers", "torch"), "transformers' eager_attention_forward"
+        "transformers:Eager",
+        ("transformers", "torch"),
+        "Llama's eager_attention_forward in transformers, told to hide by -inf",
+    ),
+    "transformers-eager-own": _peer(
+        "transformers:EagerOwn",
+        ("transformers", "torch"),
+        "the same with transformers' own eager_mask, which hides by the smallest float",
     ),
     "transformers-sdpa": _peer(
         "transformers:Sdpa", ("transformers", "torch"), "transformers' sdpa attention function"

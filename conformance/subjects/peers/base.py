@@ -4,10 +4,12 @@ An adapter mixes a framework (`torch.Torch`, `jax.Jax`, `numpy.NumPy`) with `Fun
 `ModulePeer`, and writes one method, `call`, in its framework's arrays.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -16,8 +18,17 @@ from .widths import Fitted
 
 
 class Peer:
-    """Says what it is, and hands every array on as it is, masks too."""
+    """Says what it is, and hands every array on as it is, masks too.
 
+    After a call `path` says which way through the library answered, and `did` what was done to the
+    mask before it arrived. A path is known by the function it goes by: `paths` names those that are
+    watched, `otherwise` is the path that goes by none of them.
+    """
+
+    paths: Mapping[str, str] = {}
+    otherwise = ""
+    path = ""
+    did: tuple[str, ...] = ()
     mask_polarity = "attend"
     capabilities: frozenset[str] = frozenset()
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
@@ -53,10 +64,39 @@ class Peer:
     def answer(self, dtype: str, *args, **given):
         """Call the library; return output and weights, None where there are none."""
         with self.scope(dtype):
-            output, weights = self.call(*args, **self.arrays(given))
+            output, weights = self.watched(*args, **self.arrays(given))
             return self.numpy(output), None if weights is None else self.numpy(weights)
 
+    def watched(self, *args, **given) -> tuple:
+        """Call the library, and note the path that it goes."""
+        seen: list[str] = []
+        try:
+            with ExitStack() as stack:
+                for name, path in self.paths.items():
+                    stack.enter_context(watch(name, path, seen))
+                return self.call(*args, **given)
+        finally:
+            self.path = seen[-1] if seen else self.otherwise
+
+    def tell(self, text: str) -> None:
+        """Say what was done to a mask, once."""
+        self.did = tuple(dict.fromkeys((*self.did, text)))
+
     call: Callable[..., tuple]  # output and weights, or None, in the framework's arrays
+
+
+@contextmanager
+def watch(name: str, path: str, seen: list[str]) -> Iterator[None]:
+    """Note a path whenever the function of this name is called."""
+    module, _, attribute = name.rpartition(".")
+    function = getattr(import_module(module), attribute)
+
+    def noted(*args, **options):
+        seen.append(path)
+        return function(*args, **options)
+
+    with mock.patch(name, noted):
+        yield
 
 
 class FunctionPeer(Peer):
@@ -77,7 +117,7 @@ class FunctionPeer(Peer):
             options = self.arrays(options)
 
             def call(own: dict):
-                return self.call(**own, **options)[0]
+                return self.watched(**own, **options)[0]
 
             return fitted.gradients(self.differentiate(call, leaves, fitted.fill(grad)))
 
@@ -113,7 +153,8 @@ class ModulePeer(Peer):
 
             def call(leaves):
                 own = {name: leaves[name] for name in parameters}
-                return self.call(config, own, **{n: leaves[n] for n in inputs}, **options)[0]
+                inputs = {n: leaves[n] for n in ("query", "key", "value")}
+                return self.watched(config, own, **inputs, **options)[0]
 
             return self.differentiate(call, inputs | parameters, grad)
 

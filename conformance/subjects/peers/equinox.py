@@ -44,6 +44,10 @@ class EquinoxMultiHead(Jax, ModulePeer):
         training=False, seed=None,
     ):  # fmt: skip
         attn = self.module(config, parameters)
+        if mask is not None:
+            if mask.ndim != 4:
+                raise NotOffered("a call takes one sample's mask: the axis of samples is vmap's")
+            self.tell(f"vmap: a call for each sample, with its {tuple(mask.shape[1:])} of the mask")
         mask = mask.repeat(len(query), 0) if mask is not None and len(mask) == 1 else mask
         seeds = None if seed is None else jax.random.split(jax.random.key(seed), len(query))
         one = partial(attn, inference=not training)

@@ -5,6 +5,7 @@ of a token only, which a projection spreads to all of them (0 * NaN). For the sa
 that comes out of one head comes out of all heads of its token.
 """
 
+import ml_dtypes
 import numpy as np
 
 from ..protocol import NotOffered
@@ -61,29 +62,40 @@ class Asked:
 class Packed(Asked):
     """The same as self-attention: in each head of a token its query, key and value side by side.
 
-    The head is four times as wide as a key, as in `widths`, and each projection takes its part.
+    The head is wider than a key, and a factor on the query makes up for it, to the bit, as in
+    `widths`; each projection takes its part. Keys and values may hold NaN and inf though every
+    token is finite: they arise in the projection, where four times the largest number is inf.
     """
 
     def __init__(self, query: np.ndarray, key: np.ndarray, value: np.ndarray):
         super().__init__(query, key, value)
-        D, D_v = query.shape[3], value.shape[3]
-        parts = {"q": (0, D), "k": (D, D), "v": (2 * D, D_v)}
-        self.project(4 * D, query.dtype, **{n: part(4 * D, *own) for n, own in parts.items()})
-        x = np.concatenate([query * query.dtype.type(2), key, value], -1)
-        self.x = self.join(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2 * D - D_v))))
+        slots = [("q", query, 2), ("k", key, 1), ("v", value, 1)]
+        if not (np.isfinite(key).all() and np.isfinite(value).all()):
+            split = [
+                (name, half, 4) for name, x in (("k", key), ("v", value)) for half in halves(x)
+            ]
+            slots = [("q", query, 4), *split]
+        width, at = slots[0][2] ** 2 * query.shape[3], 0
+        sums = {name: np.zeros((width, width)) for name in "qkv"}
+        for name, x, factor in slots:
+            sums[name][range(x.shape[3]), range(at, at + x.shape[3])] = factor
+            at += x.shape[3]
+        self.project(width, query.dtype, **sums)
+        x = np.concatenate([x for _, x, _ in slots], -1)
+        self.x = self.join(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - at))))
 
     @staticmethod
     def possible(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> bool:
-        finite = all(np.isfinite(x).all() for x in (query, key, value))
-        return finite and query.shape == key.shape and value.shape[3] <= 2 * query.shape[3]
+        fits = query.shape == key.shape and value.shape[3] <= 2 * query.shape[3]
+        return fits and bool(np.isfinite(query).all())
 
     @property
     def call(self):
         return self.config, self.parameters, self.x, self.x, self.x
 
 
-def part(width: int, first: int, count: int) -> np.ndarray:
-    """Return a matrix that takes features from `first` on to the front of a head."""
-    matrix = np.zeros((width, width))
-    matrix[range(count), range(first, first + count)] = 1
-    return matrix
+def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two finite arrays; four times their sum is x, inf by overflow and NaN by inf - inf."""
+    most = np.finfo(x.dtype).max if x.dtype.kind == "f" else ml_dtypes.finfo(x.dtype).max
+    one = np.nan_to_num(x * x.dtype.type(0.25), nan=most, posinf=most, neginf=-most)
+    return one, np.where(np.isnan(x), -most, 0).astype(x.dtype)

@@ -5,6 +5,7 @@ Keras has one backend a process, named by KERAS_BACKEND before Keras is imported
 # mypy: disable-error-code="import-not-found"
 
 import os
+from typing import ClassVar
 
 from ..protocol import NotOffered
 from .base import FunctionPeer, ModulePeer, Peer
@@ -44,6 +45,8 @@ class KerasMultiHead(Keras, ModulePeer):
     """A layer, its scores not asked for unless `scores`; it is told a head's width, not E."""
 
     scores = False
+    paths: ClassVar = {"keras.src.ops.dot_product_attention": "by keras.ops"}
+    otherwise = "its own softmax"
     capabilities = frozenset({"attention", "causal", "multihead", "widths", "dropout"})
 
     def call(

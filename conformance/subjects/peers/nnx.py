@@ -20,11 +20,16 @@ def sown(module: nnx.Module):
     return nnx.pop(module, nnx.Intermediate)["attention_weights"][0]
 
 
+PATHS = {"jax.nn.dot_product_attention": "by jax.nn"}
+OWN = "its own formula"
+
+
 class NnxDotProduct(Jax, FunctionPeer):
     """Layout (B, T, H, D); the weights are sown into a module."""
 
     packages = ("flax", *Jax.packages)
     one_width = True
+    paths, otherwise = PATHS, OWN
     capabilities = frozenset(
         {"attention", "weights", "bias", "grouped", "causal", "dropout", "gradients"}
     )
@@ -46,6 +51,7 @@ class NnxMultiHead(Jax, ModulePeer):
     """Weights are sown where they are asked for; the cache takes one token a call."""
 
     packages = NnxDotProduct.packages
+    paths, otherwise = PATHS, OWN
     capabilities = frozenset(
         {"attention", "weights", "causal", "multihead", "grouped", "dropout", "gradients", "cache"}
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from ..protocol import NotOffered
 from .base import FunctionPeer
 from .torch import Torch
 
@@ -29,13 +30,19 @@ class Flex(Torch, FunctionPeer):
         sizes = (*query.shape[:3], key.shape[2])
         options: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
         if mask is not None:
-            cells = mask.expand(sizes) if mask.ndim == 4 else mask
+            if mask.ndim != 4:
+                raise NotOffered(
+                    "it takes no array: the lookup, and its axes, would be the suite's"
+                )
+            cells = mask.expand(sizes)
+            self.tell("a mask_mod that looks the cell up: the library takes no array")
             B, H, T, S = sizes
             options["block_mask"] = create_block_mask(
                 lambda b, h, q, k: cells[b, h, q, k], B, H, T, S, device="cpu"
             )
         if bias is not None:
             added = bias.expand(sizes)
+            self.tell("a score_mod that adds the number it looks up: the library takes no array")
             options["score_mod"] = lambda score, b, h, q, k: score + added[b, h, q, k]
         with torch._dynamo.config.patch(TRACING):
             return flex_attention(query, key, value, **options), None

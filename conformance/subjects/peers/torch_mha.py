@@ -1,19 +1,24 @@
 """torch.nn.MultiheadAttention in training and in evaluation, with its weights and without.
 
 A variant stays in its mode, whatever mode is asked for: dropout is offered in training only. In
-evaluation the fast path takes self-attention only, so attention is asked of it as such where it
-can be: where T == S and everything is finite. `is_causal` is a hint that wants a mask beside it,
-not a causal mask: it is handed on, and not declared.
+evaluation the layer has two paths, which are two peers. The fast one takes self-attention alone,
+so attention is asked of it as such, and what it does not take it does not offer. `is_causal` is a
+hint that wants a mask beside it, not a causal mask: it is handed on, and not declared.
 """
+
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch.func import functional_call
+from torch.nn.functional import linear
 
 from ..protocol import NotOffered
 from . import heads
 from .base import ModulePeer
 from .torch import Torch, seeded
+
+FAST = "fast path"
 
 
 class Train(Torch, ModulePeer):
@@ -26,6 +31,9 @@ class Train(Torch, ModulePeer):
         | {"dropout", "gradients"}
     )
     training = True
+    three_tensors = False
+    paths: ClassVar = {"torch._native_multi_head_attention": FAST}
+    otherwise = "slow path"
 
     def module(self, config: dict, dtype=torch.float32) -> torch.nn.MultiheadAttention:
         settings = {"batch_first": True} | config
@@ -54,15 +62,20 @@ class Train(Torch, ModulePeer):
         options = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
         options |= {"need_weights": need_weights, "is_causal": causal}
         options["average_attn_weights"] = False
-        attn = self.module(config, query.dtype)
-        return functional_call(attn, packed(parameters), (query, key, value), options)
+        attn, inputs = self.module(config, query.dtype), (query, key, value)
+        if self.three_tensors:  # one that is given three times would be self-attention
+            inputs = tuple(x.view_as(x) for x in inputs)
+        return functional_call(attn, packed(parameters), inputs, options)
 
     def rank3(self, config, query, key, attn_mask):
         """Return (B * H, T, S), sample-major."""
         batch_first = config.get("batch_first", True)
         B, T = query.shape[:2] if batch_first else query.shape[1::-1]
         sizes = (B, config["num_heads"], T, key.shape[1 if batch_first else 0])
-        return attn_mask.expand(sizes).reshape(sizes[0] * sizes[1], *sizes[2:])
+        made = attn_mask.expand(sizes).reshape(sizes[0] * sizes[1], *sizes[2:])
+        shapes = f"{tuple(attn_mask.shape)} made {tuple(made.shape)}"
+        self.tell(f"{shapes}: the layer takes no more than three axes")
+        return made
 
 
 class TrainWeights(Train):
@@ -78,20 +91,64 @@ class TrainWeights(Train):
 
 
 class Eval(Train):
-    """In evaluation under no_grad, weights left out; the fast path where it is self-attention."""
+    """In evaluation, weights left out: three tensors, as in cross-attention, so the slow path."""
 
     capabilities = Train.capabilities - {"dropout", "gradients"}
     training = False
-
-    def as_module(self, query, key, value):
-        possible = heads.Packed.possible(query, key, value)
-        return (heads.Packed if possible else heads.Asked)(query, key, value)
+    three_tensors = True
 
 
 class EvalWeights(Eval):
-    """In evaluation under no_grad, with its weights."""
+    """The same with its weights."""
 
     capabilities = Eval.capabilities | {"weights"}
+    attention = TrainWeights.attention
+
+
+class Fast(Train):
+    """In evaluation under no_grad, weights left out: what the fast path takes."""
+
+    capabilities = Eval.capabilities
+    training = False
+
+    def as_module(self, query, key, value):
+        if not heads.Packed.possible(query, key, value):
+            raise NotOffered("the fast path takes self-attention alone")
+        asked = heads.Packed(query, key, value)
+        if not (np.isfinite(key).all() and np.isfinite(value).all()):
+            self.check_overflow(asked)
+        return asked
+
+    def check_overflow(self, asked: heads.Packed) -> None:
+        """Raise NotOffered unless the projections make NaN and inf where they are wanted."""
+        weights = packed(self.arrays(asked.parameters))["in_proj_weight"]
+        made = linear(self.array(asked.x), weights).chunk(3, -1)
+        for wanted, got in zip(asked.fitted.inputs.values(), made, strict=True):
+            got = asked.split(self.numpy(got))[..., : wanted.shape[3]]
+            if not np.array_equal(
+                np.where(np.isfinite(wanted), 0, wanted),
+                np.where(np.isfinite(got), 0, got),
+                equal_nan=True,
+            ):
+                raise NotOffered("finite tokens do not become such keys and values here")
+
+    def multihead(self, *inputs, **options):
+        self.path = ""
+        try:
+            found = super().multihead(*inputs, **options)
+        except Exception as error:
+            if self.path == FAST:
+                raise
+            raise NotOffered("the fast path does not take this call") from error
+        if self.path != FAST:
+            raise NotOffered("the fast path does not take this call")
+        return found
+
+
+class FastWeights(Fast):
+    """The same with its weights."""
+
+    capabilities = Fast.capabilities | {"weights"}
     attention = TrainWeights.attention
 
 

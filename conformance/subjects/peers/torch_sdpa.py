@@ -6,6 +6,7 @@ An additive mask goes into the argument of the bool mask, so there is no bias be
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -26,7 +27,10 @@ class Default(Torch, FunctionPeer):
         seeded(seed)
         options = {"dropout_p": dropout, "is_causal": causal, "scale": scale}
         options["enable_gqa"] = query.shape[1] != key.shape[1]
+        self.otherwise = ""
         with self.kernel():
+            chosen = SDPBackend(torch._fused_sdp_choice(query, key, value, mask, **options))
+            self.otherwise = f"{chosen.name} kernel"
             output = scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
         return output, None
 

@@ -1,16 +1,19 @@
 """transformers' attention functions of Llama, eager and sdpa.
 
-Eager adds its mask to the scores and reads no bool mask: it gets 0 and -inf, where the library's
-own masks have the dtype's smallest number for -inf. What Llama's module tells a function, the
-number of query heads to a key head, is told it here.
+Eager adds its mask to the scores and reads no bool mask. One peer gets 0 and -inf; the other gets
+what the library's own `eager_mask` makes of booleans, with the dtype's smallest number for -inf.
+What Llama's module tells a function, the number of query heads to a key head, is told it here.
 """
 # mypy: disable-error-code="import-not-found"
 
 from types import SimpleNamespace
 
+import torch
+from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from ..protocol import NotOffered
 from .base import FunctionPeer
 from .torch import Torch, seeded
 
@@ -50,6 +53,24 @@ class Eager(Torch, FunctionPeer):
             module(query, key), query, key, value, mask, **options
         )
         return output.transpose(1, 2), weights if need_weights else None
+
+
+class EagerOwn(Eager):
+    """The same with the library's own mask, whose `mask_function` looks a cell up."""
+
+    mask_polarity = "attend"
+
+    def call(self, query, key, value, *, mask=None, **options):
+        if mask is not None:
+            mask = self.own(mask, query.dtype, (len(query), query.shape[2], key.shape[2]))
+        return super().call(query, key, value, mask=mask, **options)
+
+    def own(self, mask, dtype, sizes) -> torch.Tensor:
+        if mask.dtype != torch.bool or mask.ndim != 4 or (mask != mask[:, :1]).any():
+            raise NotOffered("its own mask is made of booleans, one for all heads: (B, 1, T, S)")
+        cells = mask[:, 0].expand(sizes)
+        self.tell("by its own eager_mask, whose mask_function looks the cell up")
+        return eager_mask(*sizes, mask_function=lambda b, h, q, k: cells[b, q, k], dtype=dtype)
 
 
 def module(query, key) -> SimpleNamespace:

@@ -5,6 +5,8 @@ the module.
 """
 # mypy: disable-error-code="import-not-found"
 
+from typing import ClassVar
+
 from x_transformers.attend import Attend
 
 from .base import FunctionPeer
@@ -16,6 +18,8 @@ class Unfused(Torch, FunctionPeer):
 
     packages = ("x-transformers", *Torch.packages)
     flash = False
+    paths: ClassVar = {"torch.nn.functional.scaled_dot_product_attention": "by PyTorch's function"}
+    otherwise = "its own formula"
     capabilities = frozenset(
         {"attention", "weights", "bias", "scale", "softcap", "grouped", "causal", "dropout"}
         | {"gradients"}

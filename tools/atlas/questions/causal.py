@@ -122,7 +122,7 @@ QUESTIONS = [
     with_mask(
         "mask-and-causal", "Do a mask and the causal flag work together?",
         square([[1, 1, 1], [0, 1, 1], [1, 0, 1]]).astype(bool),
-        "A mask of every sample, head, query and key, in the library's own sense, and the flag.",
+        "A mask of every sample, head, query and key that points the library's way, and the flag.",
     ),
     with_mask(
         "padding-and-causal", "Do a (B, 1, 1, S) mask and the causal flag work together?",

@@ -1,8 +1,10 @@
 """NaN in places that nobody may see, and in one that somebody sees."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from ..numbers import inputs, lower, square
+from ..numbers import additive, inputs, lower, square
 from ..question import OwnMask, Question, reading
 
 LAST_HIDDEN = square([[1, 1, 0]] * 3).astype(bool)
@@ -56,11 +58,22 @@ def seen_by_one(name: str, title: str, which: int, sentence: str) -> Question:
     )
 
 
+def hidden_by_bias() -> Question:
+    """Return the question of NaN that a bias hides; masks are others' questions."""
+    by_mask = hidden(
+        "nan-key-bias", "Does NaN in a key hidden by a bias of -inf reach the output?", "CLEAN-1",
+        1, "The third key is NaN, and hidden from every query by -inf in the bias, not by a mask.",
+    )  # fmt: skip
+    bias = additive(LAST_HIDDEN, -np.inf)
+    return replace(by_mask, given={"bias": bias}, needs=("bias",))
+
+
 QUESTIONS = [
     hidden(
         "nan-key", "Does NaN in a hidden key reach the output?", "CLEAN-1", 1,
         "The third key is NaN, and hidden from every query: padding that holds garbage.",
     ),
+    hidden_by_bias(),
     hidden(
         "nan-value", "Does NaN in a hidden value reach the output?", "CLEAN-2", 2,
         "The third value is NaN, and hidden from every query. A weight of 0 times NaN is NaN.",

@@ -30,7 +30,8 @@ def forward(name: str, title: str, clause: str, sentence: str, **changes) -> Que
 def own_mask() -> Question:
     return forward(
         "empty", "What is a fully masked row?", "EMPTY-1",
-        "The second of three queries is hidden from every key, by the library's own kind of mask.",
+        "The second of three queries is hidden from every key, by a mask that points the library's "
+        "way.",
     )  # fmt: skip
 
 

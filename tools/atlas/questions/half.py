@@ -81,8 +81,8 @@ def empty_row() -> Question:
         theme=THEME,
         title="What is a fully masked row, in float16?",
         clause="EMPTY-7",
-        sentence="The second of three queries is hidden from every key, by the library's own kind "
-        "of mask.",
+        sentence="The second of three queries is hidden from every key, by a mask that points "
+        "the library's way.",
         inputs=given,
         given={"mask": OwnMask(SEEN)},
         contract="zero",

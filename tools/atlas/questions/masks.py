@@ -6,7 +6,7 @@ from ..numbers import ROWS, additive, inputs, square
 from ..question import OwnMask, Question, reading
 
 MASK = square(ROWS)
-ARGUMENT = "The array goes to the mask argument as it is."
+ARGUMENT = "The array goes to the mask argument."
 
 
 def readings_of_numbers(inputs, mask):
@@ -63,7 +63,7 @@ def two_axes() -> Question:
         title="What is a (B, S) mask where B = T?",
         clause="MASK-9",
         sentence="A key-padding mask of three samples, handed over without the axes between, for "
-        "three queries. It points the way the library wants it.",
+        "three queries. It points the library's way.",
         inputs=given,
         given={"mask": OwnMask(ROWS)},
         contract="refused",
@@ -102,7 +102,7 @@ def three_axes() -> Question:
         title="What is a (B, T, S) mask where B = H?",
         clause="MASK-9",
         sentence="A mask for each of two samples, handed over without the axis of the two heads. "
-        "It points the way the library wants it.",
+        "It points the library's way.",
         inputs=given,
         given={"mask": OwnMask(mask)},
         contract="refused",
