@@ -55,6 +55,9 @@ def attention(
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
     Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
+    As everywhere in JAX, a NumPy array that is given must not be written to before the output and
+    its gradients are there. `jax_debug_infs` is not supported: it stops at the -inf of hidden keys.
+
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 5, 4))

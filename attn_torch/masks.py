@@ -38,7 +38,7 @@ def sequence_mask(tokens: Integer[Tensor, "B S"], padding_idx: int) -> Bool[Tens
     dtype = torch.iinfo(tokens.dtype)
     if not dtype.min <= padding_idx <= dtype.max:  # a comparison would wrap it: uint8 255 == -1
         return torch.zeros_like(tokens, dtype=torch.bool)
-    return tokens == padding_idx
+    return tokens == int(padding_idx)
 
 
 def look_ahead_mask(tgt_len: int, src_len: int) -> Float[Tensor, "T S"]:
@@ -212,8 +212,8 @@ class Mask:
           allowed by causal(): a query sees its own position and those before it
           hidden by padding(lengths=[3, 2]): keys before the sample's length are allowed
         """
-        cell = (batch, head, query, key)
-        checks.check_cell(self, cell)
+        checks.check_cell(self, (batch, head, query, key))
+        batch, head, query, key = map(int, (batch, head, query, key))
         samples = max(batch + 1, checks.count_samples(query_offset))
         sizes = self.sizes(samples, head + 1, query + 1, key + 1)
         query_offset = checks.check_query_offset(query_offset, self, sizes)
@@ -266,8 +266,8 @@ class Mask:
         S = T if S is None else S
         checks.check_count("batch", batch, 0)
         checks.check_count("head", head, 0)
-        samples = max(batch + 1, checks.count_samples(query_offset))
-        batches, heads, _, _ = self.sizes(samples, head + 1, T, S)
+        samples = max(int(batch) + 1, checks.count_samples(query_offset))
+        batches, heads, _, _ = self.sizes(samples, int(head) + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
         allowed = torch.broadcast_to(allowed, (batches, heads, T, S))[batch, head]
         return draw_cells(allowed, self._table(T, S, batch, head, query_offset))
@@ -312,7 +312,7 @@ class Mask:
     ) -> tuple[tuple[int, int, int, int], int | Tensor]:
         for name, size in {"T": T, "S": S, "batch": batch, "heads": heads}.items():
             checks.check_count(name, size, 0)
-        sizes = self.sizes(batch, heads, T, S)
+        sizes = self.sizes(int(batch), int(heads), int(T), int(S))
         checks.check_mask(self, sizes)
         return sizes, checks.check_query_offset(query_offset, self, sizes)
 
@@ -384,8 +384,9 @@ def sliding_window(before: int, after: int = 0) -> Mask:
 
 @_means("a query sees from `before` positions back to `after` ahead")
 def _sliding_window(at: Any, before: int, after: int) -> Any:
-    before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
-    return (at.query - before <= at.key) & (at.key <= at.query + after)
+    near, after = min(before, 2**30), min(after, 2**31 - 1)  # no sum may overflow 32 bits
+    far = min(before - near, 2**30)
+    return (at.query - near <= at.key + far) & (at.key - after <= at.query)
 
 
 def prefix(lengths: Integer[Tensor, "B"] | Sequence[int]) -> Mask:

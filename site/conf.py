@@ -15,6 +15,7 @@ extensions = [
     "api",
     "explorer",
     "formulas",
+    "panels",
     "phrase",
     "project_pages",
     "run",

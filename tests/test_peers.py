@@ -100,7 +100,7 @@ def test_keras_refuses_a_process_of_another_backend(monkeypatch, backend):
 def test_peers_of_what_is_installed_are_tested():
     """Here are those of PyTorch, JAX and flax at least; others where their packages are."""
     own = {n for n, peer in PEERS.items() if set(peer.packages) <= {"torch", "jax", "flax"}}
-    assert len(own) == 11 and own <= set(HERE), sorted(own - set(HERE))
+    assert len(own) == 13 and own <= set(HERE), sorted(own - set(HERE))
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -113,22 +113,30 @@ def test_peer_has_what_it_declares(name):
     assert all(re.match(r"\d", version) for version in subject.versions().values())
 
 
+FAST = {name for name in PEERS if name.startswith("torch-mha-fast")}  # self-attention alone
+
+
 @pytest.mark.parametrize("case", [PLAIN, Case("square", SQUARE)], ids=["plain", "square"])
 @pytest.mark.parametrize("name", HERE)
 def test_plain_attention_is_the_formula(name, case):
+    if name in FAST and case is PLAIN:
+        with pytest.raises(NotOffered, match="^the fast path takes self-attention alone$"):
+            peer(name).attention(*case.inputs("float32"))
+        return
     exact, naive = case.expected("float32")
     got = peer(name).attention(*case.inputs("float32"))
     compare(got, exact["output"], naive["output"], "output")
 
 
 RAGGED = Case("ragged", mask=padding([7, 3, 4]))  # no row of nothing: there they differ
+RAGGED_SQUARE = Case("ragged_square", SQUARE, padding([7, 3, 4]))
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_mask_points_the_way_that_is_declared(name):
-    subject = peer(name)
-    exact, naive = (steps["output"] for steps in RAGGED.expected("float32"))
-    call = RAGGED.inputs("float32"), RAGGED.options("float32")
+    subject, case = peer(name), RAGGED_SQUARE if name in FAST else RAGGED
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    call = case.inputs("float32"), case.options("float32")
     compare(subject.attention(*call[0], **call[1]), exact, naive, "output")
     if subject.mask_polarity != "add":
         subject.mask_polarity = {"attend": "hide", "hide": "attend"}[subject.mask_polarity]
@@ -145,6 +153,7 @@ CASES = {
     "empty, T == S": Case("empty_square", SQUARE, padding([7, 0, 4])),
     "NaN in a hidden key": RAGGED,
     "NaN in a hidden value": RAGGED,
+    "NaN in a hidden key, T == S": RAGGED_SQUARE,
     "causal, T < S": Case("causal", mask=causal()),
     "causal, T == 1": Case("causal_one", Shape(3, 2, 2, 1, 7, 11, 13), causal()),
     "causal and padding": Case("both", SQUARE, causal() & padding([7, 3, 4])),
@@ -177,7 +186,9 @@ FACTS = {
     },
     "torch-mha-train": {"empty": "conforms", "empty, T == S": "conforms"},
     "torch-mha-train-weights": {"empty": "nan", "empty, T == S": "nan"},
-    "torch-mha-eval": {"empty": "conforms", "empty, T == S": "nan"},
+    "torch-mha-eval": {"empty": "conforms", "empty, T == S": "conforms"}
+    | {"NaN in a hidden key, T == S": "poisoned"},
+    "torch-mha-fast": {"empty, T == S": "nan"},
     "torch-flex": {"empty": "conforms", "NaN in a hidden key": "conforms"}
     | {"NaN in a hidden value": "poisoned"},
     "jax-nn": {
@@ -203,6 +214,7 @@ FACTS = {
     | {"causal, T < S": "top-left"},
     "onnxruntime": {"empty": "conforms", "grouped": "conforms", "causal, T < S": "top-left"},
     "transformers-eager": {"empty": "nan", "grouped": "conforms"},
+    "transformers-eager-own": {"empty": "mean", "grouped": "conforms"},
     "transformers-sdpa": {
         "empty": "conforms",
         "causal and padding": "no-causal",
@@ -221,20 +233,101 @@ ROWS = [(name, case) for name, facts in FACTS.items() if name in HERE for case i
 @pytest.mark.parametrize(("name", "case"), ROWS, ids=[f"{n}-{c}" for n, c in ROWS])
 def test_fact(name, case):
     subject, wanted = peer(name), FACTS[name][case]
-    role = case.rpartition(" ")[2] if "hidden" in case else None
+    role = next((role for role in ("key", "value") if f"hidden {role}" in case), None)
     got = verdict(subject, CASES[case], role)
     text = f"{name}, {case}: {got!r}, where {wanted!r} is pinned for {subject.versions()}"
     assert got == wanted, text
 
 
-def test_torch_mha_reads_its_causal_hint_by_its_mode():
-    """In evaluation it is full attention, without a word; in training it is refused."""
+def test_torch_mha_reads_its_causal_hint_by_its_path():
+    """On the fast path it is full attention, without a word; on the slow one it is refused."""
     case = Case("causal", SQUARE, causal())
     inputs = case.inputs("float32")
-    got = peer("torch-mha-eval").adapter.attention(*inputs, causal=True)
+    got = peer("torch-mha-fast").adapter.attention(*inputs, causal=True)
     assert name_of(RecordedCall(inputs, {"mask": causal()}, got)) == "unmasked"
-    with pytest.raises(RuntimeError, match=r"^Need attn_mask if specifying the is_causal hint"):
-        peer("torch-mha-train").adapter.attention(*inputs, causal=True)
+    for name in ("torch-mha-train", "torch-mha-eval"):
+        with pytest.raises(RuntimeError, match=r"^Need attn_mask if specifying the is_causal hint"):
+            peer(name).adapter.attention(*inputs, causal=True)
+
+
+# What answered, and what was done to a mask
+
+
+def after(name: str, case: Case = RAGGED_SQUARE, mask=None):
+    """Return a peer's adapter after a call."""
+    subject = peer(name)
+    if mask is None:
+        subject.attention(*case.inputs("float32"), **case.options("float32"))
+    else:
+        subject.adapter.attention(*case.inputs("float32"), mask=mask)
+    return subject.adapter
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("torch-mha-fast", "fast path"),
+        ("torch-mha-eval", "slow path"),
+        ("torch-mha-train", "slow path"),
+        ("torch-sdpa-math", "MATH kernel"),
+        ("nnx-mha", "by jax.nn"),
+        ("linen-mha", ""),
+    ],
+)
+def test_a_peer_knows_the_path_that_answered(name, path):
+    assert after(name).path == path
+
+
+def test_the_fast_path_offers_nothing_that_the_slow_one_would_answer(monkeypatch):
+    import torch
+
+    bias = np.zeros((3, 2, 7, 7), "float32")
+    with pytest.raises(NotOffered, match="^the fast path does not take this call$"):
+        after("torch-mha-fast", mask=bias)
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+    with pytest.raises(NotOffered, match="^the fast path does not take this call$"):
+        after("torch-mha-fast")
+
+
+def test_nan_in_a_hidden_key_stays_hidden_on_the_fast_path():
+    case = Case("small", Shape(1, 2, 2, 3, 3, 1, 1), padding([2]))
+    try:
+        assert verdict(peer("torch-mha-fast"), case, "key") == "conforms"
+    except NotOffered:
+        pytest.skip("inf - inf is not computed as such by this machine's matrix product")
+    assert verdict(peer("torch-mha-eval"), case, "key") == "poisoned"
+
+
+def test_keys_of_nan_and_inf_reach_the_fast_path_by_finite_tokens():
+    from conformance.subjects.peers import heads
+
+    inputs = [x.copy() for x in RAGGED_SQUARE.inputs("float32")]
+    inputs[1][:, :, 4], inputs[1][:, :, 3] = np.nan, -np.inf
+    asked = heads.Packed(*inputs)
+    assert np.isfinite(asked.x).all()
+    with np.errstate(all="ignore"):
+        made = asked.x @ asked.parameters["k_proj.weight"].T
+    keys = asked.split(made)[..., : inputs[1].shape[3]]
+    np.testing.assert_array_equal(keys[:, :, :3], inputs[1][:, :, :3])
+    assert np.isneginf(keys[:, :, 3]).all() and not np.isfinite(keys[:, :, 4]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "did"),
+    [
+        ("torch-mha-eval", "(3, 2, 7, 7) made (6, 7, 7): the layer takes no more than three axes"),
+        ("torch-flex", "a mask_mod that looks the cell up: the library takes no array"),
+        ("jax-nn", None),
+    ],
+)
+def test_a_peer_says_what_it_did_to_a_mask(name, did):
+    got = after(name).did
+    assert got == ((did,) if did else ())
+
+
+def test_flex_offers_no_array_without_its_axes_named():
+    with pytest.raises(NotOffered, match="it takes no array"):
+        after("torch-flex", mask=np.ones((7, 7), bool))
 
 
 def test_nnx_cache_takes_one_token_a_call_and_overwrites_beyond_its_capacity():

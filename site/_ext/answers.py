@@ -1,13 +1,15 @@
-"""`answers` and `answer`: what libraries do, quoted from docs/atlas.json with version and date.
+"""What libraries do, quoted from docs/atlas.json with version and date.
 
     ```{answers} causal-one-query
     ```
 
     One query sees {answer}`torch-sdpa causal-one-query` in PyTorch's function.
 
-The directive is a table: for each library, which of its variants give which answer. The role is
-one answer's word; its version and date are what a pointer sees. Whoever asks for a name that the
-atlas does not have fails the build.
+`answers` is a table: for each library, which of its variants give which answer. `answer` is one
+answer's word; its version and date are what a pointer sees. `libraries` names those with a variant
+that answers so: {libraries}`true attend`. `glance` is a table of several questions, a line of its
+text for each, and `conversions` are the lines that take a mask to each library. Whoever asks for a
+name that the atlas does not have fails the build.
 """
 
 import json
@@ -88,6 +90,74 @@ class Answer(SphinxRole):
         return [shown], []
 
 
+class Libraries(SphinxRole):
+    """The names of libraries, or how many there are: `true attend`, `true attend count`."""
+
+    def run(self):
+        data = atlas(self.env)
+        question, word, *count = self.text.split()
+        try:
+            one_of(data["questions"], "a question", question)
+        except ValueError as error:
+            return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
+        named = [name for name, answer, _ in rows(data, question) if answer["word"] == word]
+        names = [data["libraries"][name]["name"] for name in named]
+        if not names:
+            text = f"an answer must be somebody's: got {self.text}"
+            return [], [self.inliner.reporter.error(text, line=self.lineno)]
+        shown = f"{len(names)}" if count else " and ".join([", ".join(names[:-1]), names[-1]])
+        return [nodes.inline(self.rawtext, shown.removeprefix(" and "))], []
+
+
+class Glance(SphinxDirective):
+    """A table of the variants that answer alike by the questions of its lines, `name: head`."""
+
+    has_content = True
+
+    def run(self):
+        data, heads = atlas(self.env), dict(line.split(": ", 1) for line in self.content)
+        try:
+            asked = {name: one_of(data["questions"], "a question", name) for name in heads}
+        except ValueError as error:
+            raise self.error(str(error)) from None
+        found: dict[tuple, list[str]] = {}
+        for name, peer in data["peers"].items():
+            words = tuple(peer["answers"][question]["word"] for question in asked)
+            found.setdefault((peer["library"], *words), []).append(name)
+        linked = [
+            f"[{heads[n]}](/reference/atlas.md#{anchor(q['title'])})" for n, q in asked.items()
+        ]
+        lines = [["library", *linked, "variants"], ["---"] * (len(heads) + 2)]
+        for (library, *words), variants in found.items():
+            own = data["libraries"][library]
+            lines.append([f"{own['name']} {own['version']}", *(f"**{word}**" for word in words)])
+            lines[-1].append(", ".join(f"`{variant}`" for variant in variants))
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        shown = self.parse_text_to_nodes(f"{text}\n\nMeasured on {data['measured']}, on a CPU.")
+        return [nodes.container("", *shown, classes=["answers"])]
+
+
+class Conversions(SphinxDirective):
+    """A tab for each library: the lines that take a mask to it."""
+
+    def run(self):
+        data, text = atlas(self.env), ["::::{tab-set}", ":class: conversions", ""]
+        for library, own in data["libraries"].items():
+            text += [f":::{{tab-item}} {own['name']}", ""]
+            said = {}
+            for name, peer in data["peers"].items():
+                if peer["library"] == library:
+                    said.setdefault(tuple(peer["conversion"].values()), []).append(name)
+            for (layout, line), names in said.items():
+                first = data["peers"][names[0]]
+                word = first["answers"]["true"]["word"]
+                about = f"{first['about'].partition(' on numpy')[0]}: True is **{word}**"
+                text += [f"{about}; inputs are ({', '.join(layout.split())}).", ""]
+                text += ["```python", line, "```", ""]
+            text += [f"{own['name']} {own['version']}, run on {data['measured']}.", ":::", ""]
+        return self.parse_text_to_nodes("\n".join([*text, "::::"]))
+
+
 def anchor(title: str) -> str:
     """Return the anchor of a heading of the atlas."""
     kept = (c for c in title.lower() if c.isalnum() or c in " -_")
@@ -96,5 +166,8 @@ def anchor(title: str) -> str:
 
 def setup(app):
     app.add_directive("answers", Answers)
+    app.add_directive("glance", Glance)
+    app.add_directive("conversions", Conversions)
     app.add_role("answer", Answer())
+    app.add_role("libraries", Libraries())
     return {"parallel_read_safe": True}
