@@ -24,7 +24,7 @@ extensions = [
 ]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-exclude_patterns = ["_build", "_ext", "_templates", "tests", "**/node_modules"]
+exclude_patterns = ["_build", "_ext", "_templates", "tests", "node_modules"]
 nitpicky = True
 smartquotes = False  # a docstring's "zero" is a value
 suppress_warnings = ["config.cache"]  # the functions of extensions cannot be pickled
