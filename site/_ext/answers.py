@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 def atlas(env) -> dict:
     """Return the atlas' data; a page that quotes it is built anew when it changes."""
-    file = Path(env.app.confdir).parent / "docs" / "atlas.json"
+    file = Path(env.srcdir).parent / "docs" / "atlas.json"
     env.note_dependency(str(file))
     return json.loads(file.read_text("utf-8"))
 

@@ -1,6 +1,7 @@
 """The front page: what it says is in the atlas, for every library, and it can be used anyhow."""
 
 import json
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).parents[2]
 ATLAS = json.loads((ROOT / "docs" / "atlas.json").read_text("utf-8"))
 BUILT = ROOT / "site" / "_build" / "html" / "index.html"
+
+
+sys.path.append(str(ROOT / "site" / "_ext"))
 
 
 def test_every_peer_is_at_a_glance_and_every_line_is_there_to_copy(tab):
