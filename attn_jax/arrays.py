@@ -6,6 +6,8 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from flax.core import meta
 
 Array = jax.Array | np.ndarray
 
@@ -16,6 +18,16 @@ def is_array(value: Any) -> TypeGuard[Array]:
     No masked array: its mask would be lost. No matrix: its rank is always 2.
     """
     return isinstance(value, Array) and not isinstance(value, np.ma.MaskedArray | np.matrix)
+
+
+def inside(value: Any) -> str:
+    """Return how the array inside a box is written, and "" where it is none that we know."""
+    if isinstance(value, jax.Ref):
+        return "ref[...]"
+    name = type(value).__name__.lower()
+    if isinstance(value, meta.AxisMetadata):
+        return f"{name}.unbox()"
+    return f"{name}[...]" if isinstance(value, nnx.Variable) else ""
 
 
 def is_concrete(array: Any) -> bool:
@@ -75,9 +87,9 @@ def is_symbolic(value: Any) -> bool:
 
 
 def to_positions(integers: Any) -> Array:
-    """Return the integers in the dtype of positions; traced ones no farther than can be added to.
+    """Return the integers in the dtype of positions.
 
-    An eager call refuses what is farther than 2**30; where values are not known it allows as much.
+    An eager call refuses what is farther than 2**30; where values are not known, that is taken.
     """
     if is_symbolic(integers):
         return jnp.asarray(integers)

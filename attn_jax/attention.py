@@ -14,6 +14,7 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Integer
 
+from . import checks
 from .blocked import attend_tiles, attention_blocked, backward
 from .call import Call, check_call, expand_bias
 from .devices import by_device, local_sizes, vary_alike
@@ -27,10 +28,10 @@ from .walk import closure_convert
 class AttentionSteps(NamedTuple):
     """What one attention computes on its way: float32 for 16-bit inputs, but for the output."""
 
-    scores: Float[Array, "B H T S"]
-    masked_scores: Float[Array, "B H T S"]
-    weights: Float[Array, "B H T S"]
-    output: Float[Array, "B H T D_v"]
+    scores: Float[Array, "... T S"]
+    masked_scores: Float[Array, "... T S"]
+    weights: Float[Array, "... T S"]
+    output: Float[Array, "... T D_v"]
 
 
 def attention(
@@ -54,6 +55,9 @@ def attention(
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
     Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
+    As everywhere in JAX, a NumPy array that is given must not be written to before the output and
+    its gradients are there. `jax_debug_infs` is not supported: it stops at the -inf of hidden keys.
+
     Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 5, 4))
@@ -69,9 +73,9 @@ def attention(
 
 
 def attention_steps(
-    query: Float[Array, "B H T D"],
-    key: Float[Array, "B H_kv S D"],
-    value: Float[Array, "B H_kv S D_v"],
+    query: Float[Array, "... T D"],
+    key: Float[Array, "... S D"],
+    value: Float[Array, "... S D_v"],
     *,
     mask: Mask | None = None,
     bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
@@ -85,17 +89,30 @@ def attention_steps(
     """Attend, and return every step: scores, masked scores, weights, output.
 
     scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
-    hidden; weights are taken before dropout. Takes and raises what `attention` does.
+    hidden; weights are taken before dropout. Takes and raises what `attention` does, and for
+    lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 1, 2, 4))
     >>> from attn_jax import causal
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     Array([1., 0.], dtype=float32)
     """
+    rank = checks.check_same_rank(query, key, value)
+    query, key, value = (_in_rank_four(array) for array in (query, key, value))
     call = check_call(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rngs
     )
-    return attend_steps(query, key, value, call)
+    steps = attend_steps(query, key, value, call)
+    return AttentionSteps(*(_in_rank(rank, step) for step in steps))
+
+
+def _in_rank_four(array: Array) -> Array:
+    """Read (B, T, D) as one head, and (T, D) as one head of one sample."""
+    return array[None, None] if array.ndim == 2 else array[:, None] if array.ndim == 3 else array
+
+
+def _in_rank(rank: int, step: Array) -> Array:
+    return step[0, 0] if rank == 2 else step[:, 0] if rank == 3 else step
 
 
 def attend(query: Array, key: Array, value: Array, call: Call) -> Array:

@@ -74,27 +74,30 @@ class KVCache:
         Under jax.jit, where lengths are not known, a sample that has no room for them gives
         NaN from then on. Raises ValueError where they do not fit, nothing written.
         """
-        checks.check_append(self, key, value, counts)
-        return self._write(key, value, counts)
+        checks.check_cache(self)
+        return self._append(key, value, counts)
 
-    def _write(self, key: Array, value: Array, counts: Array | None) -> "KVCache":
-        """Append what is checked."""
+    def _append(self, key: Array, value: Array, counts: Array | None) -> "KVCache":
+        """Append to a cache that is checked."""
+        checks.check_append(self, key, value, counts)
         steps, first = key.shape[2], self.lengths
         full = jnp.full if any(map(is_symbolic_dim, key.shape)) else np.full
         taken = full(key.shape[0], steps, np.int32) if counts is None else counts
         key = _write(self.key, key, first, taken)
         value = _write(self.value, value, first, taken)
-        lengths = self._overflow_where((taken < 0) | (taken > steps), first + taken)
+        lengths = self._overflow_where((first < 0) | (taken < 0) | (taken > steps), first + taken)
         return KVCache(key, value, lengths)
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
+        checks.check_cache(self)
         return KVCache(jnp.copy(self.key), jnp.copy(self.value), self.lengths.copy())
 
     __copy__ = copy  # one may be donated
 
     def reorder(self, index: Integer[Array, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
+        checks.check_cache(self)
         checks.check_index(index, len(self.lengths))
         wrong = (index < 0) | (index >= len(self.lengths))
         lengths = self._overflow_where(wrong, take_samples(self.lengths, index))

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Integer
 
 from . import checks
+from .arrays import signed_copy
 from .seq2seq import Seq2SeqTransformer
 
 Step = Callable[[Array, Any], tuple[Array, Any]]  # from new tokens and a memory to both
@@ -41,8 +42,9 @@ def greedy_decode(
     (2, 4)
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
+    max_new_tokens = int(max_new_tokens)
     graph, state = nnx.split(model)
-    prompt = jnp.asarray(prompt)
+    prompt = jnp.asarray(signed_copy(prompt))
     prompt = prompt.astype(jnp.promote_types(prompt.dtype, jnp.int32))  # so that every token fits
     arrays = (state, jnp.asarray(src), prompt, eos_idx)
     return _decode(*arrays, graph=graph, settings=(max_new_tokens, capacity, cached))

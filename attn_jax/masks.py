@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
-from .arrays import dtype_name, is_array, is_concrete
-from .draw import draw_cells
+from .arrays import dtype_name, is_array, is_concrete, lowest_highest
+from .draw import LONGEST, Drawing, draw_cells, html_of, mask_table, sizes_of
 from .tiles import Cells, Tiles
 
 Offset = int | Integer[Array | np.ndarray, "..."] | None
@@ -218,34 +218,91 @@ class Mask:
           allowed by causal(): a query sees its own position and those before it
           hidden by padding(lengths=[3, 2]): keys before the sample's length are allowed
         """
-        cell = (batch, head, query, key)
-        checks.check_cell(self, cell)
+        checks.check_cell(self, (batch, head, query, key))
+        batch, head, query, key = map(int, (batch, head, query, key))
         samples = max(batch + 1, checks.count_samples(query_offset))
         sizes = self.sizes(samples, head + 1, query + 1, key + 1)
         query_offset = checks.check_query_offset(query_offset, self, sizes)
-        at = Cells(sizes, query_offset, slice(query, query + 1), slice(key, key + 1))
+        place = (query, query + 1), (key, key + 1)
+        return self._reasons(sizes, query_offset, batch, head, *place)[0][0]
 
-        def word(mask: Mask) -> str:
-            allowed = np.broadcast_to(mask.evaluate(at), (*sizes[:2], 1, 1))[batch, head]
-            return "allowed" if allowed.all() else "hidden"
+    def _reasons(
+        self,
+        sizes: tuple[int, int, int, int],
+        query_offset: int | Array | np.ndarray,
+        batch: int,
+        head: int,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+    ) -> list[list[str]]:
+        """Explain every cell of some rows and columns, of one sample and head."""
+        at = Cells(sizes, query_offset, slice(*rows), slice(*columns))
 
-        lines = [f"{word(self)}: sample {batch}, head {head}, query {query}, key {key}"]
+        def words(mask: Mask) -> list[list[str]]:
+            shape = (*sizes[:2], rows[1] - rows[0], columns[1] - columns[0])
+            allowed = jnp.broadcast_to(mask.evaluate(at), shape)[batch, head].tolist()
+            return [["allowed" if cell else "hidden" for cell in row] for row in allowed]
+
+        whole, parts = words(self), []
         for part in self._signed():
             (leaf,) = part.leaves()
             reading = "not: " if part.parts else ""
-            lines.append(f"  {word(part)} by {part!r}: {reading}{leaf.rule.sentence}")
-        return "\n".join(lines)
+            parts.append((words(part), f"by {part!r}: {reading}{leaf.rule.sentence}"))
+
+        def reason(i: int, j: int) -> str:
+            place = f"query {rows[0] + i}, key {columns[0] + j}"
+            lines = [f"{whole[i][j]}: sample {batch}, head {head}, {place}"]
+            return "\n".join(lines + [f"  {word[i][j]} {by}" for word, by in parts])
+
+        return [[reason(i, j) for j in range(len(row))] for i, row in enumerate(whole)]
 
     def draw(
-        self, T: int, S: int, *, batch: int = 0, head: int = 0, query_offset: Offset = None
-    ) -> str:
-        """Draw one sample and head: ■ where the query (down) sees the key (across), · where not."""
+        self,
+        T: int,
+        S: int | None = None,
+        *,
+        batch: int = 0,
+        head: int = 0,
+        query_offset: Offset = None,
+    ) -> Drawing:
+        """Draw one sample and head: ■ where the query (down) sees the key (across), · where not.
+
+        S is T where left out. A notebook shows a table, with the words of `explain` on each cell.
+        """
+        S = T if S is None else S
         checks.check_count("batch", batch, 0)
         checks.check_count("head", head, 0)
-        samples = max(batch + 1, checks.count_samples(query_offset))
-        batches, heads, _, _ = self.sizes(samples, head + 1, T, S)
+        samples = max(int(batch) + 1, checks.count_samples(query_offset))
+        batches, heads, _, _ = self.sizes(samples, int(head) + 1, T, S)
         allowed = self.allowed(T, S, query_offset=query_offset, batch=batches, heads=heads)
-        return draw_cells(jnp.broadcast_to(allowed, (batches, heads, T, S))[batch, head])
+        allowed = jnp.broadcast_to(allowed, (batches, heads, T, S))[batch, head]
+        return draw_cells(allowed, self._table(T, S, batch, head, query_offset))
+
+    def _repr_html_(self) -> str:
+        """Show sample 0 and head 0 in a notebook: as large as the tables, or 8 x 8 without one."""
+        known: dict[str, int] = {}
+        longest, words = 8, ""
+        try:
+            for _, name, axes, table in self.tables():
+                known |= dict(zip(axes, table.shape, strict=True))
+                if name == "lengths" and len(table):
+                    longest = max(longest, lowest_highest(table)[1])
+            if "S" not in known:
+                words = ", chosen here: draw(T, S) draws another size"
+            S = known.get("S", longest)
+            return self._table(known.get("T", S), S, 0, 0, None, words)
+        except Exception as error:  # a notebook asks by itself, and must not fail
+            return html_of(f"{self!r} is drawn by draw(T, S): {error}")
+
+    def _table(
+        self, T: int, S: int, batch: int, head: int, query_offset: Offset, words: str = ""
+    ) -> str:
+        samples = max(batch + 1, checks.count_samples(query_offset))
+        sizes, query_offset = self._call(T, S, query_offset, samples, head + 1)
+        ends = (0, min(T, LONGEST)), (0, min(S, LONGEST))
+        reasons = self._reasons(sizes, query_offset, batch, head, *ends)
+        place = f"{self!r}, sample {batch}, head {head}"
+        return mask_table(f"{place}; {sizes_of(T, S)}{words}", S, reasons)
 
     def sizes(self, batch: int, heads: int, T: int, S: int) -> tuple[int, int, int, int]:
         """Return (B, H, T, S), with B and H as large as the tables say where they say more."""
@@ -261,7 +318,7 @@ class Mask:
     ) -> tuple[tuple[int, int, int, int], int | Array | np.ndarray]:
         for name, size in {"T": T, "S": S, "batch": batch, "heads": heads}.items():
             checks.check_count(name, size, 0)
-        sizes = self.sizes(batch, heads, T, S)
+        sizes = self.sizes(int(batch), int(heads), int(T), int(S))
         checks.check_mask(self, sizes)
         return sizes, checks.check_query_offset(query_offset, self, sizes)
 
@@ -328,8 +385,9 @@ def sliding_window(before: int, after: int = 0) -> Mask:
 
 @_means("a query sees from `before` positions back to `after` ahead")
 def _sliding_window(at: Any, before: int, after: int) -> Any:
-    before, after = min(before, 2**30), min(after, 2**30)  # beyond any length, and no overflow
-    return (at.query - before <= at.key) & (at.key <= at.query + after)
+    near, after = min(before, 2**30), min(after, 2**31 - 1)  # no sum may overflow 32 bits
+    far = min(before - near, 2**30)
+    return (at.query - near <= at.key + far) & (at.key - after <= at.query)
 
 
 def prefix(lengths: Integer[Array, "B"] | Sequence[int]) -> Mask:
@@ -455,9 +513,11 @@ def predicate(function: Callable) -> Mask:
     """Let `function(batch, head, query, key)`, four index arrays that broadcast, decide.
 
     The escape hatch: nothing is known of it until its cells are looked at, so no tile can be
-    skipped. `attention` traces it anew in every call, so what it closes over may change: another
-    number is compiled again, another table is not. A table that it indexes must be a jax array.
-    Raises TypeError unless it can be called, and when asked unless it returns bool.
+    skipped. It must be pure: within a call it may be asked any number of times. Every call traces
+    it anew, so between calls what it closes over may change: another number is compiled again,
+    another table is not. A function that you compile yourself keeps what it met when it was traced.
+    A table that it indexes must be a jax array. Raises TypeError unless it can be called, and when
+    asked unless it returns bool.
 
     >>> print(predicate(lambda batch, head, query, key: (query + key) % 2 == 0).draw(2, 4,
     ...     query_offset=0))

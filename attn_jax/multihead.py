@@ -157,7 +157,7 @@ class MultiHeadAttention(nnx.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
-        cache = cache.append(key, value, counts)
+        cache = cache._append(key, value, counts)
         if mask is None:
             return self._attend_slots(x, cache, first), cache
         sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
@@ -271,7 +271,7 @@ class MultiHeadAttention(nnx.Module):
 
     def _attend_cached(self, x: Array, cache: KVCache, call: Call) -> Array:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
-        checks.check_cache(cache)  # it may be the one that was just written to
+        checks.check_live(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(self, x: Array, cache: KVCache, first: Array | np.ndarray) -> Array:
@@ -330,11 +330,11 @@ def _uniform(query: Array, mask: Mask, written: Mask, call: Call) -> tuple[Array
 
 
 def _nan_if_overflowed(array: Array, cache: KVCache) -> Array:
-    """Put NaN into samples that were written beyond the capacity, where none could be refused."""
+    """Put NaN into samples whose lengths are beyond their slots, where none could be refused."""
     if is_concrete(cache.lengths):
         return array
-    overflowed = cache.lengths > cache.capacity
-    return jnp.where(overflowed[:, None, None, None], jnp.nan, array)
+    wrong = (cache.lengths < 0) | (cache.lengths > cache.capacity)
+    return jnp.where(wrong[:, None, None, None], jnp.nan, array)
 
 
 def _read_masks(

@@ -446,6 +446,8 @@ class _Stack(nnx.Module):
         checks.check_is_cache(cache, StackCache)
         memories = len(self.layers) if self.layer_class.has_memory else 0
         checks.check_depth(cache, len(self.layers), memories)
+        for part in (*cache.layers, *cache.memory):
+            checks.check_is_cache(part, KVCache)
 
 
 class TransformerEncoder(_Stack):

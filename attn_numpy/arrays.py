@@ -16,6 +16,14 @@ def is_array(value: Any) -> TypeGuard[Array]:
     return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray | np.matrix)
 
 
+def inside(value: Any) -> str:
+    """Return how the array inside a box is written, and "" where it is none that we know.
+
+    Always, in NumPy.
+    """
+    return ""
+
+
 def is_concrete(array: Any) -> bool:
     """Whether the values can be looked at now.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
+from . import checks
 from .blocked import attention_blocked
 from .call import Call, check_call
 from .masks import Mask
@@ -18,10 +19,10 @@ from .tiles import Cells
 class AttentionSteps(NamedTuple):
     """What one attention computes on its way: float32 for 16-bit inputs, but for the output."""
 
-    scores: Float[np.ndarray, "B H T S"]
-    masked_scores: Float[np.ndarray, "B H T S"]
-    weights: Float[np.ndarray, "B H T S"]
-    output: Float[np.ndarray, "B H T D_v"]
+    scores: Float[np.ndarray, "... T S"]
+    masked_scores: Float[np.ndarray, "... T S"]
+    weights: Float[np.ndarray, "... T S"]
+    output: Float[np.ndarray, "... T D_v"]
 
 
 def attention(
@@ -61,9 +62,9 @@ def attention(
 
 
 def attention_steps(
-    query: Float[np.ndarray, "B H T D"],
-    key: Float[np.ndarray, "B H_kv S D"],
-    value: Float[np.ndarray, "B H_kv S D_v"],
+    query: Float[np.ndarray, "... T D"],
+    key: Float[np.ndarray, "... S D"],
+    value: Float[np.ndarray, "... S D_v"],
     *,
     mask: Mask | None = None,
     bias: Float[np.ndarray, "T S"] | Float[np.ndarray, "#B #H #T #S"] | None = None,
@@ -77,17 +78,30 @@ def attention_steps(
     """Attend, and return every step: scores, masked scores, weights, output.
 
     scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
-    hidden; weights are taken before dropout. Takes and raises what `attention` does.
+    hidden; weights are taken before dropout. Takes and raises what `attention` does, and for
+    lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
 
     >>> query, key, value = np.random.default_rng(0).normal(size=(3, 1, 1, 2, 4))
     >>> from attn_numpy import causal
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     array([1., 0.])
     """
+    rank = checks.check_same_rank(query, key, value)
+    query, key, value = (_in_rank_four(array) for array in (query, key, value))
     call = check_call(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rng
     )
-    return attend_steps(query, key, value, call)
+    steps = attend_steps(query, key, value, call)
+    return AttentionSteps(*(_in_rank(rank, step) for step in steps))
+
+
+def _in_rank_four(array: np.ndarray) -> np.ndarray:
+    """Read (B, T, D) as one head, and (T, D) as one head of one sample."""
+    return array[None, None] if array.ndim == 2 else array[:, None] if array.ndim == 3 else array
+
+
+def _in_rank(rank: int, step: np.ndarray) -> np.ndarray:
+    return step[0, 0] if rank == 2 else step[:, 0] if rank == 3 else step
 
 
 def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) -> np.ndarray:

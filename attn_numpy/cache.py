@@ -64,11 +64,12 @@ class KVCache:
 
         Raises ValueError where they do not fit, nothing written.
         """
-        checks.check_append(self, key, value, counts)
-        return self._write(key, value, counts)
+        checks.check_cache(self)
+        return self._append(key, value, counts)
 
-    def _write(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray | None) -> "KVCache":
-        """Append what is checked."""
+    def _append(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray | None) -> "KVCache":
+        """Append to a cache that is checked."""
+        checks.check_append(self, key, value, counts)
         counts = np.full(len(self.lengths), key.shape[2]) if counts is None else counts
         counts = counts.astype(np.int64)
         for b, (first, count) in enumerate(zip(self.lengths, counts, strict=True)):
@@ -85,8 +86,8 @@ class KVCache:
 
     def reorder(self, index: Integer[np.ndarray, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
-        checks.check_index(index, len(self.lengths))
         checks.check_cache(self)
+        checks.check_index(index, len(self.lengths))
         return KVCache(self.key[index], self.value[index], self.lengths[index])
 
     def truncate(self, lengths: int | Integer[np.ndarray, "B"]) -> "KVCache":

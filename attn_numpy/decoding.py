@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from . import checks
+from .arrays import signed_copy
 from .seq2seq import Seq2SeqTransformer
 
 Step = Callable[[np.ndarray], np.ndarray]  # from new tokens to their logits
@@ -36,9 +37,11 @@ def greedy_decode(
     (2, 4)
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
+    max_new_tokens = int(max_new_tokens)
     step = _uncached_step(model, src)
     if cached:
         step = _cached_step(model, src, prompt, max_new_tokens, capacity)
+    prompt = signed_copy(prompt)
     dtype = np.promote_types(prompt.dtype, np.int32)  # so that every token fits
     chosen = np.full((len(src), max_new_tokens), model.padding_idx, dtype)
     ended, new = np.zeros(len(src), bool), prompt
@@ -72,7 +75,7 @@ def _cached_step(
 
 def _uncached_step(model: Seq2SeqTransformer, src: np.ndarray) -> Step:
     """Return the same, but everything before is computed again."""
-    tokens = np.zeros((len(src), 0), src.dtype)
+    tokens = np.zeros((len(src), 0), np.int32)
 
     def step(new: np.ndarray) -> np.ndarray:
         nonlocal tokens

@@ -152,7 +152,7 @@ class MultiHeadAttention(Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
-        cache = cache.append(key, value, counts)
+        cache = cache._append(key, value, counts)
         if mask is None:
             return self._attend_slots(x, cache, first), cache
         sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
@@ -262,7 +262,7 @@ class MultiHeadAttention(Module):
 
     def _attend_cached(self, x: np.ndarray, cache: KVCache, call: Call) -> np.ndarray:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
-        checks.check_cache(cache)  # it may be the one that was just written to
+        checks.check_live(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(self, x: np.ndarray, cache: KVCache, first: np.ndarray) -> np.ndarray:

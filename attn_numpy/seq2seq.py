@@ -152,7 +152,7 @@ class Seq2SeqTransformer(Module):
 
         Padding is neither stored nor counted, and its logits are 0.
         """
-        checks.check_is_cache(cache, StackCache)
+        self.transformer.decoder._check_depth(cache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
         hidden = self._hidden(tgt)

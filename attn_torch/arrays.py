@@ -13,8 +13,20 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether the value is an array of this framework."""
-    return isinstance(value, torch.Tensor)
+    """Whether the value is an array of this framework.
+
+    No sparse and no nested tensor: they know few of the operations that attention needs.
+    """
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout is torch.strided and not value.is_nested
+
+
+def inside(value: Any) -> str:
+    """Return how the array inside a box is written, and "" where it is none that we know."""
+    if is_array(value) or not isinstance(value, torch.Tensor):
+        return ""
+    return "torch.nested.to_padded_tensor(tensor, 0)" if value.is_nested else "tensor.to_dense()"
 
 
 def is_concrete(array: Any) -> bool:
@@ -48,6 +60,8 @@ def is_representable(integers: Array) -> bool:
 
 def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
+    if isinstance(array, torch.Tensor):
+        return str(array.dtype)[len("torch.") :]
     if isinstance(array, np.ndarray) and torch.compiler.is_compiling():  # it has a tensor's there
         array = torch.from_numpy(array)
     name = getattr(array.dtype, "name", str(array.dtype))  # a list's dtype is NumPy's
@@ -74,6 +88,8 @@ def to_numpy(array: Array) -> np.ndarray:
 
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
+    if array.dtype == torch.uint64:  # int64 may not hold them
+        return int(to_numpy(array).min()), int(to_numpy(array).max())
     lowest, highest = torch.stack(array.long().aminmax()).tolist()  # a device is asked once
     return lowest, highest
 
@@ -91,8 +107,18 @@ def is_symbolic(value: Any) -> bool:
 
 
 def to_positions(integers: Any) -> Any:
-    """Return the integers in the dtype of positions; symbolic ones have it."""
-    return integers if is_symbolic(integers) else integers.to(torch.int64)
+    """Return the integers in the dtype of positions; symbolic ones have it.
+
+    An eager call refuses what is farther than 2**30; where values are not known, that is taken.
+    """
+    if is_symbolic(integers):
+        return integers
+    positions = integers.to(torch.int64)
+    if is_concrete(integers):
+        return positions
+    if integers.dtype == torch.uint64:
+        positions = torch.where(positions < 0, 2**30, positions)  # int64 does not hold it
+    return positions.clamp(-(2**30), 2**30)
 
 
 def full_like(array: Array, value: int) -> Array:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from . import checks
 from .blocked import attention_blocked
 from .call import Call, check_call
 from .fused import known_structure
@@ -22,10 +23,10 @@ from .traced import attend_traced, kernel_serves, may_look
 class AttentionSteps(NamedTuple):
     """What one attention computes on its way: float32 for 16-bit inputs, but for the output."""
 
-    scores: Float[Tensor, "B H T S"]
-    masked_scores: Float[Tensor, "B H T S"]
-    weights: Float[Tensor, "B H T S"]
-    output: Float[Tensor, "B H T D_v"]
+    scores: Float[Tensor, "... T S"]
+    masked_scores: Float[Tensor, "... T S"]
+    weights: Float[Tensor, "... T S"]
+    output: Float[Tensor, "... T D_v"]
 
 
 def attention(
@@ -66,9 +67,9 @@ def attention(
 
 
 def attention_steps(
-    query: Float[Tensor, "B H T D"],
-    key: Float[Tensor, "B H_kv S D"],
-    value: Float[Tensor, "B H_kv S D_v"],
+    query: Float[Tensor, "... T D"],
+    key: Float[Tensor, "... S D"],
+    value: Float[Tensor, "... S D_v"],
     *,
     mask: Mask | None = None,
     bias: Float[Tensor, "T S"] | Float[Tensor, "#B #H #T #S"] | None = None,
@@ -82,17 +83,30 @@ def attention_steps(
     """Attend, and return every step: scores, masked scores, weights, output.
 
     scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
-    hidden; weights are taken before dropout. Takes and raises what `attention` does.
+    hidden; weights are taken before dropout. Takes and raises what `attention` does, and for
+    lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
 
     >>> query, key, value = torch.randn(3, 1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     >>> from attn_torch import causal
     >>> attention_steps(query, key, value, mask=causal()).weights[0, 0, 0]
     tensor([1., 0.])
     """
+    rank = checks.check_same_rank(query, key, value)
+    query, key, value = (_in_rank_four(array) for array in (query, key, value))
     call = check_call(
         query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, generator
     )
-    return attend_steps(query, key, value, call)
+    steps = attend_steps(query, key, value, call)
+    return AttentionSteps(*(_in_rank(rank, step) for step in steps))
+
+
+def _in_rank_four(array: Tensor) -> Tensor:
+    """Read (B, T, D) as one head, and (T, D) as one head of one sample."""
+    return array[None, None] if array.ndim == 2 else array[:, None] if array.ndim == 3 else array
+
+
+def _in_rank(rank: int, step: Tensor) -> Tensor:
+    return step[0, 0] if rank == 2 else step[:, 0] if rank == 3 else step
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:

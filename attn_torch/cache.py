@@ -49,7 +49,8 @@ class KVCache:
         checks.check_counts(**sizes, head_dim=head_dim)
         slots = (batch_size, num_kv_heads, capacity, head_dim)
         key, value = (torch.zeros(slots, dtype=dtype, device=device) for _ in range(2))
-        return cls(key, value, torch.zeros(batch_size, dtype=torch.int64, device="cpu"))
+        place = key.device if key.is_meta else "cpu"
+        return cls(key, value, torch.zeros(batch_size, dtype=torch.int64, device=place))
 
     @property
     def capacity(self) -> int:
@@ -74,11 +75,12 @@ class KVCache:
         Under torch.compile, where lengths are not known, a sample that has no room for them gives
         NaN from then on. Raises ValueError where they do not fit, nothing written.
         """
-        checks.check_append(self, key, value, counts)
-        return self._write(key, value, counts)
+        checks.check_cache(self)
+        return self._append(key, value, counts)
 
-    def _write(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
-        """Append what is checked."""
+    def _append(self, key: Tensor, value: Tensor, counts: Tensor | None) -> "KVCache":
+        """Append to a cache that is checked."""
+        checks.check_append(self, key, value, counts)
         key, value = cast_like(key, self.key), cast_like(value, self.value)
         if not is_concrete(self.lengths):
             return self._write_traced(key, value, counts)
@@ -104,12 +106,12 @@ class KVCache:
         fit = torch.minimum(taken, self.capacity - first).clamp(0, steps)
         # Steps that are left out write the last that fits once more, or what stands there.
         step = torch.arange(steps, device=first.device).minimum((fit - 1).clamp(min=0)[:, None])
-        place = (first[:, None] + step).clamp(max=self.capacity - 1).to(key.device)
+        place = (first[:, None] + step).clamp(0, self.capacity - 1).to(key.device)
         sample, step = torch.arange(len(first), device=key.device)[:, None], step.to(key.device)
         some = (fit > 0).to(key.device)[:, None, None, None]
         for slots, new in ((self.key, key), (self.value, value)):
             slots[sample, :, place] = new[sample, :, step].where(some, slots[sample, :, place])
-        wrong = (taken < 0) | (taken > steps)
+        wrong = (first < 0) | (taken < 0) | (taken > steps)
         return self._moved_to(self._overflow_where(wrong, first + taken))
 
     def copy(self) -> "KVCache":
@@ -121,8 +123,8 @@ class KVCache:
 
     def reorder(self, index: Integer[Tensor, "B"]) -> "KVCache":
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
-        checks.check_index(index, len(self.lengths))
         checks.check_cache(self)
+        checks.check_index(index, len(self.lengths))
         there = index.to(self.key.device, torch.int64)
         index = index.to(self.lengths)
         lengths = self.lengths[index]

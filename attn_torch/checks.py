@@ -23,19 +23,31 @@ CALL = ("B", "H", "T", "S")
 
 
 def kind(value: Any) -> str:
-    """Name what was given, without the name of an array class."""
-    return f"{dtype_name(value)} array" if is_array(value) else type(value).__name__
+    """Name what was given, without the name of an array class; of a box, name its array too."""
+    if is_array(value):
+        return f"{dtype_name(value)} array"
+    name, inside = type(value).__name__, arrays.inside(value)
+    return f"{name} ({inside} is its array)" if inside else name
 
 
 def as_integers(name: str, value: Any, rank: int) -> Array:
     """Return an array of integers of the given rank, made from an array or a list."""
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(part, np.ma.MaskedArray) or arrays.inside(part):
+            raise TypeError(f"{name} must be integers: got {kind(part)}")
     array = value if is_array(value) else np.asarray(value)
     if not _are_integers(array) and 0 not in array.shape:
         raise TypeError(f"{name} must be integers: got {dtype_name(array)}")
     if array.ndim != rank:
         axes = "(B,)" if rank == 1 else "(B, S)"
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
-    return arrays.signed_copy(array)
+    signed = arrays.signed_copy(array)
+    if dtype_name(array).startswith("uint") and _has_known_values(signed):
+        lowest, _ = arrays.lowest_highest(signed)
+        if lowest < 0:
+            got = lowest + 2 ** (8 * array.dtype.itemsize)
+            raise ValueError(f"{name} must fit {dtype_name(signed)}: got {got}")
+    return signed
 
 
 def _are_integers(array: Array | np.ndarray) -> bool:
@@ -233,6 +245,29 @@ def count_samples(query_offset: Any) -> int:
     return query_offset.shape[0] if is_array(query_offset) and query_offset.ndim == 1 else 1
 
 
+# Drawings
+
+
+def check_drawn(weights: Any) -> None:
+    if not is_array(weights):
+        raise TypeError(f"weights must be an array: got {kind(weights)}")
+    if weights.ndim not in (2, 4):
+        rule = "weights must be (T, S) or (B, H, T, S)"
+        if weights.ndim == 3:
+            rule += ", write weights[None] for (H, T, S) and weights[:, None] for (B, T, S)"
+        raise ValueError(f"{rule}: got {tuple(weights.shape)}")
+
+
+def check_labels(name: str, labels: Sequence | None, letter: str, count: int) -> list[str]:
+    """Return the labels as lines of text, in which no control character moves what follows."""
+    if labels is None:
+        return []
+    if len(labels) != count:
+        raise ValueError(f"{name} must be {letter} = {count} labels: got {len(labels)}")
+    shown = ((c if c.isprintable() else repr(c)[1:-1] for c in str(label)) for label in labels)
+    return ["".join(letters) for letters in shown]
+
+
 # Attention
 
 
@@ -259,6 +294,21 @@ def check_attention(
     check_dropout(dropout)
     if bias is not None:
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
+
+
+def check_same_rank(query: Any, key: Any, value: Any) -> int:
+    """Return the rank of what `attention_steps` is given."""
+    for name, array in {"query": query, "key": key, "value": value}.items():
+        if not is_array(array):
+            raise TypeError(f"{name} must be an array: got {kind(array)}")
+    rank = query.ndim
+    if not rank == key.ndim == value.ndim:
+        got = f"{rank}, {key.ndim} and {value.ndim}"
+        raise ValueError(f"query, key and value must share a rank: got {got}")
+    if rank not in (2, 3, 4):
+        rule = "query must be (B, H, T, D), (B, T, D) or (T, D)"
+        raise ValueError(f"{rule}: got {tuple(query.shape)}")
+    return rank
 
 
 def check_shapes(query: Any, key: Any, value: Any) -> None:
@@ -460,13 +510,33 @@ def check_counts(**sizes: Any) -> None:
         check_count(name, size, 0 if name == "batch_size" else 1)
 
 
-def check_cache(cache: Any) -> None:
+def check_live(cache: Any) -> None:
     if getattr(cache, "consumed", False):  # JAX's caches have no such attribute
         raise ValueError("a cache is used once, copy() branches: got one that was handed on")
 
 
+def check_cache(cache: Any) -> None:
+    """Check that a cache is not consumed, and that its arrays fit: anyone may make one."""
+    check_live(cache)
+    check_rank_and_dtype("cache.key", cache.key, ("B", "H_kv", "C", "D"))
+    check_array("cache.value", cache.value, ("B", "H_kv", "C", "D"))
+    check_dtype("cache.value", cache.value, "cache.key", dtype_name(cache.key))
+    got, wanted = tuple(cache.value.shape), tuple(cache.key.shape)
+    if got != wanted:
+        raise ValueError(f"cache.value must be {wanted}, as cache.key: got {got}")
+    check_written(cache.lengths, cache.key.shape[0])
+
+
+def check_written(lengths: Any, batch: int) -> None:
+    """Check how much of a cache is written; narrower integers could not count to its end."""
+    if not is_array(lengths) or dtype_name(lengths) not in ("int32", "int64"):
+        raise TypeError(f"cache.lengths must be int32 or int64 (B,): got {kind(lengths)}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"cache.lengths must be (B,) = ({batch},): got {tuple(lengths.shape)}")
+
+
 def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
-    check_cache(cache)
+    check_live(cache)
     if hasattr(cache, "consumed") and cache.key is cache.value:  # JAX writes to neither
         raise ValueError("a cache writes to its key and value, they must be two: got one array")
     batch, heads, _, head_dim = cache.key.shape
@@ -487,7 +557,10 @@ def check_room(cache: Any, counts: int | Array) -> None:
     lengths = cache.lengths
     if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
         return
-    needed = arrays.to_numpy(lengths) + (arrays.to_numpy(counts) if is_array(counts) else counts)
+    written = arrays.to_numpy(lengths).astype(np.int64)
+    if written.size and (lowest := written.min()) < 0:
+        raise ValueError(f"cache.lengths must be at least 0: got {lowest}")
+    needed = written + (arrays.to_numpy(counts).astype(np.int64) if is_array(counts) else counts)
     if needed.size and needed.max() > cache.capacity:
         got = f"{int(needed.max())} tokens for {cache.capacity} slots"
         raise ValueError(f"capacity must hold every token: got {got}")
@@ -651,6 +724,7 @@ def check_embedding(tokens: int, vocab: int) -> None:
 
 
 def check_token_batch(tgt: Array, cache: Any) -> None:
+    check_cache(cache.layers[0])
     if tgt.shape[0] != len(cache.lengths):
         got = f"{tgt.shape[0]} and {len(cache.lengths)}"
         raise ValueError(f"tgt and cache must share a batch size: got {got}")
@@ -676,7 +750,7 @@ def check_greedy(
         if without.any():
             sample = int(without.argmax())
             raise ValueError(f"every prompt must have a token: got none in sample {sample}")
-    needed = prompt.shape[1] + max_new_tokens - 1
+    needed = prompt.shape[1] + int(max_new_tokens) - 1
     if capacity is not None and capacity < needed:
         raise ValueError(
             f"capacity must hold every token: got {needed} tokens for {capacity} slots"
@@ -710,6 +784,18 @@ def check_not_computed(names: Sequence[str]) -> None:
             "parametrize.remove_parametrizations first, or merge what is added"
         )
         raise ValueError(f"{rule}: got a computed {', '.join(names)}")
+
+
+def check_whole(parts: Sequence[str]) -> None:
+    if parts:
+        rule = "weights must lie in memory, gather what is sharded and make dense what is sparse"
+        raise ValueError(f"{rule}: got {', '.join(parts)}")
+
+
+def check_apart(shared: Sequence[str]) -> None:
+    if shared:
+        rule = "parameters that are not tied must not share memory, clone them"
+        raise ValueError(f"{rule}: got {', '.join(shared)}")
 
 
 def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, bias: bool) -> None:

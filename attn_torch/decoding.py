@@ -7,6 +7,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from . import checks
+from .arrays import has_values, signed_copy
 from .seq2seq import Seq2SeqTransformer
 
 Step = Callable[[Tensor], Tensor]  # from new tokens to their logits
@@ -38,9 +39,11 @@ def greedy_decode(
     torch.Size([2, 4])
     """
     checks.check_greedy(model, src, prompt, eos_idx, max_new_tokens, capacity)
+    max_new_tokens = int(max_new_tokens)
     step = _uncached_step(model, src)
     if cached:
         step = _cached_step(model, src, prompt, max_new_tokens, capacity)
+    prompt = signed_copy(prompt)
     prompt = prompt.to(torch.promote_types(prompt.dtype, torch.int32))  # so that every token fits
     chosen = prompt.new_full((len(src), max_new_tokens), model.padding_idx)
     ended, new = torch.zeros(len(src), dtype=torch.bool, device=prompt.device), prompt
@@ -48,7 +51,7 @@ def greedy_decode(
         likeliest = _last(step(new), new, model.padding_idx).argmax(-1)
         chosen[:, i] = torch.where(ended, model.padding_idx, likeliest)
         ended |= chosen[:, i] == eos_idx
-        if ended.all():
+        if has_values(ended) and ended.all():
             break
         new = chosen[:, i : i + 1]
     return chosen
@@ -74,7 +77,7 @@ def _cached_step(
 
 def _uncached_step(model: Seq2SeqTransformer, src: Tensor) -> Step:
     """Return the same, but everything before is computed again."""
-    tokens = src.new_zeros((len(src), 0))
+    tokens = src.new_zeros((len(src), 0), dtype=torch.int32)
 
     def step(new: Tensor) -> Tensor:
         nonlocal tokens

@@ -160,14 +160,14 @@ class MultiHeadAttention(nn.Module):
         x, first = self._batch_first(x), cache.lengths
         key, value = (cast_like(array, cache.key) for array in self._project_heads(x, x))
         if mask is not None:
-            cache = cache.append(*mark_nonfinite(key, value), counts)
+            cache = cache._append(*mark_nonfinite(key, value), counts)
             sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
             call = self._new_call(sizes, mask, None, first)
             return self._attend(x, cache, call, False)[0], cache
         query = self._project_query(x, cache)
         sure = surely_scored(query, key, value)
         key, value = (key, value) if sure else mark_nonfinite(key, value)
-        cache = cache.append(key, value, counts)
+        cache = cache._append(key, value, counts)
         return self._attend_slots(query, cache, first, sure), cache
 
     def _check_inputs(
@@ -211,7 +211,7 @@ class MultiHeadAttention(nn.Module):
             checks.check_mask(mask, (batch, self.num_heads, steps, cache.capacity))
             if hidden is not None:
                 checks.check_movable("attn_mask", mask)
-        counts = None if hidden is None else (~hidden).sum(1).cpu()
+        counts = None if hidden is None else (~hidden).sum(1).to(cache.lengths.device)
         checks.check_room(cache, steps if counts is None else counts)
         return counts
 
@@ -244,7 +244,8 @@ class MultiHeadAttention(nn.Module):
         return Call(sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, None)
 
     def _project(self, key: Tensor, value: Tensor) -> KVCache:
-        lengths = torch.full((key.shape[0],), key.shape[1], device="cpu")
+        place = key.device if key.is_meta else "cpu"
+        lengths = torch.full((key.shape[0],), key.shape[1], device=place)
         cache = KVCache(*self._project_heads(key, value), lengths)
         cache.projected = True
         return cache
@@ -275,7 +276,7 @@ class MultiHeadAttention(nn.Module):
 
     def _attend_cached(self, x: Tensor, cache: KVCache, call: Call) -> Tensor:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
-        checks.check_cache(cache)  # it may be the one that was just written to
+        checks.check_live(cache)  # it may be the one that was just written to
         return self._attend(self._batch_first(x), cache, call, False)[0]
 
     def _attend_slots(self, query: Tensor, cache: KVCache, first: Tensor, sure: bool) -> Tensor:
@@ -342,11 +343,11 @@ def _uniform(query: Tensor, mask: Mask, written: Mask, call: Call) -> tuple[Tens
 
 
 def _nan_if_overflowed(array: Tensor, cache: KVCache) -> Tensor:
-    """Put NaN into samples that were written beyond the capacity, where none could be refused."""
+    """Put NaN into samples whose lengths are beyond their slots, where none could be refused."""
     if cache.projected or is_concrete(cache.lengths):
         return array
-    overflowed = (cache.lengths > cache.capacity).to(array.device)
-    return array.masked_fill(overflowed[:, None, None, None], torch.nan)
+    wrong = (cache.lengths < 0) | (cache.lengths > cache.capacity)
+    return array.masked_fill(wrong.to(array.device)[:, None, None, None], torch.nan)
 
 
 def _read_masks(

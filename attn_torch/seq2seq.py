@@ -155,13 +155,14 @@ class Seq2SeqTransformer(nn.Module):
 
         Padding is neither stored nor counted, and its logits are 0.
         """
-        checks.check_is_cache(cache, StackCache)
+        self.transformer.decoder._check_depth(cache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
         hidden = self._hidden(tgt)
         first = cache.lengths[:, None].to(tgt.device)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first)
-        hidden = hidden.cpu()  # once for all layers: a device is waited for here and nowhere below
+        # Once for all layers: a device is waited for here and nowhere below.
+        hidden = hidden.to(cache.lengths.device)
         some = hidden if not is_concrete(hidden) or hidden.any() else None
         output, cache = self.transformer.decode(tokens, cache, hidden=some)
         return zero_hidden(self._logits(output), hidden, True), cache

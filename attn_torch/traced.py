@@ -5,9 +5,13 @@ told by array operations. The mask is held as an array, and a copy of it in floa
 
 One case differs from an eager call: on a CPU the kernel skips a first block of keys whose scores
 are all NaN, as inf - inf in products of finite numbers is; with other keys the row is then finite.
+
+`torch.jit.trace` records head_dim and the scale made of it as constants, and warns that it does:
+trace anew for another head_dim.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -31,13 +35,27 @@ def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
 
 
 def tables(call: Call) -> Iterator[Tensor]:
-    """Yield the arrays that say what is hidden: the mask's tables, and where queries start."""
+    """Yield the arrays that say what is hidden: the mask's tables, and where queries start.
+
+    Of a predicate's, those in its closure; what else it looks at nobody can tell.
+    """
     if call.mask is None:
         return
-    if call.mask.arrays or call.mask.parts:
-        yield from (table for _, _, _, table in call.mask.tables())
+    if call.mask.name != "causal":
+        for leaf in call.mask.leaves():
+            yield from leaf.arrays
+            if leaf.name == "predicate":
+                yield from _captured(*leaf.settings)
     if is_array(call.query_offset):
         yield call.query_offset
+
+
+def _captured(function: Callable) -> Iterator[Tensor]:
+    """Yield the arrays in a function's closure."""
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # it is empty
+            if is_array(cell.cell_contents):
+                yield cell.cell_contents
 
 
 def _is_transforming() -> bool:

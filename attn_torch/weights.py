@@ -6,6 +6,7 @@ on) and of flax.nnx.MultiHeadAttention (kernels by head). Nothing is ever unpick
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import checks
-from .arrays import dtype_name, is_array
+from .arrays import dtype_name, has_values, is_array
 from .layouts import READERS, WRITERS
 from .multihead import MultiHeadAttention
 
@@ -114,7 +115,9 @@ def _read(model: nn.Module) -> dict[str, Tensor]:
             if isinstance(value, Tensor) and name not in {**part._parameters, **part._buffers}:
                 computed += [] if isinstance(value, nn.Parameter) else [f"{path}.{name}"]
     checks.check_not_computed(computed)
-    return {name: getattr(*place).detach() for name, place in parameters(model).items()}
+    held = {name: getattr(*place) for name, place in parameters(model).items()}
+    checks.check_whole([n for n, p in held.items() if not (_is_abstract(p) or _is_whole(p))])
+    return {name: parameter.detach() for name, parameter in held.items()}
 
 
 def _wanted(model: nn.Module, layout: str) -> dict[str, Tensor]:
@@ -125,6 +128,7 @@ def _wanted(model: nn.Module, layout: str) -> dict[str, Tensor]:
 def _write(model: nn.Module, arrays: dict[str, Tensor]) -> None:
     tied, places = ties(model), parameters(model)
     held = {name: getattr(*place) for name, place in places.items()}
+    checks.check_apart(_overlapping(held))
     ready = {n: a if _is_abstract(held[n]) else a.to(held[n].device) for n, a in arrays.items()}
     for name, place in places.items():  # all are ready before the first is written
         if not _is_abstract(held[name]):
@@ -141,6 +145,37 @@ def _identity(parameter: Tensor) -> Any:
     if _is_abstract(parameter) or not parameter.data_ptr():  # a sharded one has no memory
         return id(parameter)
     return parameter.data_ptr(), parameter.shape, parameter.stride()
+
+
+def _is_whole(parameter: Tensor) -> bool:
+    """Whether all values lie in memory here: not those of what is sharded, sparse or quantized."""
+    dense = parameter.layout is torch.strided
+    return dense and (has_values(parameter) or bool(parameter.data_ptr()))
+
+
+def _overlapping(held: dict[str, Tensor]) -> list[str]:
+    """Return the parameters that share memory but are not tied: writing one changes another."""
+    memories: dict[int, dict[Any, str]] = {}
+    for name, parameter in held.items():
+        if not _is_abstract(parameter):
+            views = memories.setdefault(parameter.untyped_storage().data_ptr(), {})
+            views.setdefault(_identity(parameter), name)
+    groups = [list(views.values()) for views in memories.values()]
+    return [name for group in groups if _do_overlap([held[n] for n in group]) for name in group]
+
+
+def _do_overlap(views: list[Tensor]) -> bool:
+    """Whether two elements of these views of one memory lie at one place."""
+    if all(view.is_contiguous() for view in views):
+        ends = sorted((view.data_ptr(), view.data_ptr() + view.nbytes) for view in views)
+        return any(one[1] > other[0] for one, other in pairwise(ends))
+    places = []
+    for view in views:
+        size = view.untyped_storage().nbytes() // view.itemsize
+        at = torch.arange(size, device=view.device) * view.itemsize
+        places.append(at.as_strided(view.shape, view.stride(), view.storage_offset()).flatten())
+    taken = torch.cat(places)
+    return len(taken.unique()) < len(taken)
 
 
 def _is_abstract(parameter: Tensor) -> bool:

@@ -528,3 +528,24 @@ def test_steps_of_16_bit_inputs_are_float32(subject, dtype):
     steps = check_steps(subject, RAGGED, dtype)
     got = [steps[name].dtype.name for name in ("scores", "masked_scores", "weights", "output")]
     assert got == ["float32"] * 3 + [dtype], f"ATT-13: got {got}"
+
+
+ONE_HEAD = Shape(B=3, H=1, H_kv=1, T=5, S=7, D=11, D_v=13)
+LESSONS = {
+    2: (Case("one_sample", ONE_HEAD._replace(B=1), causal(), query_offset=2), np.s_[0, 0]),
+    3: (Case("one_head", ONE_HEAD, causal() & padding(LENGTHS), query_offset=2), np.s_[:, 0]),
+}
+
+
+@clause("ATT-14")
+@pytest.mark.parametrize("rank", LESSONS)
+def test_steps_have_the_rank_that_was_given(subject, rank):
+    require(subject, "errors")
+    case, place = LESSONS[rank]
+    exact, naive = case.expected("float32")
+    inputs = (array[place] for array in case.inputs("float32"))
+    steps = subject.steps(*inputs, **case.options("float32"))
+    for name in STEPS:
+        got, wanted = steps[name].shape, exact[name][place].shape
+        assert got == wanted, f"ATT-14: {name} must be {wanted}: got {got}"
+        compare(steps[name], exact[name][place], naive[name][place], name)

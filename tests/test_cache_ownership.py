@@ -1,5 +1,6 @@
 """What a refused call leaves behind, and what a cache shares with its caller: nothing."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -264,3 +265,81 @@ def test_cache_copies_the_mask_of_the_memory():
     cache = decoder.start(subject.array(X), 5, memory_key_padding_mask=hidden)
     hidden[:] = True
     assert not np.asarray(cache.memory_key_padding_mask).any()
+
+
+WRONG = {  # what is wrong with a cache that somebody made: the error, its text, what is changed
+    "negative": (ValueError, r"cache\.lengths must be at least 0: got -1", {"lengths": [-1, 2]}),
+    "beyond": (ValueError, "capacity must hold every token: got ", {"lengths": [9, 2]}),
+    "floats": (TypeError, r"int32 or int64 \(B,\): got float64 array", {"lengths": [1.0, 2.0]}),
+    "bools": (TypeError, r"int32 or int64 \(B,\): got bool array", {"lengths": [True, False]}),
+    "bytes": (TypeError, "got uint8 array", {"lengths": np.array([1, 2], np.uint8)}),
+    "samples": (ValueError, r"\(B,\) = \(2,\): got \(3,\)", {"lengths": [1, 2, 1]}),
+    "one sample": (ValueError, r"\(B,\) = \(2,\): got \(1,\)", {"lengths": [1]}),
+    "rank": (ValueError, r"\(B,\) = \(2,\): got \(1, 2\)", {"lengths": [[1, 2]]}),
+    "no lengths": (TypeError, "be int32 or int64 .*: got NoneType", {"lengths": None}),
+    "fewer values": (ValueError, r"cache\.value must be \(2, 2, 5, 4\)", {"value": (2, 2, 4, 4)}),
+    "narrow values": (ValueError, r"cache\.value must be \(2, 2, 5, 4\)", {"value": (2, 2, 5, 3)}),
+    "no values": (TypeError, r"cache\.value must be an array: got NoneType", {"value": None}),
+    "no keys": (TypeError, r"cache\.key must be an array: got NoneType", {"key": None}),
+    "rank of keys": (ValueError, r"cache\.key must be \(B, H_kv, C, D\)", {"key": (2, 5, 4)}),
+}
+USES = {
+    "decode": lambda attn, x, one, cache: attn.decode(x, cache),
+    "key": lambda attn, x, one, cache: attn(x, cache, need_weights=False),
+    "append": lambda attn, x, one, cache: cache.append(one, one),
+    "truncate": lambda attn, x, one, cache: cache.truncate(0),
+    "copy": lambda attn, x, one, cache: cache.copy(),
+}
+
+
+def made(backend, part):
+    """Return an array of the backend's: of these values, or of zeros in a shape."""
+    if part is None:
+        return None
+    array = np.zeros(part, np.float32) if isinstance(part, tuple) else np.asarray(part)
+    return torch.from_numpy(array) if backend == "torch" else array
+
+
+@pytest.mark.parametrize("backend", MODULES)
+@pytest.mark.parametrize("case", WRONG)
+def test_cache_that_does_not_fit_itself_is_refused(backend, case):
+    module, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    kind, message, change = WRONG[case]
+    parts = {"key": (2, 2, 5, 4), "value": (2, 2, 5, 4), "lengths": [1, 2]} | change
+    x, one = subject.array(X[:, :1]), subject.array(np.ones((2, 2, 1, 4), np.float32))
+    for use, call in USES.items():
+        if use == "copy" and case in ("negative", "beyond"):
+            continue  # what is copied is looked at when it is used
+        cache = module.KVCache(**{name: made(backend, part) for name, part in parts.items()})
+        with pytest.raises(kind, match=message):
+            call(attn, x, one, cache)
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_stack_of_other_things_than_caches_is_refused(backend):
+    module, _, model = new(backend, "Seq2SeqTransformer", 5, 6, d_model=8, nhead=2)
+    tokens = made(backend, [[1, 2], [3, 4]])
+    cache = model.start(tokens, 5)
+    none = module.StackCache((), cache.memory)
+    with pytest.raises(ValueError, match="cache must have 6 layers: got 0"):
+        model.decode(tokens, none)
+    other = module.StackCache((None,) * 6, cache.memory)
+    with pytest.raises(TypeError, match="cache must be a KVCache: got NoneType"):
+        model.decode(tokens, other)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("use", ["decode", "key"])
+def test_negative_lengths_that_nobody_can_see_give_nan(backend, use):
+    module, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    x, slots = subject.array(X[:, :1]), subject.array(X.reshape(2, 2, 3, 4))
+
+    def call(x, lengths):
+        output = USES[use](attn, x, None, module.KVCache(slots + 0, slots + 0, lengths))
+        return output[0]
+
+    compiled = torch.compile(call, backend="eager") if backend == "torch" else jax.jit(call)
+    lengths = subject.array(np.array([-1, 1]))
+    output = subject.numpy(compiled(x, lengths if backend == "jax" else lengths.long()))
+    assert np.isnan(output[0]).all()
+    assert np.isfinite(output[1]).all()

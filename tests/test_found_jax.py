@@ -1,5 +1,6 @@
 """Wrong calls and strict modes that were found by trying."""
 
+import re
 from fractions import Fraction
 from functools import partial
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 
 import attn_jax
 import attn_numpy
@@ -114,3 +115,46 @@ def test_a_traced_offset_may_be_as_far_as_its_dtype_goes(length, offset):
     got = far(x, x, x, query_offset=jnp.int32(offset))
     wanted = attn_jax.attention(x, x, x) if offset > 0 else jnp.zeros_like(x)
     np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def _boxes():
+    boxes = {"param[...]": nnx.Param, "cache[...]": nnx.Cache, "ref[...]": jax.new_ref}
+    return boxes | {"partitioned.unbox()": lambda array: linen.Partitioned(array, ())}
+
+
+@pytest.mark.parametrize("way", _boxes())
+def test_a_box_is_refused_with_the_way_to_its_array(way):
+    box, x = _boxes()[way], jnp.ones((1, 2, 3, 4))
+    tables = {
+        "query": lambda: attn_jax.attention(box(x), x, x),
+        "bias": lambda: attn_jax.attention(x, x, x, bias=box(jnp.zeros((3, 3)))),
+        "mask": lambda: attn_jax.attention(x, x, x, mask=box(jnp.ones((3, 3), bool))),
+        "allow": lambda: attn_jax.allow(box(jnp.ones((1, 1, 3, 3), bool))),
+        "lengths": lambda: jax.jit(attn_jax.padding)(box(jnp.array([2]))),
+        "query_ids": lambda: attn_jax.segments(box(jnp.array([[1, 1, 2]]))),
+        "query_offset": lambda: attn_jax.causal().allowed(3, 3, query_offset=box(jnp.array([2]))),
+    }
+    for name, call in tables.items():
+        with pytest.raises(TypeError, match=rf"^{name} .*: got .* \({re.escape(way)} is its array"):
+            call()
+
+
+@pytest.mark.parametrize("length", [1, 5, 140])
+def test_a_predicate_is_never_stale(length):
+    x = jax.random.normal(jax.random.key(0), (1, 2, length, 4))
+    seen, settings = np.ones(length, bool), {"least": 0}
+
+    def function(batch, head, query, key):
+        return jnp.asarray(seen)[key] & (key >= settings["least"])
+
+    mask = attn_jax.predicate(function)
+
+    def attend(mask):
+        return jax.value_and_grad(lambda x: attn_jax.attention(x, x, x, mask=mask).sum())(x)
+
+    for change in (lambda: seen.__setitem__(0, False), lambda: settings.update(least=3)):
+        jax.block_until_ready(attend(mask))
+        change()
+        cells = np.broadcast_to(mask.allowed(length, length), (1, 1, length, length))
+        wanted = attend(attn_jax.allow(cells))
+        jax.tree.map(np.testing.assert_array_equal, attend(mask), wanted)

@@ -1,6 +1,8 @@
 """What users met: tables and outputs written to, copies, new parts, sizes not known yet."""
 
 import copy
+import warnings
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -26,11 +28,19 @@ def hidden() -> torch.Tensor:
     return torch.arange(T).expand(2, T) > torch.tensor([[60], [99]])
 
 
+def columns(table: torch.Tensor) -> Callable:
+    return lambda batch, head, query, key: table[key] & (query >= 0)
+
+
 TABLES = {
     "padding": (hidden, lambda table: {"mask": attn_torch.padding(hidden=table)}),
     "allow": (
         lambda: torch.ones(2, 1, T, T, dtype=torch.bool).tril(),
         lambda table: {"mask": attn_torch.causal() & ~attn_torch.hide(table)},
+    ),
+    "closure": (
+        lambda: torch.ones(T, dtype=torch.bool),
+        lambda table: {"mask": attn_torch.causal() & attn_torch.predicate(columns(table))},
     ),
     "offset": (
         lambda: torch.tensor([0, 3]),
@@ -212,3 +222,55 @@ def test_queries_at_the_end_are_exported_in_jax():
     for sizes in SIZES:
         arrays = [rng.normal(size=(1, 2, size, 4)).astype(np.float32) for size in sizes]
         np.testing.assert_allclose(program.call(*arrays), last(*arrays), atol=1e-6)
+
+
+def nested(*shapes: tuple[int, ...], layout: torch.layout = torch.jagged) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype
+        return torch.nested.nested_tensor([torch.ones(shape) for shape in shapes], layout=layout)
+
+
+ONES = torch.ones(2, 2, 5, 8)
+NO_ARRAYS = {  # what is no array here: (B, H, T, D), and (B, S)
+    "nested": (nested((2, 5, 8), (2, 3, 8)), nested((5,), (3,))),
+    "nested, strided": (nested((2, 5, 8), (2, 3, 8), layout=torch.strided),) * 2,
+    "sparse": (ONES.to_sparse(), ONES[0, :, :, 0].to_sparse()),
+    "mkldnn": (ONES.to_mkldnn(), ONES[0, :, :, 0].to_mkldnn()),
+}
+
+
+@pytest.mark.parametrize("name", NO_ARRAYS)
+def test_sparse_and_nested_tensors_are_refused(name):
+    wrong, rows = NO_ARRAYS[name]
+    attn, x = attn_torch.MultiHeadAttention(8, 2), torch.ones(2, 5, 8)
+    calls = {
+        "query": lambda: attn_torch.attention(wrong, wrong, wrong),
+        "value": lambda: attn_torch.attention_steps(ONES, ONES, wrong),
+        "bias": lambda: attn_torch.attention(ONES, ONES, ONES, bias=wrong),
+        "allow": lambda: attn_torch.allow(wrong),
+        "hidden": lambda: attn_torch.padding(hidden=rows),
+        "query_ids": lambda: attn_torch.segments(rows),
+        "lengths": lambda: attn_torch.padding(rows),
+        "key": lambda: attn(x, wrong),
+        "x": lambda: attn.decode(wrong, attn.new_cache(2, 5)),
+        "attn_mask": lambda: attn(x, attn_mask=wrong),
+        "key_padding_mask": lambda: attn(x, key_padding_mask=rows),
+    }
+    for argument, call in calls.items():
+        rule = rf"{argument} must be .*: got .*Tensor \(t.* is its array"
+        with pytest.raises(TypeError, match=rule):
+            call()
+
+
+def test_a_model_without_values_decodes_to_shapes():
+    sizes = {"num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 16}
+    model = attn_torch.Seq2SeqTransformer(11, 13, d_model=8, nhead=2, device="meta", **sizes)
+    tokens = torch.ones(2, 3, dtype=torch.int64, device="meta")
+    cache = model.eval().start(tokens, 7)
+    for _ in range(2):
+        logits, cache = model.decode(tokens, cache)
+        assert logits.shape == (2, 3, 13)
+    assert cache.truncate(2).reorder(torch.tensor([1, 0])).copy().lengths.is_meta
+    out = attn_torch.greedy_decode(model, tokens, tokens[:, :1], eos_idx=2, max_new_tokens=4)
+    assert out.is_meta
+    assert out.shape == (2, 4)

@@ -326,6 +326,52 @@ def test_tied_layers_go_out_and_in_by_every_name(lib):
     check_same(exported(lib, plain), exported(lib, model))
 
 
+def expanded(attn: Any) -> None:
+    attn.q_proj.bias = nn.Parameter(torch.zeros(1).expand(8))
+
+
+def shifted(attn: Any) -> None:
+    memory = torch.zeros(12)
+    attn.q_proj.bias, attn.k_proj.bias = nn.Parameter(memory[:8]), nn.Parameter(memory[4:])
+
+
+def transposed(attn: Any) -> None:
+    attn.k_proj.weight = nn.Parameter(attn.q_proj.weight.detach().T)
+
+
+def windows(attn: Any) -> None:
+    attn.q_proj.weight = nn.Parameter(torch.zeros(15).unfold(0, 8, 1))
+
+
+OVERLAPPING: list[tuple[Callable[[Any], None], str]] = [
+    (expanded, r"q_proj\.bias"),
+    (shifted, r"q_proj\.bias, k_proj\.bias"),
+    (transposed, r"q_proj\.weight, k_proj\.weight"),
+    (windows, r"q_proj\.weight"),
+]
+
+
+@pytest.mark.parametrize(("share", "names"), OVERLAPPING)
+def test_parameters_that_overlap_in_memory_take_nothing(share, names):
+    attn, other = (attn_torch.MultiHeadAttention(8, 2) for _ in range(2))
+    share(attn)
+    before = {name: value.clone() for name, value in attn.state_dict().items()}
+    with pytest.raises(ValueError, match=f"must not share memory, clone them: got {names}$"):
+        attn_torch.import_weights(attn, attn_torch.export_weights(other))
+    assert all(torch.equal(value, before[name]) for name, value in attn.state_dict().items())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_parameters_side_by_side_in_one_memory_take_their_weights(dim):
+    attn, other = (attn_torch.MultiHeadAttention(8, 2) for _ in range(2))
+    parts = torch.zeros(24, 24).narrow(1 - dim, 0, 8).chunk(3, dim)
+    for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+        getattr(attn, name).weight = nn.Parameter(part)
+    attn_torch.import_weights(attn, attn_torch.export_weights(other))
+    for name, value in attn_torch.export_weights(attn).items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
 @every
 def test_tied_parameters_take_equal_weights_alone(lib):
     model = build(lib, "Seq2SeqTransformer", 11, 11, **SEQ2SEQ)
@@ -524,6 +570,18 @@ def made(how: Callable[[nn.Linear], Any]) -> Callable[[], Any]:
     return make
 
 
+class Sharded(torch.Tensor):
+    """A parameter without memory of its own, as DTensor is."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(function)
+
+
 def old_weight_norm(linear: nn.Linear) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -545,6 +603,14 @@ COMPUTED: dict[str, tuple[Callable[[], Any], str]] = {
         r"parametrize\.remove_parametrizations.*got a computed .*q_proj\.weight",
     ),
     "quantized": (quantized, r"layers\.0\.self_attn\.q_proj must have parameters"),
+    "sparse": (
+        made(lambda linear: setattr(linear, "weight", nn.Parameter(torch.eye(10).to_sparse()))),
+        r"must lie in memory, .*: got layers\.1\.self_attn\.q_proj\.weight$",
+    ),
+    "sharded": (
+        made(lambda linear: linear._parameters.update(weight=Sharded(torch.eye(10)))),
+        r"must lie in memory, .*: got layers\.1\.self_attn\.q_proj\.weight$",
+    ),
 }
 
 

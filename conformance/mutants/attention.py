@@ -240,6 +240,12 @@ def weights_after_dropout(right, query, key, value, **options):
     return steps | {"weights": right(query, key, eye, **options)["output"]}
 
 
+@breaks("steps", "ATT-14")
+def steps_with_a_head(right, *inputs, **options):
+    """Inputs without heads are given one, and the steps keep it."""
+    return right(*(x if x.ndim == 4 else np.expand_dims(x, -3) for x in inputs), **options)
+
+
 @breaks("attention", "ATT-10")
 def query_scaled_in_place(right, query, *inputs, **options):
     """The scale is multiplied into the caller's own query."""

@@ -1,9 +1,9 @@
 """Mistakes in what is allowed: masks that are read, placed or aligned wrongly."""
 
-import ml_dtypes
 import numpy as np
 
 from ..mask_spec import Spec, allow, hide, padding, predicate, prefix, segments, sliding_window
+from ..oracle.tolerance import finfo
 from .arithmetic import allowed_by, attended, recomputes, softmax, with_allowed
 from .mutant import breaks
 
@@ -127,7 +127,7 @@ def fill_1e9(right, *inputs, mask=None, query_offset=None, bias=None, **options)
 @breaks("steps", "EMPTY-1", "EMPTY-2", "ATT-13", "DOC-A3", "DOC-A12")
 def fill_lowest(right, *inputs, mask=None, query_offset=None, bias=None, **options):
     """What is hidden gets the lowest finite number of its dtype instead of -inf."""
-    lowest = float(ml_dtypes.finfo(inputs[0].dtype).min)
+    lowest = float(finfo(inputs[0].dtype).min)
     return filled(right, inputs, mask, query_offset, bias, options, lowest)
 
 

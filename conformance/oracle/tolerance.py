@@ -57,12 +57,17 @@ def eps(dtype) -> float:
     >>> eps("float16")
     0.0009765625
     """
+    return float(finfo(dtype).eps)
+
+
+def finfo(dtype):
+    """Return the limits of a dtype, bfloat16 included."""
     own = np.dtype(dtype)
     if own.kind == "f":
-        return float(np.finfo(own).eps)
+        return np.finfo(own)
     import ml_dtypes  # NumPy's finfo does not know bfloat16
 
-    return float(ml_dtypes.finfo(own).eps)
+    return ml_dtypes.finfo(own)
 
 
 def allowance(exact, naive, dtype) -> float:

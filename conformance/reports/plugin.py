@@ -3,7 +3,6 @@
 import json
 import platform
 import re
-import shlex
 import sys
 import time
 from collections import Counter
@@ -14,7 +13,8 @@ import pytest
 
 from ..contract import clauses
 from ..oracle.tolerance import LEDGER
-from .diagnosis import NAMES, first_name
+from .diagnosis import first_name
+from .failure import explain, printable
 from .known import KNOWN
 from .overrun import overrun
 from .report import (
@@ -271,26 +271,3 @@ def _message(error: BaseException | None, item) -> str:
 
 def _notes(error: BaseException | None) -> list[str]:
     return getattr(error, "__notes__", [])
-
-
-def printable(text: str) -> str:
-    """Return a text with its lone surrogates escaped: UTF-8 has no bytes for them."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def explain(clause, subject, result: dict, notes: list[str], known: str | None) -> str:
-    """Return a failure as text that needs no knowledge of the suite, and how to repeat it."""
-    message = result["message"].removeprefix(f"{clause.id}: ")
-    message = message.removesuffix(printable("\n".join(["", *notes])))
-    lines = [
-        f"{clause.id} ({clause.level}): {clause.sentence}",
-        f"subject {subject.name}, device {subject.device}, dtype {result['dtype']}, "
-        f"case {result['case']}",
-        message,
-    ]
-    if result["took"]:
-        lines.append(f"this answer is recognised as {result['took']!r}: {NAMES[result['took']]}")
-    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(result['case'])}"
-    chosen += f" --known {shlex.quote(known)}" if known else ""
-    lines.append(f"run just this: python -m conformance run {chosen}")
-    return "\n".join([*lines, *notes])

@@ -6,18 +6,17 @@
 
 A page has one namespace, and its code runs in the page's order. Under the code stands what it
 prints, and the value of a last expression, as in a notebook: as HTML if it has `_repr_html_`. An
-exception fails the build, unless
-`:raises: TypeError` announces it: then its text is shown, and the build fails if it does not come.
-`:hide:` runs without showing the code. Code in a plain `python` fence is not run.
+exception fails the build, unless `:raises: TypeError` announces it: then its text is shown, and the
+build fails if it does not come. `:hide:` runs without showing the code. Code in a plain `python`
+fence is not run.
 """
 
-import ast
-import contextlib
-import io
+from pathlib import Path
 from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from execute import execute
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -28,6 +27,8 @@ class Run(SphinxDirective):
     option_spec: ClassVar = {"raises": directives.unchanged_required, "hide": directives.flag}
 
     def run(self):
+        for file in Path(self.env.app.confdir).parent.glob("attn_*/*.py"):
+            self.env.note_dependency(str(file))  # a change to the code runs the page anew
         code, expected = "\n".join(self.content), self.options.get("raises")
         names = self.env.temp_data.setdefault("run", {"__name__": self.env.docname})
         shown, html, raised = execute(code, names, *self.get_source_info())
@@ -39,26 +40,6 @@ class Run(SphinxDirective):
         if html:
             blocks.append(nodes.raw("", f'<div class="shown">{html}</div>', format="html"))
         return blocks
-
-
-def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str, str | None]:
-    """Run code; return what it shows, as text and as HTML, and the exception's name, if any."""
-    out, html = io.StringIO(), ""
-    try:
-        tree = ast.increment_lineno(ast.parse(code, file), line)
-        value = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        with contextlib.redirect_stdout(out):
-            exec(compile(tree, file, "exec"), names)
-            if value is not None:
-                shown = eval(compile(ast.Expression(value.value), file, "eval"), names)
-                if hasattr(shown, "_repr_html_"):
-                    html = shown._repr_html_()
-                elif shown is not None:
-                    print(repr(shown))
-    except Exception as error:
-        name = type(error).__name__
-        return f"{out.getvalue()}{name}: {error}", "", name
-    return out.getvalue().rstrip(), html, None
 
 
 def block(text: str, language: str, role: str) -> nodes.literal_block:

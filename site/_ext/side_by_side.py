@@ -9,8 +9,9 @@
 
 Three tabs, which a reader can turn into three columns. A line that another backend does not have
 is marked; spelling alone (`np.` and `torch.`, `axis=` and `dim=`) does not count. `:jax:`,
-`:torch:` and `:numpy:` name a backend's definition where it has another name, `:doc:` keeps the
-docstring. A name that is missing fails the build, and a change to a file builds its pages anew.
+`:torch:` and `:numpy:` name a backend's definition where it has another name (`_one+_other` is two,
+one below the other), `:doc:` keeps the docstring. A name that is missing fails the build, and a
+change to a file builds its pages anew.
 """
 
 import ast
@@ -45,10 +46,11 @@ class SideBySide(SphinxDirective):
             own_name = self.options.get(backend, name)
             self.env.note_dependency(str(path))
             try:
-                codes[backend] = definition(path, own_name, "doc" in self.options)
+                parts = [definition(path, n, "doc" in self.options) for n in own_name.split("+")]
             except (KeyError, OSError) as error:
                 missing = f"attn_{backend}/{file} has a definition of that name: got {own_name}"
                 raise self.error(f"side-by-side: {missing}") from error
+            codes[backend] = "\n\n\n".join(code for code, _ in parts), parts[0][1]
         lines = [{spelled(line) for line in code.splitlines()} for code, _ in codes.values()]
         common = set.intersection(*lines)
         text = ["::::{tab-set}", ":sync-group: backend", ":class: side-by-side", ""]
@@ -73,8 +75,8 @@ def definition(path: Path, name: str, with_doc: bool) -> tuple[str, int]:
 
 
 def find(tree: ast.AST, path: list[str]):
-    """Return the definition to which a dotted name leads."""
-    for node in ast.iter_child_nodes(tree):
+    """Return the definition to which a dotted name leads: the last, where one is overloaded."""
+    for node in reversed(list(ast.iter_child_nodes(tree))):
         if getattr(node, "name", None) == path[0]:
             return node if len(path) == 1 else find(node, path[1:])
     raise KeyError(path[0])

@@ -1,0 +1,28 @@
+"""A failure as text: the clause, the case, what is wrong and how to repeat it."""
+
+import shlex
+
+from .diagnosis import NAMES
+
+
+def printable(text: str) -> str:
+    """Return a text with its lone surrogates escaped: UTF-8 has no bytes for them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def explain(clause, subject, result: dict, notes: list[str], known: str | None) -> str:
+    """Return a failure as text that needs no knowledge of the suite, and how to repeat it."""
+    message = result["message"].removeprefix(f"{clause.id}: ")
+    message = message.removesuffix(printable("\n".join(["", *notes])))
+    lines = [
+        f"{clause.id} ({clause.level}): {clause.sentence}",
+        f"subject {subject.name}, device {subject.device}, dtype {result['dtype']}, "
+        f"case {result['case']}",
+        message,
+    ]
+    if result["took"]:
+        lines.append(f"this answer is recognised as {result['took']!r}: {NAMES[result['took']]}")
+    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(result['case'])}"
+    chosen += f" --known {shlex.quote(known)}" if known else ""
+    lines.append(f"run just this: python -m conformance run {chosen}")
+    return "\n".join([*lines, *notes])

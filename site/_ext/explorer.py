@@ -1,0 +1,129 @@
+"""`explorer`: the page on which every cell of a mask says why it is hidden.
+
+The build writes the first picture by attn_numpy itself, and the rules' own sentences, into
+site/explorer/frame.html; the modules beside it draw every other picture. Without scripts the first
+picture stays, each cell with its reason. The page alone loads explorer.css and the modules.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+import attn_numpy
+
+SITE = Path(__file__).parents[1]
+ATLAS = SITE.parent / "docs" / "atlas.json"
+MODULES = ["page", "words", "state", "attention", "masks"]  # the first one loads the others
+
+# The first picture, as in START of state.mjs; a browser test compares the two.
+T, S, SAMPLE, CELL, OFFSET = 6, 8, 1, {"query": 3, "key": 6}, {"query_offset": 2}
+PARTS = {"causal": attn_numpy.causal(), "padding": attn_numpy.padding([8, 5])}
+MASK = PARTS["causal"] & PARTS["padding"]
+READS = {"attend": ("true", "attend"), "hide": ("true", "hide"), "add": ("float-inf", "added")}
+RULES = [
+    *PARTS.values(),
+    attn_numpy.sliding_window(0),
+    attn_numpy.prefix([0]),
+    attn_numpy.segments([[0]]),
+]
+
+
+class Explorer(SphinxDirective):
+    """The explorer, with its first picture."""
+
+    def run(self):
+        frame = SITE / "explorer" / "frame.html"
+        for file in (frame, ATLAS, attn_numpy.masks.__file__, __file__):
+            self.env.note_dependency(str(file))
+        self.env.metadata[self.env.docname]["explorer"] = "yes"
+        html = frame.read_text("utf-8")
+        for place, text in content().items():
+            html = html.replace(f"<!--{place}-->", text)
+        return [nodes.raw("", html, format="html")]
+
+
+def content() -> dict[str, str]:
+    """Return what the build writes into the frame, by place."""
+    sentences = {mask.name: mask.rule.sentence for mask in RULES}
+    data = {"sentences": sentences, "libraries": libraries()}
+    scripts = [f'<link rel="modulepreload" href="_static/explorer/{name}.mjs">' for name in MODULES]
+    scripts.append(f'<script type="module" src="_static/explorer/{MODULES[0]}.mjs"></script>')
+    return {
+        "expression": "causal() &amp; padding([8, 5])",
+        "grid": picture(),
+        "legend": legend("■", "allowed") + "".join(legend(n[0].upper(), n) for n in PARTS),
+        "reason": MASK.explain(SAMPLE, 0, **CELL, **OFFSET),
+        "data": json.dumps(data).replace("<", "\\u003c"),
+        "script": "".join(scripts),
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Return who reads an array by each convention, and who by another, as the atlas has it."""
+    if not ATLAS.exists():
+        return dict.fromkeys(READS, "")
+    atlas = json.loads(ATLAS.read_text("utf-8"))
+    told = {name: f"Read so by {readers(atlas, *read)}." for name, read in READS.items()}
+    turned = readers(atlas, "float-inf", "inverted")
+    told["add"] += f" Turned round without a word, so that -inf attends, by {turned}."
+    return {name: f"{text} Measured on {atlas['measured']}." for name, text in told.items()}
+
+
+def readers(atlas: dict, question: str, word: str) -> str:
+    """Return the libraries, and their functions and layers, which answer a question by a word."""
+    found: dict[str, list[str]] = {}
+    for name, peer in atlas["peers"].items():
+        if peer["answers"][question]["word"] == word:
+            found.setdefault(peer["library"], []).append(name)
+    known = {library: " ".join(atlas["libraries"][library].values()) for library in found}
+    return "; ".join(f"{known[library]} ({', '.join(names)})" for library, names in found.items())
+
+
+def legend(sign: str, word: str) -> str:
+    kind = 'class="open"' if word == "allowed" else f'data-by="{sign}"'
+    return f"<span><i {kind}>{sign}</i> {word}</span>"
+
+
+def picture() -> str:
+    """Return the first mask as a table's rows, as page.mjs draws them."""
+    head = "".join(f'<th scope="col">{s}</th>' for s in range(S))
+    rows = []
+    for t in range(T):
+        position = t + OFFSET["query_offset"]
+        cells = "".join(cell(t, s) for s in range(S))
+        rows.append(f'<tr><th scope="row">{t} <small>at {position}</small></th>{cells}</tr>')
+    corner = "<td><small>query \\ key</small></td>"
+    return f"<thead><tr>{corner}{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+
+
+def cell(t: int, s: int) -> str:
+    """Return one cell, with the letters of the parts that hide it and with its reason."""
+    told = {name: mask.explain(SAMPLE, 0, t, s, **OFFSET) for name, mask in PARTS.items()}
+    letters = "".join(name[0].upper() for name in PARTS if told[name].startswith("hidden"))
+    kind = f'data-by="{letters}"' if letters else 'class="open"'
+    at = " aria-selected" if {"query": t, "key": s} == CELL else ""
+    reason = MASK.explain(SAMPLE, 0, t, s, **OFFSET)
+    return f'<td {kind}{at} title="{reason}">{letters or "■"}</td>'
+
+
+def add_css(app, pagename, templatename, context, doctree):
+    if "explorer" in app.env.metadata.get(pagename, {}):
+        app.add_css_file("explorer.css")
+
+
+def copy_modules(app, error):
+    if error is None and app.builder.format == "html":
+        folder = Path(app.outdir, "_static", "explorer")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in MODULES:
+            shutil.copy(SITE / "explorer" / f"{name}.mjs", folder)
+
+
+def setup(app):
+    app.add_directive("explorer", Explorer)
+    app.connect("html-page-context", add_css)
+    app.connect("build-finished", copy_modules)
+    return {"parallel_read_safe": True}

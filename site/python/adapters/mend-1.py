@@ -1,0 +1,17 @@
+import numpy as np
+
+
+class Subject:
+    name = "mine"
+    mask_polarity = "hide"  # True: this key is hidden
+    capabilities = {"attention"}
+
+    def attention(self, query, key, value, *, mask=None):
+        scores = query @ key.swapaxes(2, 3) / np.sqrt(query.shape[3], dtype=query.dtype)
+        allowed = np.ones(scores.shape, bool) if mask is None else mask
+        scores = np.where(allowed, scores, -np.inf)
+        top = scores.max(-1, keepdims=True, initial=-np.inf)
+        weights = np.exp(scores - np.where(np.isneginf(top), 0, top))
+        weights = weights / weights.sum(-1, keepdims=True)
+        weights = np.where(allowed.any(-1, keepdims=True), weights, 0)
+        return np.where(allowed[..., None], weights[..., None] * value[:, :, None], 0).sum(3)

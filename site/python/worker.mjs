@@ -1,0 +1,49 @@
+// One Python in a worker: the page stays responsive, and code that does not end is ended with it.
+import { loadPyodide } from "./pyodide/pyodide.mjs";
+
+let loading = "the interpreter and NumPy", bytes = 0;
+const tell = () => postMessage({ loading, bytes });
+const observer = new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) bytes += entry.encodedBodySize;
+  if (loading) tell();
+});
+observer.observe({ type: "resource", buffered: true });
+
+async function archive(name) {
+  const reply = await fetch(new URL(name, import.meta.url));
+  if (!reply.ok) throw new Error(`${name} must be beside the page: got ${reply.status}`);
+  return reply.arrayBuffer();
+}
+
+async function start() {
+  const own = archive("attn_numpy.zip");
+  const python = await loadPyodide({
+    indexURL: new URL("pyodide/", import.meta.url).href,
+    packages: ["numpy", "jaxtyping", "threadpoolctl"],
+  });
+  loading = "attn_numpy";
+  tell();
+  python.unpackArchive(await own, "zip");
+  const page = python.pyimport("page");
+  loading = null;
+  tell();
+  return [python, page];
+}
+
+const started = start();
+let judge; // what only judging needs
+
+onmessage = async ({ data: { id, what, given } }) => {
+  try {
+    const [python, page] = await started;
+    if (what !== "run") {
+      judge ??= archive("conformance.zip").then((zip) => python.unpackArchive(zip, "zip"));
+      await judge;
+    }
+    const begun = performance.now();
+    const html = page[what](...given);
+    postMessage({ id, html, ms: Math.round(performance.now() - begun) });
+  } catch (error) {
+    postMessage({ id, error: String(error.message ?? error).trim().split("\n").at(-1) });
+  }
+};

@@ -1,0 +1,20 @@
+"""The solutions of "Mend this adapter": for each adapter what is wrong, and what is right."""
+
+ROWS = (
+    "weights = weights / weights.sum(-1, keepdims=True)\n",
+    "weights = weights / weights.sum(-1, keepdims=True)\n"
+    "        weights = np.where(allowed.any(-1, keepdims=True), weights, 0)\n",
+)
+MENDED = {
+    "mend-1": [('"hide"', '"attend"')],
+    "mend-2": [("-1e9", "-np.inf"), ROWS],
+    "mend-3": [ROWS],
+    "mend-4": [
+        (
+            "weights @ value",
+            "np.where(allowed[..., None], weights[..., None] * value[:, :, None], 0).sum(3)",
+        )
+    ],
+    "mend-5": [("np.tile(x, (1, group, 1, 1))", "np.repeat(x, group, axis=1)")],
+    "mend-6": [("np.sqrt(query.shape[3])", "np.sqrt(query.shape[3], dtype=query.dtype)")],
+}

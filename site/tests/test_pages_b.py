@@ -1,0 +1,63 @@
+"""The phrasebook's lines are cut from the files and compared; the API's page has every name."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).parents[1]
+BUILT = SITE / "_build" / "html"
+
+WHERE = "np.where(a, 1, 2)", "torch.where(a, 1, 2)", "jnp.where(a, 1, 2)"
+PHRASES = {
+    "agree": (WHERE, ""),
+    "gone": ((f"{WHERE[0]}  # masks.py", *WHERE[1:]), "a line is in attn_numpy/masks.py: got"),
+    "other_value": ((*WHERE[:2], "jnp.where(a, 1, 3)"), "three frameworks give the same: got"),
+    "other_shape": ((*WHERE[:2], "jnp.where(a, 1, 2)[None]"), "three frameworks give the same"),
+    "fails": (("np.no_such_name(a)", *WHERE[1:]), "no_such_name"),
+    "two_lines": (WHERE[:2], "three lines, or a comment: got 2"),
+}
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a page with the site's own extensions; return what Sphinx complains of."""
+
+    def complaints(text: str) -> str:
+        from sphinx.application import Sphinx
+
+        (tmp_path / "index.md").write_text(text, "utf-8")
+        heard = io.StringIO()
+        folders = (tmp_path, SITE, tmp_path / "out", tmp_path / "doctrees")
+        Sphinx(*folders, "dummy", status=None, warning=heard).build()
+        return heard.getvalue()
+
+    before = list(sys.path)
+    yield complaints
+    sys.path[:] = before
+
+
+@pytest.mark.parametrize("name", PHRASES)
+def test_a_phrase_that_does_not_hold_fails_the_build(build, name):
+    lines, complaint = PHRASES[name]
+    text = "\n".join(["# A page", "```{phrase} Choose", "a = np.eye(2) > 0", "", *lines, "```"])
+    heard = build(text)
+    assert complaint in heard
+    assert bool(heard) == bool(complaint), heard
+
+
+@pytest.mark.parametrize("folder", ["attn_numpy", "attn_torch", "attn_jax"])
+def test_the_api_page_has_every_public_name(tab, folder):
+    import importlib
+
+    tab.goto("/reference/api.html")
+    titles = tab.evaluate("[...document.querySelectorAll('h3')].map(e => e.firstChild.textContent)")
+    assert sorted(titles) == sorted(importlib.import_module(folder).__all__)
+
+
+def test_a_page_that_is_not_there_leads_to_pages_that_are(tab, site):
+    tab.goto("/404.html")
+    links = tab.evaluate("[...document.querySelectorAll('a')].map(e => e.href)")
+    assert links
+    assert all((BUILT / link.removeprefix(f"{site}/")).is_file() for link in links)
