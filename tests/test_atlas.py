@@ -78,6 +78,11 @@ class Fails(Taker):
         raise self.given
 
 
+def answered(peer, question: Question) -> dict:
+    """Return what a library answers, without what was done to the mask."""
+    return {field: x for field, x in ask(peer, question).items() if field != "adapter"}
+
+
 @EVERY
 def test_no_two_alternatives_give_the_same_answer(question):
     found = question.alternatives()
@@ -99,7 +104,7 @@ def test_the_contracts_answer_is_one_of_them(question):
 @EVERY
 def test_whoever_takes_an_alternative_is_recognised(question):
     for name, answer in question.alternatives():
-        found = ask(Taker(question, answer), question)
+        found = answered(Taker(question, answer), question)
         assert found == {"kind": "took", "took": name}
 
 
@@ -114,7 +119,7 @@ def test_an_answer_of_nobodys_is_recorded_with_its_numbers(question):
 
 @EVERY
 def test_an_error_is_recorded_as_a_refusal(question):
-    found = ask(Fails(question, TypeError("\n no such mask\nmore")), question)
+    found = answered(Fails(question, TypeError("\n no such mask\nmore")), question)
     assert found == {"kind": "refused", "took": "refused", "text": "TypeError: no such mask"}
 
 
@@ -208,7 +213,10 @@ def test_the_page_has_every_question_and_every_peer(measured):
         assert f"[{question.clause}](" in text
     for name in measured["peers"]:
         assert f"| `{name}` |" in text.split("## The questions")[0]
-    assert "| [What does True say?](#what-does-true-say) | refused | attend 2, hide 1 |" in text
+    assert (
+        "| [What does True say?](#what-does-true-say) | refused | attend 1 (2), hide 1 (1) |"
+        in text
+    )
 
 
 def test_what_stands_out_is_an_answer_to_its_question():
@@ -338,6 +346,38 @@ def test_a_run_that_ends_early_says_why(tmp_path):
     assert "Nobody" in found["nobody"]["failed"]
 
 
+def test_an_answer_says_which_path_gave_it_and_what_became_of_the_mask(measured):
+    class Tells(atlas_peers.Toy):
+        def attention(self, *inputs, **options):
+            self.path, self.did = "long way", (*self.did, "mask turned round")
+            return super().attention(*inputs, **options)
+
+    found = ask(Tells(), QUESTIONS["true"])
+    assert found["path"] == "long way" and found["adapter"] == ["mask turned round"]
+    peer = measured["peers"]["toy-attends"] | {"answers": {"true": found}}
+    text = page(measured | {"peers": {"toy": peer}}).split("### What does True say?")[1]
+    assert "| `toy` | long way | mask turned round |" in text.split("###")[0]
+
+
+def test_weights_that_did_not_make_the_output_are_said():
+    class Other(atlas_peers.Toy):
+        def weights(self, *inputs, **options):
+            output, weights = super().weights(*inputs, **options)
+            return output, np.full_like(weights, 1 / 3)
+
+    told = ["the weights are not those that made the output"]
+    assert ask(Other(), QUESTIONS["empty-weights"])["adapter"] == told
+    assert "adapter" not in ask(atlas_peers.Toy(), QUESTIONS["empty-weights"])
+
+
+def test_who_is_right_here_and_not_in_every_case_of_the_clause_is_said(measured):
+    contract = {"results": [result("CLEAN-1", "differs", took="poisoned")], "failed": ""}
+    peer = measured["peers"]["toy-attends"] | {"contract": contract}
+    text = page(measured | {"peers": {"toy": peer}})
+    section = text.split("### Does NaN in a hidden key reach the output?")[1].split("###")[0]
+    assert "not in every case of CLEAN-1:\n\n- `toy`: poisoned (1); 1 of 1 cases" in section
+
+
 def test_an_own_mask_is_handed_over_the_way_it_is_wanted():
     seen = QUESTIONS["empty"].given["mask"]
     assert isinstance(seen, OwnMask)
@@ -373,6 +413,7 @@ def test_a_refusal_is_said_without_colours():
 
 def test_the_short_of_it_counts_who_was_asked(measured):
     text = page(measured).split("## At a glance")[1].split("One word a cell")[0]
-    assert "- 1 of 2 [let NaN in a hidden value reach the output](#does-nan-in" in text
-    assert "- 1 of 2 [read a (B, S) mask as (T, S) where B = T](#what-is" in text
+    of_all = "- 1 of 1 (1 of 2 variants)"  # toys are all of one library
+    assert f"{of_all} [let NaN in a hidden value reach the output](#does-nan-in" in text
+    assert f"{of_all} [read a (B, S) mask as (T, S) where B = T](#what-is" in text
     assert "turn a float mask" not in text, "none of them casts"

@@ -120,7 +120,7 @@ FAST = {name for name in PEERS if name.startswith("torch-mha-fast")}  # self-att
 @pytest.mark.parametrize("name", HERE)
 def test_plain_attention_is_the_formula(name, case):
     if name in FAST and case is PLAIN:
-        with pytest.raises(NotOffered, match="^the fast path takes self-attention alone$"):
+        with pytest.raises(NotOffered, match=r"^the fast path takes self-attention alone$"):
             peer(name).attention(*case.inputs("float32"))
         return
     exact, naive = case.expected("float32")
@@ -282,10 +282,10 @@ def test_the_fast_path_offers_nothing_that_the_slow_one_would_answer(monkeypatch
     import torch
 
     bias = np.zeros((3, 2, 7, 7), "float32")
-    with pytest.raises(NotOffered, match="^the fast path does not take this call$"):
+    with pytest.raises(NotOffered, match=r"^the fast path does not take this call$"):
         after("torch-mha-fast", mask=bias)
     monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
-    with pytest.raises(NotOffered, match="^the fast path does not take this call$"):
+    with pytest.raises(NotOffered, match=r"^the fast path does not take this call$"):
         after("torch-mha-fast")
 
 

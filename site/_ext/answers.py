@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 def atlas(env) -> dict:
     """Return the atlas' data; a page that quotes it is built anew when it changes."""
-    file = Path(env.app.confdir).parent / "docs" / "atlas.json"
+    file = Path(env.srcdir).parent / "docs" / "atlas.json"
     env.note_dependency(str(file))
     return json.loads(file.read_text("utf-8"))
 
@@ -144,15 +144,14 @@ class Conversions(SphinxDirective):
         data, text = atlas(self.env), ["::::{tab-set}", ":class: conversions", ""]
         for library, own in data["libraries"].items():
             text += [f":::{{tab-item}} {own['name']}", ""]
-            said = {}
+            said: dict[tuple, str] = {}
             for name, peer in data["peers"].items():
                 if peer["library"] == library:
-                    said.setdefault(tuple(peer["conversion"].values()), []).append(name)
-            for (layout, line), names in said.items():
-                first = data["peers"][names[0]]
-                word = first["answers"]["true"]["word"]
-                about = f"{first['about'].partition(' on numpy')[0]}: True is **{word}**"
-                text += [f"{about}; inputs are ({', '.join(layout.split())}).", ""]
+                    said.setdefault(tuple(peer["conversion"].values()), name)
+            for (about, layout, line), name in said.items():
+                word = data["peers"][name]["answers"]["true"]["answer"]
+                means = data["questions"]["true"]["answers"][word]["means"]
+                text += [f"**{about}**: {means}; inputs ({', '.join(layout.split())})", ""]
                 text += ["```python", line, "```", ""]
             text += [f"{own['name']} {own['version']}, run on {data['measured']}.", ":::", ""]
         return self.parse_text_to_nodes("\n".join([*text, "::::"]))

@@ -45,6 +45,7 @@ allowed = mask.allowed(T, S)
 class Conversion(NamedTuple):
     """How a mask goes to some peers."""
 
+    name: str
     peers: list[str]
     backend: str
     layout: str

@@ -5,7 +5,9 @@ handed over, and the causal flag; it returns the output (B, H, T, D) or raises t
 """
 # mypy: disable-error-code="import-not-found"
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -93,19 +95,18 @@ def flex(q, k, v, mask=None, bias=None):
     import torch
     from torch.nn.attention import flex_attention as module
 
-    options = {}
+    B, H, T, S = sizes = (*q.shape[:3], k.shape[2])
+    options: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]}
     if mask is not None:
-        cell = tensor(np.array(np.broadcast_to(mask, (*q.shape[:3], k.shape[2]))))
-        block = module.create_block_mask(
-            lambda b, h, i, j: cell[b, h, i, j], *cell.shape, device="cpu"
+        cell = tensor(np.array(np.broadcast_to(mask, sizes)))
+        options["block_mask"] = module.create_block_mask(
+            lambda b, h, i, j: cell[b, h, i, j], B, H, T, S, device="cpu"
         )
-        options["block_mask"] = block
     if bias is not None:
-        add = tensor(np.array(np.broadcast_to(bias, (*q.shape[:3], k.shape[2]))))
+        add = tensor(np.array(np.broadcast_to(bias, sizes)))
         options["score_mod"] = lambda s, b, h, i, j: s + add[b, h, i, j]
-    grouped = {"enable_gqa": q.shape[1] != k.shape[1]}
     with torch.no_grad():
-        return back(module.flex_attention(*map(tensor, (q, k, v)), **options, **grouped))
+        return back(module.flex_attention(tensor(q), tensor(k), tensor(v), **options))
 
 
 def over_jax(function, q, k, v, **options):
@@ -231,7 +232,8 @@ def onnx_reference(q, k, v, mask=None, causal=False, softcap=None):
     from onnx.reference import ReferenceEvaluator
 
     model = onnx_model(q, mask, causal, 25, softcap)
-    return ReferenceEvaluator(model).run(None, fed(q, k, v, mask))[0]
+    (output,) = ReferenceEvaluator(model).run(None, fed(q, k, v, mask))
+    return output
 
 
 def onnxruntime(q, k, v, mask=None, causal=False, opset=25, softcap=None):
@@ -271,7 +273,7 @@ def attend(q, k, v, mask=None, bias=None, causal=False, softcap=None, flash=Fals
     return back(layer(q, k, v, mask=mask, attn_bias=bias)[0])
 
 
-CALLS = {
+CALLS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "torch-sdpa": (sdpa, {}),
     "torch-sdpa-math": (sdpa, {"math": True}),
     "torch-mha-train": (mha, {}),

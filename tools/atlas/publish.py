@@ -22,6 +22,7 @@ from .section import answer_of, shortened, shown
 from .variants import LIBRARIES
 
 QUESTION = ("title", "theme", "sentence", "numbers", "clause", "contract")
+LINE = ("name", "layout", "line")
 KEPT = ("path", "adapter")
 
 
@@ -49,7 +50,7 @@ def published(data: dict) -> dict:
 def conversion(peer: str) -> dict:
     """Return the line that takes a mask to a peer, and the layout of what stands beside it."""
     own = conversions().get(peer)
-    return {} if own is None else {"layout": own.layout, "line": own.line}
+    return {} if own is None else {field: getattr(own, field) for field in LINE}
 
 
 def libraries(peers: Iterable[dict]) -> dict[str, dict]:

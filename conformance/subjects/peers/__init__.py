@@ -85,10 +85,10 @@ PEERS: dict[str, PeerEntry] = {
         "onnx:Reference", ("onnx",), "ONNX's Attention by its reference evaluator"
     ),
     "onnxruntime": _peer(
-        "onnx:Runtime", ("onnx", "onnxruntime"), "ONNX's newest Attention by ONNX Runtime"
+        "onnx:Runtime", ("onnxruntime", "onnx"), "ONNX's newest Attention by ONNX Runtime"
     ),
     "onnxruntime-kernel": _peer(
-        "onnx:Kernel", ("onnx", "onnxruntime"), "ONNX Runtime's own kernel, up to opset 24"
+        "onnx:Kernel", ("onnxruntime", "onnx"), "ONNX Runtime's own kernel, up to opset 24"
     ),
     "transformers-eager": _peer(
         "transformers:Eager",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -25,7 +25,7 @@ class Peer:
     watched, `otherwise` is the path that goes by none of them.
     """
 
-    paths: Mapping[str, str] = {}
+    paths: ClassVar[Mapping[str, str]] = {}
     otherwise = ""
     path = ""
     did: tuple[str, ...] = ()

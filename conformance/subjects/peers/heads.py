@@ -96,6 +96,6 @@ class Packed(Asked):
 
 def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return two finite arrays; four times their sum is x, inf by overflow and NaN by inf - inf."""
-    most = np.finfo(x.dtype).max if x.dtype.kind == "f" else ml_dtypes.finfo(x.dtype).max
+    most = float(ml_dtypes.finfo(x.dtype).max)
     one = np.nan_to_num(x * x.dtype.type(0.25), nan=most, posinf=most, neginf=-most)
     return one, np.where(np.isnan(x), -most, 0).astype(x.dtype)

@@ -123,8 +123,8 @@ class Fast(Train):
         """Raise NotOffered unless the projections make NaN and inf where they are wanted."""
         weights = packed(self.arrays(asked.parameters))["in_proj_weight"]
         made = linear(self.array(asked.x), weights).chunk(3, -1)
-        for wanted, got in zip(asked.fitted.inputs.values(), made, strict=True):
-            got = asked.split(self.numpy(got))[..., : wanted.shape[3]]
+        for wanted, projected in zip(asked.fitted.inputs.values(), made, strict=True):
+            got = asked.split(self.numpy(projected))[..., : wanted.shape[3]]
             if not np.array_equal(
                 np.where(np.isfinite(wanted), 0, wanted),
                 np.where(np.isfinite(got), 0, got),
