@@ -8,6 +8,7 @@ GPU, take PyTorch's CPU wheel instead of several GB of CUDA:
 """
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -57,6 +58,9 @@ SCHEMAS = {
     "github-issue-forms": ".github/ISSUE_TEMPLATE/*.yml",
     "citation-file-format": "CITATION.cff",
 }
+
+# What the site's tests need of the system: Debian's package, and the program in it.
+BROWSER = {"chromium": "chromium", "nodejs": "node"}
 
 # The tests that compile, and the one that sees what is imported: what a new version breaks first.
 COMPILING = ["compile", "compilations", "traced", "shared_programs", "kernel", "isolation"]
@@ -216,8 +220,15 @@ def site(session: nox.Session) -> None:
 
 @nox.session(name="site-browser", venv_backend="none", requires=["site"])
 def site_browser(session: nox.Session) -> None:
-    """Test the site in Debian's Chromium, and its scripts in Node."""
-    run(session, "-m", "pytest", "site/tests", *session.posargs)
+    """Test the site in Chromium, and its scripts in Node; on Debian both are installed."""
+    missing = [name for name, program in BROWSER.items() if shutil.which(program) is None]
+    if missing and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run("apt-get", "install", "--yes", *missing, external=True, silent=True)
+    elif missing:
+        session.skip(f"these tests need Chromium and Node: install {' and '.join(missing)}")
+    cores = [] if session.posargs else parallel()
+    run(session, "-m", "pytest", "site/tests", *cores, *session.posargs)
 
 
 @nox.session
