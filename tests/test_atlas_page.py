@@ -17,6 +17,7 @@ from conformance.subjects.peers import PEERS
 from tools.atlas.__main__ import main
 from tools.atlas.markdown import anchor
 from tools.atlas.page import page
+from tools.atlas.publish import published
 from tools.atlas.questions import QUESTIONS
 from tools.atlas.snippets import LINES, Snippet, snippets
 from tools.atlas.sources import threads
@@ -124,10 +125,19 @@ def test_the_command_knows_its_peers(capsys):
 
 
 def test_the_page_can_be_written_again_from_what_was_kept(tmp_path):
-    peer = {"about": "nothing", "missing": ["such"], "versions": {}, "answers": {}, "failed": ""}
+    peer = {
+        "about": "nothing",
+        "library": "such",
+        "missing": ["such"],
+        "versions": {},
+        "answers": {},
+        "failed": "",
+    }
     peer |= {"contract": {"results": [], "failed": ""}}
     data = {"measured": "today", "python": "3", "peers": {"none": peer}, "snippets": {}}
+    data |= {"again": {}, "conversions": {}}
     (tmp_path / "kept.json").write_text(json.dumps(data), "utf-8")
     asked = ["--data", str(tmp_path / "kept.json"), "--page", str(tmp_path / "new" / "page.md")]
     assert main(asked) == 1, "nobody answered, which is no success"
     assert (tmp_path / "new" / "page.md").read_text("utf-8") == page(data)
+    assert json.loads((tmp_path / "new" / "page.json").read_text("utf-8")) == published(data)
