@@ -32,7 +32,8 @@ def kind(value: Any) -> str:
 
 def as_integers(name: str, value: Any, rank: int) -> Array:
     """Return an array of integers of the given rank, made from an array or a list."""
-    for part in value if isinstance(value, list | tuple) else (value,):
+    parts = value if isinstance(value, list | tuple) else (value,)
+    for part in (part for part in parts if type(part) is not int):
         if isinstance(part, np.ma.MaskedArray) or arrays.inside(part):
             raise TypeError(f"{name} must be integers: got {kind(part)}")
     array = value if is_array(value) else np.asarray(value)
@@ -42,7 +43,8 @@ def as_integers(name: str, value: Any, rank: int) -> Array:
         axes = "(B,)" if rank == 1 else "(B, S)"
         raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
     signed = arrays.signed_copy(array)
-    if dtype_name(array).startswith("uint") and _has_known_values(signed):
+    may_wrap = dtype_name(array) in ("uint32", "uint64")  # a wider signed one holds the others
+    if may_wrap and _has_known_values(signed):
         lowest, _ = arrays.lowest_highest(signed)
         if lowest < 0:
             got = lowest + 2 ** (8 * array.dtype.itemsize)
@@ -249,8 +251,8 @@ def count_samples(query_offset: Any) -> int:
 
 
 def check_drawn(weights: Any) -> None:
-    if not is_array(weights):
-        raise TypeError(f"weights must be an array: got {kind(weights)}")
+    if not is_array(weights) or "float" not in dtype_name(weights):
+        raise TypeError(f"weights must be an array of floats: got {kind(weights)}")
     if weights.ndim not in (2, 4):
         rule = "weights must be (T, S) or (B, H, T, S)"
         if weights.ndim == 3:
@@ -262,6 +264,8 @@ def check_labels(name: str, labels: Sequence | None, letter: str, count: int) ->
     """Return the labels as lines of text, in which no control character moves what follows."""
     if labels is None:
         return []
+    if not hasattr(labels, "__len__"):
+        raise TypeError(f"{name} must be a list of labels: got {kind(labels)}")
     if len(labels) != count:
         raise ValueError(f"{name} must be {letter} = {count} labels: got {len(labels)}")
     shown = ((c if c.isprintable() else repr(c)[1:-1] for c in str(label)) for label in labels)

@@ -166,7 +166,7 @@ def _overlapping(held: dict[str, Tensor]) -> list[str]:
 
 def _do_overlap(views: list[Tensor]) -> bool:
     """Whether two elements of these views of one memory lie at one place."""
-    if all(view.is_contiguous() for view in views):
+    if all(_is_dense(view) for view in views):
         ends = sorted((view.data_ptr(), view.data_ptr() + view.nbytes) for view in views)
         return any(one[1] > other[0] for one, other in pairwise(ends))
     places = []
@@ -176,6 +176,12 @@ def _do_overlap(views: list[Tensor]) -> bool:
         places.append(at.as_strided(view.shape, view.stride(), view.storage_offset()).flatten())
     taken = torch.cat(places)
     return len(taken.unique()) < len(taken)
+
+
+def _is_dense(view: Tensor) -> bool:
+    """Whether a view is some block of memory without a gap, in whichever order of its axes."""
+    order = sorted(range(view.ndim), key=view.stride, reverse=True)
+    return view.permute(order).is_contiguous()
 
 
 def _is_abstract(parameter: Tensor) -> bool:

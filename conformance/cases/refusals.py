@@ -214,8 +214,12 @@ MASKS = [
           "weights must be (T, S) or (B, H, T, S), write weights[None] for (H, T, S) "
           "and weights[:, None] for (B, T, S): got (2, 5, 7)",
           lambda m, a: m.draw_weights(a(2, 5, 7)), True),
-    Wrong("draw_weights_list", TypeError, "weights must be an array: got list",
+    Wrong("draw_weights_list", TypeError, "weights must be an array of floats: got list",
           lambda m, a: m.draw_weights([[1.0]])),
+    Wrong("draw_weights_bool", TypeError, "weights must be an array of floats: got bool array",
+          lambda m, a: m.draw_weights(a(5, 7, dtype="bool")), True),
+    Wrong("draw_weights_label_count", TypeError, "query_labels must be a list of labels: got int",
+          lambda m, a: m.draw_weights(a(5, 7), query_labels=5), True),
     Wrong("draw_weights_labels", ValueError, "key_labels must be S = 7 labels: got 5",
           lambda m, a: m.draw_weights(a(5, 7), key_labels="abcde"), True),
     Wrong("explain_offset", TypeError, "query_offset must be an int or integers (B,): got str",

@@ -83,7 +83,8 @@ class Python(Panel):
         names = self.env.temp_data.setdefault("python", {"__name__": "page"})
         text, html, raised = execute(code, names, *self.get_source_info())
         if raised != self.options.get("raises"):
-            raise self.error(f"python: an exception is announced: got {text}\n{code}")
+            expected = self.options.get("raises", "no exception")
+            raise self.error(f"python: expected {expected}: got {text}\n{code}")
         shown = (f"<pre>{escape(text)}</pre>" if text else "") + html
         return self.framed("run", "Python", [self.editor(code, "Python, yours to change")], shown)
 

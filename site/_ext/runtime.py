@@ -8,6 +8,7 @@ all else stands.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,25 +44,32 @@ LOG = logging.getLogger(__name__)
 
 
 def fetch() -> None:
-    """Fetch what the site's folder lacks. Raises OSError or CalledProcessError where it cannot."""
-    if not PYODIDE.exists():
+    """Fetch what the site's folder lacks. Raises OSError or CalledProcessError where it cannot.
+
+    Raises ValueError where bytes are others than those that are pinned.
+    """
+    if version(PYODIDE / "package.json") != version(SITE / "package.json"):
         npm = shutil.which("npm")
         if npm is None:
             raise FileNotFoundError("npm must be on the path: got none")
         install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
         subprocess.run(install, cwd=SITE, check=True, timeout=120)
-    pins = (OWN / "wheels.txt").read_text("utf-8")
-    if len(list(WHEELS.glob("*.whl"))) < len(pins.splitlines()):
+    pins = set(re.findall(r"sha256:(\w+)", (OWN / "wheels.txt").read_text("utf-8")))
+    if {digest(wheel) for wheel in WHEELS.glob("*.whl")} != pins:
+        shutil.rmtree(WHEELS, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         pip += ["--only-binary=:all:", "--dest", WHEELS, "--requirement", OWN / "wheels.txt"]
         subprocess.run(pip, check=True, timeout=120)
     lock = json.loads((PYODIDE / "pyodide-lock.json").read_text("utf-8"))
     numpy = lock["packages"]["numpy"]
     if (found := digest(OWN / "assets" / numpy["file_name"])) != numpy["sha256"]:
-        raise OSError(f"{numpy['file_name']} must have Pyodide's SHA-256: got {found}")
-    for wheel in WHEELS.glob("*.whl"):
-        if digest(wheel) not in pins:
-            raise OSError(f"{wheel.name} must have a SHA-256 of wheels.txt: got {digest(wheel)}")
+        raise ValueError(f"{numpy['file_name']} must have Pyodide's SHA-256: got {found}")
+
+
+def version(path: Path) -> str | None:
+    """Return the version of Pyodide that a package.json is of, or asks for."""
+    words = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return words.get("dependencies", {}).get("pyodide", words.get("version"))
 
 
 def digest(path: Path) -> str:

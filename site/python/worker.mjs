@@ -17,29 +17,36 @@ async function archive(name) {
 
 async function start() {
   const own = archive("attn_numpy.zip");
-  const python = await loadPyodide({
+  const interpreter = await loadPyodide({
     indexURL: new URL("pyodide/", import.meta.url).href,
     packages: ["numpy", "jaxtyping", "threadpoolctl"],
   });
   loading = "attn_numpy";
   tell();
-  python.unpackArchive(await own, "zip");
-  const page = python.pyimport("page");
+  interpreter.unpackArchive(await own, "zip");
+  const page = interpreter.pyimport("page");
   loading = null;
   tell();
-  return [python, page];
+  return [interpreter, page];
 }
 
-const started = start();
-let judge; // what only judging needs
+/** Make something once; where that fails, the next call tries anew. */
+function once(make) {
+  let made;
+  return (...given) => (made ??= make(...given).catch((error) => {
+    made = undefined;
+    throw error;
+  }));
+}
+
+const python = once(start);
+const judge = once(async (interpreter) =>
+  interpreter.unpackArchive(await archive("conformance.zip"), "zip")); // what only judging needs
 
 onmessage = async ({ data: { id, what, given } }) => {
   try {
-    const [python, page] = await started;
-    if (what !== "run") {
-      judge ??= archive("conformance.zip").then((zip) => python.unpackArchive(zip, "zip"));
-      await judge;
-    }
+    const [interpreter, page] = await python();
+    if (what !== "run") await judge(interpreter);
     const begun = performance.now();
     const html = page[what](...given);
     postMessage({ id, html, ms: Math.round(performance.now() - begun) });

@@ -239,7 +239,7 @@ def test_a_wheel_that_is_another_is_refused(tmp_path, monkeypatch):
     (wheel,) = (tmp_path / "python" / "assets").glob("*.whl")
     with wheel.open("ab") as file:
         file.write(b"!")
-    with pytest.raises(OSError, match="must have Pyodide's SHA-256: got "):
+    with pytest.raises(ValueError, match="must have Pyodide's SHA-256: got "):
         runtime.fetch()
 
 
