@@ -200,8 +200,8 @@ class Mask:
 
         >>> print((causal() & padding([3, 2])).explain(batch=1, head=0, query=3, key=2))
         hidden: sample 1, head 0, query 3, key 2
-          allowed by causal(): a query sees its own position and those before it
-          hidden by padding(lengths=[3, 2]): keys before the sample's length are allowed
+          allowed by causal(): a query sees only its own position and those before it
+          hidden by padding(lengths=[3, 2]): only keys before the sample's length are allowed
         """
         checks.check_cell(self, (batch, head, query, key))
         batch, head, query, key = map(int, (batch, head, query, key))
@@ -344,7 +344,7 @@ def causal() -> Mask:
     return Mask("causal", _causal, positional=True)
 
 
-@_means("a query sees its own position and those before it")
+@_means("a query sees only its own position and those before it")
 def _causal(at: Any) -> Any:
     return at.key <= at.query
 
@@ -368,7 +368,7 @@ def sliding_window(before: int, after: int = 0) -> Mask:
     )
 
 
-@_means("a query sees from `before` positions back to `after` ahead")
+@_means("a query sees only from `before` positions back to `after` ahead")
 def _sliding_window(at: Any, before: int, after: int) -> Any:
     near, after = min(before, 2**30), min(after, 2**31 - 1)  # no sum may overflow 32 bits
     far = min(before - near, 2**30)
@@ -416,7 +416,7 @@ def padding(
     return Mask("padding", _padding_hidden, arrays=(checks.check_hidden(hidden),), axes=("BS",))
 
 
-@_means("keys before the sample's length are allowed")
+@_means("only keys before the sample's length are allowed")
 def _padding(at: Any, lengths: np.ndarray) -> Any:
     return at.key < at.samples(lengths)
 
@@ -449,13 +449,13 @@ def segments(
     return Mask("segments", _segments_pair, arrays=(queries, keys), axes=("BT", "BS"))
 
 
-@_means("a query sees the keys of its own segment")
+@_means("a query sees only the keys of its own segment")
 def _segments(at: Any, ids: np.ndarray) -> Any:
     inside = (at.query >= 0) & (at.query < ids.shape[1])
     return inside & (at.positions(ids) == at.columns(ids))
 
 
-@_means("a query sees the keys of its own segment")
+@_means("a query sees only the keys of its own segment")
 def _segments_pair(at: Any, query_ids: np.ndarray, key_ids: np.ndarray) -> Any:
     return at.rows(query_ids) == at.columns(key_ids)
 
