@@ -106,7 +106,9 @@ class Libraries(SphinxRole):
         if not names:
             text = f"an answer must be somebody's: got {self.text}"
             return [], [self.inliner.reporter.error(text, line=self.lineno)]
-        shown = f"{len(names)}" if asked != word else " and ".join([", ".join(names[:-1]), names[-1]])
+        shown = (
+            f"{len(names)}" if asked != word else " and ".join([", ".join(names[:-1]), names[-1]])
+        )
         return [nodes.inline(self.rawtext, shown.removeprefix(" and "))], []
 
 

@@ -50,12 +50,13 @@ def content(data: dict) -> dict[str, str]:
     """Return what the build writes into the frame, by place."""
     sentences = {mask.name: mask.rule.sentence for mask in RULES}
     given = {"sentences": sentences, "libraries": libraries(data)}
+    hiding = [legend(name[0].upper(), f"hidden by {name}") for name in PARTS]
     scripts = [f'<link rel="modulepreload" href="_static/explorer/{name}.mjs">' for name in MODULES]
     scripts.append(f'<script type="module" src="_static/explorer/{MODULES[0]}.mjs"></script>')
     return {
         "expression": "causal() &amp; padding([8, 5])",
         "grid": picture(),
-        "legend": legend("■", "allowed") + "".join(legend(n[0].upper(), f"hidden by {n}") for n in PARTS),
+        "legend": "".join([legend("■", "allowed"), *hiding]),
         "reason": escape(MASK.explain(SAMPLE, 0, **CELL, **OFFSET)),
         "data": json.dumps(given).replace("<", "\\u003c"),
         "script": "".join(scripts),

@@ -208,7 +208,9 @@ def test_every_start_shows_another_mask(tab):
 
 
 def test_a_link_that_makes_no_sense_shows_something(tab):
-    tab.goto("/explorer.html#T=99&S=x&t=-5&mask=rm.and.<b>.and.constructor&ids0=a&empty=1&sample=7&__proto__=1")
+    tab.goto(
+        "/explorer.html#T=99&S=x&t=-5&mask=rm.and.<b>.and.constructor&ids0=a&empty=1&sample=7&__proto__=1"
+    )
     seen = tab.evaluate(READ)
     assert (len(seen["grid"]), len(seen["grid"][0])) == (12, 8)
     assert seen["expression"] == "None"

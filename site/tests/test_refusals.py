@@ -18,7 +18,7 @@ PAGES = {
     "python absent": (PYTHON(":raises: KeyError", "1 + 1"), "an exception is announced: got 2"),
     "python another": (PYTHON(":raises: KeyError", "1 / 0"), "is announced: got ZeroDivisionError"),
     "side-by-side": (TABS("causal", ""), ""),
-    "side-by-side nobody": (TABS("nobody", ""), "attn_numpy/masks.py has a definition of that name"),
+    "side-by-side nobody": (TABS("nobody", ""), "numpy/masks.py has a definition of that name"),
     "side-by-side jax": (TABS("causal", ":jax: nobody"), "that name: got nobody"),
     "exercise": (EXERCISE("CAUSE-1", "MASK-7"), ""),
     "exercise right holds": (EXERCISE("ATT-1", "MASK-7"), "ATT-1 alone breaks: got []"),
