@@ -95,7 +95,8 @@ class Libraries(SphinxRole):
 
     def run(self):
         data = atlas(self.env)
-        question, word, *count = self.text.split()
+        question, _, asked = self.text.partition(" ")
+        word = asked.removesuffix(" count")
         try:
             one_of(data["questions"], "a question", question)
         except ValueError as error:
@@ -105,7 +106,9 @@ class Libraries(SphinxRole):
         if not names:
             text = f"an answer must be somebody's: got {self.text}"
             return [], [self.inliner.reporter.error(text, line=self.lineno)]
-        shown = f"{len(names)}" if count else " and ".join([", ".join(names[:-1]), names[-1]])
+        shown = (
+            f"{len(names)}" if asked != word else " and ".join([", ".join(names[:-1]), names[-1]])
+        )
         return [nodes.inline(self.rawtext, shown.removeprefix(" and "))], []
 
 

@@ -7,15 +7,16 @@ picture stays, each cell with its reason. The page alone loads explorer.css and 
 
 import json
 import shutil
+from html import escape
 from pathlib import Path
 
+from answers import atlas, rows
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 import attn_numpy
 
 SITE = Path(__file__).parents[1]
-ATLAS = SITE.parent / "docs" / "atlas.json"
 MODULES = ["page", "words", "state", "attention", "masks"]  # the first one loads the others
 
 # The first picture, as in START of state.mjs; a browser test compares the two.
@@ -36,50 +37,47 @@ class Explorer(SphinxDirective):
 
     def run(self):
         frame = SITE / "explorer" / "frame.html"
-        for file in (frame, ATLAS, attn_numpy.masks.__file__, __file__):
+        for file in (frame, attn_numpy.masks.__file__, __file__):
             self.env.note_dependency(str(file))
         self.env.metadata[self.env.docname]["explorer"] = "yes"
         html = frame.read_text("utf-8")
-        for place, text in content().items():
+        for place, text in content(atlas(self.env)).items():
             html = html.replace(f"<!--{place}-->", text)
         return [nodes.raw("", html, format="html")]
 
 
-def content() -> dict[str, str]:
+def content(data: dict) -> dict[str, str]:
     """Return what the build writes into the frame, by place."""
     sentences = {mask.name: mask.rule.sentence for mask in RULES}
-    data = {"sentences": sentences, "libraries": libraries()}
+    given = {"sentences": sentences, "libraries": libraries(data)}
+    hiding = [legend(name[0].upper(), f"hidden by {name}") for name in PARTS]
     scripts = [f'<link rel="modulepreload" href="_static/explorer/{name}.mjs">' for name in MODULES]
     scripts.append(f'<script type="module" src="_static/explorer/{MODULES[0]}.mjs"></script>')
     return {
         "expression": "causal() &amp; padding([8, 5])",
         "grid": picture(),
-        "legend": legend("■", "allowed") + "".join(legend(n[0].upper(), n) for n in PARTS),
-        "reason": MASK.explain(SAMPLE, 0, **CELL, **OFFSET),
-        "data": json.dumps(data).replace("<", "\\u003c"),
+        "legend": "".join([legend("■", "allowed"), *hiding]),
+        "reason": escape(MASK.explain(SAMPLE, 0, **CELL, **OFFSET)),
+        "data": json.dumps(given).replace("<", "\\u003c"),
         "script": "".join(scripts),
     }
 
 
-def libraries() -> dict[str, str]:
+def libraries(data: dict) -> dict[str, str]:
     """Return who reads an array by each convention, and who by another, as the atlas has it."""
-    if not ATLAS.exists():
-        return dict.fromkeys(READS, "")
-    atlas = json.loads(ATLAS.read_text("utf-8"))
-    told = {name: f"Read so by {readers(atlas, *read)}." for name, read in READS.items()}
-    turned = readers(atlas, "float-inf", "inverted")
+    told = {name: f"Read so by {readers(data, *read)}." for name, read in READS.items()}
+    turned = readers(data, "float-inf", "inverted")
     told["add"] += f" Turned round without a word, so that -inf attends, by {turned}."
-    return {name: f"{text} Measured on {atlas['measured']}." for name, text in told.items()}
+    return {name: f"{text} Measured on {data['measured']}." for name, text in told.items()}
 
 
-def readers(atlas: dict, question: str, word: str) -> str:
+def readers(data: dict, question: str, word: str) -> str:
     """Return the libraries, and their functions and layers, which answer a question by a word."""
-    found: dict[str, list[str]] = {}
-    for name, peer in atlas["peers"].items():
-        if peer["answers"][question]["word"] == word:
-            found.setdefault(peer["library"], []).append(name)
-    known = {library: " ".join(atlas["libraries"][library].values()) for library in found}
-    return "; ".join(f"{known[library]} ({', '.join(names)})" for library, names in found.items())
+    return "; ".join(
+        f"{' '.join(data['libraries'][library].values())} ({', '.join(variants)})"
+        for library, answer, variants in rows(data, question)
+        if answer["word"] == word
+    )
 
 
 def legend(sign: str, word: str) -> str:
@@ -105,7 +103,7 @@ def cell(t: int, s: int) -> str:
     letters = "".join(name[0].upper() for name in PARTS if told[name].startswith("hidden"))
     kind = f'data-by="{letters}"' if letters else 'class="open"'
     at = " aria-selected" if {"query": t, "key": s} == CELL else ""
-    reason = MASK.explain(SAMPLE, 0, t, s, **OFFSET)
+    reason = escape(MASK.explain(SAMPLE, 0, t, s, **OFFSET))
     return f'<td {kind}{at} title="{reason}">{letters or "■"}</td>'
 
 

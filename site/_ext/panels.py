@@ -95,7 +95,7 @@ class Judge(Panel):
     required_arguments = 1
 
     def run(self):
-        path = Path(self.env.app.confdir) / self.arguments[0]
+        path = Path(__file__).parents[1] / self.arguments[0]
         self.env.note_dependency(str(path))
         code = path.read_text("utf-8").rstrip()
         if path.suffix == ".md":  # its first class

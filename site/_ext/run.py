@@ -27,7 +27,7 @@ class Run(SphinxDirective):
     option_spec: ClassVar = {"raises": directives.unchanged_required, "hide": directives.flag}
 
     def run(self):
-        for file in Path(self.env.app.confdir).parent.glob("attn_*/*.py"):
+        for file in Path(__file__).parents[2].glob("attn_*/*.py"):
             self.env.note_dependency(str(file))  # a change to the code runs the page anew
         code, expected = "\n".join(self.content), self.options.get("raises")
         names = self.env.temp_data.setdefault("run", {"__name__": self.env.docname})

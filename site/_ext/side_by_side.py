@@ -40,7 +40,7 @@ class SideBySide(SphinxDirective):
 
     def run(self):
         file, name = self.arguments
-        root, codes = Path(self.env.app.confdir).parent, {}
+        root, codes = Path(__file__).parents[2], {}
         for backend in BACKENDS:
             path = root / f"attn_{backend}" / file
             own_name = self.options.get(backend, name)

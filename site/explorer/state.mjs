@@ -58,7 +58,7 @@ export function fitted(state) {
 export function termsOf(text) {
   const terms = [];
   for (const [, join, tilde, name] of text.matchAll(/(?:^|\.(and|or)\.)(~?)([a-z]+)/g))
-    if (name in PARTS && !terms.some((term) => term.name === name))
+    if (Object.hasOwn(PARTS, name) && !terms.some((term) => term.name === name))
       terms.push({ name, join: join ?? "and", negated: Boolean(tilde) });
   return terms;
 }

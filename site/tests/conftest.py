@@ -1,6 +1,8 @@
-"""The built site behind a local server, and Debian's Chromium to read it with."""
+"""The built site behind a local server, Chromium to read it with, and pages built alone."""
 
+import io
 import shutil
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-BUILT = Path(__file__).parents[1] / "_build" / "html"
+SITE = Path(__file__).parents[1]
+BUILT = SITE / "_build" / "html"
 TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
@@ -50,14 +53,39 @@ def browser():
 
 @pytest.fixture
 def tab(site, browser):
-    """A page of the browser that fails the test if the site asks another host for anything."""
+    """A page that fails the test if it asks another host, asks in vain, or tells an error."""
     context = browser.new_context(base_url=site)
-    asked, errors = [], []
+    asked, lost, errors = [], [], []
     context.on("request", lambda request: asked.append(request.url))
+    context.on("response", lambda reply: lost.append(reply.url) if reply.status >= 400 else None)
+    context.on("weberror", lambda told: errors.append(str(told.error)))
+    context.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
     opened = context.new_page()
-    opened.on("pageerror", lambda error: errors.append(str(error)))
     yield opened
     context.close()
     outside = [url for url in asked if not url.startswith((site, "data:", "blob:"))]
     assert not outside, f"a page asks nobody but its own host: got {outside}"
+    assert not lost, f"what a page asks for is there: got {lost}"
     assert not errors, f"no script of a page fails: got {errors}"
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a page with the site's own extensions; what Sphinx complains of, and the page."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
+
+    source, before = tmp_path / "site", list(sys.path)
+    source.mkdir()
+    shutil.copytree(SITE.parent / "docs", tmp_path / "docs")
+
+    def built(text: str, **settings):
+        (source / "index.md").write_text(text, "utf-8")
+        heard, folders = io.StringIO(), (source, SITE, tmp_path / "out", tmp_path / "trees")
+        with docutils_namespace():  # or an earlier build's directives are complained of
+            app = Sphinx(*folders, "dummy", settings, status=None, warning=heard)
+            app.build()
+            return heard.getvalue(), app.env.get_doctree("index")
+
+    yield built
+    sys.path[:] = before

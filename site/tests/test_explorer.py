@@ -18,6 +18,7 @@ ATLAS = Path(__file__).parents[2] / "docs" / "atlas.json"
 SEED = int(os.environ.get("EXPLORER_SEED", random.randrange(10**6)))
 NAMES = ["causal", "window", "chunks", "prefix", "segments", "padding"]
 LETTERS = dict(zip(NAMES, "CWKFSP", strict=True))
+TERM = re.compile(r"(?:^|\.(and|or)\.)(~?)([a-z]+)")
 READ = """() => {
   const text = (id) => document.getElementById(id).textContent;
   const rows = (id) => [...document.querySelectorAll(`#${id} tbody tr`)].map((tr) =>
@@ -27,6 +28,8 @@ READ = """() => {
   const full = [...document.querySelectorAll("#ex-grid tbody tr")].map((tr) =>
     tr.classList.contains("full"));
   return {grid: rows("ex-grid"), by, full, why: text("ex-why"), python: text("ex-python"),
+    note: document.getElementById("ex-full").hidden ? "" : text("ex-full"),
+    legend: [...document.querySelectorAll("#ex-legend span")].map((span) => span.textContent),
     array: text("ex-array"), scores: rows("ex-scores"), weights: rows("ex-weights"),
     expression: text("ex-expression"), link: location.hash};
 }"""
@@ -91,13 +94,14 @@ def compare(seen: dict, state: dict) -> None:
 
     allowed = np.broadcast_to(np.asarray(mask.allowed(*call, **settings)), (2, 1, *call))[sample, 0]
     assert seen["full"] == (~allowed).all(-1).tolist()
+    assert_note(seen["note"], allowed)
+    assert_legend(seen["legend"], state)
     assert_numbers(seen["scores"], steps.masked_scores[sample, 0])
     weights, output = (np.asarray(x[sample, 0]) for x in (steps.weights, steps.output))
     assert_numbers(seen["weights"], np.concatenate([weights, output], -1))
     shown = np.array(seen["weights"])[:, : state["S"]]
     assert ((shown == "0") == (weights == 0)).all()
-    if "|" not in seen["expression"]:
-        assert_letters(seen["by"], state, mask)
+    assert_letters(seen["by"], state, mask)
 
 
 def assert_numbers(shown: list[list[str]], wanted) -> None:
@@ -106,15 +110,39 @@ def assert_numbers(shown: list[list[str]], wanted) -> None:
     np.testing.assert_allclose(shown, np.asarray(wanted, float), rtol=0, atol=0.00501)
 
 
+def assert_note(note: str, allowed) -> None:
+    """The note names the fully masked rows, and the number of keys; without such a row is none."""
+    named = re.search(r"query ([\d, ]+)\. .* each of the (\d+) keys 1/(\d+)", note)
+    full = np.flatnonzero(~allowed.any(-1))
+    assert bool(note) == bool(full.size)
+    if note:
+        rows, *keys = named.groups()
+        assert rows == ", ".join(map(str, full))
+        assert keys == [str(allowed.shape[1])] * 2
+
+
+def assert_legend(legend: list[str], state: dict) -> None:
+    """Each part of the mask stands in the legend by its letter, and nothing else does."""
+    terms = TERM.findall(state["mask"])
+    parts = [
+        f"{LETTERS[part]} hidden by {'not ' if tilde else ''}{part}" for _, tilde, part in terms
+    ]
+    assert legend == ["■ allowed", *parts, *(["+ and by others"] if len(parts) > 3 else [])]
+
+
 def assert_letters(by: list[list[str]], state: dict, mask) -> None:
-    """Where all parts are joined by &, a cell's letters are those of the parts that hide it."""
-    parts = [LETTERS[part.strip("~")] for part in state["mask"].split(".") if part != "and"]
+    """A cell's letters are those of the parts that hide it, as `explain` tells what each says."""
+    terms = TERM.findall(state["mask"])
     for t, row in enumerate(by):
         for s, letters in enumerate(row):
             cell = {"batch": state["sample"], "head": 0, "query": t, "key": s}
             lines = mask.explain(**cell, query_offset=state["offset"]).splitlines()[1:]
-            told = zip(parts, lines, strict=True)
-            assert letters == "".join(part for part, line in told if line.startswith("  hidden"))
+            wanted = ""  # of what stands before a part: empty where that allows the cell
+            for (join, _, part), line in zip(terms, lines, strict=True):
+                own = LETTERS[part] if line.startswith("  hidden") else ""
+                both = wanted and own
+                wanted = wanted + own if both or join != "or" else ""
+            assert letters == wanted
 
 
 def test_random_settings_are_as_in_the_package(tab):
@@ -146,6 +174,7 @@ def test_the_first_picture_needs_no_script(site, browser, tab):
     assert [row.locator("td").all_text_contents() for row in rows] == told["grid"]
     assert bare.locator("#ex-why").text_content() == told["why"]
     assert bare.locator("#ex-expression").text_content() == told["expression"]
+    assert bare.locator("#ex-legend span").all_text_contents() == told["legend"]
     assert rows[3].locator("td").nth(6).get_attribute("title") == told["why"]
     shown = bare.locator(".needs-script").all()
     assert shown and not any(part.is_visible() for part in shown)
@@ -179,7 +208,9 @@ def test_every_start_shows_another_mask(tab):
 
 
 def test_a_link_that_makes_no_sense_shows_something(tab):
-    tab.goto("/explorer.html#T=99&S=x&t=-5&mask=rm.and.<b>&ids0=a&empty=1&sample=7&__proto__=1")
+    tab.goto(
+        "/explorer.html#T=99&S=x&t=-5&mask=rm.and.<b>.and.constructor&ids0=a&empty=1&sample=7&__proto__=1"
+    )
     seen = tab.evaluate(READ)
     assert (len(seen["grid"]), len(seen["grid"][0])) == (12, 8)
     assert seen["expression"] == "None"
@@ -224,8 +255,6 @@ def test_pointing_and_touching_choose_a_cell(site, browser, tab):
 
 
 def test_the_readers_of_a_convention_are_those_of_the_atlas(tab):
-    if not ATLAS.exists():
-        pytest.skip("libraries are quoted from docs/atlas.json: got no such file")
     peers = json.loads(ATLAS.read_text("utf-8"))["peers"]
     wanted = {"attend": ("true", "attend"), "hide": ("true", "hide"), "add": ("float-inf", "added")}
     tab.goto("/explorer.html")

@@ -1,7 +1,7 @@
 """Every page loads without an error and asks no other host; every link inside the site is good."""
 
 from pathlib import Path
-from urllib.parse import urldefrag, urljoin
+from urllib.parse import parse_qsl, urldefrag, urljoin
 
 import pytest
 
@@ -34,6 +34,22 @@ def test_every_link_inside_the_site_leads_somewhere(tab):
     ]
     assert len(wanted) > 100
     assert not lost, f"a link leads to a page, and to a place on it: got {lost[:10]}"
+
+
+def test_every_link_to_a_state_shows_that_state(tab):
+    """The page writes its state into the address when a cell is chosen: that is the link's."""
+    links = {}
+    for path in PAGES:
+        tab.goto(f"/{path}")
+        links |= {urljoin(path, link): path for link in tab.evaluate(LINKS) if "=" in link}
+    states = {link: path for link, path in links.items() if link.startswith("explorer.html#")}
+    assert len(states) > 8
+    for link, path in states.items():
+        tab.goto("about:blank")
+        tab.goto(f"/{link}")
+        tab.locator("#ex-grid [tabindex='0']").click()
+        shown, wanted = ({*parse_qsl(urldefrag(url).fragment)} for url in (tab.url, link))
+        assert wanted <= shown, f"{path} links to a state: got {wanted - shown} that it is not"
 
 
 def exists(file: str) -> bool:
