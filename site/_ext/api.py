@@ -32,6 +32,8 @@ def read(app, docname, source):
         for name in names:
             texts = {backend: entry(text, name) for backend, text in sources.items()}
             source[0] += f"\n\n### {name}\n\n{tabs(texts)}"
+    if re.search(r"^ *None$", source[0], re.MULTILINE):
+        raise ValueError("no line of the API's page is only None: got one")
 
 
 def public_names(folder: Path) -> dict[str, list[str]]:
@@ -65,7 +67,7 @@ def entry(source: str, name: str) -> str:
         ast.get_source_segment(source, part) for part in own if isinstance(part, ast.AnnAssign)
     ]
     methods = {part.name: part for part in own if isinstance(part, ast.FunctionDef)}
-    head = [f"class {name}:", *(f"    {ast.get_source_segment(source, field)}" for field in fields)]
+    head = [f"class {name}:", *(f"    {field}" for field in fields)]
     if start := methods.get("__init__"):
         head += [*(f"    {line}" for line in header(start, source).splitlines())]
     parts = [fenced("\n".join(head), "python"), prose(ast.get_docstring(node))]

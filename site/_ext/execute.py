@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+from pathlib import Path
 
 
 def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str, str | None]:
@@ -21,5 +22,6 @@ def execute(code: str, names: dict, file: str, line: int) -> tuple[str, str, str
                     print(repr(shown))
     except Exception as error:
         name = type(error).__name__
-        return f"{out.getvalue()}{name}: {error}", "", name
+        told = str(error).replace(file, Path(file).name)
+        return f"{out.getvalue()}{name}: {told}", "", name
     return out.getvalue().rstrip(), html, None

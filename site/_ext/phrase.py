@@ -5,7 +5,7 @@
 
     np.where(allowed, 0.0, -np.inf)  # masks.py
     torch.where(allowed, 0.0, -torch.inf)  # masks.py
-    xp.where(allowed, 0.0, -jnp.inf)  # masks.py
+    jnp.where(allowed, 0.0, -jnp.inf)
     ```
 
 The first paragraph is NumPy; each framework gets its values in arrays of its own. Then a line a
@@ -32,7 +32,6 @@ import jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax import lax
 from types import SimpleNamespace
-xp = jnp
 """
 
 

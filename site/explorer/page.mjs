@@ -1,5 +1,5 @@
 // The explorer's page: the state lives in the address, and everything on the page follows it.
-import { BOUNDS, PARTS, clamp, fitted, format, joined, parse, termsOf } from "./state.mjs";
+import { BOUNDS, PARTS, clamp, fitted, format, joined, parse, termsOf, understood } from "./state.mjs";
 import { array, explain, expression, grid, python, steps } from "./words.mjs";
 
 const $ = (id) => document.getElementById(id);
@@ -135,7 +135,7 @@ function showNumbers(full) {
       ...row(output, 2, t).map((x) => `<td class="out">${number(x)}</td>`)]);
 }
 
-function draw(next) {
+function draw(next, link = "") {
   state = fitted(next);
   const rows = grid(state), full = rows.map((row) => row.every(({ by }) => by.length));
   $("ex-expression").textContent = expression(state);
@@ -143,6 +143,9 @@ function draw(next) {
   $("ex-python").textContent = python(state);
   $("ex-array").textContent = array(state);
   $("ex-libraries").textContent = libraries[state.convention];
+  $("ex-note").textContent =
+    (understood(link) ? "" : "Part of this link was not understood. ") +
+    (state.mask === "none" ? "No mask: every key is allowed." : "");
   showGrid(rows, full);
   showLegend();
   showFull(full);
@@ -195,6 +198,7 @@ $("explorer").addEventListener("click", async ({ target }) => {
 });
 
 const isState = () => location.hash.includes("="); // the address may be a heading's, too
-addEventListener("hashchange", () => { if (isState()) draw(parse(location.hash)); });
-draw(parse(isState() ? location.hash : ""));
+const follow = (link) => draw(parse(link), link);
+addEventListener("hashchange", () => { if (isState()) follow(location.hash); });
+follow(isState() ? location.hash : "");
 performance.mark("explorer-ready");

@@ -24,9 +24,10 @@ export const PARTS = {
 
 export const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 
-/** Whatever a link says becomes a state that can be shown: what makes no sense is left out. */
-export function parse(link) {
-  const given = Object.fromEntries(new URLSearchParams(link.replace(/^#/, "")));
+const givenBy = (link) => Object.fromEntries(new URLSearchParams(link.replace(/^#/, "")));
+
+/** Whatever a link says becomes a state: what makes no sense is left out. */
+function read(given) {
   const state = { ...START };
   for (const [name, [low, high]] of Object.entries(BOUNDS))
     if (/^-?\d+$/.test(given[name])) state[name] = clamp(+given[name], low, high);
@@ -34,7 +35,16 @@ export function parse(link) {
     if (words.includes(given[name])) state[name] = given[name];
   for (const name of ["ids0", "ids1"]) if (/^\d+$/.test(given[name])) state[name] = given[name];
   state.mask = joined(termsOf(given.mask ?? START.mask));
-  return fitted(state);
+  return state;
+}
+
+/** A link's state, one that can be shown. */
+export const parse = (link) => fitted(read(givenBy(link)));
+
+/** Whether a link's state has all that the link says. */
+export function understood(link) {
+  const given = givenBy(link), state = read(given);
+  return Object.entries(given).every(([name, value]) => String(state[name]) === value);
 }
 
 /** The link of a state: the mask, and whatever differs from the start. */

@@ -218,6 +218,24 @@ def test_a_link_that_makes_no_sense_shows_something(tab):
     execute(seen["python"])
 
 
+@pytest.mark.parametrize(
+    ("link", "told"),
+    [
+        ("mask=prefix.or.~window&T=5&ids0=01", ""),
+        ("mask=none", "No mask: every key is allowed."),
+        ("T=99", "Part of this link was not understood."),
+        ("mask=causa", "Part of this link was not understood."),
+        ("X=1", "Part of this link was not understood."),
+    ],
+)
+def test_the_page_says_what_it_does_not_show(tab, link, told):
+    tab.goto(f"/explorer.html#{link}")
+    note = tab.locator("#ex-note").text_content()
+    assert note.startswith(told) and bool(note) == bool(told)
+    tab.locator("[name=T]").press("ArrowLeft")  # a state that the reader made, not the link's
+    assert "link" not in tab.locator("#ex-note").text_content()
+
+
 def test_the_keyboard_is_enough(tab):
     tab.goto("/explorer.html")
     tab.locator("#ex-grid [tabindex='0']").focus()

@@ -36,6 +36,12 @@ def test_the_api_page_has_every_public_name(tab, folder):
     assert sorted(titles) == sorted(importlib.import_module(folder).__all__)
 
 
+def test_no_page_names_the_folder_that_it_was_built_in():
+    pages = {str(page): page.read_text("utf-8") for page in BUILT.rglob("*.html")}
+    assert pages
+    assert not [page for page, text in pages.items() if str(SITE) in text]
+
+
 def test_a_page_that_is_not_there_leads_to_pages_that_are(tab, site):
     tab.goto("/404.html")
     links = tab.evaluate("[...document.querySelectorAll('a')].map(e => e.href)")
