@@ -121,6 +121,7 @@ def test_every_exercise_is_caught_by_its_clause(tab):
             said = panel.run()
             right = choice.get_attribute("value") == clause
             start = f"Right: {clause} breaks." if right else "No vector of "
+            assert "ModuleNotFoundError" not in said, f"exercise {number}: {said}"
             assert said.startswith(start), f"exercise {number}: {said}"
             if not right:
                 break
