@@ -32,9 +32,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
 import exercise
 import page
+from mended import MENDED, mended
 
 ABSENT = "Python is not in this build of the site: what follows is what the build showed."
-FIRST = "loads Python, 9 MB"
+NO_SCRIPT = "<noscript><p>Running needs JavaScript; below is what each panel shows.</p></noscript>"
+FIRST = "9 MB to download"
+TITLES = {  # of an exercise, by the method that it changes
+    "steps": "The formula, computed",
+    "mask": "A mask, built",
+    "ask": "A mask, asked",
+    "multihead": "The module, called",
+    "sequence_mask": "A mask, from tokens",
+    "look_ahead_mask": "A mask, from two lengths",
+}
 FENCE = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 
 
@@ -53,13 +63,17 @@ class Panel(SphinxDirective):
         verb = "Judge" if ask == "judge" else "Run"
         first, up = f"{verb} ({FIRST})", "../" * self.env.docname.count("/")
         data = f'data-ask="{ask}" data-name="{name}"'
+        note = self.env.temp_data.setdefault("no script", NO_SCRIPT)  # once a page
+        self.env.temp_data["no script"] = ""
+        back = "" if ask == "exercise" else '<button data-part="back">Put the code back</button>'
         return [
+            *([raw(note)] if note else []),
             raw(f'<div class="python-panel" {data} role="group" aria-label="{label}">'),
             *given,
             raw(
                 '<p class="python-bar" data-part="bar" hidden>'
                 f'<button data-part="go" data-first="{first}" data-ready="{verb}">{first}</button>'
-                '<button data-part="stop" disabled>Stop</button>'
+                f'<button data-part="stop" disabled>Stop</button>{back}'
                 '<span data-part="state" role="status"></span></p>'
                 f'<div class="python-shown" data-part="shown">{shown}</div></div>'
                 f'<script type="module" src="{up}python/panel.mjs"></script>'
@@ -68,7 +82,7 @@ class Panel(SphinxDirective):
 
     def editor(self, code: str, label: str) -> nodes.raw:
         id, rows = f"code-{self.env.new_serialno('panel')}", max(3, len(code.splitlines()))
-        field = f'<textarea id="{id}" rows="{rows}" spellcheck="false" wrap="off">'
+        field = f'<textarea id="{id}" rows="{rows}" spellcheck="false">'
         return raw(f'<label for="{id}">{label}</label>{field}\n{escape(code)}</textarea>')
 
 
@@ -81,7 +95,7 @@ class Python(Panel):
     def run(self):
         code = "\n".join(self.content)
         names = self.env.temp_data.setdefault("python", {"__name__": "page"})
-        text, html, raised = execute(code, names, *self.get_source_info())
+        text, html, raised = execute(code, names, "page", 0)
         if raised != self.options.get("raises"):
             expected = self.options.get("raises", "no exception")
             raise self.error(f"python: expected {expected}: got {text}\n{code}")
@@ -100,8 +114,22 @@ class Judge(Panel):
         code = path.read_text("utf-8").rstrip()
         if path.suffix == ".md":  # its first class
             code = next(found[1] for found in FENCE.finditer(code) if "class " in found[1])
-        shown = page.judge(code)
-        return self.framed("judge", "An adapter", [self.editor(code, "The adapter")], shown)
+        panel = [self.editor(code, "The adapter")]
+        return [*self.framed("judge", "An adapter", panel, page.judge(code)), *self.repair(path)]
+
+    def repair(self, path: Path) -> list:
+        """Return one way to mend the adapter, which conforms; [] if none is written."""
+        if path.stem not in MENDED:
+            return []
+        code = mended(path)
+        if not page.judge(code).startswith('<p class="verdict"><strong>Conforms'):
+            raise self.error(f"judge: a repair must conform: got {page.judge(code)}\n{code}")
+        block = nodes.literal_block(code, code, language="python")
+        return [
+            raw('<details class="repair"><summary>One repair</summary>'),
+            block,
+            raw("</details>"),
+        ]
 
 
 class Exercise(Panel):
@@ -119,7 +147,7 @@ class Exercise(Panel):
         code = exercise.shown_code(name)
         helpers = exercise.called(name)
         given = [
-            raw(f'<h3 id="bug-{number}">{number}. In front of <code>{mutant.method}</code></h3>'),
+            raw(f'<h4 id="bug-{number}">{number}. {TITLES[mutant.method]}</h4>'),
             nodes.literal_block(code, code, language="python"),
         ]
         if helpers:
@@ -128,8 +156,9 @@ class Exercise(Panel):
             given.append(nodes.literal_block(text, text, language="python"))
             given.append(raw("</details>"))
         given.append(raw(choices(number, sorted([right, *wrong]))))
+        sentence = exercise.marked(mutant.sentence)
         answer = (
-            f'<details class="answer"><summary>The answer</summary><p>{escape(mutant.sentence)}</p>'
+            f'<details class="answer"><summary>The answer</summary><p>{sentence}</p>'
             f"<pre>{escape(broken[right])}</pre></details>"
         )
         return [*self.framed("exercise", f"Exercise {number}", given, "", name), raw(answer)]
@@ -138,8 +167,8 @@ class Exercise(Panel):
 def choices(number: str, clauses: list[str]) -> str:
     """Return the choice of a clause as HTML."""
     choice = '<label><input type="radio" name="bug-{}" value="{}"><span><b>{}</b> {}</span></label>'
-    said = map(exercise.sentence, clauses)
-    rows = [choice.format(number, id, id, text) for id, text in zip(clauses, said, strict=True)]
+    said = {id: exercise.marked(exercise.clauses()[id].sentence) for id in clauses}
+    rows = [choice.format(number, id, id, text) for id, text in said.items()]
     return f"<fieldset><legend>Which clause breaks?</legend>{''.join(rows)}</fieldset>"
 
 

@@ -6,7 +6,7 @@ import re
 from html import escape
 from textwrap import dedent
 
-from judge import failures, report_on, verdict_of
+from judge import failures, linked, report_on, strong, verdict_of
 
 from conformance import mutants
 from conformance.contract import clauses
@@ -26,11 +26,10 @@ def play(name: str, predicted: str) -> str:
     """Return as HTML whether a predicted clause breaks, in the suite's words."""
     found, _ = broken(name, predicted)
     if found:
-        said, shown = f"Right: {predicted} breaks.", found[predicted]
-    else:
-        said = f"No vector of {predicted} breaks. These clauses break:"
-        shown = "\n".join(broken(name)[1])
-    return f'<p class="verdict"><strong>{said}</strong></p><pre>{escape(shown)}</pre>'
+        said = strong(f"Right: {predicted} breaks.", marked(mutants.named(name).sentence))
+        return f"{said}<pre>{escape(found[predicted])}</pre>"
+    said = strong(f"No vector of {predicted} breaks. These clauses break:")
+    return f"{said}<pre>{linked(chr(10).join(broken(name)[1]))}</pre>"
 
 
 def shown_code(name: str) -> str:
@@ -64,6 +63,6 @@ def without_words(function, name: str) -> str:
     return text.replace(f"def {function.__name__}(", f"def {name}(", 1)
 
 
-def sentence(clause: str) -> str:
-    """Return a clause's sentence as HTML."""
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", escape(clauses()[clause].sentence))
+def marked(sentence: str) -> str:
+    """Return a sentence as HTML, with its code as code."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", escape(sentence))

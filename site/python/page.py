@@ -2,10 +2,14 @@
 
 from html import escape
 
-from execute import execute
+from execute import execute, line_of
 
 import attn_numpy  # noqa: F401, Python counts as ready when it is imported
 
+ONLY_NUMPY = (
+    "<p>Only NumPy runs in this page. Write the formula in NumPy, or run the suite on your "
+    'machine: <a href="check-your-own.html#how-do-i-go-on">How do I go on?</a></p>'
+)
 NAMES: dict = {"__name__": "page"}  # of all the code that one page runs
 
 
@@ -17,14 +21,16 @@ def run(code: str) -> str:
 
 def judge(code: str) -> str:
     """Judge an adapter by the frozen vectors; what its own code raises is shown."""
-    from judge import judge  # here: only who is judged downloads it
+    import judge  # here: only who is judged downloads it
 
     try:
-        return judge(code)
+        html = judge.judge(code)
+    except judge.NoAdapter as error:
+        html = judge.strong(str(error))
     except (Exception, SystemExit) as error:
-        plain = str(error).startswith("--subject")
-        text = str(error) if plain else f"{type(error).__name__}: {error}"
-        return f'<p class="verdict"><strong>{escape(text)}</strong></p>'
+        line = line_of(error, judge.FILE)
+        html = judge.strong(f"{f'line {line}: ' if line else ''}{type(error).__name__}: {error}")
+    return html + ONLY_NUMPY if "ModuleNotFoundError" in html else html
 
 
 def exercise(name: str, predicted: str) -> str:

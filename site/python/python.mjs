@@ -1,9 +1,10 @@
 // The page's side of Python: nothing is loaded before the first call of `ask`.
+export const stopped = "Stopped; no result.";
 let worker = null, asked = 0;
 const waiting = new Map();
 const watchers = [];
 
-/** Call a function with {loading, bytes}: what is being loaded, null when Python is ready. */
+/** Call a function with {loading}: what is being loaded, null when Python is ready. */
 export const watch = (watcher) => watchers.push(watcher);
 const tell = (news) => watchers.forEach((watcher) => watcher(news));
 
@@ -29,7 +30,7 @@ export function ask(what, ...given) {
 }
 
 /** End Python, whatever it does; the next `ask` starts a new one. */
-export function stop(error = "Python was stopped. Run starts a new one.") {
+export function stop(error = stopped) {
   worker?.terminate();
   worker = null;
   for (const id of [...waiting.keys()]) settle(id, { error });

@@ -1,13 +1,7 @@
 // One Python in a worker: the page stays responsive, and code that does not end is ended with it.
 import { loadPyodide } from "./pyodide/pyodide.mjs";
 
-let loading = "the interpreter and NumPy", bytes = 0;
-const tell = () => postMessage({ loading, bytes });
-const observer = new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) bytes += entry.encodedBodySize;
-  if (loading) tell();
-});
-observer.observe({ type: "resource", buffered: true });
+const tell = (loading) => postMessage({ loading });
 
 async function archive(name) {
   const reply = await fetch(new URL(name, import.meta.url));
@@ -16,17 +10,16 @@ async function archive(name) {
 }
 
 async function start() {
+  tell("the interpreter and NumPy");
   const own = archive("attn_numpy.zip");
   const interpreter = await loadPyodide({
     indexURL: new URL("pyodide/", import.meta.url).href,
     packages: ["numpy", "jaxtyping", "threadpoolctl"],
   });
-  loading = "attn_numpy";
-  tell();
+  tell("attn_numpy");
   interpreter.unpackArchive(await own, "zip");
   const page = interpreter.pyimport("page");
-  loading = null;
-  tell();
+  tell(null);
   return [interpreter, page];
 }
 

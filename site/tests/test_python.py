@@ -10,7 +10,6 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from mended import MENDED
 
 from conformance.reports.report import read
 from conformance.reports.verdict import violations
@@ -89,6 +88,18 @@ def test_a_reader_runs_the_page(tab, asked):
 
 
 @needs_python
+def test_without_scripts_a_page_says_so(site, browser):
+    context = browser.new_context(base_url=site, java_script_enabled=False)
+    tab = context.new_page()
+    for page in ("try-it", "find-the-bug", "check-your-own"):
+        tab.goto(f"/{page}.html")
+        (note,) = tab.locator("noscript:has(p)").all()
+        assert note.inner_text().startswith("Running needs JavaScript"), page
+        assert not tab.locator("[data-part=go]").first.is_visible(), page
+    context.close()
+
+
+@needs_python
 def test_code_that_does_not_end_is_stopped(tab):
     tab.goto("/try-it.html")
     panel = panels(tab, "run")[0]
@@ -97,7 +108,8 @@ def test_code_that_does_not_end_is_stopped(tab):
     panel.wait("runs")
     assert tab.evaluate("1 + 1") == 2, "the page answers while Python is busy"
     panel.place.locator("[data-part=stop]").click()
-    panel.wait("stopped")
+    panel.wait("Stopped; no result.")
+    assert panel.shown.inner_text() == "", "what stands there is not of this code"
     panel.write("print('again')")
     assert panel.run() == "again"
 
@@ -115,18 +127,22 @@ def test_every_exercise_is_caught_by_its_clause(tab):
         name = panel.place.get_attribute("data-name")
         code = panel.place.locator(".highlight").first.inner_text()
         assert name.replace("-", "_") not in code, f"exercise {number} does not show its name"
-        assert answer.locator("p").text_content() not in code
+        sentence = answer.locator("p").text_content()
+        assert sentence not in code
         for choice in panel.place.locator("input").all():
             choice.check()
             said = panel.run()
             right = choice.get_attribute("value") == clause
             start = f"Right: {clause} breaks." if right else "No vector of "
+            assert "ModuleNotFoundError" not in said, f"exercise {number}: {said}"
             assert said.startswith(start), f"exercise {number}: {said}"
             if not right:
                 break
         panel.place.locator(f'input[value="{clause}"]').check()
         said = panel.run()
-        assert said.startswith(f"Right: {clause} breaks.\n"), f"exercise {number}: {said}"
+        assert said.startswith(f"Right: {clause} breaks. {sentence}\n"), (
+            f"exercise {number}: {said}"
+        )
         assert f"{clause} (MUST)" in said, f"exercise {number} is shown in the suite's words"
 
 
@@ -134,21 +150,25 @@ def test_every_exercise_is_caught_by_its_clause(tab):
 def test_every_adapter_can_be_mended(tab):
     tab.goto("/find-the-bug.html")
     found = panels(tab, "judge")
-    assert len(found) == len(MENDED) == 6
-    for panel, (name, changes) in zip(found, MENDED.items(), strict=True):
-        code = panel.code()
-        assert code == (ADAPTERS / f"{name}.py").read_text("utf-8").rstrip()
-        assert panel.run().startswith("does not conform:"), name
-        panel.write(mended(code, changes))
-        assert panel.run().startswith("conforms:"), name
+    repairs = tab.locator("details.repair pre").all_text_contents()
+    assert len(found) == len(repairs) == 6
+    for number, (panel, repair) in enumerate(zip(found, repairs, strict=True), 1):
+        code = (ADAPTERS / f"mend-{number}.py").read_text("utf-8").rstrip()
+        assert panel.code() == code
+        assert "does not conform:" in panel.run(), number
+        panel.write(repair)
+        assert panel.run().startswith("Conforms"), number
+        panel.place.locator("[data-part=back]").click()
+        assert panel.code() == code
 
 
-def mended(code: str, changes) -> str:
-    """Return an adapter's code with each of its mistakes, which it has once, put right."""
-    for wrong, right in changes:
-        assert code.count(wrong) == 1, wrong
-        code = code.replace(wrong, right)
-    return code
+@needs_python
+def test_a_panel_runs_those_above_it_first(tab):
+    tab.goto("/try-it.html")
+    first, *_, last = panels(tab, "run")
+    first.write("mask = None\n1 / 0")
+    assert last.run().startswith("line 3: TypeError: ")
+    assert first.shown.inner_text() == "line 2: ZeroDivisionError: division by zero"
 
 
 @needs_python
@@ -160,17 +180,29 @@ def test_the_page_says_what_the_suite_says(tab, tmp_path):
     for code in [panel.code(), *codes]:
         panel.write(code)
         panel.run()
-        parts = [panel.shown.locator(f"> {tag}").all_text_contents() for tag in ("p", "pre")]
+        (said,) = panel.shown.locator("> p.verdict strong").all_text_contents()
+        shown = panel.shown.locator("> pre").all_text_contents()
         failures = panel.shown.locator("details pre").all_text_contents()
         printed = suite(code, tmp_path)
-        assert printed.rstrip().endswith("\n" + parts[0][0])
+        counts = re.fullmatch(r".* offers \((\d+ clauses); (\d+) are .*", said)
+        if counts:
+            said = "conforms: {}, {} not offered".format(*counts.groups())
+        assert printed.rstrip().endswith("\n" + said)
         lines = violations(read(tmp_path / ".conformance" / "report.jsonl"), WIDTH)
-        assert "".join(parts[1]) == "\n".join(line.text for line in lines)
+        assert "".join(shown) == "\n".join(line.text for line in lines)
+        for link in panel.shown.locator("a").all():
+            check_link(link.get_attribute("href"))
         for failure in failures:
             if "(SHOULD)" in failure:  # the suite does not print these
                 continue
             for line in failure.splitlines():  # the worst number may be another by rounding
                 assert re.split(r" at \(|, got", line)[0] in printed, line
+
+
+def check_link(href: str) -> None:
+    """Check that a link of a page at the top leads to what is there."""
+    file, _, anchor = href.partition("#")
+    assert f'id="{anchor}"' in (BUILT / file).read_text("utf-8"), href
 
 
 def suite(code: str, folder: Path) -> str:
@@ -190,14 +222,37 @@ def suite(code: str, folder: Path) -> str:
 def test_what_is_no_adapter_is_told(tab):
     tab.goto("/check-your-own.html")
     (panel,) = panels(tab, "judge")
+    right = (ADAPTERS / "right.py").read_text("utf-8")
+    reads_query = "        return query.shape[9]\n"
+    inverted = 'Your code reads True the other way: set mask_polarity = "{}", or use ~mask.'
     for code, said in {
-        "x = 1": "--subject adapter:Subject: it must name a class of adapter: got Subject",
-        "class Subject: pass": "--subject adapter:Subject: what is declared is a method: got none",
-        "import torch": "ModuleNotFoundError: No module named 'torch'",
+        "x = 1": "Name your class `Subject`.",
+        "class Subject: pass": "what is declared is a method: got none",
+        "import torch": "line 1: ModuleNotFoundError: No module named 'torch'\nOnly NumPy",
         "class": "SyntaxError:",
+        "x = 0\n1 / x": "line 2: ZeroDivisionError: division by zero",
+        right.replace(
+            '{"attention"}', "set()"
+        ): "No verdict: nothing was tested. Write `capabilities",
+        right.replace('"attend"', '"hide"'): inverted.format("attend"),
+        right.replace("is None else mask", "is None else ~mask"): inverted.format("hide"),
+        right.replace("np.where(allowed, ", "np.where(1 > 0, "): "does not conform: ",
     }.items():
         panel.write(code)
-        assert panel.run().startswith(said)
+        assert re.sub(r"\n+", "\n", panel.run()).startswith(said)
+    panel.write(right.replace("        scores = query", f"{reads_query}        scores = query", 1))
+    panel.run()
+    assert "\nin line 10 of your code\n" in panel.shown.locator("details pre").first.text_content()
+
+
+@needs_python
+def test_links_of_a_verdict_lead_somewhere(tab):
+    for page in ("try-it", "find-the-bug", "check-your-own"):
+        tab.goto(f"/{page}.html")
+        for href in tab.locator(".python-shown a").evaluate_all(
+            "links => links.map((link) => link.getAttribute('href'))"
+        ):
+            check_link(href)
 
 
 @needs_python
