@@ -120,7 +120,8 @@ def test_an_answer_of_nobodys_is_recorded_with_its_numbers(question):
 @EVERY
 def test_an_error_is_recorded_as_a_refusal(question):
     found = answered(Fails(question, TypeError("\n no such mask\nmore")), question)
-    assert found == {"kind": "refused", "took": "refused", "text": "TypeError: no such mask"}
+    said = {"error": "TypeError", "text": "TypeError: no such mask"}
+    assert found == {"kind": "refused", "took": "refused"} | said
 
 
 @EVERY

@@ -33,12 +33,12 @@ def askable(peer: str, question: Question, answer: dict) -> bool:
 
 def sample(peers: dict[str, dict], seed: str) -> list[tuple[str, str]]:
     """Return some of the cells that can be asked again, the same for the same seed."""
-    cells = [
+    cells = sorted(
         (peer, name)
         for peer, found in peers.items()
         for name, answer in found["answers"].items()
         if peer in direct.CALLS and askable(peer, QUESTIONS[name], answer)
-    ]
+    )
     return sorted(random.Random(seed).sample(cells, min(CELLS, len(cells))))
 
 
@@ -57,26 +57,35 @@ def given(peer: str, question: Question) -> dict:
 
 
 def ask(peer: str, question: Question) -> str:
-    """Return the answer's name, as the atlas would have it."""
+    """Return the answer's name, as the atlas would have it; of an error also the type."""
     call, settings = direct.CALLS[peer]
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             output = call(*question.inputs, **given(peer, question), **settings)
-    except Exception:
-        return "refused"
+    except Exception as error:
+        return f"refused, {type(error).__name__}"
     return question.recognise(np.asarray(output, question.inputs[0].dtype)) or "other"
 
 
+def word(answer: dict) -> str:
+    """Return what `ask` has to give for an answer of the atlas."""
+    took = answer.get("took", "other")
+    return f"{took}, {answer['error']}" if "error" in answer else took
+
+
 def differences(data: dict) -> list[str]:
-    """Return where a sampled cell was answered otherwise when it was asked again."""
+    """Return where a sampled cell was answered otherwise when it was asked again, or not asked."""
+    if not data["again"]:
+        return ["no cell was asked again"]
     told = []
     for cell, took in data["again"].items():
         peer, _, question = cell.partition("/")
-        said = data["peers"].get(peer, {}).get("answers", {}).get(question, {})
-        if took != said.get("took", "other"):
-            told.append(f"{cell}: the atlas says {said.get('took')}, asked again it is {took}")
-    return told
+        said = word(data["peers"].get(peer, {}).get("answers", {}).get(question, {}))
+        if took != said:
+            told.append(f"{cell}: the atlas says {said}, asked again it is {took}")
+    cells = ["/".join(cell) for cell in sample(data["peers"], data["measured"])]
+    return told + [f"{cell}: not asked again" for cell in cells if cell not in data["again"]]
 
 
 def main() -> int:

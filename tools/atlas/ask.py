@@ -69,7 +69,8 @@ def answer(adapter: Any, question: Question) -> dict:
     except NotOffered as error:
         return {"kind": "not offered", "text": first_line(error)}
     except Exception as error:
-        return {"kind": "refused", "took": "refused", "text": refusal(error)}
+        told = {"error": type(error).__name__, "text": refusal(error)}
+        return {"kind": "refused", "took": "refused"} | told
     took = question.recognise(output)
     if took is not None:
         return {"kind": "took", "took": took}

@@ -1,24 +1,17 @@
-"""Measure every peer: its answers and its contract run, each in a process, two at a time.
+"""Measure every peer: its answers and its contract run, each in a process.
 
 Frameworks take each other's settings and a backend is chosen once a process, so every peer answers
 in a process of its own; the contract run puts peers together that share packages and environment.
 """
 
 import json
-import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import conformance
 from conformance.contract import clauses
@@ -28,23 +21,17 @@ from conformance.subjects.peers import PEERS
 from . import again
 from .conversions import conversions
 from .matrix import WRONG
+from .processes import Jobs, in_pairs, run
 from .snippets import Snippet, snippets
 
-AT_ONCE = 2
 # What an adapter of somebody's own can offer anything of.
 PROFILES = (
     "attention", "empty", "hygiene", "causal", "gradients", "half", "multihead", "cache",
 )  # fmt: skip
 WITHOUT_MASKED_ROWS = "tools.atlas.without_masked_rows:"
 AGREEMENT = Path(conformance.__file__).with_name("test_agreement.py")
-KINDS = ("contract", "answers", "snippets", "conversions", "again")
 SLIM = ("clause", "case", "outcome", "took", "message", "dtype")
 SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONIOENCODING": "utf-8",
-}
 
 
 @dataclass(frozen=True)
@@ -83,22 +70,6 @@ def listed(names: list[str]) -> list[Entry]:
         peer = PEERS[name]
         found.append(Entry(name, name, peer.packages, peer.about, peer.environment))
     return found
-
-
-def run(words: list[str], environment: dict[str, str], seconds: int) -> tuple[str, str]:
-    """Run Python with these words; return what it printed, and why it did not end well, or ""."""
-    try:
-        done = subprocess.run(
-            [sys.executable, *words], env=os.environ | SETTINGS | environment, timeout=seconds,
-            capture_output=True, text=True, encoding="utf-8", check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "", f"no answer within {seconds} seconds"
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return done.stdout, f"the process ended with {done.returncode}: {last[0]}"
-    return done.stdout, ""
 
 
 def answers(entry: Entry, folder: Path) -> dict:
@@ -199,73 +170,57 @@ def merged(parts: dict[str, dict]) -> dict:
 def collect(entries: list[Entry], folder: Path) -> dict:
     """Measure these peers, and return everything as plain data."""
     folder.mkdir(parents=True, exist_ok=True)
-    there = [entry for entry in entries if not entry.missing]
     for entry in entries:
         if entry.missing:
             print(f"{entry.name}: not installed ({', '.join(entry.missing)})", file=sys.stderr)
     groups: dict[tuple, list[Entry]] = {}
-    for entry in there:
-        groups.setdefault(entry.group, []).append(entry)
-    jobs: dict[Callable, tuple[str, str]] = {}
-    for group in groups.values():  # the long ones first
-        jobs[partial(contract, group, folder)] = ("contract", group[0].name)
-    for entry in there:
-        jobs[partial(answers, entry, folder)] = ("answers", entry.name)
-    runnable = [snippet for snippet in snippets() if not snippet.missing]
-    for snippet in runnable:
-        jobs[partial(printed, snippet)] = ("snippets", snippet.question)
-    for group in groups.values():
-        jobs[partial(converted, group)] = ("conversions", group[0].name)
-    found = _in_pairs(jobs)
+    for entry in entries:
+        if not entry.missing:
+            groups.setdefault(entry.group, []).append(entry)
+    found = in_pairs(measurements(list(groups.values()), folder))
     day = time.strftime("%Y-%m-%d")
     cells = again.sample(found["answers"], day)
-    jobs = {}
-    for group in groups.values():
-        names = {entry.name for entry in group}
-        if own := [cell for cell in cells if cell[0] in names]:
-            jobs[partial(asked_again, own, group[0])] = ("again", group[0].name)
-    found |= {"again": _in_pairs(jobs)["again"]}
-    contracts: dict = {}
-    for part in found["contract"].values():
-        contracts |= part
     return {
         "measured": day,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "peers": {
-            entry.name: {
-                "about": entry.about,
-                "library": entry.packages[0],
-                "missing": entry.missing,
-            }
-            | found["answers"].get(entry.name, {"versions": {}, "answers": {}, "failed": ""})
-            | {"contract": contracts.get(entry.name, {"results": [], "failed": ""})}
-            for entry in entries
-        },
+        "peers": {entry.name: of_peer(entry, found) for entry in entries},
         "snippets": found["snippets"],
         "conversions": merged(found["conversions"]),
-        "again": merged(found["again"]),
+        "again": merged(in_pairs(second_askings(list(groups.values()), cells))["again"]),
     }
 
 
-def _in_pairs(jobs: dict[Callable, tuple[str, str]]) -> dict[str, dict]:
-    """Run the jobs two at a time under a progress bar; a failure is said at once, in one line."""
-    found: dict[str, dict] = {kind: {} for kind in KINDS}
-    columns = [TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring", total=len(jobs))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            waiting = {pool.submit(job): about for job, about in jobs.items()}
-            for done in as_completed(waiting):
-                kind, name = waiting[done]
-                found[kind][name] = done.result()
-                progress.update(task, advance=1, description=f"{kind}: {name}")
-                for failed in _failures(name, done.result()):
-                    progress.console.print(failed, highlight=False)
-    return found
+def measurements(groups: list[list[Entry]], folder: Path) -> Jobs:
+    """Return what is to be done, the long ones first."""
+    jobs: Jobs = {}
+    for group in groups:
+        jobs[partial(contract, group, folder)] = ("contract", group[0].name)
+    for group in groups:
+        for entry in group:
+            jobs[partial(answers, entry, folder)] = ("answers", entry.name)
+    for snippet in snippets():
+        if not snippet.missing:
+            jobs[partial(printed, snippet)] = ("snippets", snippet.question)
+    for group in groups:
+        jobs[partial(converted, group)] = ("conversions", group[0].name)
+    return jobs
 
 
-def _failures(name: str, result: dict) -> list[str]:
-    if "failed" in result:
-        return [f"{name}: {result['failed']}"] if result["failed"] else []
-    return [line for peer, part in result.items() for line in _failures(peer, part)]
+def second_askings(groups: list[list[Entry]], cells: list[tuple[str, str]]) -> Jobs:
+    """Return the jobs that ask these cells again, one a group that has any."""
+    jobs: Jobs = {}
+    for group in groups:
+        names = {entry.name for entry in group}
+        if own := [cell for cell in cells if cell[0] in names]:
+            jobs[partial(asked_again, own, group[0])] = ("again", group[0].name)
+    return jobs
+
+
+def of_peer(entry: Entry, found: dict[str, dict]) -> dict:
+    """Return what was found of a peer; one that is not installed has no answers."""
+    about = {"about": entry.about, "library": entry.packages[0], "missing": entry.missing}
+    nothing: dict = {"versions": {}, "answers": {}, "failed": ""}
+    contracts = {name: own for part in found["contract"].values() for name, own in part.items()}
+    ran = contracts.get(entry.name, {"results": [], "failed": ""})
+    return about | found["answers"].get(entry.name, nothing) | {"contract": ran}

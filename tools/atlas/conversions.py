@@ -3,7 +3,8 @@
     python -m tools.atlas.conversions torch-sdpa jax-nn
 
 A line is run on the installed library; what it gives must be what `attention` gives with the `Mask`
-that it was made from, and the same line with the mask turned round must not.
+that it was made from, and the same line with the mask turned round must not. Where a variant is a
+path through PyTorch, the line must run the operator which that path goes by.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -23,7 +25,7 @@ from conformance.reports.diagnosis import explains
 GIVEN = """
 import numpy as np
 from {module} import attention, causal, padding
-B, H, T, S, D = 2, 3, 4, 4, 5
+B, H, T, S, D = 2, 4, 5, 5, 3
 E = H * D
 x = np.random.default_rng(0).normal(size=(B, T, E)).astype("float32")
 mask = causal() & padding([4, 2])
@@ -52,6 +54,7 @@ class Conversion(NamedTuple):
     line: str
     setup: str
     variants: Mapping[str, str] = MappingProxyType({})
+    operators: Mapping[str, str] = MappingProxyType({})
     turned: bool = False  # whether the output is (B, T, H, D) though the inputs are not
 
     def program(self, peer: str) -> str:
@@ -83,15 +86,33 @@ def fault(peer: str) -> str:
     names = module.__dict__
     try:
         sys.modules["line"] = module
-        exec(own.program(peer), names)
-        if not explains(output(own, names), np.asarray(names["expected"])):
-            return f"it gives another output than the Mask: {own.line}"
-        names["allowed"] = ~names["allowed"]
-        if explains(output(own, names), np.asarray(names["expected"])):
-            return f"it gives the same with the mask turned round: {own.line}"
+        with ExitStack() as names["stack"]:
+            exec(own.program(peer), names)
+            return wrong(own, own.operators.get(peer, ""), names)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def wrong(own: Conversion, operator: str, names: dict) -> str:
+    """Return what is wrong with a line once everything before it has run, or ""."""
+    expected = np.asarray(names["expected"])
+    if not explains(output(own, names), expected):
+        return f"it gives another output than the Mask: {own.line}"
+    if operator and operator not in operators(own, names):
+        return f"it does not run {operator}: {own.line}"
+    names["allowed"] = ~names["allowed"]
+    if explains(output(own, names), expected):
+        return f"it gives the same with the mask turned round: {own.line}"
     return ""
+
+
+def operators(own: Conversion, names: dict) -> set[str]:
+    """Return which of PyTorch's operators the line runs."""
+    from torch.autograd.profiler import profile
+
+    with profile() as seen:
+        output(own, names)
+    return {event.name for event in seen.function_events or ()}
 
 
 def output(own: Conversion, names: dict) -> np.ndarray:
