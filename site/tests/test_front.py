@@ -106,13 +106,14 @@ def test_a_name_that_the_atlas_does_not_have_fails_the_build(build, text, told):
 
 def test_a_quoted_answer_carries_version_and_date(build):
     text = "{answer}`jax-nn empty`, {libraries}`true hide`, {libraries}`true hide count`"
+    text += ", {libraries}`mask-and-causal only the flag`"
     heard, page = build(f"# Title\n\n{text}\n")
     assert not heard
     (answer,) = page.findall(nodes.abbreviation)
     assert f"jax-nn, jax {ATLAS['libraries']['jax']['version']}" in answer["explanation"]
     assert answer["explanation"].endswith(f", {ATLAS['measured']}")
     word = ATLAS["peers"]["jax-nn"]["answers"]["empty"]["word"]
-    assert answer.parent.astext() == f"{word}, PyTorch, 1"
+    assert answer.parent.astext() == f"{word}, PyTorch, 1, PyTorch"
 
 
 @pytest.mark.filterwarnings("ignore:'myst_parser")  # it uses what Sphinx 11 will not have
