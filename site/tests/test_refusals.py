@@ -16,7 +16,7 @@ PAGES = {
     "python announced": (PYTHON(":raises: ZeroDivisionError", "1 / 0"), ""),
     "python unannounced": (
         PYTHON("", "1 / 0"),
-        "python: expected no exception: got ZeroDivisionError",
+        "python: expected no exception: got line 1: ZeroDivisionError",
     ),
     "python absent": (PYTHON(":raises: KeyError", "1 + 1"), "python: expected KeyError: got 2"),
     "python another": (
