@@ -21,7 +21,7 @@ PAGES = {
     "python absent": (PYTHON(":raises: KeyError", "1 + 1"), "python: expected KeyError: got 2"),
     "python another": (
         PYTHON(":raises: KeyError", "1 / 0"),
-        "expected KeyError: got ZeroDivisionError",
+        "python: expected KeyError: got line 1: ZeroDivisionError",
     ),
     "side-by-side": (TABS("causal", ""), ""),
     "side-by-side nobody": (TABS("nobody", ""), "numpy/masks.py has a definition of that name"),
