@@ -157,12 +157,11 @@ def test_greedy_decoding_of_every_dtype(backend, cached):
         return np.asarray(BACKENDS[backend].greedy_decode(model, *tokens, **options))
 
     src, prompt = [[7, 1, 3], [5, 0, 0]], [[1, 4], [1, 0]]
-    wanted = decode((src, "int64"), (prompt, "int64"), 5)
-    for dtypes in (("uint8", "uint16"), ("uint32", "int64"), ("int8", "uint64")):
-        for one, other in (dtypes, dtypes[::-1]):
-            got = decode((src, one), (prompt, other), np.uint8(5))
-            np.testing.assert_array_equal(got, wanted, f"{one}, {other}")
-            assert got.dtype.kind == "i", f"{one}, {other}: {got.dtype}"
+    wanted = decode((src, "int64"), (prompt, "int64"), 3)
+    for one, other in (("uint8", "uint64"), ("uint16", "int8"), ("uint32", "uint16")):
+        got = decode((src, one), (prompt, other), np.uint8(3))
+        np.testing.assert_array_equal(got, wanted, f"{one}, {other}")
+        assert got.dtype.kind == "i", f"{one}, {other}: {got.dtype}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
