@@ -23,6 +23,7 @@ MODULES = ["page", "words", "state", "attention", "masks"]  # the first one load
 T, S, SAMPLE, CELL, OFFSET = 6, 8, 1, {"query": 3, "key": 6}, {"query_offset": 2}
 PARTS = {"causal": attn_numpy.causal(), "padding": attn_numpy.padding([8, 5])}
 MASK = PARTS["causal"] & PARTS["padding"]
+FLOATS = "torch.where(allowed, 0.0"  # in a line that passes no boolean
 READS = {"attend": ("true", "attend"), "hide": ("true", "hide"), "add": ("float-inf", "added")}
 RULES = [
     *PARTS.values(),
@@ -72,12 +73,17 @@ def libraries(data: dict) -> dict[str, str]:
 
 
 def readers(data: dict, question: str, word: str) -> str:
-    """Return the libraries, and their functions and layers, which answer a question by a word."""
-    return "; ".join(
-        f"{' '.join(data['libraries'][library].values())} ({', '.join(variants)})"
-        for library, answer, variants in rows(data, question)
-        if answer["word"] == word
-    )
+    """Return the libraries, and their functions and layers, which answer a question by a word.
+
+    A variant that reads True only where the library makes the mask of it is left out.
+    """
+    found = []
+    for library, answer, variants in rows(data, question):
+        lines = {name: data["peers"][name]["conversion"]["line"] for name in variants}
+        taken = [n for n in variants if question != "true" or FLOATS not in lines[n]]
+        if answer["word"] == word and taken:
+            found.append(f"{' '.join(data['libraries'][library].values())} ({', '.join(taken)})")
+    return "; ".join(found)
 
 
 def legend(sign: str, word: str) -> str:
