@@ -12,12 +12,12 @@ from torch import Tensor
 from . import checks
 from .blocked import attention_blocked
 from .call import Call, check_call
+from .flex import attention_on_gpu
 from .fused import known_structure
 from .gradients import differentiable_again
 from .masks import Mask
 from .numerics import cast_alike, is_bounded, no_autocast, split_nonfinite, upcast
-from .tiles import Cells
-from .traced import attend_traced, kernel_serves, may_look
+from .traced import allowed_cells, attend_traced, kernel_serves, may_look
 
 
 class AttentionSteps(NamedTuple):
@@ -119,12 +119,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     with no_autocast(query):
         if not look:
             known = call.bias is None and known_structure(call)
-            allowed = None if known else _allowed(call, query.device)
+            allowed = None if known else allowed_cells(call, query.device)
             return attend_traced(query, key, value, call, allowed)
         bounded = is_bounded(query, key, value, call.scale)
         if not bounded and _may_overflow(query, key, call.scale):
             return attend_steps(query, key, value, call).output
-        output = attention_blocked(query, key, value, call, bounded)
+        by = attention_on_gpu if query.is_cuda else attention_blocked
+        output = by(query, key, value, call, bounded)
     if not output.requires_grad:
         return output
 
@@ -140,7 +141,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
     if call.bias is not None:
         call = call._replace(bias=call.bias.to(query.device))
     with no_autocast(query):
-        allowed = _allowed(call, query.device)
+        allowed = allowed_cells(call, query.device)
         q, k, v = (upcast(array) for array in (query, key, value))
         k, v, nonfinite = split_nonfinite(k, v)
         groups = call.sizes[1] // key.shape[1]
@@ -170,14 +171,6 @@ def _may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
 def _largest(array: Tensor) -> float:
     """Return the largest absolute value, beside NaN too, which may be hidden."""
     return float(torch.where(array.isnan(), 0, array).detach().abs().max())
-
-
-def _allowed(call: Call, device: torch.device) -> Tensor:
-    """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
-    allowed = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
-    if call.mask is not None:
-        allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, device=device))
-    return allowed if call.bias is None else allowed & (call.bias != -torch.inf)
 
 
 def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, empty_rows: str) -> Tensor:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .arrays import is_autocast
+from .arrays import is_array, is_autocast
 from .call import Call
 from .numerics import no_autocast, split_nonfinite, surely_finite, upcast
+from .plan import SCORES
+
+COMPILED = 2**20  # cells of one head, from which on a kernel is compiled for a mask
 
 
 def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -> bool:
@@ -19,6 +22,43 @@ def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -
     if device == "cpu":
         return True  # 16-bit inputs are computed in float32
     return device == "cuda" and dtype != torch.float64 and head_dim % 8 == 0 and head_dim <= 256
+
+
+def ways_on_gpu(
+    dtype: torch.dtype, head_dim: int, value_dim: int, call: Call, derived: bool
+) -> list[str]:
+    """Return the ways to try on a CUDA device, in turn; "blocks" is the last, and always answers.
+
+    "flex" compiles for seconds, so that small calls take a dense mask, and so does what does not
+    compile, while the mask is no larger than a block's scores. `derived` says that gradients may
+    be asked for.
+    """
+    widths, ways = (head_dim, value_dim), []
+    known = call.bias is None and bool(known_structure(call))
+    if known and call.softcap is None and has_kernel("cuda", dtype, *widths):
+        return ["blocks"]  # which calls that kernel
+    compiled = call.bias is None and dtype != torch.float64 and min(widths) >= 16
+    compiled = compiled and max(widths) <= (128 if derived else 256)
+    if compiled and call.sizes[2] * call.sizes[3] >= COMPILED:
+        ways.append("flex")
+    padded = (max(widths) // 8 + 1) * 8
+    learned = derived and call.bias is not None and call.bias.requires_grad
+    if call.softcap is None and not learned and has_kernel("cuda", dtype, padded, padded):
+        ways += ["dense"] * (known or _mask_cells(call) <= SCORES)
+    return [*ways, "blocks"]
+
+
+def _mask_cells(call: Call) -> int:
+    """Return how many cells the call's dense mask has at most."""
+    batch, heads, queries, keys = call.sizes
+    if call.mask is not None and all(leaf.name != "predicate" for leaf in call.mask.leaves()):
+        batch, heads, _, _ = call.mask.sizes(1, 1, queries, keys)
+        batch = max(batch, len(call.query_offset) if is_array(call.query_offset) else 1)
+    elif call.mask is None:
+        batch = heads = 1
+    if call.bias is not None and call.bias.ndim == 4:
+        batch, heads = max(batch, call.bias.shape[0]), max(heads, call.bias.shape[1])
+    return batch * heads * queries * keys
 
 
 def known_structure(call: Call) -> str:
@@ -84,7 +124,8 @@ def call_kernel(
     q, k, v = query, key, value
     if query.device.type == "cpu":
         q, k, v = (upcast(array) for array in (q, k, v))
-    elif groups > 1 and query.dtype == torch.float32:  # its kernel knows no grouped heads
+    elif groups > 1 and (query.dtype == torch.float32 or mask is not None):
+        # these kernels know no grouped heads
         k, v = (array.repeat_interleave(groups, dim=1) for array in (k, v))
     if causal and scale <= 0:  # the kernel would give NaN
         q, scale = q * scale, 1.0

@@ -24,6 +24,7 @@ from .blocked import empty_row_value
 from .call import Call
 from .fused import call_kernel, has_kernel
 from .numerics import split_nonfinite, upcast
+from .tiles import Cells
 
 
 def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
@@ -109,6 +110,14 @@ def attend_traced(
     if empty is not None:
         output = torch.where(empty, empty_row_value(call, upcast(value), nonfinite), output)
     return output.to(dtype)
+
+
+def allowed_cells(call: Call, device: torch.device) -> Tensor:
+    """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
+    allowed = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+    if call.mask is not None:
+        allowed = call.mask.evaluate(Cells(call.sizes, call.query_offset, device=device))
+    return allowed if call.bias is None else allowed & (call.bias != -torch.inf)
 
 
 def _kernel_mask(allowed: Tensor, empty: Tensor, call: Call, query: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""Attention on a GPU: a kernel wherever one can be had, the loop over blocks where none can.
+
+FlexAttention compiles a mask's rule into torch's own kernel and skips the tiles that are hidden.
+Nothing of the size (T, S) is held: the rule is asked about whole tiles first, as on a CPU, and
+inside the kernel about the cells of those that are partial. What `fused.ways_on_gpu` names is
+tried in turn, so that whatever does not compile is answered another way.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .arrays import is_array
+from .blocked import attention_blocked, empty_row_value
+from .call import Call
+from .fused import known_structure, ways_on_gpu
+from .masks import Mask
+from .numerics import is_bounded, split_nonfinite, upcast
+from .tiles import Cells, Tiles
+from .traced import allowed_cells, attend_traced
+
+TILE = 128  # of FlexAttention's own, which its kernels' blocks divide
+COMPILER = "inductor"
+_ALL = Mask("all", lambda at: at.key >= 0)
+_KEPT: WeakKeyDictionary[Mask, tuple[Any, BlockMask]] = WeakKeyDictionary()
+
+
+def attention_on_gpu(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool = False
+) -> Tensor:
+    """Attend as `attention_blocked` does, by the first of the ways on a GPU that answers."""
+    for way in ways_on_gpu(query.dtype, query.shape[3], value.shape[3], call, torch.is_grad_enabled()):
+        if way == "dense":
+            known = call.bias is None and known_structure(call)
+            allowed = None if known else allowed_cells(call, query.device)
+            return attend_traced(query, key, value, call, allowed)
+        if way == "flex" and (output := attend_flex(query, key, value, call, bounded)) is not None:
+            return output
+    return attention_blocked(query, key, value, call, bounded)
+
+
+def attend_flex(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool = False
+) -> Tensor | None:
+    """Attend by FlexAttention; None where it does not compile, or numbers are too large for it."""
+    nonfinite = None
+    if not (bounded or is_bounded(query, key, value, call.scale)):
+        key, value, nonfinite = split_nonfinite(key, value)
+        if not is_bounded(query, key, value, call.scale):
+            return None
+    blocks = block_mask(call, query.device)
+    output = _run(query, key, value, call, blocks)
+    if output is None or (nonfinite is None and call.empty_rows == "zero"):
+        return output  # it gives 0 for a fully masked row
+    return _mend(output, value, nonfinite, call, blocks)
+
+
+def _mend(
+    output: Tensor, value: Tensor, nonfinite: Tensor | None, call: Call, blocks: BlockMask
+) -> Tensor | None:
+    """Put in what fully masked rows become, and NaN where a key that is not finite is allowed.
+
+    The mean over the allowed keys of two columns tells: 1 everywhere, and 1 where not finite.
+    """
+    flags = torch.zeros(*value.shape[:3], 16, device=value.device)  # the least width of a kernel
+    flags[..., 0] = 1
+    if nonfinite is not None:
+        flags[..., 1] = nonfinite
+    query = flags.new_zeros(*call.sizes[:3], 16)
+    found = _run(query, torch.zeros_like(flags), flags, call._replace(softcap=None), blocks)
+    if found is None:
+        return None
+    output = output.where(found[..., 1:2] == 0, torch.nan)
+    row = empty_row_value(call, upcast(value), nonfinite).to(output.dtype)
+    return output.where(found[..., :1] > 0, row)
+
+
+class Cell:
+    """One cell of a call, as FlexAttention names it: what `Cells` is to a mask's rule, in scalars.
+
+    A table whose first dims are 1 serves every sample and head.
+    """
+
+    def __init__(self, batch: Tensor, head: Tensor, row: Tensor, column: Tensor, offset: Tensor):
+        self.batch, self.head, self.key, self._row = batch, head, column, row
+        self.query = row + self.samples(offset)
+
+    def samples(self, table: Tensor) -> Tensor:
+        return table[self.batch if len(table) > 1 else 0]
+
+    def rows(self, table: Tensor) -> Tensor:
+        return table[self.batch if len(table) > 1 else 0, self._row]
+
+    def columns(self, table: Tensor) -> Tensor:
+        return table[self.batch if len(table) > 1 else 0, self.key]
+
+    def positions(self, table: Tensor) -> Tensor:
+        """Look up by the query's position; one outside the table gets what stands at its edge."""
+        if not table.shape[1]:
+            return torch.zeros_like(self.query)
+        inside = self.query.clamp(0, table.shape[1] - 1)
+        return table[self.batch if len(table) > 1 else 0, inside]
+
+    def cells(self, table: Tensor) -> Tensor:
+        batch = self.batch if len(table) > 1 else 0
+        return table[batch, self.head if table.shape[1] > 1 else 0, self._row, self.key]
+
+    def call(self, function: Callable) -> Tensor:
+        allowed = function(self.batch, self.head, self.query, self.key)
+        if not is_array(allowed) or allowed.dtype != torch.bool:
+            raise TypeError("predicate must return a bool array")  # said in full by another way
+        return allowed
+
+
+def block_mask(call: Call, device: torch.device) -> BlockMask:
+    """Return the call's mask in FlexAttention's form, kept with the mask while that cannot change.
+
+    A mask's integers are copies of its own. Its booleans may be the caller's, who may write to
+    them, and a predicate may look at anything: these are asked anew.
+    """
+    mask = _ALL if call.mask is None else call.mask
+    fixed = not any(table.dtype == torch.bool for *_, table in mask.tables())
+    fixed = fixed and not any(leaf.name == "predicate" for leaf in mask.leaves())
+    if not fixed or is_array(call.query_offset):
+        return _block_mask(mask, call, device)
+    asked = (call.sizes, call.query_offset, device)
+    if _KEPT.get(mask, (None,))[0] != asked:
+        _KEPT[mask] = asked, _block_mask(mask, call, device)
+    return _KEPT[mask][1]
+
+
+def _block_mask(mask: Mask, call: Call, device: torch.device) -> BlockMask:
+    cells = Cells(call.sizes, call.query_offset, device=device)
+    verdict = mask.evaluate(Tiles(cells, TILE, TILE))
+    needed, full = torch.broadcast_tensors(verdict.any, verdict.all)
+    tiles = [-(-size // TILE) for size in call.sizes[2:]]
+    needed, full = (flags.expand(*flags.shape[:2], *tiles).clone() for flags in (needed, full))
+    for dim, size in ((2, call.sizes[2]), (3, call.sizes[3])):
+        if size % TILE:  # the last tile is not whole, so it is partial
+            full.narrow(dim, -1, 1).fill_(False)
+    moved, offset = _moved(mask, device), call.query_offset
+    offset = offset if is_array(offset) else torch.tensor([offset])
+    offset = offset.to(device, torch.int32)
+
+    def allowed(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return moved.evaluate(Cell(batch, head, row, column, offset))
+
+    listed = (*_listed(needed & ~full), *_listed(full))
+    return BlockMask.from_kv_blocks(
+        *listed, BLOCK_SIZE=TILE, mask_mod=allowed, seq_lengths=call.sizes[2:]
+    )
+
+
+def _listed(flags: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many tiles of a row are flagged, and their columns before all others."""
+    columns = flags.int().argsort(dim=-1, descending=True, stable=True)
+    return flags.sum(-1, dtype=torch.int32), columns.int()
+
+
+def _moved(mask: Mask, device: torch.device) -> Mask:
+    """Return a copy of a mask with its tables on a device."""
+    parts = tuple(_moved(part, device) for part in mask.parts)
+    return replace(mask, parts=parts, arrays=tuple(table.to(device) for table in mask.arrays))
+
+
+class _Program:
+    """FlexAttention compiled for one structure of a mask, on its first call."""
+
+    def __init__(self, softcap: float | None):
+        def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Any, scale: float) -> Any:
+            grouped = query.shape[1] != key.shape[1]
+            return flex_attention(query, key, value, capped, blocks, scale, grouped)
+
+        def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+        own = attend.__code__.replace()  # torch counts how often one piece of code is compiled
+        function = FunctionType(own, attend.__globals__, closure=attend.__closure__)
+        self._compiled = torch.compile(function, backend=COMPILER, fullgraph=True)
+        self._fails = False
+
+    def __call__(self, *args: Any) -> Tensor | None:
+        """Return the output, and None once it did not compile: another way will answer."""
+        if self._fails:
+            return None
+        try:
+            return self._compiled(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except ZeroDivisionError:  # a compiler that is absent, or what it does not know
+            self._fails = True
+            return None
+
+
+@lru_cache(maxsize=64)
+def _program(structure: Any, softcap: float | None, *facts: Any) -> _Program:
+    return _Program(softcap)
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, blocks: BlockMask
+) -> Tensor | None:
+    structure = None if call.mask is None else _structure(call.mask)
+    facts = query.dtype, query.device.type, query.shape[3], value.shape[3], torch.is_grad_enabled()
+    program = _program(structure, call.softcap, *facts, call.sizes[1] // key.shape[1])
+    return program(query, key, value, blocks, call.scale)
+
+
+def _structure(mask: Mask) -> Any:
+    """Return what a mask's rule is made of, beside the values in its tables."""
+    if mask.name == "predicate":
+        return getattr(mask.settings[0], "__code__", mask.settings)
+    return mask.name, mask.settings, mask.rule, tuple(map(_structure, mask.parts))
