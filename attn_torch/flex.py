@@ -9,6 +9,7 @@ tried in turn, so that whatever does not compile is answered another way.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,7 +29,7 @@ from .traced import allowed_cells, attend_traced
 
 TILE = 128  # of FlexAttention's own, which its kernels' blocks divide
 COMPILER = "inductor"
-_ALL = Mask("all", lambda at: at.key >= 0)
+_NUMBERS = count()
 _KEPT: WeakKeyDictionary[Mask, tuple[Any, BlockMask]] = WeakKeyDictionary()
 
 
@@ -63,7 +64,7 @@ def attend_flex(
 
 
 def _mend(
-    output: Tensor, value: Tensor, nonfinite: Tensor | None, call: Call, blocks: BlockMask
+    output: Tensor, value: Tensor, nonfinite: Tensor | None, call: Call, blocks: BlockMask | None
 ) -> Tensor | None:
     """Put in what fully masked rows become, and NaN where a key that is not finite is allowed.
 
@@ -119,13 +120,15 @@ class Cell:
         return allowed
 
 
-def block_mask(call: Call, device: torch.device) -> BlockMask:
+def block_mask(call: Call, device: torch.device) -> BlockMask | None:
     """Return the call's mask in FlexAttention's form, kept with the mask while that cannot change.
 
     A mask's integers are copies of its own. Its booleans may be the caller's, who may write to
     them, and a predicate may look at anything: these are asked anew.
     """
-    mask = _ALL if call.mask is None else call.mask
+    mask = call.mask
+    if mask is None:
+        return None
     fixed = not any(table.dtype == torch.bool for *_, table in mask.tables())
     fixed = fixed and not any(leaf.name == "predicate" for leaf in mask.leaves())
     if not fixed or is_array(call.query_offset):
@@ -173,18 +176,18 @@ def _moved(mask: Mask, device: torch.device) -> Mask:
 class _Program:
     """FlexAttention compiled for one structure of a mask, on its first call."""
 
-    def __init__(self, softcap: float | None):
-        def attend(query: Tensor, key: Tensor, value: Tensor, blocks: Any, scale: float) -> Any:
+    def __init__(self, scale: float, softcap: float | None, name: str):
+        def attend(query: Tensor, key: Tensor, value: Tensor, blocks: BlockMask | None) -> Any:
             grouped = query.shape[1] != key.shape[1]
             return flex_attention(query, key, value, capped, blocks, scale, grouped)
 
         def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return score if softcap is None else softcap * torch.tanh(score / softcap)
 
-        own = attend.__code__.replace()  # torch counts how often one piece of code is compiled
-        function = FunctionType(own, attend.__globals__, closure=attend.__closure__)
-        self._compiled = torch.compile(function, backend=COMPILER, fullgraph=True)
-        self._fails = False
+        # Torch counts compilations, and learns which sizes vary, by a code's name and identity.
+        code = attend.__code__.replace(co_name=name)
+        own = FunctionType(code, attend.__globals__, name, closure=attend.__closure__)
+        self._compiled, self._fails = torch.compile(own, backend=COMPILER, fullgraph=True), False
 
     def __call__(self, *args: Any) -> Tensor | None:
         """Return the output, and None once it did not compile: another way will answer."""
@@ -194,23 +197,23 @@ class _Program:
             return self._compiled(*args)
         except torch.OutOfMemoryError:
             raise
-        except ZeroDivisionError:  # a compiler that is absent, or what it does not know
+        except Exception:  # a compiler that is absent, or what it does not know
             self._fails = True
             return None
 
 
 @lru_cache(maxsize=64)
-def _program(structure: Any, softcap: float | None, *facts: Any) -> _Program:
-    return _Program(softcap)
+def _program(scale: float, softcap: float | None, *facts: Any) -> _Program:
+    return _Program(scale, softcap, f"attend_{next(_NUMBERS)}")
 
 
 def _run(
-    query: Tensor, key: Tensor, value: Tensor, call: Call, blocks: BlockMask
+    query: Tensor, key: Tensor, value: Tensor, call: Call, blocks: BlockMask | None
 ) -> Tensor | None:
     structure = None if call.mask is None else _structure(call.mask)
-    facts = query.dtype, query.device.type, query.shape[3], value.shape[3], torch.is_grad_enabled()
-    program = _program(structure, call.softcap, *facts, call.sizes[1] // key.shape[1])
-    return program(query, key, value, blocks, call.scale)
+    facts = query.dtype, query.device.type, query.shape[3], value.shape[3]
+    facts = *facts, query.shape[1], key.shape[1], torch.is_grad_enabled()
+    return _program(call.scale, call.softcap, structure, *facts)(query, key, value, blocks)
 
 
 def _structure(mask: Mask) -> Any:

@@ -33,14 +33,13 @@ def ways_on_gpu(
     compile, while the mask is no larger than a block's scores. `derived` says that gradients may
     be asked for.
     """
-    widths, ways = (head_dim, value_dim), []
-    known = call.bias is None and bool(known_structure(call))
+    widths, known = (head_dim, value_dim), call.bias is None and bool(known_structure(call))
     if known and call.softcap is None and has_kernel("cuda", dtype, *widths):
         return ["blocks"]  # which calls that kernel
-    compiled = call.bias is None and dtype != torch.float64 and min(widths) >= 16
-    compiled = compiled and max(widths) <= (128 if derived else 256)
-    if compiled and call.sizes[2] * call.sizes[3] >= COMPILED:
-        ways.append("flex")
+    large = call.sizes[2] * call.sizes[3] >= COMPILED
+    large &= call.softcap is not None or not known  # else no mask is needed
+    fits = min(widths) >= 16 and max(widths) <= (128 if derived else 256)
+    ways = ["flex"] * (large and fits and call.bias is None and dtype != torch.float64)
     padded = (max(widths) // 8 + 1) * 8
     learned = derived and call.bias is not None and call.bias.requires_grad
     if call.softcap is None and not learned and has_kernel("cuda", dtype, padded, padded):
