@@ -213,7 +213,23 @@ def _run(
     structure = None if call.mask is None else _structure(call.mask)
     facts = query.dtype, query.device.type, query.shape[3], value.shape[3]
     facts = *facts, query.shape[1], key.shape[1], torch.is_grad_enabled()
-    return _program(call.scale, call.softcap, structure, *facts)(query, key, value, blocks)
+    program = _program(call.scale, call.softcap, structure, *facts)
+    return program(*_Once.apply(query, key, value), blocks)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, for what is differentiable once: no gradient passes that has one in turn.
+
+    `gradients.py` gives that one. A compiled program would add 0 to it, and refuse to derive that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None,) * len(grads) if torch.is_grad_enabled() else grads
 
 
 def _structure(mask: Mask) -> Any:

@@ -246,6 +246,7 @@ def test_tiles_are_kept_with_a_mask_that_cannot_change():
     mask = sliding_window(100) & padding([300, 200])
     assert kept(mask) is kept(mask)
     assert kept(mask, 1) is not kept(mask, 2)
+    gc.collect()
     count = len(flex._KEPT)
     del mask
     gc.collect()
