@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Integer
 from . import checks
 from .blocked import attend_tiles, attention_blocked, backward
 from .call import Call, check_call, expand_bias
+from .cudnn import Known, attend_known, attention_known, backward_known, has_cudnn, known_to_cudnn
 from .devices import by_device, local_sizes, vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
@@ -125,6 +126,10 @@ def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
     # One tile only takes long to compile.
     if textbook or call.sizes[2] * call.sizes[3] <= 128 * 128:
         return attend_steps(query, key, value, call).output
+    if has_cudnn() and jax.typeof(query).sharding.mesh.empty:
+        known = known_to_cudnn(query.dtype, query.shape[3], value.shape[3], call)
+        if known is not None:
+            return attention_known(known, query, key, value, call)
     return attention_blocked(query, key, value, call)
 
 
@@ -207,20 +212,36 @@ def _textbook(query: Array, key: Array, value: Array, call: Call) -> Array:
     return _steps(query, key, value, call, None).output
 
 
+def _derivative(kept: tuple, moves: tuple) -> Array:
+    """Return by what the output moves with query, key, value and bias: `kept[0]` is the call's."""
+
+    def textbook(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+        return _textbook(query, key, value, call._replace(bias=bias))
+
+    *inputs, call = kept[0]
+    inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
+    return jax.linearize(textbook, *inputs)[1](*moves)
+
+
+@attend_known.defjvp
+def _attend_known_jvp(known: Known, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """Move with the inputs as the textbook does; a gradient, its transpose, is the kernel's."""
+
+    def transpose(kept: tuple, d_output: Array) -> tuple:
+        return (*backward_known(known, kept[0], d_output), None)
+
+    output = attend_known(known, *primals)
+    moves = (*tangents[:3], None)
+    d_output = apply_linear(_derivative, transpose, (primals,), moves)
+    return output, d_output.astype(output.dtype)
+
+
 @attend_tiles.defjvp
 def _attend_tiles_jvp(
     tile: tuple[int, int], primals: tuple, tangents: tuple
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Move with the inputs as the textbook does; a gradient, its transpose, goes by tiles."""
     output, lse = attend_tiles(tile, *primals)
-
-    def derivative(kept: tuple, moves: tuple) -> Array:
-        def textbook(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-            return _textbook(query, key, value, call._replace(bias=bias))
-
-        *inputs, call = kept[0]
-        inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
-        return jax.linearize(textbook, *inputs)[1](*moves)
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
         inputs, lse, output = kept
@@ -229,7 +250,7 @@ def _attend_tiles_jvp(
     kept = (primals, *lax.stop_gradient((lse, output)))
     moves = (*tangents[:3], tangents[3].bias)
     # Only `transpose` takes the log-sum-exp, and what that moves by is the derivative's to say.
-    d_output = apply_linear(derivative, transpose, kept, moves)
+    d_output = apply_linear(_derivative, transpose, kept, moves)
     return (output, lse), (d_output, jnp.zeros_like(lse))
 
 
