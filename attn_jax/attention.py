@@ -17,7 +17,14 @@ from jaxtyping import Array, Float, Integer
 from . import checks
 from .blocked import attend_tiles, attention_blocked, backward
 from .call import Call, check_call, expand_bias
-from .cudnn import Known, attend_known, attention_known, backward_known, has_cudnn, known_to_cudnn
+from .cudnn import (
+    CudnnCall,
+    attend_known,
+    attention_known,
+    backward_known,
+    has_cudnn,
+    known_to_cudnn,
+)
 from .devices import by_device, local_sizes, vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
@@ -224,7 +231,7 @@ def _derivative(kept: tuple, moves: tuple) -> Array:
 
 
 @attend_known.defjvp
-def _attend_known_jvp(known: Known, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _attend_known_jvp(known: CudnnCall, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     """Move with the inputs as the textbook does; a gradient, its transpose, is the kernel's."""
 
     def transpose(kept: tuple, d_output: Array) -> tuple:

@@ -6,13 +6,14 @@ beside it in the program, for those that are not. Mapped by `jax.vmap` the call 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jaxtyping import Array
 
@@ -21,11 +22,12 @@ from .call import Call
 from .masks import Mask
 from .numerics import is_bounded, upcast
 
-PLATFORM, IMPLEMENTATION = "cuda", "cudnn"
+PLATFORM = "cuda"
+IMPLEMENTATION: Literal["cudnn", "xla"] = "cudnn"
 TILE = ROWS, COLUMNS
 
 
-class Known(NamedTuple):
+class CudnnCall(NamedTuple):
     """What cuDNN is told of a call, beside the arrays; the lengths are in the mask's table."""
 
     scale: float
@@ -44,7 +46,7 @@ def has_cudnn() -> bool:
     return all(float(device.compute_capability) >= 8 for device in devices)
 
 
-def known_to_cudnn(dtype: Any, head_dim: int, value_dim: int, call: Call) -> Known | None:
+def known_to_cudnn(dtype: Any, head_dim: int, value_dim: int, call: Call) -> CudnnCall | None:
     """Return what to tell cuDNN, and None where it does not know such a call.
 
     No bias: cuDNN takes -inf in one for a large number, and a fully masked row for the mean.
@@ -53,20 +55,20 @@ def known_to_cudnn(dtype: Any, head_dim: int, value_dim: int, call: Call) -> Kno
         return None
     if head_dim % 8 or head_dim > 128 or call.softcap is not None or call.bias is not None:
         return None
-    found: dict[str, list[Mask]] = {"causal": [], "sliding_window": [], "padding": []}
+    parts: dict[str, list[Mask]] = {"causal": [], "sliding_window": [], "padding": []}
     for part in _conjuncts(call.mask):
-        if part.name not in found or part.axes == ("BS",):
+        if part.name not in parts or part.axes == ("BS",):
             return None
-        found[part.name].append(part)
-    windows, paddings = found["sliding_window"], found["padding"]
+        parts[part.name].append(part)
+    windows, paddings = parts["sliding_window"], parts["padding"]
     if len(windows) + len(paddings) > 1 or any(window.settings[1] for window in windows):
         return None
-    causal = bool(found["causal"] or windows)
+    causal = bool(parts["causal"] or windows)
     square = call.sizes[2] == call.sizes[3] and isinstance(call.query_offset, int)
     if not isinstance(call.scale, float) or (causal and not (square and call.query_offset == 0)):
         return None
     before = windows[0].settings[0] if windows else None
-    return Known(call.scale, causal, before, bool(paddings))
+    return CudnnCall(call.scale, causal, before, bool(paddings))
 
 
 def _conjuncts(mask: Mask | None) -> Iterator[Mask]:
@@ -79,25 +81,25 @@ def _conjuncts(mask: Mask | None) -> Iterator[Mask]:
 
 
 @partial(jax.jit, static_argnums=0)
-def attention_known(known: Known, query: Array, key: Array, value: Array, call: Call) -> Array:
+def attention_known(known: CudnnCall, query: Array, key: Array, value: Array, call: Call) -> Array:
     """Attend as `attention_blocked` does: by cuDNN where the program runs on a GPU."""
     return attend_known(known, query, key, value, call)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def attend_known(known: Known, query: Array, key: Array, value: Array, call: Call) -> Array:
+def attend_known(known: CudnnCall, query: Array, key: Array, value: Array, call: Call) -> Array:
     """Return the output; `attention.py` says what its derivative is."""
     (output,) = _bind(known, query, key, value, call)
     return output
 
 
 @partial(jax.jit, static_argnums=0)
-def backward_known(known: Known, inputs: tuple, d_output: Array) -> list[Array]:
+def backward_known(known: CudnnCall, inputs: tuple, d_output: Array) -> list[Array]:
     """Return the gradients of query, key and value; the kernel's forward pass runs once more."""
     return _bind(known, *inputs, d_output)
 
 
-def _bind(known: Known, *inputs: Any) -> list[Array]:
+def _bind(known: CudnnCall, *inputs: Any) -> list[Array]:
     """Run the forward pass, or the backward one if the output's gradient is among the inputs."""
     arrays, structure = jax.tree.flatten(inputs)
     arrays = [jnp.asarray(x) for x in arrays]
@@ -106,12 +108,11 @@ def _bind(known: Known, *inputs: Any) -> list[Array]:
         return _by_loops(*jax.tree.unflatten(structure, arrays))
 
     def kernel(*arrays: Array) -> list[Array]:
-        inputs = jax.tree.unflatten(structure, arrays)
-        fine = is_bounded(*inputs[:3], known.scale)
-        return lax.cond(fine, partial(_by_kernel, known), _by_loops, *inputs)
+        query, key, value, *rest = jax.tree.unflatten(structure, arrays)
+        fine = is_bounded(query, key, value, known.scale)
+        return lax.cond(fine, partial(_by_kernel, known), _by_loops, query, key, value, *rest)
 
-    # Traced here, as what is in it has to be told of devices, which JAX looks through programs for.
-    return known_p.bind(*arrays, program=jax.make_jaxpr(kernel)(*arrays), loops=loops)
+    return known_p.bind(*arrays, kernel=kernel, loops=loops, count=3 if len(inputs) > 4 else 1)
 
 
 def _by_loops(query: Array, key: Array, value: Array, call: Call, *grad: Array) -> list[Array]:
@@ -123,7 +124,7 @@ def _by_loops(query: Array, key: Array, value: Array, call: Call, *grad: Array) 
 
 
 def _by_kernel(
-    known: Known, query: Array, key: Array, value: Array, call: Call, *grad: Array
+    known: CudnnCall, query: Array, key: Array, value: Array, call: Call, *grad: Array
 ) -> list[Array]:
     run = partial(_kernel, known, call)
     if not grad:
@@ -131,28 +132,34 @@ def _by_kernel(
     return list(jax.vjp(run, query, key, value)[1](grad[0].astype(query.dtype)))
 
 
-# `program` is what runs on one GPU, `loops` what runs everywhere else.
+# What is returned is like the first `count` inputs: like query, or like query, key and value.
 known_p = Primitive("known_to_cudnn")
 known_p.multiple_results = True
 
 
-def _abstract(*_: Any, program: Any, loops: Callable) -> list:
-    return program.out_avals
+def _abstract(*avals: Any, kernel: Callable, loops: Callable, count: int) -> list:
+    return list(avals[:count])
 
 
-def _batch(arrays: list, axes: list, *, program: Any, loops: Callable) -> tuple[list, list]:
-    outputs = jax.vmap(loops, axes)(*arrays)
-    return outputs, [0] * len(outputs)
+def _batch(arrays: list, axes: list, *, kernel: Callable, loops: Callable, count: int) -> tuple:
+    return jax.vmap(loops, axes)(*arrays), [0] * count
 
 
-def _lower(context: Any, *values: Any, program: Any, loops: Callable) -> Any:
-    """Take the loops, too, where there are several devices, or none yet, as in `jax.export`."""
-    devices = getattr(context.module_context.axis_context, "device_assignment", None) or ()
-    way = jaxpr_as_fun(program) if len(devices) == 1 else loops
-    return mlir.lower_fun(way, multiple_results=True)(context, *values)
+def _lower(context: Any, *values: Any, kernel: Callable, loops: Callable, count: int) -> Any:
+    """Take the kernel for one device; several take the loops, and so does what is exported."""
+    module = context.module_context
+    one = getattr(module.axis_context, "num_devices", 0) == 1
+    if not one or module.lowering_parameters.for_export:  # a kernel is of one version of cuDNN
+        return mlir.lower_fun(loops, multiple_results=True)(context, *values)
+    # JAX's kernel asks which devices share it, and is told where it is looked for in a program.
+    alone = replace(module.axis_context, device_assignment=tuple(jax.local_devices()[:1]))
+    context = context.replace(module_context=module.replace(axis_context=alone))
+    return mlir.lower_fun(kernel, multiple_results=True)(context, *values)
 
 
-def _lower_elsewhere(context: Any, *values: Any, program: Any, loops: Callable) -> Any:
+def _lower_elsewhere(
+    context: Any, *values: Any, kernel: Callable, loops: Callable, count: int
+) -> Any:
     return mlir.lower_fun(loops, multiple_results=True)(context, *values)
 
 
@@ -162,13 +169,16 @@ mlir.register_lowering(known_p, _lower_elsewhere, cacheable=False)
 mlir.register_lowering(known_p, _lower, platform=PLATFORM, cacheable=False)
 
 
-def _kernel(known: Known, call: Call, query: Array, key: Array, value: Array) -> Array:
+def _kernel(known: CudnnCall, call: Call, query: Array, key: Array, value: Array) -> Array:
     lengths = None
     if known.padded:
-        (table,) = (table for leaf in call.mask.leaves() for table in leaf.arrays)
+        (table,) = (table for part in _conjuncts(call.mask) for table in part.arrays)
         lengths = jnp.broadcast_to(jnp.asarray(table), call.sizes[:1])
+    query, key, turned = (x.swapaxes(1, 2) for x in (query, key, value))
     output = jax.nn.dot_product_attention(
-        *(x.swapaxes(1, 2) for x in (query, key, value)),
+        query,
+        key,
+        turned,
         scale=known.scale,
         is_causal=known.causal,
         local_window_size=None if known.before is None else (known.before, 0),

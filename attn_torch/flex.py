@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,7 +37,8 @@ def attention_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool = False
 ) -> Tensor:
     """Attend as `attention_blocked` does, by the first of the ways on a GPU that answers."""
-    for way in ways_on_gpu(query.dtype, query.shape[3], value.shape[3], call, torch.is_grad_enabled()):
+    widths, derived = (query.shape[3], value.shape[3]), torch.is_grad_enabled()
+    for way in ways_on_gpu(query.dtype, *widths, call, derived):
         if way == "dense":
             known = call.bias is None and known_structure(call)
             allowed = None if known else allowed_cells(call, query.device)
@@ -75,16 +76,16 @@ def _mend(
     if nonfinite is not None:
         flags[..., 1] = nonfinite
     query = flags.new_zeros(*call.sizes[:3], 16)
-    found = _run(query, torch.zeros_like(flags), flags, call._replace(softcap=None), blocks)
-    if found is None:
+    means = _run(query, torch.zeros_like(flags), flags, call._replace(softcap=None), blocks)
+    if means is None:
         return None
-    output = output.where(found[..., 1:2] == 0, torch.nan)
+    output = output.where(means[..., 1:2] == 0, torch.nan)
     row = empty_row_value(call, upcast(value), nonfinite).to(output.dtype)
-    return output.where(found[..., :1] > 0, row)
+    return output.where(means[..., :1] > 0, row)
 
 
-class Cell:
-    """One cell of a call, as FlexAttention names it: what `Cells` is to a mask's rule, in scalars.
+class ScalarCell:
+    """One cell of a call, as FlexAttention names it: `Cells` in scalars.
 
     A table whose first dims are 1 serves every sample and head.
     """
@@ -94,12 +95,15 @@ class Cell:
         self.query = row + self.samples(offset)
 
     def samples(self, table: Tensor) -> Tensor:
+        """Look up by sample."""
         return table[self.batch if len(table) > 1 else 0]
 
     def rows(self, table: Tensor) -> Tensor:
+        """Look up by sample and row."""
         return table[self.batch if len(table) > 1 else 0, self._row]
 
     def columns(self, table: Tensor) -> Tensor:
+        """Look up by sample and column."""
         return table[self.batch if len(table) > 1 else 0, self.key]
 
     def positions(self, table: Tensor) -> Tensor:
@@ -110,10 +114,12 @@ class Cell:
         return table[self.batch if len(table) > 1 else 0, inside]
 
     def cells(self, table: Tensor) -> Tensor:
+        """Look up cell by cell."""
         batch = self.batch if len(table) > 1 else 0
         return table[batch, self.head if table.shape[1] > 1 else 0, self._row, self.key]
 
     def call(self, function: Callable) -> Tensor:
+        """Ask a predicate."""
         allowed = function(self.batch, self.head, self.query, self.key)
         if not is_array(allowed) or allowed.dtype != torch.bool:
             raise TypeError("predicate must return a bool array")  # said in full by another way
@@ -153,7 +159,7 @@ def _block_mask(mask: Mask, call: Call, device: torch.device) -> BlockMask:
     offset = offset.to(device, torch.int32)
 
     def allowed(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return moved.evaluate(Cell(batch, head, row, column, offset))
+        return moved.evaluate(cast(Cells, ScalarCell(batch, head, row, column, offset)))
 
     listed = (*_listed(needed & ~full), *_listed(full))
     return BlockMask.from_kv_blocks(
@@ -186,8 +192,11 @@ class _Program:
 
         # Torch counts compilations, and learns which sizes vary, by a code's name and identity.
         code = attend.__code__.replace(co_name=name)
-        own = FunctionType(code, attend.__globals__, name, closure=attend.__closure__)
-        self._compiled, self._fails = torch.compile(own, backend=COMPILER, fullgraph=True), False
+        function = FunctionType(code, attend.__globals__, name, closure=attend.__closure__)
+        self._compiled, self._fails = (
+            torch.compile(function, backend=COMPILER, fullgraph=True),
+            False,
+        )
 
     def __call__(self, *args: Any) -> Tensor | None:
         """Return the output, and None once it did not compile: another way will answer."""
@@ -211,8 +220,8 @@ def _run(
     query: Tensor, key: Tensor, value: Tensor, call: Call, blocks: BlockMask | None
 ) -> Tensor | None:
     structure = None if call.mask is None else _structure(call.mask)
-    facts = query.dtype, query.device.type, query.shape[3], value.shape[3]
-    facts = *facts, query.shape[1], key.shape[1], torch.is_grad_enabled()
+    shapes = query.shape[1], query.shape[3], key.shape[1], value.shape[3]
+    facts = query.dtype, query.device.type, shapes, torch.is_grad_enabled()
     program = _program(call.scale, call.softcap, structure, *facts)
     return program(*_Once.apply(query, key, value), blocks)
 

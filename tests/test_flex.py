@@ -162,9 +162,9 @@ def test_tiles_are_listed_as_the_mask_has_them(name):
     call = Call(SIZES, mask, None, 1.0, None, "zero", offset, 0.0, None)
     blocks = flex.block_mask(call, torch.device("cpu"))
     cells = mask.allowed(*SIZES[2:], query_offset=offset, batch=2, heads=4).expand(SIZES)
-    needed, full = (torchs._ordered_to_dense(*lists, 4).bool().expand(2, 4, 3, 4) for lists in (
-        (blocks.kv_num_blocks, blocks.kv_indices), (blocks.full_kv_num_blocks, blocks.full_kv_indices)
-    ))  # fmt: skip
+    listed = (blocks.kv_num_blocks, blocks.kv_indices)
+    listed = listed, (blocks.full_kv_num_blocks, blocks.full_kv_indices)
+    needed, full = (torchs._ordered_to_dense(*x, 4).bool().expand(2, 4, 3, 4) for x in listed)
     assert not (needed & full).any(), "a tile is listed twice"
     for batch, head, row, column in np.ndindex(2, 4, 3, 4):
         at = (slice(row * 128, row * 128 + 128), slice(column * 128, column * 128 + 128))
@@ -274,7 +274,7 @@ def test_lengths_that_the_caller_writes_to_change_nothing():
 
 @pytest.mark.parametrize("dtype", [f32, b16])
 def test_compiled_program_is_right(monkeypatch, dtype):
-    """Tiles are left out and taken unmasked; keys that are not finite show where they are allowed."""
+    """Tiles are left out and taken unmasked; keys that are not finite show where allowed."""
     if shutil.which("g++") is None or not torch.cpu._is_avx2_supported():
         pytest.skip("torch compiles FlexAttention for no such CPU")
     flex._program.cache_clear()
