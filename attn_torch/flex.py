@@ -1,9 +1,9 @@
 """Attention on a GPU: a kernel wherever one can be had, the loop over blocks where none can.
 
-FlexAttention compiles a mask's rule into torch's own kernel and skips the tiles that are hidden.
-Nothing of the size (T, S) is held: the rule is asked about whole tiles first, as on a CPU, and
-inside the kernel about the cells of those that are partial. What `fused.ways_on_gpu` names is
-tried in turn, so that whatever does not compile is answered another way.
+FlexAttention compiles a mask's rule into torch's own kernel and skips the tiles that are hidden. It
+holds nothing of the size (T, S): the rule is asked about whole tiles first, as on a CPU, and inside
+the kernel about the cells of those that are partial. What `fused.ways_on_gpu` names is tried in
+turn, so that whatever does not compile is answered another way.
 """
 
 from collections.abc import Callable
@@ -145,6 +145,7 @@ def block_mask(call: Call, device: torch.device) -> BlockMask | None:
     return _KEPT[mask][1]
 
 
+@torch.inference_mode(False)  # a gradient may want them later
 def _block_mask(mask: Mask, call: Call, device: torch.device) -> BlockMask:
     cells = Cells(call.sizes, call.query_offset, device=device)
     verdict = mask.evaluate(Tiles(cells, TILE, TILE))
@@ -184,6 +185,8 @@ class _Program:
 
     def __init__(self, scale: float, softcap: float | None, name: str):
         def attend(query: Tensor, key: Tensor, value: Tensor, blocks: BlockMask | None) -> Any:
+            if not torch.compiler.is_dynamo_compiling():
+                raise RuntimeError("compiling is switched off")  # else it would hold all scores
             grouped = query.shape[1] != key.shape[1]
             return flex_attention(query, key, value, capped, blocks, scale, grouped)
 
@@ -192,17 +195,17 @@ class _Program:
 
         # Torch counts compilations, and learns which sizes vary, by a code's name and identity.
         code = attend.__code__.replace(co_name=name)
-        function = FunctionType(code, attend.__globals__, name, closure=attend.__closure__)
-        self._compiled, self._fails = (
-            torch.compile(function, backend=COMPILER, fullgraph=True),
-            False,
-        )
+        self._function: Any = FunctionType(code, globals(), name, closure=attend.__closure__)
+        self._compiled: Callable | None = None
+        self._fails = False
 
     def __call__(self, *args: Any) -> Tensor | None:
         """Return the output, and None once it did not compile: another way will answer."""
         if self._fails:
             return None
         try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self._function, backend=COMPILER, fullgraph=True)
             return self._compiled(*args)
         except torch.OutOfMemoryError:
             raise

@@ -231,6 +231,43 @@ def test_what_does_not_compile_is_answered_another_way(taken, monkeypatch):
     torch.testing.assert_close(output, steps, rtol=0, atol=tolerance(*arrays))
 
 
+def test_nothing_is_compiled_anew_for_other_values(monkeypatch):
+    compiled = []
+
+    def counting(graph, inputs):
+        compiled.append(1)
+        return graph
+
+    monkeypatch.setattr(flex, "COMPILER", counting)
+    flex._program.cache_clear()
+    for i in range(1, 7):
+        arrays = inputs(30 + i, 40 + i)
+        odd = predicate(lambda batch, head, query, key: (query + key) % 2 == 1)
+        mask = (causal() & padding([20 + i, 40])) | odd
+        call = check_call(*arrays, mask=mask, query_offset=i)
+        assert flex.attend_flex(*arrays, call) is not None
+    flex._program.cache_clear()
+    assert len(compiled) == 2, "one program for the first sizes, and one for all others"
+
+
+def test_flex_is_left_alone_where_compiling_is_switched_off():
+    arrays = inputs()
+    flex._program.cache_clear()
+    with torch.compiler.set_stance("force_eager"):
+        assert flex.attend_flex(*arrays, check_call(*arrays, mask=padding([9, 9]))) is None
+    flex._program.cache_clear()
+
+
+def test_tiles_that_are_kept_in_inference_serve_a_gradient(defined):
+    mask, arrays = padding([40, 9]), inputs()
+    call = check_call(*arrays, mask=mask)
+    with torch.inference_mode():
+        flex.attend_flex(*arrays, call)
+    leaves = [x.requires_grad_() for x in arrays]
+    flex.attend_flex(*leaves, call).sum().backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
 def test_numbers_that_are_too_large_are_left_to_the_blocks(defined):
     query, key, value = inputs()
     value[0, 0, 3] = 1e38
