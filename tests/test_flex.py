@@ -250,12 +250,14 @@ def test_nothing_is_compiled_anew_for_other_values(monkeypatch):
     assert len(compiled) == 2, "one program for the first sizes, and one for all others"
 
 
-def test_flex_is_left_alone_where_compiling_is_switched_off():
-    arrays = inputs()
+def test_flex_is_left_alone_where_compiling_is_switched_off(monkeypatch):
+    arrays, called = inputs(), []
+    monkeypatch.setattr(flex, "flex_attention", lambda *args: called.append(args))
     flex._program.cache_clear()
     with torch.compiler.set_stance("force_eager"):
         assert flex.attend_flex(*arrays, check_call(*arrays, mask=padding([9, 9]))) is None
     flex._program.cache_clear()
+    assert not called, "uncompiled it holds all scores"
 
 
 def test_tiles_that_are_kept_in_inference_serve_a_gradient(defined):
