@@ -28,6 +28,11 @@ CONTEXT = 8192
 TINY, TINY_DECODE = (2, 2, 320, 16), (2, 2, 160, 8)
 KINDS = ("causal", "none", "window", "packed", "padded")
 DTYPES = ("bfloat16", "float32")
+# What a ratio should reach: by kind of work at LONG in 16 bits, against each of these rivals.
+KERNEL, DENSE = {"flash": 0.95, "efficient": 0.95, "cudnn": 0.95}, {"efficient": 3.0, "math": 3.0}
+FLOORS = {"causal": KERNEL, "none": KERNEL, "window": DENSE, "packed": DENSE}
+FLOORS["decode"] = {"by hand": 0.9}
+FLOORS_OF_JAX = {work: {"cudnn": 0.9} for work in ("causal", "none", "window", "padded")}
 ROW_SECONDS = 0.8  # in which rounds begin; five are measured in any case
 
 
@@ -158,6 +163,13 @@ def reason(error: Exception, told: list[str]) -> str:
     return first if len(first) <= 160 else f"{first[:160]}..."
 
 
+def floors(backend: str, row: AcceleratorRow) -> dict[str, float]:
+    """Return what a row's ratios should reach, by rival."""
+    if row.dtype != DTYPES[0] or row.shape[2] < LONG[2] or row.compiled:
+        return {}
+    return (FLOORS_OF_JAX if backend == "jax" else FLOORS).get(row.work, {})
+
+
 def measure(
     row: AcceleratorRow, makers: dict[str, Callable[[], TimedCall]], seconds: float
 ) -> dict:
@@ -199,6 +211,9 @@ def run(backend: str, device: str, path: Path, seconds: float, tiny: bool) -> No
                 break
             try:
                 found = measure(row, module.makers(row), 0.02 if tiny else ROW_SECONDS)
+                for rival, floor in floors(backend, row).items():
+                    if "ratio" in found["rivals"].get(rival, {}):
+                        found["rivals"][rival]["floor"] = floor
             except Exception as error:
                 found = {"ours": {"refused": reason(error, [])}, "rivals": {}}
             took = round(time.monotonic() - begun, 2)

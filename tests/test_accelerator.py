@@ -238,6 +238,13 @@ def bench(ours: dict, rivals: dict, compiled: bool = False) -> dict:
     return about | {"ours": ours, "rivals": rivals, "seconds": 1.0}
 
 
+def test_page_shows_the_floor_that_is_missed():
+    rows = {"type": "rows", "backend": "torch", "names": ["a"]}
+    slow, fast = ({"ms": 2.0, "ratio": ratio, "floor": 0.95} for ratio in (0.9, 0.96))
+    row = bench({"ms": 2.2, "mib": 64.0}, {"flash": slow, "cudnn": fast})
+    assert "| 2.00 (0.90, **below 0.95**) | 2.00 (0.96) |" in page([*lines(RIGHT)[:-1], rows, row])
+
+
 def test_page_shows_times_refusals_and_wrong_values():
     rows = {"type": "rows", "backend": "torch", "names": ["a", "b", "the last row"]}
     fast = {"ms": 2.0, "mib": 3.0, "ratio": 2.0, "low": 1.9, "high": 2.1}

@@ -286,6 +286,14 @@ def test_rows_cover_every_kind_dtype_shape_and_pass_once(backend):
     assert sum(row.compiled for row in found) == (len(eager) if backend == "torch" else 0)
 
 
+def test_floors_are_those_of_long_calls_in_16_bits():
+    for backend, works in (("torch", accelerator.FLOORS), ("jax", accelerator.FLOORS_OF_JAX)):
+        told = [row for row in accelerator.rows(backend) if accelerator.floors(backend, row)]
+        assert {row.work for row in told} == set(works)
+        assert {row.dtype for row in told} == {"bfloat16"} and not any(r.compiled for r in told)
+        assert {row.shape for row in told} <= {accelerator.LONG, (4, 8, accelerator.CONTEXT, 64)}
+
+
 ROW = accelerator.AcceleratorRow("padded", "float32", (2, 1, 24, 8))
 
 

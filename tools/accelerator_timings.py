@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 WORDS = (
     "Medians in ms; ours and its rivals take turns in one process, each call waited for. In "
-    "brackets stands how many times faster ours is: **above 1 ours is faster**. A call has a time "
+    "brackets stands how many times faster ours is: **above 1 ours is faster**; and the floor that "
+    "the ratio should reach, where it does not. A call has a time "
     "only where one head of its answer is right, compared with float64. Where a rival compiles "
     "(flex), ours was timed again beside it. MiB is what one of our calls takes at most, its "
     "results included. An empty cell was not measured. window: causal, 256 keys back; packed: "
@@ -88,7 +89,11 @@ def _cell(entry: dict, notes: Notes) -> str:
     if "disagrees" in entry:
         return f"**wrong** {notes.mark(entry['disagrees'])}"
     shown = _figure(entry["ms"])
-    return f"{shown} ({entry['ratio']:.2f})" if "ratio" in entry else shown
+    if "ratio" not in entry:
+        return shown
+    missed = entry["ratio"] < entry.get("floor", 0)
+    below = f", **below {entry['floor']:.2f}**" if missed else ""
+    return f"{shown} ({entry['ratio']:.2f}{below})"
 
 
 def _figure(number: float) -> str:
