@@ -181,6 +181,14 @@ def test_grouped_heads_are_repeated_where_the_kernel_knows_none(calls, device, d
     assert call["key"].shape[1] == heads and call["enable_gqa"] == (heads == 2)
 
 
+@pytest.mark.parametrize(("device", "heads"), [("cpu", 2), ("meta", 4)])
+def test_grouped_heads_are_repeated_beside_a_dense_mask(calls, device, heads):
+    mask = torch.ones(1, 1, 7, 7, dtype=torch.bool, device=device)
+    fused.call_kernel(*inputs(f16, kv_heads=2, device=device), 0.5, False, mask)
+    (call,) = calls
+    assert call["key"].shape[1] == heads and call["attn_mask"] is mask
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_only_a_cpu_is_asked_whether_keys_are_finite(calls, monkeypatch, device):
     asked = []
