@@ -58,8 +58,8 @@ def surely_finite(key: Tensor, value: Tensor) -> bool:
 
 def _norm(array: Tensor) -> Tensor:
     """Return the root of the sum of all squares, which is finite only if every number is."""
-    wide = torch.promote_types(array.dtype, torch.float32)  # of each number, with no copy of all
-    return torch.linalg.vector_norm(array.detach(), dtype=wide)
+    dtype = torch.promote_types(array.dtype, torch.float32)  # of each number, with no copy of all
+    return torch.linalg.vector_norm(array.detach(), dtype=dtype)
 
 
 def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
