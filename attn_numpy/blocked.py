@@ -23,11 +23,11 @@ from .tiles import Cells, Tiles, Verdict
 # of interleaved runs over 64 to 256 rows and 64 to 256 columns: best for a window of 256 keys and
 # for eight packed documents; a causal mask alone gains up to 5 % from 192 or 256 rows.
 ROWS, COLUMNS = 128, 128
-# The same where keys are few, so that what is hidden is cut off closely, and how many that is.
-SMALL, FEW_KEYS = (64, 32), 512
-# Scores that one block takes, whatever is hidden: less than the search for tiles would cost.
+# Where keys are few, a tile holds all of them, and what is hidden at its sides is cut off.
+FEW_KEYS, FEW_ROWS = 512, 64
+# Scores that are made in one block, since there is little to save.
 LONE_CELLS = 2**17
-# Rows of queries for which keys are laid out as BLAS likes them: it would do it for every block.
+# Queries for which keys are turned round once, as BLAS would do it for every block.
 TURNED = 32
 # How many threads share a call; None is as many as BLAS would use. Never more than BLAS may use.
 THREADS: int | None = None
@@ -53,6 +53,7 @@ class _Work(NamedTuple):
     bias: np.ndarray | None  # rank 4
     call: Call
     tile: tuple[int, int]
+    lone: bool  # whether a tile holds all keys, and there is a mask
     verdict: Verdict  # of every tile: (B or 1, H or 1, blocks of rows, blocks of columns)
     widest: int  # the most keys that a block of rows meets
     output: np.ndarray
@@ -98,6 +99,7 @@ def attention_blocked(
         bias if bias is None else bias.reshape((1,) * (4 - bias.ndim) + bias.shape),
         call,
         tile,
+        call.mask is not None and sizes[3] <= tile[1],
         Verdict(*(np.broadcast_to(part, (*part.shape[:2], *blocks)) for part in verdict)),
         min(int(needed.sum(-1).max()) * tile[1], sizes[3]),
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
@@ -107,15 +109,17 @@ def attention_blocked(
 
 
 def _choose_tile(sizes: tuple[int, int, int, int]) -> tuple[int, int]:
-    """Return queries by keys: all in one where little work is saved, small where keys are few."""
+    _, _, queries, keys = sizes
     if math.prod(sizes) <= LONE_CELLS:
-        return sizes[2:]
-    return SMALL if sizes[3] <= FEW_KEYS else (ROWS, COLUMNS)
+        return queries, keys
+    if keys > FEW_KEYS:
+        return ROWS, COLUMNS
+    return -(-queries // -(-queries // FEW_ROWS)), keys  # blocks of about one height
 
 
 def _evaluate_tiles(call: Call, tile: tuple[int, int]) -> Verdict:
-    """Evaluate the mask for all tiles; a lone one is partial."""
-    if call.mask is None or (call.sizes[2] <= tile[0] and call.sizes[3] <= tile[1]):
+    """Evaluate the mask for all tiles; those that hold all keys are partial."""
+    if call.mask is None or call.sizes[3] <= tile[1]:
         yes = np.ones((1, 1, 1, 1), bool)
         return Verdict(yes if call.mask is None else ~yes, yes)
     return call.mask.evaluate(Tiles(Cells(call.sizes, call.query_offset), *tile))
@@ -159,6 +163,7 @@ class _Plan(NamedTuple):
     runs: list[tuple[slice, slice]]  # of keys in tiles that are not hidden, each with its place
     partial: list[tuple[int, slice]]  # tiles that are not allowed whole, each with its place
     width: int
+    kept: slice = slice(None)  # of the keys of a partial tile
 
 
 def _plan(work: _Work, block: int, part: _Share) -> _Plan:
@@ -182,6 +187,14 @@ def _plan(work: _Work, block: int, part: _Share) -> _Plan:
     return _Plan(runs or [(slice(0), slice(0))], partial_tiles, place)  # the sum over no key is 0
 
 
+def _plan_lone(hidden: np.ndarray) -> _Plan:
+    """Plan for a tile that holds all keys: from the first to the last that a query is allowed."""
+    met = np.flatnonzero(~hidden.all((0, 1, 2)))
+    kept = slice(met[0], met[-1] + 1) if len(met) else slice(0, 0)
+    at = slice(0, kept.stop - kept.start)
+    return _Plan([(kept, at)], [(0, at)], at.stop, kept)
+
+
 class _Hidden(dict):
     """What the mask hides of some rows, by tile: evaluated where needed, once for all heads."""
 
@@ -191,7 +204,8 @@ class _Hidden(dict):
     def __missing__(self, tile: int) -> np.ndarray:
         columns = slice(tile * self._width, (tile + 1) * self._width)
         cells = Cells(self._call.sizes, self._call.query_offset, self._rows, columns)
-        self[tile] = ~cast(Mask, self._call.mask).evaluate(cells)  # without one, all tiles are full
+        hidden = ~cast(Mask, self._call.mask).evaluate(cells)  # without one, all tiles are full
+        self[tile] = np.broadcast_to(hidden, (*hidden.shape[:3], cells.key.shape[3]))
         return self[tile]
 
 
@@ -202,13 +216,14 @@ def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[_Share]]]) -> No
     cells = min(height, sizes[2]) * work.widest
     room = min(max(cells, CELLS), cells * math.prod(sizes[:2]))
     workspace = np.empty(room, work.value.dtype)  # once a thread: fresh memory is slow
-    ragged = work.verdict.any.shape[:2] != (1, 1)
     for block, parts in units:
         rows = slice(block * height, min((block + 1) * height, sizes[2]))
         plan, hidden = None, _Hidden(work, rows)
+        asked = hidden[0] if work.lone else work.verdict.any
         for part in parts:
-            if plan is None or ragged:
-                plan = _plan(work, block, part)
+            if plan is None or asked.shape[:2] != (1, 1):
+                lone = work.lone
+                plan = _plan_lone(_cut(asked, *part[:2])) if lone else _plan(work, block, part)
             _attend_block(work, rows, part, plan, hidden, workspace)
 
 
@@ -244,7 +259,8 @@ def _attend_block(
     scores = weights.reshape(*query.shape[:3], plan.width)  # the same numbers, by heads
     _cap_and_bias(work, scores, rows, part, plan)
     for tile, at in plan.partial:
-        _hide(scores[..., at], _cut(hidden[tile], samples, heads), careful or work.bias is not None)
+        cut = _cut(hidden[tile], samples, heads)[..., plan.kept]
+        _hide(scores[..., at], cut, careful or work.bias is not None)
     total = _exponentiate(weights)
     (_, values, at), *others = met
     output = weights[..., at] @ values
