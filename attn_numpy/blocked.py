@@ -87,7 +87,7 @@ def attention_blocked(
     tile = _choose_tile(sizes) if tile is None else tile
     verdict = _evaluate_tiles(call, tile)
     blocks = -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1])
-    needed = np.broadcast_to(verdict.any.any((0, 1)), blocks)
+    needed = _widen(verdict.any.any((0, 1)), *blocks)
     key, value = _ready(key).swapaxes(-1, -2), _ready(value)
     if sizes[2] * sizes[1] >= TURNED * key.shape[1]:  # else BLAS turns it round for every block
         key = np.ascontiguousarray(key)
@@ -100,7 +100,7 @@ def attention_blocked(
         call,
         tile,
         call.mask is not None and sizes[3] <= tile[1],
-        Verdict(*(np.broadcast_to(part, (*part.shape[:2], *blocks)) for part in verdict)),
+        Verdict(*(_widen(part, *part.shape[:2], *blocks) for part in verdict)),
         min(int(needed.sum(-1).max()) * tile[1], sizes[3]),
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
@@ -205,7 +205,7 @@ class _Hidden(dict):
         columns = slice(tile * self._width, (tile + 1) * self._width)
         cells = Cells(self._call.sizes, self._call.query_offset, self._rows, columns)
         hidden = ~cast(Mask, self._call.mask).evaluate(cells)  # without one, all tiles are full
-        self[tile] = np.broadcast_to(hidden, (*hidden.shape[:3], cells.key.shape[3]))
+        self[tile] = _widen(hidden, *hidden.shape[:3], cells.key.shape[3])
         return self[tile]
 
 
@@ -311,10 +311,15 @@ def _hide(scores: np.ndarray, hidden: np.ndarray, may_be_nan: bool) -> None:
         scores += np.where(hidden, number(-np.inf), number(0))
 
 
+def _widen(array: np.ndarray, *shape: int) -> np.ndarray:
+    """Broadcast, quickly where there is nothing to do."""
+    return array if array.shape == shape else np.broadcast_to(array, shape)
+
+
 def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
     """Cut a part out of an array whose dims are 1 where nothing varies."""
     sizes = zip(array.shape, where, strict=False)
-    return array[tuple(slice(None) if size == 1 else part for size, part in sizes)]
+    return array[tuple([slice(None) if size == 1 else part for size, part in sizes])]
 
 
 def _exponentiate(scores: np.ndarray) -> np.ndarray:

@@ -80,12 +80,11 @@ class Cells:
         rows: slice | None = None,
         columns: slice | None = None,
     ):
-        batch, heads, queries, keys = sizes
+        _, _, queries, keys = sizes
         rows = slice(None) if rows is None else rows
         columns = slice(None) if columns is None else columns
         self._rows, self._columns = rows, columns
-        self.batch = np.arange(batch)[:, None, None, None]
-        self.head = np.arange(heads)[None, :, None, None]
+        self._sizes = sizes
         offsets = np.asarray(query_offset).reshape(-1, 1, 1, 1)
         self.query = offsets + np.arange(queries)[None, None, rows, None]
         self.key = np.arange(keys)[None, None, None, columns]
@@ -111,8 +110,9 @@ class Cells:
         return table[:, :, self._rows, self._columns]
 
     def call(self, function: Callable) -> np.ndarray:
-        indices = (self.batch, self.head, self.query, self.key)
-        sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
+        batch, head = (np.arange(size) for size in self._sizes[:2])
+        indices = (batch[:, None, None, None], head[None, :, None, None], self.query, self.key)
+        sizes = (*self._sizes[:2], self.query.shape[2], self.key.shape[3])
         return checks.check_verdict(function(*indices), sizes)
 
 
