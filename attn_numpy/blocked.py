@@ -87,7 +87,10 @@ def attention_blocked(
     tile = _choose_tile(sizes) if tile is None else tile
     verdict = _evaluate_tiles(call, tile)
     blocks = -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1])
-    needed = _widen(verdict.any.any((0, 1)), *blocks)
+    widest = sizes[3]
+    if verdict.any.size > 1:
+        needed = _widen(verdict.any.any((0, 1)), *blocks).sum(-1)
+        widest = min(int(needed.max()) * tile[1], widest)
     key, value = _ready(key).swapaxes(-1, -2), _ready(value)
     if sizes[2] * sizes[1] >= TURNED * key.shape[1]:  # else BLAS turns it round for every block
         key = np.ascontiguousarray(key)
@@ -101,7 +104,7 @@ def attention_blocked(
         tile,
         call.mask is not None and sizes[3] <= tile[1],
         Verdict(*(_widen(part, *part.shape[:2], *blocks) for part in verdict)),
-        min(int(needed.sum(-1).max()) * tile[1], sizes[3]),
+        widest,
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
     _share_out(work, np.count_nonzero(verdict.any) / verdict.any.size * math.prod(sizes))
