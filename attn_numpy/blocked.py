@@ -70,7 +70,8 @@ def attention_blocked(
 
     Takes what `attention` has checked, no size of it being 0, and gives the same answer. `tile` is
     queries by keys: a tile that is hidden is skipped, one that is allowed whole is not masked.
-    Memory grows with T + S; `THREADS` says how many threads may be used. Raises ScoreOverflow.
+    Left out, it is chosen by the sizes. Memory grows with T + S; `THREADS` says how many threads
+    may be used. A score that leaves its dtype is for the textbook to judge: ScoreOverflow says so.
 
     Source: "Self-attention Does Not Need O(n^2) Memory"; tiles: "FlashAttention", section 3.1.
 
@@ -89,8 +90,8 @@ def attention_blocked(
     blocks = -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1])
     widest = sizes[3]
     if verdict.any.size > 1:
-        needed = _widen(verdict.any.any((0, 1)), *blocks).sum(-1)
-        widest = min(int(needed.max()) * tile[1], widest)
+        needed: Any = verdict.any.any((0, 1))
+        widest = min(int(_widen(needed, *blocks).sum(-1).max()) * tile[1], widest)
     key, value = _ready(key).swapaxes(-1, -2), _ready(value)
     if sizes[2] * sizes[1] >= TURNED * key.shape[1]:  # else BLAS turns it round for every block
         key = np.ascontiguousarray(key)
@@ -112,6 +113,7 @@ def attention_blocked(
 
 
 def _choose_tile(sizes: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Return queries by keys: all keys where they are few, and all queries of a small call."""
     _, _, queries, keys = sizes
     if math.prod(sizes) <= LONE_CELLS:
         return queries, keys
