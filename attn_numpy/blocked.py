@@ -273,10 +273,11 @@ def _attend_block(
         output += weights[..., at] @ values
     if not careful and not is_surely_finite(output):
         return _attend_block(work, rows, part, plan, hidden, workspace, careful=True)
-    output /= np.maximum(total, 1)  # it is 0 for a fully masked row, and at least 1 for others
     if work.call.empty_rows != "zero" and not total.all():
         np.copyto(output, _empty_row_value(work, samples, shared), where=total == 0)
-    work.output[samples, heads, rows] = output.reshape(*query.shape[:3], -1)
+    place = work.output[samples, heads, rows]
+    total = np.maximum(total, 1).reshape(*place.shape[:3], 1)  # for others it is at least 1
+    np.divide(output.reshape(place.shape), total, out=place, casting="unsafe")
 
 
 def _score_with_care(
@@ -329,7 +330,13 @@ def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
 
 def _exponentiate(scores: np.ndarray) -> np.ndarray:
     """Turn scores into exp(score - largest) in place; return the sums, 0 for fully masked rows."""
-    scores -= scores.max(-1, keepdims=True, initial=np.finfo(scores.dtype).min)
+    width = scores.shape[-1]
+    if not width:
+        return np.zeros((*scores.shape[:-1], 1), scores.dtype)
+    # For short rows this takes two thirds of the time of .max(-1).
+    largest = np.maximum.reduceat(scores.reshape(-1), np.arange(0, scores.size, width))
+    largest = np.maximum(largest, np.finfo(scores.dtype).min)  # -inf - -inf would be NaN
+    scores -= largest.reshape(*scores.shape[:-1], 1)
     np.exp(scores, out=scores)
     return scores @ np.ones((scores.shape[-1], 1), scores.dtype)  # faster than .sum(-1)
 
