@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fuzz_blocked import Structure, dirtied
 
-from attn_numpy import attention, attention_steps, blocked, causal, padding
+from attn_numpy import MultiHeadAttention, attention, attention_steps, blocked, causal, padding
 from conformance.oracle import expected
 from conformance.oracle.tolerance import compare
 from conformance.subjects import load
@@ -119,3 +119,17 @@ def test_keys_at_both_sides_are_cut_off(monkeypatch):
     hidden[:, 3:6] = False
     attention(*inputs(), mask=padding(hidden=hidden))
     assert [(plan.kept, plan.width) for plan in widths] == [(slice(3, 6), 3)]
+
+
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])
+def test_a_step_looks_at_its_keys_only_where_a_score_is_not_finite(called, bad):
+    attn = MultiHeadAttention(10, 2, rng=np.random.default_rng(0)).eval()
+    x = np.random.default_rng(1).normal(size=(2, 9, 10)).astype(np.float32)
+    _, cache = attn.decode(x[:, :8], attn.new_cache(2, 9))
+    if bad is not None:
+        cache.key[1, 0, 3, 2] = bad  # behind the back of everyone
+    called.clear()
+    output, _ = attn.decode(x[:, 8:], cache)
+    assert np.isfinite(output[0]).all()
+    assert np.isnan(output[1]).all() == (bad is not None)
+    assert ("_score_with_care" in called) == (bad is not None)
