@@ -1,6 +1,7 @@
 """Questions about an array that each framework answers differently; `checks.py` asks them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -42,7 +43,12 @@ def is_representable(integers: Array) -> bool:
 
 def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
-    return array.dtype.name
+    return _name(array.dtype)
+
+
+@lru_cache(64)  # NumPy puts a name together anew each time that it is asked
+def _name(dtype: np.dtype) -> str:
+    return dtype.name
 
 
 def is_cast(array: Any, dtype: str) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from . import checks
-from .blocked import attention_blocked
+from .blocked import ScoreOverflow, attention_blocked
 from .call import Call, check_call
 from .masks import Mask
-from .numerics import is_bounded, split_nonfinite, upcast, without_warnings
+from .numerics import split_nonfinite, upcast, without_warnings
 from .tiles import Cells
 
 
@@ -108,10 +108,10 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) ->
     """Return the output of a checked call: by tiles, or by the textbook."""
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]):
         return attend_steps(query, key, value, call).output
-    bounded = is_bounded(query, key, value, call.scale)
-    if not bounded and _may_overflow(query, key, call.scale):
+    try:
+        return attention_blocked(query, key, value, call)
+    except ScoreOverflow:
         return attend_steps(query, key, value, call).output
-    return attention_blocked(query, key, value, call, bounded)
 
 
 @without_warnings
@@ -136,16 +136,6 @@ def attend_steps(
     if not call.sizes[3] and call.empty_rows != "zero":
         output[...] = np.nan  # the mean over no key at all is 0/0
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
-
-
-def _may_overflow(query: np.ndarray, key: np.ndarray, scale: float) -> bool:
-    """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
-    return _largest(query) * _largest(key) * query.shape[3] * abs(scale) > 1e38
-
-
-def _largest(array: np.ndarray) -> float:
-    """Return the largest absolute value, beside NaN too, which may be hidden."""
-    return abs(array).max(where=~np.isnan(array), initial=0).item()
 
 
 def _allowed(call: Call) -> np.ndarray:

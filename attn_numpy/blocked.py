@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from .call import Call
 from .masks import Mask
-from .numerics import is_bounded, split_nonfinite, upcast, without_warnings
+from .numerics import is_surely_finite, split_nonfinite, upcast, without_warnings
 from .threads import blas_held, is_inside, work_together
 from .tiles import Cells, Tiles, Verdict
 
@@ -23,6 +23,12 @@ from .tiles import Cells, Tiles, Verdict
 # of interleaved runs over 64 to 256 rows and 64 to 256 columns: best for a window of 256 keys and
 # for eight packed documents; a causal mask alone gains up to 5 % from 192 or 256 rows.
 ROWS, COLUMNS = 128, 128
+# Where keys are few, a tile holds all of them, and what is hidden at its sides is cut off.
+FEW_KEYS, FEW_ROWS = 512, 64
+# Scores that are made in one block, since there is little to save.
+LONE_CELLS = 2**17
+# Queries for which keys are turned round once, as BLAS would do it for every block.
+TURNED = 32
 # How many threads share a call; None is as many as BLAS would use. Never more than BLAS may use.
 THREADS: int | None = None
 
@@ -34,18 +40,21 @@ THREAD_CELLS = 2**18
 _Share = tuple[slice, slice, slice]  # samples, heads, and the key heads that these share
 
 
+class ScoreOverflow(Exception):
+    """A score left its dtype: -inf may then be an allowed one, which only the textbook can tell."""
+
+
 class _Work(NamedTuple):
     """What every block of one call reads, and the output that it writes its rows of."""
 
     query: np.ndarray
     key: np.ndarray  # (B, H_kv, D, S)
     value: np.ndarray
-    nonfinite: np.ndarray | None  # (B, H_kv, S): keys that held NaN or inf, if there may be any
     bias: np.ndarray | None  # rank 4
     call: Call
     tile: tuple[int, int]
-    verdict: Verdict  # of every tile: (B, H, blocks of rows, blocks of columns)
-    ragged: bool  # whether samples or heads differ in it
+    lone: bool  # whether a tile holds all keys, and there is a mask
+    verdict: Verdict  # of every tile: (B or 1, H or 1, blocks of rows, blocks of columns)
     widest: int  # the most keys that a block of rows meets
     output: np.ndarray
 
@@ -55,15 +64,14 @@ def attention_blocked(
     key: Float[np.ndarray, "B H_kv S D"],
     value: Float[np.ndarray, "B H_kv S D_v"],
     call: Call,
-    bounded: bool = False,
-    tile: tuple[int, int] = (ROWS, COLUMNS),
+    tile: tuple[int, int] | None = None,
 ) -> Float[np.ndarray, "B H T D_v"]:
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
 
     Takes what `attention` has checked, no size of it being 0, and gives the same answer. `tile` is
     queries by keys: a tile that is hidden is skipped, one that is allowed whole is not masked.
-    Memory grows with T + S; `THREADS` says how many threads may be used. `bounded` saves asking
-    `is_bounded`, whose answer it is.
+    Left out, it is chosen by the sizes. Memory grows with T + S; `THREADS` says how many threads
+    may be used. A score that leaves its dtype is for the textbook to judge: ScoreOverflow says so.
 
     Source: "Self-attention Does Not Need O(n^2) Memory"; tiles: "FlashAttention", section 3.1.
 
@@ -77,37 +85,46 @@ def attention_blocked(
     True
     """
     sizes = call.sizes
+    tile = _choose_tile(sizes) if tile is None else tile
     verdict = _evaluate_tiles(call, tile)
-    counts = (*sizes[:2], -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1]))
-    needed = np.broadcast_to(verdict.any.any((0, 1)), counts[2:])
-    bounded = bounded or is_bounded(query, key, value, call.scale)
-    key, value, nonfinite = _ready(key), _ready(value), None
-    if not bounded:
-        key, value, nonfinite = split_nonfinite(key, value)
-    key = key.swapaxes(-1, -2)
-    if sizes[2] >= tile[0]:  # then BLAS would turn it round for every block
+    blocks = -(-sizes[2] // tile[0]), -(-sizes[3] // tile[1])
+    widest = sizes[3]
+    if verdict.any.size > 1:
+        needed: Any = verdict.any.any((0, 1))
+        widest = min(int(_widen(needed, *blocks).sum(-1).max()) * tile[1], widest)
+    key, value = _ready(key).swapaxes(-1, -2), _ready(value)
+    if sizes[2] * sizes[1] >= TURNED * key.shape[1]:  # else BLAS turns it round for every block
         key = np.ascontiguousarray(key)
     bias = call.bias
     work = _Work(
         query,
         key,
         value,
-        nonfinite,
         bias if bias is None else bias.reshape((1,) * (4 - bias.ndim) + bias.shape),
         call,
         tile,
-        Verdict(*(np.broadcast_to(part, counts) for part in verdict)),
-        verdict.any.shape[:2] != (1, 1),
-        min(int(needed.sum(-1).max()) * tile[1], sizes[3]),
+        call.mask is not None and sizes[3] <= tile[1],
+        Verdict(*(_widen(part, *part.shape[:2], *blocks) for part in verdict)),
+        widest,
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
-    _share_out(work, float(verdict.any.mean()) * math.prod(sizes))
+    _share_out(work, np.count_nonzero(verdict.any) / verdict.any.size * math.prod(sizes))
     return work.output
 
 
+def _choose_tile(sizes: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Return queries by keys: all keys where they are few, and all queries of a small call."""
+    _, _, queries, keys = sizes
+    if math.prod(sizes) <= LONE_CELLS:
+        return queries, keys
+    if keys > FEW_KEYS:
+        return ROWS, COLUMNS
+    return -(-queries // -(-queries // FEW_ROWS)), keys  # blocks of about one height
+
+
 def _evaluate_tiles(call: Call, tile: tuple[int, int]) -> Verdict:
-    """Evaluate the mask for all tiles; a lone one is partial."""
-    if call.mask is None or (call.sizes[2] <= tile[0] and call.sizes[3] <= tile[1]):
+    """Evaluate the mask for all tiles; those that hold all keys are partial."""
+    if call.mask is None or call.sizes[3] <= tile[1]:
         yes = np.ones((1, 1, 1, 1), bool)
         return Verdict(yes if call.mask is None else ~yes, yes)
     return call.mask.evaluate(Tiles(Cells(call.sizes, call.query_offset), *tile))
@@ -151,12 +168,13 @@ class _Plan(NamedTuple):
     runs: list[tuple[slice, slice]]  # of keys in tiles that are not hidden, each with its place
     partial: list[tuple[int, slice]]  # tiles that are not allowed whole, each with its place
     width: int
+    kept: slice = slice(None)  # of the keys of a partial tile
 
 
 def _plan(work: _Work, block: int, part: _Share) -> _Plan:
     samples, heads, _ = part
-    needed: Any = work.verdict.any[samples, heads, block].any((0, 1)).tolist()
-    full: Any = work.verdict.all[samples, heads, block].all((0, 1)).tolist()
+    needed: Any = _cut(work.verdict.any, samples, heads)[:, :, block].any((0, 1)).tolist()
+    full: Any = _cut(work.verdict.all, samples, heads)[:, :, block].all((0, 1)).tolist()
     runs: list[tuple[slice, slice]] = []
     partial_tiles, place = [], 0
     for tile in (tile for tile, met in enumerate(needed) if met):
@@ -171,7 +189,15 @@ def _plan(work: _Work, block: int, part: _Share) -> _Plan:
         else:
             runs.append((slice(start, stop), at))
         place = at.stop
-    return _Plan(runs, partial_tiles, place)
+    return _Plan(runs or [(slice(0), slice(0))], partial_tiles, place)  # the sum over no key is 0
+
+
+def _plan_lone(hidden: np.ndarray) -> _Plan:
+    """Plan for a tile that holds all keys: from the first to the last that a query is allowed."""
+    met = np.flatnonzero(~hidden.all((0, 1, 2)))
+    kept = slice(met[0], met[-1] + 1) if len(met) else slice(0, 0)
+    at = slice(0, kept.stop - kept.start)
+    return _Plan([(kept, at)], [(0, at)], at.stop, kept)
 
 
 class _Hidden(dict):
@@ -183,7 +209,8 @@ class _Hidden(dict):
     def __missing__(self, tile: int) -> np.ndarray:
         columns = slice(tile * self._width, (tile + 1) * self._width)
         cells = Cells(self._call.sizes, self._call.query_offset, self._rows, columns)
-        self[tile] = ~cast(Mask, self._call.mask).evaluate(cells)  # without one, all tiles are full
+        hidden = ~cast(Mask, self._call.mask).evaluate(cells)  # without one, all tiles are full
+        self[tile] = _widen(hidden, *hidden.shape[:3], cells.key.shape[3])
         return self[tile]
 
 
@@ -197,16 +224,28 @@ def _attend_blocks(work: _Work, units: Iterable[tuple[int, list[_Share]]]) -> No
     for block, parts in units:
         rows = slice(block * height, min((block + 1) * height, sizes[2]))
         plan, hidden = None, _Hidden(work, rows)
+        asked = hidden[0] if work.lone else work.verdict.any
         for part in parts:
-            if plan is None or work.ragged:
-                plan = _plan(work, block, part)
+            if plan is None or asked.shape[:2] != (1, 1):
+                lone = work.lone
+                plan = _plan_lone(_cut(asked, *part[:2])) if lone else _plan(work, block, part)
             _attend_block(work, rows, part, plan, hidden, workspace)
 
 
 def _attend_block(
-    work: _Work, rows: slice, part: _Share, plan: _Plan, hidden: _Hidden, workspace: np.ndarray
+    work: _Work,
+    rows: slice,
+    part: _Share,
+    plan: _Plan,
+    hidden: _Hidden,
+    workspace: np.ndarray,
+    careful: bool = False,
 ) -> None:
-    """Write a block of the output: these rows, for these samples and heads."""
+    """Write a block of the output: these rows, for these samples and heads.
+
+    Numbers are taken to be finite at first; where a score or a sum is not, the block is done again
+    with care. So most calls need not look at their keys and values beforehand.
+    """
     samples, heads, shared = part
     query = upcast(work.query[samples, heads, rows]) * work.call.scale
     key, value = work.key[samples, shared], work.value[samples, shared]
@@ -214,25 +253,44 @@ def _attend_block(
     tall = query.reshape(*key.shape[:2], -1, query.shape[3])
     shape = (*tall.shape[:3], plan.width)
     weights = workspace[: math.prod(shape)].reshape(shape)
-    for run, at in plan.runs:
-        np.matmul(tall, key[..., run], out=weights[..., at])
-        if work.nonfinite is not None:
-            nonfinite = work.nonfinite[samples, shared, None, run]
-            np.copyto(weights[..., at], np.nan, where=nonfinite)
+    met = [(key[..., run], value[:, :, run], at) for run, at in plan.runs]
+    if careful:
+        met = [_score_with_care(tall, *run, weights) for run in met]
+    else:
+        for keys, _, at in met:
+            np.matmul(tall, keys, out=weights[..., at])
+        if not is_surely_finite(weights):
+            return _attend_block(work, rows, part, plan, hidden, workspace, careful=True)
     scores = weights.reshape(*query.shape[:3], plan.width)  # the same numbers, by heads
     _cap_and_bias(work, scores, rows, part, plan)
     for tile, at in plan.partial:
-        np.copyto(scores[..., at], -np.inf, where=_cut(hidden[tile], samples, heads))
-    total, empty = _exponentiate(weights)
-    output = np.empty((*tall.shape[:3], value.shape[3]), query.dtype)
-    (run, at), *others = plan.runs or [(slice(0), slice(0))]  # the sum over no key is 0
-    np.matmul(weights[..., at], value[:, :, run], out=output)
-    for run, at in others:
-        output += weights[..., at] @ value[:, :, run]
-    output /= total
-    if work.call.empty_rows != "zero" and empty.any():
-        np.copyto(output, _empty_row_value(work, samples, shared), where=empty)
-    work.output[samples, heads, rows] = output.reshape(*query.shape[:3], -1)
+        cut = _cut(hidden[tile], samples, heads)[..., plan.kept]
+        _hide(scores[..., at], cut, careful or work.bias is not None)
+    total = _exponentiate(weights)
+    (_, values, at), *others = met
+    output = weights[..., at] @ values
+    for _, values, at in others:
+        output += weights[..., at] @ values
+    if not careful and not is_surely_finite(output):
+        return _attend_block(work, rows, part, plan, hidden, workspace, careful=True)
+    if work.call.empty_rows != "zero" and not total.all():
+        np.copyto(output, _empty_row_value(work, samples, shared), where=total == 0)
+    place = work.output[samples, heads, rows]
+    total = np.maximum(total, 1).reshape(*place.shape[:3], 1)  # for others it is at least 1
+    np.divide(output.reshape(place.shape), total, out=place, casting="unsafe")
+
+
+def _score_with_care(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, at: slice, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, slice]:
+    """Score keys that may not be finite: NaN for those; return them with 0 in such places."""
+    finite, value, nonfinite = split_nonfinite(key.swapaxes(-1, -2), value)
+    key = finite.swapaxes(-1, -2)
+    scores = np.matmul(query, key, out=weights[..., at])
+    if np.isinf(scores).any():
+        raise ScoreOverflow
+    np.copyto(scores, np.nan, where=nonfinite[:, :, None])
+    return key, value, at
 
 
 def _cap_and_bias(work: _Work, scores: np.ndarray, rows: slice, part: _Share, plan: _Plan) -> None:
@@ -250,28 +308,45 @@ def _cap_and_bias(work: _Work, scores: np.ndarray, rows: slice, part: _Share, pl
         np.copyto(scores[..., at], -np.inf, where=bias == -np.inf)
 
 
+def _hide(scores: np.ndarray, hidden: np.ndarray, may_be_nan: bool) -> None:
+    """Put -inf where the mask hides. To add it takes a third of the time, but NaN would stay."""
+    if may_be_nan or hidden.shape[1] == scores.shape[1]:
+        np.copyto(scores, -np.inf, where=hidden)
+    else:
+        number = scores.dtype.type
+        scores += np.where(hidden, number(-np.inf), number(0))
+
+
+def _widen(array: np.ndarray, *shape: int) -> np.ndarray:
+    """Broadcast, quickly where there is nothing to do."""
+    return array if array.shape == shape else np.broadcast_to(array, shape)
+
+
 def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
     """Cut a part out of an array whose dims are 1 where nothing varies."""
     sizes = zip(array.shape, where, strict=False)
-    return array[tuple(slice(None) if size == 1 else part for size, part in sizes)]
+    return array[tuple([slice(None) if size == 1 else part for size, part in sizes])]
 
 
-def _exponentiate(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn scores into exp(score - largest) in place; return the sums, and which rows are empty."""
-    largest = scores.max(-1, keepdims=True, initial=-np.inf)
-    empty = largest == -np.inf
-    scores -= np.where(empty, 0, largest)
+def _exponentiate(scores: np.ndarray) -> np.ndarray:
+    """Turn scores into exp(score - largest) in place; return the sums, 0 for fully masked rows."""
+    width = scores.shape[-1]
+    if not width:
+        return np.zeros((*scores.shape[:-1], 1), scores.dtype)
+    # For short rows this takes two thirds of the time of .max(-1).
+    largest = np.maximum.reduceat(scores.reshape(-1), np.arange(0, scores.size, width))
+    largest = np.maximum(largest, np.finfo(scores.dtype).min)  # -inf - -inf would be NaN
+    scores -= largest.reshape(*scores.shape[:-1], 1)
     np.exp(scores, out=scores)
-    total = scores @ np.ones((scores.shape[-1], 1), scores.dtype)  # faster than .sum(-1)
-    return np.where(empty, 1, total), empty
+    return scores @ np.ones((scores.shape[-1], 1), scores.dtype)  # faster than .sum(-1)
 
 
 def _empty_row_value(work: _Work, samples: slice, shared: slice) -> np.ndarray | float:
     """Return what a fully masked row becomes: NaN, or the mean over all keys, hidden or not."""
     if work.call.empty_rows == "nan":
         return np.nan
-    keys = work.call.sizes[3]
-    mean = np.full((1, keys), 1 / keys, work.value.dtype) @ work.value[samples, shared]
-    if work.nonfinite is not None:
-        mean[work.nonfinite[samples, shared].any(-1)] = np.nan
+    key, keys = work.key[samples, shared].swapaxes(-1, -2), work.call.sizes[3]
+    _, value, nonfinite = split_nonfinite(key, work.value[samples, shared])
+    mean = np.full((1, keys), 1 / keys, value.dtype) @ value
+    mean[nonfinite.any(-1)] = np.nan
     return mean

@@ -6,7 +6,6 @@ import numpy as np
 
 # Put on a function: inf, NaN and numbers too small are answers, whatever the caller has set.
 without_warnings = np.errstate(all="ignore")
-HUGE = 1e37  # a bound on scores, below what float32 holds
 
 
 def upcast(array: np.ndarray) -> np.ndarray:
@@ -19,17 +18,9 @@ def scale_or_default(scale: float | None, head_dim: int) -> float:
     return 1 / math.sqrt(head_dim) if scale is None else float(scale)
 
 
-@without_warnings
-def is_bounded(query: np.ndarray, key: np.ndarray, value: np.ndarray, scale: float) -> bool:
-    """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
-    query_norm, key_norm, value_norm = (_norm(array) for array in (query, key, value))
-    return query_norm * key_norm * abs(scale) < HUGE and value_norm < HUGE
-
-
-def _norm(array: np.ndarray) -> float:
-    """Return the root of the sum of all squares, which is finite only if every number is."""
-    numbers = upcast(array).ravel(order="K")
-    return math.sqrt(numbers @ numbers)
+def is_surely_finite(array: np.ndarray) -> bool:
+    """Whether every number is finite: the sum of their squares is finite only then."""
+    return math.isfinite(np.vdot(array, array))
 
 
 def split_nonfinite(

@@ -80,13 +80,12 @@ class Cells:
         rows: slice | None = None,
         columns: slice | None = None,
     ):
-        batch, heads, queries, keys = sizes
+        _, _, queries, keys = sizes
         rows = slice(None) if rows is None else rows
         columns = slice(None) if columns is None else columns
         self._rows, self._columns = rows, columns
-        self.batch = np.arange(batch)[:, None, None, None]
-        self.head = np.arange(heads)[None, :, None, None]
-        offsets = np.reshape(query_offset, (-1, 1, 1, 1))
+        self._sizes = sizes
+        offsets = np.asarray(query_offset).reshape(-1, 1, 1, 1)
         self.query = offsets + np.arange(queries)[None, None, rows, None]
         self.key = np.arange(keys)[None, None, None, columns]
 
@@ -111,8 +110,9 @@ class Cells:
         return table[:, :, self._rows, self._columns]
 
     def call(self, function: Callable) -> np.ndarray:
-        indices = (self.batch, self.head, self.query, self.key)
-        sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
+        batch, head = (np.arange(size) for size in self._sizes[:2])
+        indices = (batch[:, None, None, None], head[None, :, None, None], self.query, self.key)
+        sizes = (*self._sizes[:2], self.query.shape[2], self.key.shape[3])
         return checks.check_verdict(function(*indices), sizes)
 
 
@@ -153,8 +153,9 @@ class Tiles:
 
 def _blocks(values: np.ndarray, axis: int, size: int) -> np.ndarray:
     """Split an axis into blocks of `size`, the last one filled up with its own last value."""
-    count = -(-values.shape[axis] // size)
-    missing = count * size - values.shape[axis]
-    widths = [(0, missing if i == axis else 0) for i in range(4)]
-    shape = (*values.shape[:axis], count, size, *values.shape[axis + 1 :])
-    return np.pad(values, widths, mode="edge").reshape(shape)
+    length = values.shape[axis]
+    size = max(min(size, length), 1)
+    count = -(-length // size)
+    if count * size > length:
+        values = values.take(np.minimum(np.arange(count * size), length - 1), axis)
+    return values.reshape(*values.shape[:axis], count, size, *values.shape[axis + 1 :])
