@@ -94,7 +94,7 @@ class MultiHeadAttention(nnx.Module):
         query, keys, values = self._check_inputs(query, key, value)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         if not isinstance(keys, KVCache):
-            if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
+            if call.empty_rows != "uniform" and _may_hide_keys(call):
                 rows = (call.sizes, call.query_offset)
                 keys, values = _zero_hidden_keys(keys, values, call.mask, *rows)
             keys = self._project(keys, values)
@@ -294,6 +294,17 @@ class MultiHeadAttention(nnx.Module):
         output = self.out_proj(x.reshape(*x.shape[:2], self.embed_dim))
         checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
         return self._batch_first(output)
+
+
+def _may_hide_keys(call: Call) -> bool:
+    """Whether a key may be hidden from every query: not where positions alone say no."""
+    mask, sizes, offset = call.mask, call.sizes, call.query_offset
+    if mask is None or sizes[2] == 0:
+        return False
+    known = is_concrete(offset) and not any(map(is_symbolic_dim, sizes))
+    if not known or any(leaf.arrays or leaf.name == "predicate" for leaf in mask.leaves()):
+        return True
+    return not mask.evaluate(Tiles(Cells(sizes, offset), sizes[2], 1)).any.all()
 
 
 @partial(jax.jit, static_argnames="sizes")
