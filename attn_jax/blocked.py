@@ -94,16 +94,9 @@ def _even(length: int, most: int) -> int:
 def _attend(tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call) -> Array:
     def attend(*inputs: Any) -> Array:
         *arrays, call = vary_alike(inputs)
-        arrays = [_in_one_piece(x) for x in arrays]
         return attend_tiles(tile, *arrays, expand_bias(call))[0].astype(query.dtype)
 
     return by_device(attend)(query, key, value, call)
-
-
-def _in_one_piece(array: Array) -> Array:
-    """Lay the rows of a head side by side, once: XLA would do it anew for every use."""
-    flat = lax.optimization_barrier(array.reshape(*array.shape[:2], -1))
-    return flat.reshape(array.shape)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -189,9 +189,14 @@ def _put(slots: Array, new: Array, place: Array) -> Array:
     """
     if slots.dtype != jnp.bfloat16 or new.shape[2] != 1:
         return _scatter(slots, new, place)
-    alone = partial(lax.platform_dependent, cpu=_put_in_turn, default=_scatter)
-    ways = (lambda *x, way=way: [way(*x)] for way in (alone, _scatter))
-    return together_or_apart(*ways, slots, new, place)[0]
+
+    def together(*arrays: Array) -> list[Array]:
+        return [lax.platform_dependent(*arrays, cpu=_put_in_turn, default=_scatter)]
+
+    def apart(*arrays: Array) -> list[Array]:
+        return [_scatter(*arrays)]
+
+    return together_or_apart(together, apart, slots, new, place)[0]
 
 
 @_put.defjvp

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["shard_map", "explicit_axes", "automatic_axes", "other_dims", "modules", "steps"]
+PARTS = "shard_map explicit_axes automatic_axes other_dims modules steps narrow_caches".split()
 
 
 @pytest.mark.parametrize("part", PARTS)

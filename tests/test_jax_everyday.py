@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax import MultiHeadAttention, attention, attention_steps, causal, padding
+from attn_jax import MultiHeadAttention, attention, attention_steps, causal, multihead, padding
 from attn_jax import cache as caches
-from attn_jax import multihead
 from attn_jax.numerics import multiply
 
 B, H, H_KV, C, D = 3, 4, 2, 257, 8
@@ -106,8 +105,8 @@ def test_a_step_in_bfloat16_hides_what_is_not_finite(bad):
 @pytest.fixture
 def zeroed(monkeypatch) -> list:
     """The calls that look for keys that are hidden from every query."""
-    calls, look = [], multihead._zero_hidden_keys
-    monkeypatch.setattr(multihead, "_zero_hidden_keys", lambda *x: calls.append(x) or look(*x))
+    calls, look = [], multihead._zero_where_hidden
+    monkeypatch.setattr(multihead, "_zero_where_hidden", lambda *x: calls.append(x) or look(*x))
     return calls
 
 
