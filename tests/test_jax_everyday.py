@@ -146,3 +146,20 @@ def test_heads_are_laid_out_once():
     ]
     made = [line for line in made if "fusion(" in line and "broadcast" not in line.split("=")[0]]
     assert len(made) == 3, "\n".join(made)
+
+
+# Tiles
+
+
+@pytest.mark.parametrize(("S", "loops"), [(300, 1), (1100, 2)])
+def test_keys_that_fit_a_tile_are_not_looped_over(S, loops):
+    query, key = normal(1, 2, 300, D, dtype="float32"), normal(1, 2, S, D, dtype="float32")
+    attend = jax.jit(partial(attention, mask=causal(), query_offset=-1))
+    program = attend.lower(query, key, key)
+    assert program.as_text().count("stablehlo.while") == loops
+    found, wanted = (
+        attend(query, key, key),
+        attention_steps(query, key, key, mask=causal(), query_offset=-1).output,
+    )
+    assert (found[:, :, 0] == 0).all()  # allowed no key
+    assert abs(found - wanted).max() <= 1e-5 * abs(wanted).max()
