@@ -300,11 +300,11 @@ class MultiHeadAttention(nnx.Module):
 @partial(jax.jit, static_argnums=1)
 def _turn_heads(x: Array, num_heads: int) -> Array:
     """Turn (B, T, H * D) into (B, H, T, D), once: XLA would do it anew for every use."""
-    x = x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+    x = x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads).swapaxes(1, 2)
     if jax.sharding.get_abstract_mesh().explicit_axes:
         return x
-    rows = lax.optimization_barrier(x.reshape(*x.shape[:2], -1))  # these can lie in one way only
-    return rows.reshape(x.shape)
+    rows = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])  # these can lie in one way only
+    return lax.optimization_barrier(rows).reshape(x.shape)
 
 
 def _zero_hidden_keys(
