@@ -187,7 +187,7 @@ def _put(slots: Array, new: Array, place: Array) -> Array:
 
     On a CPU, XLA widens all of a bfloat16 array to scatter into it, so a step goes by slices.
     """
-    if slots.dtype != jnp.bfloat16 or new.shape[2] != 1:
+    if slots.dtype != jnp.bfloat16 or new.shape[2] != 1 or 0 in slots.shape:
         return _scatter(slots, new, place)
 
     def together(*arrays: Array) -> list[Array]:

@@ -54,6 +54,14 @@ def test_a_token_goes_to_its_place_and_nowhere_else(way):
     assert (np.asarray(written) == np.asarray(slots)).all()
 
 
+@pytest.mark.parametrize("shape", [(0, 1, EMBED), (2, 0, EMBED)])
+def test_no_sample_and_no_token_can_be_decoded(shape):
+    attn = MultiHeadAttention(EMBED, H, dtype="bfloat16", rngs=nnx.Rngs(0))
+    output, cache = attn.decode(jnp.ones(shape, jnp.bfloat16), attn.new_cache(shape[0], C))
+    assert output.shape == shape
+    assert not cache.lengths.any()
+
+
 def test_the_way_of_a_token_is_the_same_for_every_transform():
     slots, new = normal(B, H_KV, C, D), normal(B, H_KV, 1, D)
     place = jnp.array([[5], [C - 1], [C]])
