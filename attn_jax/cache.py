@@ -176,7 +176,7 @@ def _write(
     slots: Array, new: Array, first: Array | np.ndarray, counts: Array | np.ndarray
 ) -> Array:
     """Put the first `counts` new tokens of each sample behind its `first`; none beyond the end."""
-    step = jnp.arange(new.shape[2])
+    step = jnp.arange(new.shape[2])[None]  # as strict ranks ask
     place = jnp.where(step < counts[:, None], first[:, None] + step, slots.shape[2])  # (B, T)
     return _put(*vary_alike((slots, new, place)))
 
