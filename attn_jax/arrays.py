@@ -1,6 +1,7 @@
 """Questions about an array that each framework answers differently; `checks.py` asks them."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeGuard
 
 import jax
@@ -52,7 +53,12 @@ def is_representable(integers: Array) -> bool:
 
 def dtype_name(array: Any) -> str:
     """Return the short name of the dtype, as NumPy writes it."""
-    return array.dtype.name
+    return _name(array.dtype)
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return dtype.name  # NumPy puts it together anew each time
 
 
 def is_cast(array: Any, dtype: str) -> bool:

@@ -28,7 +28,7 @@ from .cudnn import (
 from .devices import by_device, local_sizes, vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
-from .numerics import split_nonfinite, upcast
+from .numerics import multiply, split_nonfinite, upcast
 from .tiles import Cells
 from .walk import closure_convert
 
@@ -201,10 +201,11 @@ def _attend_or_textbook(query: Array, key: Array, value: Array, call: Call) -> A
     shared = (*key.shape[:2], -1)  # the heads that share a key stand side by side
     q = upcast(query).reshape(*shared, query.shape[3])
     q = q * jnp.asarray(call.scale, q.dtype)
-    scores = (q @ upcast(key).swapaxes(-1, -2)).reshape(*query.shape[:3], -1)
+    scores = multiply("bkgd,bksd->bkgs", q, key).reshape(*query.shape[:3], -1)
     none = jnp.zeros((1, 1, 1), bool)
     weights = _weigh(scores, none, _allowed(call), call)[2]
-    output = (weights.reshape(*shared, key.shape[2]) @ upcast(value)).reshape(*query.shape[:3], -1)
+    weights = weights.reshape(*shared, key.shape[2])
+    output = multiply("bkgs,bksd->bkgd", weights, value).reshape(*query.shape[:3], -1)
     fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
     output = output.astype(query.dtype)
     return lax.cond(fine, lambda *_: output, _textbook, query, key, value, call)

@@ -144,7 +144,7 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
     zeros = loop.zeros(query.shape[:2])
     sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
-    running_max, total, sums = lax.fori_loop(0, count, step, (zeros - jnp.inf, zeros, sums))
+    running_max, total, sums = loop.over_keys(count, step, (zeros - jnp.inf, zeros, sums))
     empty = running_max == -jnp.inf
     total = jnp.where(empty, 1, total)
     lse = jnp.where(empty, jnp.inf, running_max + jnp.log(total))
@@ -217,7 +217,7 @@ def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]
 
     state = [jnp.zeros_like(query), *grads[1:]]
     first, count = loop.key_range(block)
-    d_query, *others = lax.fori_loop(0, count, step, state)
+    d_query, *others = loop.over_keys(count, step, state)
     return [loop.write(grads[0], block, d_query * loop.scale), *others]
 
 

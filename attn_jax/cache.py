@@ -7,13 +7,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import checks
 from .arrays import is_concrete
-from .devices import by_sample, take_samples
+from .devices import by_sample, take_samples, vary_alike
+from .split import together_or_apart
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["key", "value", "lengths"], meta_fields=[])
@@ -174,15 +176,52 @@ def _write(
     slots: Array, new: Array, first: Array | np.ndarray, counts: Array | np.ndarray
 ) -> Array:
     """Put the first `counts` new tokens of each sample behind its `first`; none beyond the end."""
+    step = jnp.arange(new.shape[2])[None]  # as strict ranks ask
+    place = jnp.where(step < counts[:, None], first[:, None] + step, slots.shape[2])  # (B, T)
+    return _put(*vary_alike((slots, new, place)))
 
-    def write(
-        slots: Array, new: Array, first: Array | np.ndarray, count: Array | np.ndarray
-    ) -> Array:
-        step = jnp.arange(new.shape[1])
-        place = jnp.where(step < count, first + step, slots.shape[1])
+
+@jax.custom_jvp
+def _put(slots: Array, new: Array, place: Array) -> Array:
+    """Put each token at its place, (B, T), and none beyond the end.
+
+    On a CPU, XLA widens all of a bfloat16 array to scatter into it, so a step goes by slices.
+    """
+    if slots.dtype != jnp.bfloat16 or new.shape[2] != 1 or 0 in slots.shape:
+        return _scatter(slots, new, place)
+
+    def together(*arrays: Array) -> list[Array]:
+        return [lax.platform_dependent(*arrays, cpu=_put_in_turn, default=_scatter)]
+
+    def apart(*arrays: Array) -> list[Array]:
+        return [_scatter(*arrays)]
+
+    return together_or_apart(together, apart, slots, new, place)[0]
+
+
+@_put.defjvp
+def _put_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _put(*primals), jax.jvp(_scatter, primals, tangents)[1]
+
+
+def _scatter(slots: Array, new: Array, place: Array) -> Array:
+    def write(slots: Array, new: Array, place: Array) -> Array:
         return slots.at[:, place].set(new, mode="drop")
 
-    return jax.vmap(write)(slots, new, first, counts)
+    return jax.vmap(write)(slots, new, place)
+
+
+def _put_in_turn(slots: Array, new: Array, place: Array) -> Array:
+    """Put one token a sample, sample by sample: in place, where the slots may be written to."""
+    last = slots.shape[2] - 1
+    here = jnp.take_along_axis(slots, place.clip(0, last)[:, None, :, None], 2)
+    tokens = jnp.where(place[:, None, :, None] <= last, new, here)
+
+    def put(sample: Array, slots: Array) -> Array:
+        token = lax.dynamic_slice_in_dim(tokens, sample, 1)
+        return lax.dynamic_update_slice(slots, token, (sample, 0, place[sample, 0], 0))
+
+    return lax.fori_loop(0, slots.shape[0], put, slots)
 
 
 def pack(x: Array, hidden: Array | None, batch_first: bool) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
@@ -286,7 +287,7 @@ class MultiHeadAttention(nnx.Module):
     def _split_heads(self, x: Array, num_heads: int) -> Array:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
         checks.check_heads(x.shape[2], num_heads, self.head_dim)
-        return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
+        return _turn_heads(x, num_heads)
 
     def _join_heads(self, x: Array) -> Array:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
@@ -296,7 +297,16 @@ class MultiHeadAttention(nnx.Module):
         return self._batch_first(output)
 
 
-@partial(jax.jit, static_argnames="sizes")
+@partial(jax.jit, static_argnums=1)
+def _turn_heads(x: Array, num_heads: int) -> Array:
+    """Turn (B, T, H * D) into (B, H, T, D), once: XLA would do it anew for every use."""
+    x = x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads).swapaxes(1, 2)
+    if jax.sharding.get_abstract_mesh().explicit_axes:
+        return x
+    rows = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])  # these can lie in one way only
+    return lax.optimization_barrier(rows).reshape(x.shape)
+
+
 def _zero_hidden_keys(
     key: Array,
     value: Array,
@@ -305,6 +315,22 @@ def _zero_hidden_keys(
     query_offset: int | Array | np.ndarray,
 ) -> tuple[Array, Array]:
     """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
+    by_position = not any(leaf.arrays or leaf.name == "predicate" for leaf in mask.leaves())
+    if by_position and is_concrete(query_offset) and not any(map(is_symbolic_dim, sizes)):
+        cells = Cells(sizes, query_offset)
+        if mask.evaluate(Tiles(cells, sizes[2], 1)).any.all():  # as plain causal: none is hidden
+            return key, value
+    return _zero_where_hidden(key, value, mask, sizes, query_offset)
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _zero_where_hidden(
+    key: Array,
+    value: Array,
+    mask: Mask,
+    sizes: tuple[int, int, int, int],
+    query_offset: int | Array | np.ndarray,
+) -> tuple[Array, Array]:
     cells = Cells(sizes, query_offset, xp=jnp)
     if any(map(is_symbolic_dim, sizes)):  # there are no blocks of unknown sizes
         some = jnp.broadcast_to(mask.evaluate(cells), sizes)

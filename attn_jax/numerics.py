@@ -3,7 +3,7 @@
 import math
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 HUGE = 1e37  # a bound on scores, below what float32 holds
 
@@ -11,6 +11,21 @@ HUGE = 1e37  # a bound on scores, below what float32 holds
 def upcast(array: Array) -> Array:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
     return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
+
+
+def multiply(dims: str, array: Array, other: Array) -> Array:
+    """Return the products that einsum's `dims` name, in the width of array's sums.
+
+    What is bfloat16 is not widened: a number of float32 is the sum of three of bfloat16, and these
+    stand one below the other along axis 2.
+    """
+    if other.dtype != jnp.bfloat16:
+        return jnp.einsum(dims, array, upcast(other))
+    high = lax.reduce_precision(array, 8, 7)
+    middle = lax.reduce_precision(array - high, 8, 7)
+    parts = jnp.concatenate([high, middle, array - high - middle], 2).astype(other.dtype)
+    sums = jnp.einsum(dims, parts, other, preferred_element_type=array.dtype)
+    return sums.reshape(*sums.shape[:2], 3, -1, sums.shape[3]).sum(2)
 
 
 def scale_or_default(scale: float | None, head_dim: int) -> float:

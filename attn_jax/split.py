@@ -51,6 +51,11 @@ def split(function: Callable, like: Sequence[int], *inputs: Any) -> list[Array]:
     def apart(*arrays: Array) -> list[Array]:
         return _map(function, like, *jax.tree.unflatten(structure, arrays))
 
+    return together_or_apart(together, apart, *arrays)
+
+
+def together_or_apart(together: Callable, apart: Callable, *arrays: Array) -> list[Array]:
+    """Return together(*arrays), a list of arrays, or apart's where the compiler shares it out."""
     return split_p.bind(*arrays, program=jax.make_jaxpr(together)(*arrays), apart=apart)
 
 

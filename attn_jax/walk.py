@@ -200,6 +200,12 @@ class TileLoop:
         first, last = (cut(of, where, (1, 1, 1))[0, 0, 0] for of in (self.first, self.last))
         return first, -((first - last) * self.step // self.columns)
 
+    def over_keys(self, count: Array, step: Callable, state: Any) -> Any:
+        """Take a block's tiles of keys in turn; where one holds them all, without a loop."""
+        if self.columns == self.sizes[3]:
+            return step(0, state)
+        return lax.fori_loop(0, count, step, state)
+
     def kind(self, at: tuple) -> Array:
         """Say what to do with a tile: 0 to skip it, 1 to mask it, 2 to take it as it is."""
         where, width = (at[0], at[1] // self.heads, *at[2:]), self.columns // self.step

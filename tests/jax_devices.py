@@ -255,5 +255,21 @@ def steps():
     check_places(found.weights, given[0], "steps")
 
 
+def narrow_caches():
+    attn = MultiHeadAttention(24, 4, num_kv_heads=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, 1, 24)), jnp.bfloat16)
+    written = attn.decode(x, attn.new_cache(B, 8))[1]
+    wanted = jax.tree.map(lambda array: np.asarray(array, float), attn.decode(x, written))
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        mesh = new_mesh(kind)
+        given = [put(mesh, array, P("d")) for array in (x, written)]
+        with jax.set_mesh(mesh):
+            program = jax.jit(attn.decode).lower(*given).compile()
+            found = jax.tree.map(lambda array: array.astype(float), program(*given))
+        check(found, wanted, f"{kind}")
+        check_places(found[1].key, given[1].key, f"{kind}")
+        assert "all-gather" not in program.as_text(), f"{kind}: every device gets the whole cache"
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ["shard_map", "explicit_axes", "automatic_axes", "other_dims", "modules", "steps"]
+PARTS += ["narrow_caches"]
 
 
 @pytest.mark.parametrize("part", PARTS)
