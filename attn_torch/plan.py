@@ -1,5 +1,7 @@
 """Which blocks a call is computed in: what each block of queries is allowed, read off its tiles."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -36,15 +38,21 @@ class Block(NamedTuple):
         """Return where its keys are."""
         return self.samples, self.heads, self.columns
 
+    def cells(self) -> int:
+        """Return how many scores it holds, for one query head to a key/value head."""
+        shape = [part.stop - part.start for part in (self.samples, self.heads, self.rows)]
+        return math.prod(shape) * _length(self.columns)
+
 
 class BlockCells(Cells):
     """The partial cells of one block: of the samples and heads, too, only the block's."""
 
-    def __init__(self, block: Block, groups: int, call: Call, device: torch.device):
-        super().__init__(call.sizes, call.query_offset, block.rows, block.partial, device)
+    def __init__(self, block: Block, groups: int, whole: Cells):
+        self._rows, self._columns = block.rows, block.partial
         self._samples, self._heads, _ = block.queries(groups)
-        self.batch, self.head = self.batch[self._samples], self.head[:, self._heads]
-        self.query = self._cut(self.query)
+        self.batch, self.head = whole.batch[self._samples], whole.head[:, self._heads]
+        self.query = self._cut(whole.query[:, :, self._rows])
+        self.key = whole.key[..., self._columns]
 
     def _cut(self, table: Tensor) -> Tensor:
         return table[self._samples] if len(table) > 1 else table
@@ -106,6 +114,21 @@ def plan(
             for part in _parts(samples, kv_heads, scores, device):
                 blocks.append(Block(*part, rows, columns, partial, place, key_range.has_full))
     return blocks
+
+
+def split_heads(blocks: list[Block], heads: int, lanes: int) -> list[list[Block]]:
+    """Split blocks into lanes, no two of which meet the same keys: by heads, if need be samples."""
+    step = -(-heads // lanes)
+    found: dict[tuple[int, int], list[Block]] = defaultdict(list)
+    for block in blocks:
+        cut = block.samples.start, block.samples.stop
+        samples = [block.samples] if heads >= lanes else [slice(b, b + 1) for b in range(*cut)]
+        for head in range(block.heads.start // step * step, block.heads.stop, step):
+            part = slice(max(head, block.heads.start), min(head + step, block.heads.stop))
+            for some in samples:
+                lane = (0 if heads >= lanes else some.start, head)
+                found[lane].append(block._replace(samples=some, heads=part))
+    return list(found.values())
 
 
 def _key_ranges(full: Tensor, needed: Tensor, biased: bool) -> list[list[KeyRange]]:
