@@ -24,8 +24,10 @@ from .tiles import Cells, Tiles
 # time on one core, 64 to 256 rows by 32 to 128 columns by 2**17 to 2**20 scores held at once: fewer
 # rows pay more for calls, more rows and columns more for cells that only some rows are allowed.
 ROWS, COLUMNS = 128, 32
-# Scores that are worth a thread of ours: XXX.
-THREAD_CELLS = 2**18
+# How many threads of ours share a call: Python runs one at a time, and each holds a block's scores.
+THREADS = 8
+# Scores that are worth a thread: some 2 milliseconds of work. Waking one takes a tenth of that.
+THREAD_CELLS = 2**19
 
 
 def attention_blocked(
@@ -250,14 +252,12 @@ class _Blocks(torch.autograd.Function):
 
 def _threads(call: Call, blocks: list[Block], device: torch.device) -> int:
     """Return how many threads of ours share the blocks out; 1 leaves each block to torch's own."""
-    if (
-        device.type != "cpu"
-        or call.mask is not None
-        and any(leaf.name == "predicate" for leaf in call.mask.leaves())
+    if device.type != "cpu" or (
+        call.mask is not None and any(leaf.name == "predicate" for leaf in call.mask.leaves())
     ):
         return 1
     cells = sum(map(Block.cells, blocks))
-    return max(min(torch.get_num_threads(), cells // THREAD_CELLS), 1)
+    return max(min(THREADS, torch.get_num_threads(), cells // THREAD_CELLS), 1)
 
 
 def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:

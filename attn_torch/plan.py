@@ -13,7 +13,7 @@ from torch import Tensor
 from .call import Call
 from .tiles import Cells
 
-# Scores held at once: on a CPU what its second-level cache holds, elsewhere enough to fill it.
+# Scores held at once: on a CPU by each thread, as its caches hold, elsewhere enough to fill it.
 CPU_SCORES, SCORES = 2**19, 2**26
 
 Columns = slice | Tensor | None
@@ -48,11 +48,12 @@ class BlockCells(Cells):
     """The partial cells of one block: of the samples and heads, too, only the block's."""
 
     def __init__(self, block: Block, groups: int, whole: Cells):
-        self._rows, self._columns = block.rows, block.partial
+        columns = slice(0) if block.partial is None else block.partial
+        self._rows, self._columns = block.rows, columns
         self._samples, self._heads, _ = block.queries(groups)
         self.batch, self.head = whole.batch[self._samples], whole.head[:, self._heads]
         self.query = self._cut(whole.query[:, :, self._rows])
-        self.key = whole.key[..., self._columns]
+        self.key = whole.key[..., columns]
 
     def _cut(self, table: Tensor) -> Tensor:
         return table[self._samples] if len(table) > 1 else table

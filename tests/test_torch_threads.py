@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from attn_torch import attention, attention_steps, blocked, causal, padding, plan, predicate
-from attn_torch import segments, sliding_window, threads
+from attn_torch import (
+    attention,
+    attention_steps,
+    blocked,
+    causal,
+    padding,
+    plan,
+    predicate,
+    segments,
+    sliding_window,
+    threads,
+)
 from conformance.oracle.tolerance import compare
 
 ROOT = Path(__file__).parents[1]
