@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cache
 
@@ -29,11 +29,15 @@ def work_together(work: Callable[[Iterator], None], units: list, threads: int) -
     alone = threads == 1 or _get_current_dispatch_mode() is not None
     if alone or not LOCK.acquire(blocking=False):
         return work(_take(left))
+    workers: list[Future] = []
     try:
         inference = torch.is_inference_mode_enabled()
-        pool = _pool(threads)
-        workers = [pool.submit(_until_done, work, left, inference) for _ in range(threads)]
+        with suppress(RuntimeError):  # while Python ends it starts no thread, and hands out no work
+            for _ in range(threads):
+                workers.append(_pool(threads).submit(_until_done, work, left, inference))
         try:
+            if not workers:
+                work(_take(left))
             wait(workers)
         finally:
             left.clear()
@@ -53,10 +57,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, NAME, _use_one)
     with ThreadPoolExecutor(1) as keeper:
         before = keeper.submit(torch.get_num_threads).result()
-        all_there = threading.Barrier(threads)
-        for started in [pool.submit(all_there.wait) for _ in range(threads)]:
-            started.result()
-        keeper.submit(torch.set_num_threads, before).result()
+        all_there = threading.Barrier(threads, timeout=20)
+        try:
+            for started in [pool.submit(all_there.wait) for _ in range(threads)]:
+                started.result()
+        finally:
+            keeper.submit(torch.set_num_threads, before).result()
     return pool
 
 

@@ -246,3 +246,27 @@ def test_a_forked_child_starts_threads_of_its_own():
     call = [sys.executable, "-W", "ignore", "-c", FORKED]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, f"the child was killed or wrong: {done.returncode} {done.stderr}"
+
+
+ENDING = """
+import atexit, threading, torch
+from attn_torch import attention, blocked, sliding_window, threads
+torch.set_num_threads(2)
+blocked.THREAD_CELLS = 1
+x = torch.ones(1, 2, 300, 8)
+def run():
+    if threading.current_thread() is not threading.main_thread():
+        threading.main_thread().join()
+    print(float(attention(x, x, x, mask=sliding_window(9)).sum().round()))
+if {used}:
+    assert attention(x, x, x, mask=sliding_window(9)).isfinite().all()
+threading.Thread(target=run).start()
+atexit.register(run)
+"""
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_calls_are_served_while_python_ends(used):
+    call = [sys.executable, "-W", "ignore", "-c", ENDING.format(used=used)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.stdout.split() == ["4800.0"] * 2, done.stderr
