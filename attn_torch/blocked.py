@@ -230,8 +230,8 @@ class _Blocks(torch.autograd.Function):
         d_mean = d_output.new_zeros((*d_output.shape[:2], 1, d_output.shape[3]))
         whole = Cells(ctx.call.sizes, ctx.call.query_offset, device=query.device)
 
-        def give_back(lanes: Iterable[list[Block]]) -> None:
-            for block in chain.from_iterable(lanes):
+        def give_back(lists: Iterable[list[Block]]) -> None:
+            for block in chain.from_iterable(lists):
                 at = block.queries(groups)
                 d_rows, empty = d_output[at], None
                 if block.columns is not None:
@@ -243,8 +243,7 @@ class _Blocks(torch.autograd.Function):
                     d_mean[at[:2]] += d_rows.sum(2, keepdim=True)
 
         threads = _threads(ctx.call, ctx.blocks, query.device) if bias is None else 1
-        lanes = split_heads(ctx.blocks, key.shape[1], threads)
-        work_together(give_back, lanes, threads)
+        work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
             grads[2] += d_mean.unflatten(1, (-1, groups)).sum(2) / ctx.call.sizes[3]
         return *grads, None, None, None

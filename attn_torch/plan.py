@@ -117,19 +117,21 @@ def plan(
     return blocks
 
 
-def split_heads(blocks: list[Block], heads: int, lanes: int) -> list[list[Block]]:
-    """Split blocks into lanes, no two of which meet the same keys: by heads, if need be samples."""
-    step = -(-heads // lanes)
-    found: dict[tuple[int, int], list[Block]] = defaultdict(list)
+def split_heads(blocks: list[Block], heads: int, threads: int) -> list[list[Block]]:
+    """Split blocks into lists for several threads, no two of which read the same keys.
+
+    Each has some heads of all samples; where heads are fewer than threads, one head of one sample.
+    """
+    step, few = -(-heads // threads), heads < threads
+    lists: dict[tuple[int, int], list[Block]] = defaultdict(list)
     for block in blocks:
-        cut = block.samples.start, block.samples.stop
-        samples = [block.samples] if heads >= lanes else [slice(b, b + 1) for b in range(*cut)]
-        for head in range(block.heads.start // step * step, block.heads.stop, step):
-            part = slice(max(head, block.heads.start), min(head + step, block.heads.stop))
-            for some in samples:
-                lane = (0 if heads >= lanes else some.start, head)
-                found[lane].append(block._replace(samples=some, heads=part))
-    return list(found.values())
+        each = range(block.samples.start, block.samples.stop)
+        for samples in [slice(b, b + 1) for b in each] if few else [block.samples]:
+            for head in range(block.heads.start // step * step, block.heads.stop, step):
+                part = slice(max(head, block.heads.start), min(head + step, block.heads.stop))
+                at = samples.start if few else 0, head
+                lists[at].append(block._replace(samples=samples, heads=part))
+    return list(lists.values())
 
 
 def _key_ranges(full: Tensor, needed: Tensor, biased: bool) -> list[list[KeyRange]]:
