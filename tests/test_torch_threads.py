@@ -15,10 +15,10 @@ from attn_torch import (
     attention,
     attention_steps,
     blocked,
-    causal,
     padding,
     plan,
     predicate,
+    prefix,
     segments,
     sliding_window,
     threads,
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 SIZES = (3, 4, 300, 8)  # B, H, T, D: three blocks of rows
 MASKS = {
     "window": sliding_window(30, 10),
-    "ragged": causal() & padding([300, 171, 20]),
+    "ragged": prefix([9, 0, 150]) & padding([300, 171, 20]),
     "packed": segments([[0] * 100 + [1] * 200, [0] * 299 + [1], [2] * 300]),
     "empty_rows": sliding_window(30) & padding([300, 171, 0]),
 }
@@ -149,7 +149,7 @@ def test_a_bias_is_given_back_on_one_thread(names):
 def test_small_calls_share_nothing_out(names, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(blocked, "_Part", partial(_note_alone, names, blocked._Part))
-    attention(*(x[:1, :2, :200] for x in inputs()), mask=sliding_window(3))
+    attention(*(x[:1, :2] for x in inputs()), mask=sliding_window(3))
     assert names == [OWN] * len(names) != []
 
 
