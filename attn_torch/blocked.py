@@ -5,6 +5,8 @@ the kernel is called. Everything else goes block by block: the mask is evaluated
 and each block of queries meets only the columns of tiles that are not hidden from it.
 """
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,13 +16,18 @@ from torch import Tensor
 from .call import Call
 from .fused import fused, has_kernel, known_structure
 from .numerics import is_bounded, split_nonfinite, upcast
-from .plan import Block, BlockCells, plan
+from .plan import Block, BlockCells, plan, split_heads
+from .threads import work_together
 from .tiles import Cells, Tiles
 
 # Found by timing windows, packed documents and causal & padding at T = 512 and 4096, in processor
 # time on one core, 64 to 256 rows by 32 to 128 columns by 2**17 to 2**20 scores held at once: fewer
 # rows pay more for calls, more rows and columns more for cells that only some rows are allowed.
 ROWS, COLUMNS = 128, 32
+# How many threads of ours share a call: Python runs one at a time, and each holds a block's scores.
+THREADS = 8
+# Scores that are worth a thread: some 2 milliseconds of work. Waking one takes a tenth of that.
+THREAD_CELLS = 2**19
 
 
 def attention_blocked(
@@ -106,12 +113,13 @@ class _Part:
         self,
         block: Block,
         call: Call,
+        whole: Cells,
         query: Tensor,
         key: Tensor,
         bias: Tensor | None,
         nonfinite: Tensor | None,
     ):
-        self.block, self.call = block, call
+        self.block, self.call, self.whole = block, call, whole
         self.groups = query.shape[1] // key.shape[1]
         self.at_rows, self.at_keys = block.queries(self.groups), block.keys()
         self.nonfinite = None if nonfinite is None else nonfinite[self.at_keys]
@@ -156,8 +164,7 @@ class _Part:
         """Add the bias and put -inf where a cell is hidden, in place."""
         call, block, allowed = self.call, self.block, None
         if call.mask is not None and block.partial is not None:
-            at = BlockCells(block, self.groups, call, cells.device)
-            allowed = call.mask.evaluate(at)
+            allowed = call.mask.evaluate(BlockCells(block, self.groups, self.whole))
         if bias is not None:
             cells += bias[self.at_bias]
         if self.nonfinite is not None:  # NaN is in the way of what is faster
@@ -187,16 +194,21 @@ class _Blocks(torch.autograd.Function):
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
         empty_value = empty_row_value(call, value, nonfinite)
-        for block in blocks:
-            at = block.queries(heads // key.shape[1])
-            if block.columns is None:
-                output[at] = empty_value[at[:2]]
-                continue
-            part = _Part(block, call, query, key, bias, nonfinite)
-            rows = part.split(part.weights @ value[part.at_keys])
-            if part.empty is not None:
-                rows = rows.where(~part.empty, empty_value[at[:2]])
-            output[at] = rows
+        whole = Cells(call.sizes, call.query_offset, device=query.device)
+
+        def attend(blocks: Iterable[Block]) -> None:
+            for block in blocks:
+                at = block.queries(heads // key.shape[1])
+                if block.columns is None:
+                    output[at] = empty_value[at[:2]]
+                    continue
+                part = _Part(block, call, whole, query, key, bias, nonfinite)
+                rows = part.split(part.weights @ value[part.at_keys])
+                if part.empty is not None:
+                    rows = rows.where(~part.empty, empty_value[at[:2]])
+                output[at] = rows
+
+        work_together(attend, blocks, _threads(call, blocks, query.device))
         return output
 
     @staticmethod
@@ -216,19 +228,35 @@ class _Blocks(torch.autograd.Function):
         grads = [None if x is None else torch.zeros_like(x) for x in (query, key, value, bias)]
         groups = query.shape[1] // key.shape[1]
         d_mean = d_output.new_zeros((*d_output.shape[:2], 1, d_output.shape[3]))
-        for block in ctx.blocks:
-            at = block.queries(groups)
-            d_rows, empty = d_output[at], None
-            if block.columns is not None:
-                part = _Part(block, ctx.call, query, key, bias, nonfinite)
-                empty = part.empty
-                _backward_block(part, d_rows, value, grads)
-            if block.columns is None or empty is not None:
-                d_rows = d_rows if empty is None else d_rows.where(empty, 0)
-                d_mean[at[:2]] += d_rows.sum(2, keepdim=True)
+        whole = Cells(ctx.call.sizes, ctx.call.query_offset, device=query.device)
+
+        def give_back(lists: Iterable[list[Block]]) -> None:
+            for block in chain.from_iterable(lists):
+                at = block.queries(groups)
+                d_rows, empty = d_output[at], None
+                if block.columns is not None:
+                    part = _Part(block, ctx.call, whole, query, key, bias, nonfinite)
+                    empty = part.empty
+                    _backward_block(part, d_rows, value, grads)
+                if block.columns is None or empty is not None:
+                    d_rows = d_rows if empty is None else d_rows.where(empty, 0)
+                    d_mean[at[:2]] += d_rows.sum(2, keepdim=True)
+
+        threads = _threads(ctx.call, ctx.blocks, query.device) if bias is None else 1
+        work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
             grads[2] += d_mean.unflatten(1, (-1, groups)).sum(2) / ctx.call.sizes[3]
         return *grads, None, None, None
+
+
+def _threads(call: Call, blocks: list[Block], device: torch.device) -> int:
+    """Return how many threads of ours share the blocks out; 1 leaves each block to torch's own."""
+    if device.type != "cpu" or (
+        call.mask is not None and any(leaf.name == "predicate" for leaf in call.mask.leaves())
+    ):
+        return 1
+    cells = sum(map(Block.cells, blocks))
+    return max(min(THREADS, torch.get_num_threads(), cells // THREAD_CELLS), 1)
 
 
 def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:

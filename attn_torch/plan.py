@@ -1,5 +1,7 @@
 """Which blocks a call is computed in: what each block of queries is allowed, read off its tiles."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -11,7 +13,7 @@ from torch import Tensor
 from .call import Call
 from .tiles import Cells
 
-# Scores held at once: on a CPU what its second-level cache holds, elsewhere enough to fill it.
+# Scores held at once: on a CPU by each thread, as its caches hold, elsewhere enough to fill it.
 CPU_SCORES, SCORES = 2**19, 2**26
 
 Columns = slice | Tensor | None
@@ -36,15 +38,22 @@ class Block(NamedTuple):
         """Return where its keys are."""
         return self.samples, self.heads, self.columns
 
+    def cells(self) -> int:
+        """Return how many scores it holds, for one query head to a key/value head."""
+        shape = [part.stop - part.start for part in (self.samples, self.heads, self.rows)]
+        return math.prod(shape) * _length(self.columns)
+
 
 class BlockCells(Cells):
     """The partial cells of one block: of the samples and heads, too, only the block's."""
 
-    def __init__(self, block: Block, groups: int, call: Call, device: torch.device):
-        super().__init__(call.sizes, call.query_offset, block.rows, block.partial, device)
+    def __init__(self, block: Block, groups: int, whole: Cells):
+        columns = slice(0) if block.partial is None else block.partial
+        self._rows, self._columns = block.rows, columns
         self._samples, self._heads, _ = block.queries(groups)
-        self.batch, self.head = self.batch[self._samples], self.head[:, self._heads]
-        self.query = self._cut(self.query)
+        self.batch, self.head = whole.batch[self._samples], whole.head[:, self._heads]
+        self.query = self._cut(whole.query[:, :, self._rows])
+        self.key = whole.key[..., columns]
 
     def _cut(self, table: Tensor) -> Tensor:
         return table[self._samples] if len(table) > 1 else table
@@ -106,6 +115,23 @@ def plan(
             for part in _parts(samples, kv_heads, scores, device):
                 blocks.append(Block(*part, rows, columns, partial, place, key_range.has_full))
     return blocks
+
+
+def split_heads(blocks: list[Block], heads: int, threads: int) -> list[list[Block]]:
+    """Split blocks into lists for several threads, no two of which read the same keys.
+
+    Each has some heads of all samples; where heads are fewer than threads, one head of one sample.
+    """
+    step, few = -(-heads // threads), heads < threads
+    lists: dict[tuple[int, int], list[Block]] = defaultdict(list)
+    for block in blocks:
+        each = range(block.samples.start, block.samples.stop)
+        for samples in [slice(b, b + 1) for b in each] if few else [block.samples]:
+            for head in range(block.heads.start // step * step, block.heads.stop, step):
+                part = slice(max(head, block.heads.start), min(head + step, block.heads.stop))
+                at = samples.start if few else 0, head
+                lists[at].append(block._replace(samples=samples, heads=part))
+    return list(lists.values())
 
 
 def _key_ranges(full: Tensor, needed: Tensor, biased: bool) -> list[list[KeyRange]]:
