@@ -79,6 +79,10 @@ def float_name(value: Any) -> str:
 
 def check_rank_and_dtype(name: str, array: Any, axes: tuple[str, ...]) -> None:
     check_array(name, array, axes)
+    check_float(name, array)
+
+
+def check_float(name: str, array: Array) -> None:
     if dtype_name(array) not in FLOATS:
         rule = f"{name} must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
         raise TypeError(f"{rule}: got {dtype_name(array)}")
@@ -317,22 +321,25 @@ def check_same_rank(query: Any, key: Any, value: Any) -> int:
 
 def check_shapes(query: Any, key: Any, value: Any) -> None:
     check_rank_and_dtype("query", query, ("B", "H", "T", "D"))
-    check_rank_and_dtype("key", key, ("B", "H_kv", "S", "D"))
-    check_rank_and_dtype("value", value, ("B", "H_kv", "S", "D_v"))
-    check_same_dtype(query, key, value)
-    check_same_batch(query.shape[0], key.shape[0], value.shape[0])
-    if query.shape[3] != key.shape[3]:
-        got = f"{query.shape[3]} and {key.shape[3]}"
-        raise ValueError(f"query and key must share head_dim: got {got}")
-    if not query.shape[3]:
+    check_array("key", key, ("B", "H_kv", "S", "D"))
+    check_array("value", value, ("B", "H_kv", "S", "D_v"))
+    if not query.dtype == key.dtype == value.dtype:  # to ask for their names takes longer
+        check_same_dtype(query, key, value)
+    batch, heads, _, head_dim = query.shape
+    key_batch, kv_heads, keys, key_dim = key.shape
+    value_batch, value_heads, values, _ = value.shape
+    check_same_batch(batch, key_batch, value_batch)
+    if head_dim != key_dim:
+        raise ValueError(f"query and key must share head_dim: got {head_dim} and {key_dim}")
+    if not head_dim:
         raise ValueError("head_dim must be at least 1: got 0")
-    check_same_length(key.shape[2], value.shape[2])
-    if key.shape[1] != value.shape[1]:
-        got = f"{key.shape[1]} and {value.shape[1]}"
+    check_same_length(keys, values)
+    if kv_heads != value_heads:
+        got = f"{kv_heads} and {value_heads}"
         raise ValueError(f"key and value must share their number of heads: got {got}")
-    if not key.shape[1] or query.shape[1] % key.shape[1]:
-        got = f"{query.shape[1]} and {key.shape[1]}"
-        raise ValueError(f"query heads must be a multiple of key heads: got {got}")
+    if not kv_heads or heads % kv_heads:
+        rule = "query heads must be a multiple of key heads"
+        raise ValueError(f"{rule}: got {heads} and {kv_heads}")
 
 
 def check_projected(
@@ -346,7 +353,10 @@ def check_projected(
 
 
 def check_same_dtype(query: Array, key: Array, value: Array) -> None:
-    names = [dtype_name(array) for array in (query, key, value)]
+    names = []
+    for name, array in {"query": query, "key": key, "value": value}.items():
+        check_float(name, array)
+        names.append(dtype_name(array))
     if len(set(names)) > 1 and not all(arrays.is_cast(a, "float32") for a in (query, key, value)):
         got = f"{names[0]}, {names[1]} and {names[2]}"
         raise TypeError(f"query, key and value must share a dtype: got {got}")
