@@ -12,6 +12,7 @@ from torch import Tensor
 from . import checks
 from .blocked import attention_blocked
 from .call import Call, check_call
+from .everyday import attention_on_cpu
 from .fused import known_structure
 from .gradients import differentiable_again
 from .masks import Mask
@@ -124,7 +125,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         bounded = is_bounded(query, key, value, call.scale)
         if not bounded and _may_overflow(query, key, call.scale):
             return attend_steps(query, key, value, call).output
-        output = attention_blocked(query, key, value, call, bounded)
+        by = attention_on_cpu if query.is_cpu else attention_blocked
+        output = by(query, key, value, call, bounded)
     if not output.requires_grad:
         return output
 
