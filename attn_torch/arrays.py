@@ -88,9 +88,8 @@ def to_numpy(array: Array) -> np.ndarray:
 
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
-    if array.is_cpu or array.dtype == torch.uint64:  # int64 may not hold these
-        values = to_numpy(array)
-        return int(values.min()), int(values.max())
+    if array.dtype == torch.uint64:  # int64 may not hold them
+        return int(to_numpy(array).min()), int(to_numpy(array).max())
     lowest, highest = torch.stack(array.long().aminmax()).tolist()  # a device is asked once
     return lowest, highest
 
