@@ -16,7 +16,7 @@ from torch import Tensor
 from .arrays import to_numpy
 from .blocked import attention_blocked, empty_row_value
 from .call import Call
-from .fused import call_kernel, has_kernel, known_structure
+from .fused import call_kernel, fused, has_kernel, known_structure
 from .masks import Mask
 from .numerics import upcast
 from .tiles import Cells
@@ -40,8 +40,10 @@ class Part(NamedTuple):
 def attention_on_cpu(
     query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool
 ) -> Tensor:
-    """Attend by one of three ways; takes what `attention_blocked` takes."""
+    """Attend by one of four ways; takes what `attention_blocked` takes."""
     way, parts = way_on_cpu(query, value, call, bounded)
+    if way == "kernel":
+        return fused(query, key, value, call.scale, call.mask is not None, bounded)
     if way == "parts":
         return _attend_parts(query, key, value, call, parts).to(query.dtype)
     if way == "dense" and call.mask is not None:
@@ -50,10 +52,12 @@ def attention_on_cpu(
 
 
 def way_on_cpu(query: Tensor, value: Tensor, call: Call, bounded: bool) -> tuple[str, list[Part]]:
-    """Return "parts", "dense" or "blocks", by how many cells of scores each computes."""
-    kernel = bounded and call.mask is not None and call.bias is None and call.softcap is None
+    """Return "kernel", "parts", "dense" or "blocks", by how many cells of scores each computes."""
+    kernel = call.bias is None and call.softcap is None
     kernel = kernel and has_kernel("cpu", query.dtype, query.shape[3], value.shape[3])
-    if not kernel or known_structure(call):
+    if kernel and known_structure(call):
+        return "kernel", []
+    if not (kernel and bounded and call.mask is not None):
         return "blocks", []
     batch, heads, queries, keys = call.sizes
     parts = parts_of(call)

@@ -13,7 +13,7 @@ HUGE = 1e37  # a bound on scores, below what float32 holds
 
 def upcast(array: Tensor) -> Tensor:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype == torch.float64 else array.float()
+    return array if array.dtype in (torch.float32, torch.float64) else array.float()
 
 
 def scale_or_default(scale: float | None, head_dim: int) -> float:
@@ -59,7 +59,7 @@ def surely_finite(key: Tensor, value: Tensor) -> bool:
 
 def _squares(array: Tensor) -> Tensor:
     """Return the sum of all squares, which is finite only if every number is."""
-    array = upcast(array.detach())
+    array = upcast(array.detach() if array.requires_grad else array)
     if array.is_contiguous() and array.is_cpu:
         flat = array.view(-1)
         return flat.dot(flat)  # of what lies side by side, the fastest sum

@@ -69,7 +69,8 @@ def test_parts_are_what_the_mask_allows(name):
 
 RAGGED = [64, 9, 31, 20]
 WAYS = {
-    "known": (causal(), (4, 8, 64, 64), True, "blocks"),  # which calls the kernel
+    "known": (causal(), (4, 8, 64, 64), True, "kernel"),
+    "known_not_bounded": (None, (4, 8, 64, 64), False, "kernel"),
     "not_bounded": (padding(RAGGED), (4, 8, 64, 64), False, "blocks"),
     "tiny": (padding([5, 2]), (2, 1, 5, 64), True, "dense"),
     "equal": (padding([5, 5]), (2, 1, 5, 64), True, "parts"),  # one call of the kernel

@@ -23,7 +23,7 @@ STEPS = {"attention.attend_steps": "steps", "multihead.attend_steps": "steps"}
 WAYS = {
     "numpy": STEPS | {"attention.attention_blocked": "blocked"},
     "torch": STEPS
-    | {"blocked.fused": "fused", "blocked.plan": "blocks"}
+    | {"everyday.fused": "fused", "blocked.fused": "fused", "blocked.plan": "blocks"}
     | {"everyday._attend_parts": "parts", "everyday._attend_dense": "dense"},
     "jax": STEPS | {"attention.attention_blocked": "blocked"},
 }
