@@ -21,15 +21,15 @@ from .masks import Mask
 from .numerics import upcast
 from .tiles import Cells
 
-# Found by timing parts, dense masks and blocks at 12 to 256 positions: what a call of the kernel
+# Chosen by timing parts, dense masks and blocks at 12 to 256 positions: what a call of the kernel
 # costs, and what a row does beside its keys, in cells of scores; and up to how many cells, of a
 # call and of one head, a dense mask is faster than blocks.
 CALL, ROW = 2**15, 128
 DENSE, DENSE_HEAD = 2**21, 2**16
 
 
-class Part(NamedTuple):
-    """A sample's rows that see anything: from `row` on, keys `start` to `stop`, maybe causally."""
+class SamplePart(NamedTuple):
+    """From `row` on a sample's rows are allowed keys `start` to `stop`, maybe causally."""
 
     row: int
     start: int
@@ -51,7 +51,9 @@ def attention_on_cpu(
     return attention_blocked(query, key, value, call, bounded)
 
 
-def way_on_cpu(query: Tensor, value: Tensor, call: Call, bounded: bool) -> tuple[str, list[Part]]:
+def way_on_cpu(
+    query: Tensor, value: Tensor, call: Call, bounded: bool
+) -> tuple[str, list[SamplePart]]:
     """Return "kernel", "parts", "dense" or "blocks", by how many cells of scores each computes."""
     kernel = call.bias is None and call.softcap is None
     kernel = kernel and has_kernel("cpu", query.dtype, query.shape[3], value.shape[3])
@@ -70,7 +72,7 @@ def way_on_cpu(query: Tensor, value: Tensor, call: Call, bounded: bool) -> tuple
     return ("parts" if fewer else "dense"), parts
 
 
-def parts_of(call: Call) -> list[Part]:
+def parts_of(call: Call) -> list[SamplePart]:
     """Return each sample's part; none where a mask says more, or hides everything."""
     batch, _, queries, keys = call.sizes
     ranges, causal = [(0, keys)] * batch, False
@@ -78,11 +80,11 @@ def parts_of(call: Call) -> list[Part]:
         if leaf.name == "causal":
             causal = True
             continue
-        found = _ranges(leaf, keys) if leaf.name == "padding" else []
-        if not found:
+        padded = _ranges(leaf, keys) if leaf.name == "padding" else []
+        if not padded:
             return []
-        found = found if len(found) > 1 else found * batch
-        both = zip(ranges, found, strict=True)
+        padded = padded if len(padded) > 1 else padded * batch
+        both = zip(ranges, padded, strict=True)
         ranges = [(max(a, start), min(b, stop)) for (a, b), (start, stop) in both]
     offset = call.query_offset if causal else 0
     if not isinstance(offset, int):
@@ -90,11 +92,11 @@ def parts_of(call: Call) -> list[Part]:
     parts = []
     for start, stop in ranges:
         if start >= stop:
-            parts.append(Part(queries, 0, 0, False))
+            parts.append(SamplePart(queries, 0, 0, False))
         elif not causal or offset >= stop - 1:
-            parts.append(Part(0, start, stop, False))
+            parts.append(SamplePart(0, start, stop, False))
         elif offset <= start:  # the kernel's diagonal starts at the first row and key
-            parts.append(Part(min(start - offset, queries), start, stop, True))
+            parts.append(SamplePart(min(start - offset, queries), start, stop, True))
         else:
             return []
     return parts if any(part.row < queries for part in parts) else []
@@ -114,16 +116,16 @@ def _ranges(padding: Mask, keys: int) -> list[tuple[int, int]]:
     (table,) = padding.arrays
     if padding.axes == ("B",):
         return [(0, length) for length in table.tolist()]
-    seen = ~to_numpy(table)
-    starts, stops = seen.argmax(1), keys - seen[:, ::-1].argmax(1)
-    counts = seen.sum(1)
+    allowed = ~to_numpy(table)
+    starts, stops = allowed.argmax(1), keys - allowed[:, ::-1].argmax(1)
+    counts = allowed.sum(1)
     if ((counts > 0) & (stops - starts != counts)).any():
         return []
     return list(zip(starts.tolist(), (starts + counts).tolist(), strict=True))
 
 
 def _attend_parts(
-    query: Tensor, key: Tensor, value: Tensor, call: Call, parts: list[Part]
+    query: Tensor, key: Tensor, value: Tensor, call: Call, parts: list[SamplePart]
 ) -> Tensor:
     """Call the kernel for each part, once for neighbours that are alike."""
     runs = [(part, len(list(run))) for part, run in groupby(parts)]
