@@ -17,7 +17,8 @@ from attn_torch import (
     sliding_window,
 )
 from attn_torch.call import check_call
-from attn_torch.everyday import SamplePart, parts_of, way_on_cpu
+from attn_torch.everyday import SamplePart as Part
+from attn_torch.everyday import parts_of, way_on_cpu
 
 pytestmark = pytest.mark.untyped
 
@@ -31,17 +32,17 @@ def inputs(*sizes, grad: bool = False):
 
 
 PARTS = {
-    "lengths": (padding([3, 4]), 0, [SamplePart(0, 0, 3, False), SamplePart(0, 0, 4, False)]),
-    "causal": (causal(), 0, [SamplePart(0, 0, 4, True)] * 2),
-    "both": (causal() & padding([3, 4]), 0, [SamplePart(0, 0, 3, True), SamplePart(0, 0, 4, True)]),
-    "left": (causal() & padding(hidden=LEFT), 0, [SamplePart(2, 2, 4, True), SamplePart(1, 1, 4, True)]),
+    "lengths": (padding([3, 4]), 0, [Part(0, 0, 3, False), Part(0, 0, 4, False)]),
+    "causal": (causal(), 0, [Part(0, 0, 4, True)] * 2),
+    "both": (causal() & padding([3, 4]), 0, [Part(0, 0, 3, True), Part(0, 0, 4, True)]),
+    "left": (causal() & padding(hidden=LEFT), 0, [Part(2, 2, 4, True), Part(1, 1, 4, True)]),
     "left_with_offset": (
-        causal() & padding(hidden=LEFT), 1, [SamplePart(1, 2, 4, True), SamplePart(0, 1, 4, True)],
+        causal() & padding(hidden=LEFT), 1, [Part(1, 2, 4, True), Part(0, 1, 4, True)],
     ),
     "left_and_lengths": (
-        padding(hidden=LEFT) & padding([2, 3]), 0, [SamplePart(4, 0, 0, False), SamplePart(0, 1, 3, False)],
+        padding(hidden=LEFT) & padding([2, 3]), 0, [Part(4, 0, 0, False), Part(0, 1, 3, False)],
     ),
-    "everything_is_past": (causal() & padding([3]), 2, [SamplePart(0, 0, 3, False)] * 2),
+    "everything_is_past": (causal() & padding([3]), 2, [Part(0, 0, 3, False)] * 2),
     "diagonal_inside": (causal(), 1, []),
     "offset_a_sample": (causal(), torch.zeros(2, dtype=torch.int64), []),
     "nothing": (padding([0, 0]), 0, []),
