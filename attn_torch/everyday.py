@@ -143,7 +143,7 @@ def _attend_parts(
             at = slice(start, stop)
             rows.append(call_kernel(q[:, :, row:], k[:, :, at], v[:, :, at], call.scale, causal))
         outputs.append(rows[0] if len(rows) == 1 else torch.cat(rows, 2))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return _writable(outputs[0]) if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask, call: Call) -> Tensor:
@@ -151,8 +151,13 @@ def _attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask, call: C
     dense, empty = _dense(mask, call, query)
     output = call_kernel(query, key, value, call.scale, False, dense)
     if empty is None:
-        return output
+        return _writable(output)
     return torch.where(empty, empty_row_value(call, upcast(value), None), output)
+
+
+def _writable(output: Tensor) -> Tensor:
+    """Return an output that may be written to: the kernel's own is kept for its gradient."""
+    return output.clone() if output.requires_grad else output
 
 
 # Masks' last dense forms, of those that have no table but copies that nobody else writes to.
