@@ -12,6 +12,7 @@ from torch import Tensor
 from . import checks
 from .blocked import attention_blocked
 from .call import Call, check_call
+from .everyday import attention_on_cpu
 from .flex import attention_on_gpu
 from .fused import known_structure
 from .gradients import differentiable_again
@@ -124,8 +125,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         bounded = is_bounded(query, key, value, call.scale)
         if not bounded and _may_overflow(query, key, call.scale):
             return attend_steps(query, key, value, call).output
-        by = attention_on_gpu if query.is_cuda else attention_blocked
-        output = by(query, key, value, call, bounded)
+        ways = {"cpu": attention_on_cpu, "cuda": attention_on_gpu}
+        attend_by = ways.get(query.device.type, attention_blocked)
+        output = attend_by(query, key, value, call, bounded)
     if not output.requires_grad:
         return output
 

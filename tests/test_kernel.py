@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attn_torch import attention, blocked, fused, numerics
+from attn_torch import attention, blocked, everyday, fused, numerics
 from attn_torch.call import Call
 from attn_torch.fused import has_kernel, known_structure
 from attn_torch.masks import allow, causal, padding, predicate, sliding_window
@@ -123,7 +123,8 @@ def inputs(dtype=f32, kv_heads: int = 4, head_dim: int = 8, device: str = "cpu")
 def test_attention_asks_for_its_own_device_dtype_and_width(
     calls, monkeypatch, dtype, head_dim, served
 ):
-    monkeypatch.setattr(blocked, "has_kernel", lambda device, *rest: has_kernel("cuda", *rest))
+    for module in (blocked, everyday):
+        monkeypatch.setattr(module, "has_kernel", lambda device, *rest: has_kernel("cuda", *rest))
     output = attention(*inputs(dtype, head_dim=head_dim), mask=causal())
     assert bool(calls) == served and output.any() != served
 
@@ -192,7 +193,7 @@ def test_grouped_heads_are_repeated_beside_a_dense_mask(calls, device, heads):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_only_a_cpu_is_asked_whether_keys_are_finite(calls, monkeypatch, device):
     asked = []
-    monkeypatch.setattr(numerics, "_norm", lambda array: asked.append(array) or torch.ones(()))
+    monkeypatch.setattr(numerics, "_squares", lambda array: asked.append(array) or torch.ones(()))
     monkeypatch.setattr(numerics, "is_concrete", lambda array: True)
     fused.fused(*inputs(device=device), 0.5, causal=False)  # elsewhere a look would wait
     assert bool(asked) == (device == "cpu")

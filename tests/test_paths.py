@@ -1,7 +1,8 @@
 """Which way a call goes, and that the fast ways never hold a (T, S) matrix.
 
 The ways are told apart by what the modules call: `attend_steps` is the textbook, everything
-else is fast. The torch backend has two fast ways: torch's own kernel, and blocks of queries.
+else is fast. The torch backend has four fast ways: torch's own kernel, the same for a part of the
+keys or with a small dense mask, and blocks of queries.
 """
 
 import tracemalloc
@@ -21,7 +22,9 @@ BACKENDS = ("numpy", "torch", "jax")
 STEPS = {"attention.attend_steps": "steps", "multihead.attend_steps": "steps"}
 WAYS = {
     "numpy": STEPS | {"attention.attention_blocked": "blocked"},
-    "torch": STEPS | {"blocked.fused": "fused", "blocked.plan": "blocks"},
+    "torch": STEPS
+    | {"everyday.fused": "fused", "blocked.fused": "fused", "blocked.plan": "blocks"}
+    | {"everyday._attend_parts": "parts", "everyday._attend_dense": "dense"},
     "jax": STEPS | {"attention.attention_blocked": "blocked"},
 }
 
@@ -66,6 +69,8 @@ class Row:
 
 
 WALK = ("blocked", "blocks", "blocked")
+PARTS = ("blocked", "parts", "blocked")
+DENSE = ("blocked", "dense", "blocked")
 FUSED = ("blocked", "fused", "blocked")
 TEXTBOOK = ("steps", "steps", "steps")
 SQUARE = (2, 2, 139, 139)
@@ -75,22 +80,24 @@ CALLS = {
     "no_mask": Row(FUSED),
     "causal_square": Row(FUSED, {"mask": causal()}, SQUARE),
     "causal_negative_scale": Row(FUSED, {"mask": causal(), "scale": -0.5}, SQUARE),
-    "padding_of_nothing": Row(FUSED, {"mask": padding([139, 139])}),
-    "window_over_all": Row(FUSED, {"mask": sliding_window(139, 139), "query_offset": 0}),
-    "allow_all": Row(FUSED, {"mask": allow(np.ones((1, 1, 131, 139), bool))}),
+    "padding_of_nothing": Row(PARTS, {"mask": padding([139, 139])}),
+    "window_over_all": Row(DENSE, {"mask": sliding_window(139, 139), "query_offset": 0}),
+    "allow_all": Row(DENSE, {"mask": allow(np.ones((1, 1, 131, 139), bool))}),
     "grouped": Row(FUSED, kv_heads=1),
     "float16": Row(FUSED, dtype="float16"),
     "float64": Row(FUSED, dtype="float64"),
     "nan_policy_without_a_mask": Row(FUSED, {"empty_rows": "nan"}),
+    # Elsewhere torch's kernel gets ranges of keys, or a dense mask where that is small.
+    "causal_last": Row(DENSE, {"mask": causal(), "query_offset": 8}),
+    "causal_first": Row(PARTS, {"mask": causal(), "query_offset": 0}),
+    "causal_square_with_offset": Row(DENSE, {"mask": causal(), "query_offset": 3}, SQUARE),
+    "causal_per_sample": Row(DENSE, {"mask": causal(), "query_offset": np.array([8, 0])}),
+    "window": Row(DENSE, {"mask": sliding_window(17), "query_offset": 8}),
+    "padding": Row(PARTS, {"mask": padding([97, 0])}),
+    "causal_and_padding": Row(DENSE, {"mask": causal() & padding([97, 139])}, SQUARE),
+    "predicate": Row(DENSE, {"mask": predicate(lambda b, h, q, k: k <= q), "query_offset": 8}),
     # Everything else goes block by block.
-    "causal_last": Row(WALK, {"mask": causal(), "query_offset": 8}),
-    "causal_first": Row(WALK, {"mask": causal(), "query_offset": 0}),
-    "causal_square_with_offset": Row(WALK, {"mask": causal(), "query_offset": 3}, SQUARE),
-    "causal_per_sample": Row(WALK, {"mask": causal(), "query_offset": np.array([8, 0])}),
-    "window": Row(WALK, {"mask": sliding_window(17), "query_offset": 8}),
-    "padding": Row(WALK, {"mask": padding([97, 0])}),
-    "causal_and_padding": Row(WALK, {"mask": causal() & padding([97, 139])}, SQUARE),
-    "predicate": Row(WALK, {"mask": predicate(lambda b, h, q, k: k <= q), "query_offset": 8}),
+    "window_long": Row(WALK, {"mask": sliding_window(17), "query_offset": 0}, (2, 2, 257, 256)),
     "bias": Row(WALK, {"bias": normal(5, 131, 139, dtype_name="float32")}),
     "softcap": Row(WALK, {"softcap": 2.0}),
     "value_wider": Row(WALK, dims=(16, 17)),
@@ -125,7 +132,7 @@ MODULE_CALLS = {
     "weights_per_head": (TEXTBOOK, {"average_weights": False}),
     "output": (FUSED, {"need_weights": False}),
     "output_causal": (FUSED, {"need_weights": False, "attn_mask": causal()}),
-    "output_padded": (WALK, {"need_weights": False, "key_padding_mask": HIDDEN}),
+    "output_padded": (PARTS, {"need_weights": False, "key_padding_mask": HIDDEN}),
     "output_added": (WALK, {"need_weights": False, "attn_mask": np.zeros((139, 139), np.float32)}),
     "output_evaluated": (FUSED, {"need_weights": False, "dropout": 0.3}),
     "output_trained": (TEXTBOOK, {"need_weights": False, "dropout": 0.3, "training": True}),

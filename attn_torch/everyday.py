@@ -1,0 +1,190 @@
+"""Attention on a CPU by calls of torch's fused kernel, where these are less work than blocks are.
+
+Where all that a mask says of a sample is one range of keys, causally or not, the kernel gets only
+these keys and needs no mask. Small calls of other masks give it a dense one: a block's few
+operations would take longer than the whole.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .arrays import to_numpy
+from .blocked import attention_blocked, empty_row_value
+from .call import Call
+from .fused import call_kernel, fused, has_kernel, known_structure
+from .masks import Mask
+from .numerics import upcast
+from .tiles import Cells
+
+# Chosen by timing parts, dense masks and blocks at 12 to 256 positions: what a call of the kernel
+# costs, and what a row does beside its keys, in cells of scores; and up to how many cells, of a
+# call and of one head, a dense mask is faster than blocks.
+CALL, ROW = 2**15, 128
+DENSE, DENSE_HEAD = 2**21, 2**16
+
+
+class SamplePart(NamedTuple):
+    """From `row` on a sample's rows are allowed keys `start` to `stop`, maybe causally."""
+
+    row: int
+    start: int
+    stop: int
+    causal: bool
+
+
+def attention_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool
+) -> Tensor:
+    """Attend by one of four ways; takes what `attention_blocked` takes."""
+    way, parts = way_on_cpu(query, value, call, bounded)
+    if way == "kernel":
+        return fused(query, key, value, call.scale, call.mask is not None, bounded)
+    if way == "parts":
+        return _attend_parts(query, key, value, call, parts).to(query.dtype)
+    if way == "dense" and call.mask is not None:
+        return _attend_dense(query, key, value, call.mask, call).to(query.dtype)
+    return attention_blocked(query, key, value, call, bounded)
+
+
+def way_on_cpu(
+    query: Tensor, value: Tensor, call: Call, bounded: bool
+) -> tuple[str, list[SamplePart]]:
+    """Return "kernel", "parts", "dense" or "blocks", by how many cells of scores each computes."""
+    kernel = call.bias is None and call.softcap is None
+    kernel = kernel and has_kernel("cpu", query.dtype, query.shape[3], value.shape[3])
+    if kernel and known_structure(call):
+        return "kernel", []
+    if not (kernel and bounded and call.mask is not None):
+        return "blocks", []
+    batch, heads, queries, keys = call.sizes
+    parts = parts_of(call)
+    small = batch * heads * queries * keys <= DENSE and queries * keys <= DENSE_HEAD
+    if not parts or not small:
+        return ("parts" if parts else "dense" if small else "blocks"), parts
+    cells = sum((queries - part.row) * (part.stop - part.start + ROW) for part in parts)
+    calls = sum(1 for _ in groupby(parts))
+    fewer = calls * CALL + heads * cells <= CALL + batch * heads * queries * (keys + ROW)
+    return ("parts" if fewer else "dense"), parts
+
+
+def parts_of(call: Call) -> list[SamplePart]:
+    """Return each sample's part; none where a mask says more, or hides everything."""
+    batch, _, queries, keys = call.sizes
+    ranges, causal = [(0, keys)] * batch, False
+    for leaf in _conjunction(call.mask):
+        if leaf.name == "causal":
+            causal = True
+            continue
+        padded = _ranges(leaf, keys) if leaf.name == "padding" else []
+        if not padded:
+            return []
+        padded = padded if len(padded) > 1 else padded * batch
+        both = zip(ranges, padded, strict=True)
+        ranges = [(max(a, start), min(b, stop)) for (a, b), (start, stop) in both]
+    offset = call.query_offset if causal else 0
+    if not isinstance(offset, int):
+        return []
+    parts = []
+    for start, stop in ranges:
+        if start >= stop:
+            parts.append(SamplePart(queries, 0, 0, False))
+        elif not causal or offset >= stop - 1:
+            parts.append(SamplePart(0, start, stop, False))
+        elif offset <= start:  # the kernel's diagonal starts at the first row and key
+            parts.append(SamplePart(min(start - offset, queries), start, stop, True))
+        else:
+            return []
+    return parts if any(part.row < queries for part in parts) else []
+
+
+def _conjunction(mask: Mask | None) -> Iterator[Mask]:
+    """Yield the masks that all have to allow a key."""
+    if mask is not None and mask.name == "&":
+        for part in mask.parts:
+            yield from _conjunction(part)
+    elif mask is not None:
+        yield mask
+
+
+def _ranges(padding: Mask, keys: int) -> list[tuple[int, int]]:
+    """Return the keys that are no padding, by sample; nothing where they are no range."""
+    (table,) = padding.arrays
+    if padding.axes == ("B",):
+        return [(0, length) for length in table.tolist()]
+    allowed = ~to_numpy(table)
+    starts, stops = allowed.argmax(1), keys - allowed[:, ::-1].argmax(1)
+    counts = allowed.sum(1)
+    if ((counts > 0) & (stops - starts != counts)).any():
+        return []
+    return list(zip(starts.tolist(), (starts + counts).tolist(), strict=True))
+
+
+def _attend_parts(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, parts: list[SamplePart]
+) -> Tensor:
+    """Call the kernel for each part, once for neighbours that are alike."""
+    runs = [(part, len(list(run))) for part, run in groupby(parts)]
+    sizes = [size for _, size in runs]
+    empty = None
+    if any(part.row for part in parts):
+        empty = empty_row_value(call, upcast(value), None).split(sizes)
+    outputs = []
+    arrays = (array.split(sizes) for array in (query, key, value))  # one gradient, not one each
+    for i, (q, k, v) in enumerate(zip(*arrays, strict=True)):
+        (row, start, stop, causal), rows = runs[i][0], []
+        if row and empty is not None:
+            rows.append(empty[i].expand(-1, -1, row, -1))
+        if row < call.sizes[2]:
+            at = slice(start, stop)
+            rows.append(call_kernel(q[:, :, row:], k[:, :, at], v[:, :, at], call.scale, causal))
+        outputs.append(rows[0] if len(rows) == 1 else torch.cat(rows, 2))
+    return _writable(outputs[0]) if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask, call: Call) -> Tensor:
+    """Call the kernel once, with a dense mask."""
+    dense, empty = _dense(mask, call, query)
+    output = call_kernel(query, key, value, call.scale, False, dense)
+    if empty is None:
+        return _writable(output)
+    return torch.where(empty, empty_row_value(call, upcast(value), None), output)
+
+
+def _writable(output: Tensor) -> Tensor:
+    """Return an output that may be written to: the kernel's own is kept for its gradient."""
+    return output.clone() if output.requires_grad else output
+
+
+# Masks' last dense forms, of those that have no table but copies that nobody else writes to.
+_kept: WeakKeyDictionary[Mask, tuple] = WeakKeyDictionary()
+_COPIES = ("causal", "sliding_window", "prefix", "padding", "segments")
+
+
+def _dense(mask: Mask, call: Call, query: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return 0 where allowed and -inf elsewhere, and which rows are empty, None for no row.
+
+    A fully masked row is allowed every key, else its gradients would be NaN.
+    """
+    wanted = (call.sizes, call.query_offset, upcast(query[:0]).dtype)
+    keeps = isinstance(call.query_offset, int) and all(map(_is_copied, mask.leaves()))
+    kept = _kept.get(mask) if keeps else None
+    if kept is not None and kept[0] == wanted:
+        return kept[1]
+    with torch.inference_mode(False), torch.no_grad():  # kept, it may serve a later gradient
+        allowed = mask.evaluate(Cells(call.sizes, call.query_offset, device=query.device))
+        empty = ~allowed.any(-1, keepdim=True)
+        cells = torch.where(allowed | empty, 0.0, -torch.inf).to(wanted[2])
+        cells = cells.expand(*cells.shape[:2], *call.sizes[2:])
+        dense = cells, empty if empty.any() else None
+    if keeps:
+        _kept[mask] = wanted, dense
+    return dense
+
+
+def _is_copied(leaf: Mask) -> bool:
+    return leaf.name in _COPIES and all(array.dtype != torch.bool for array in leaf.arrays)

@@ -1,0 +1,156 @@
+"""Everyday calls of torch on a CPU: which way they go, what is kept of masks, random ones."""
+
+import gc
+
+import pytest
+import torch
+from fuzz_everyday import fuzz
+
+from attn_torch import (
+    allow,
+    attention,
+    attention_steps,
+    causal,
+    everyday,
+    padding,
+    segments,
+    sliding_window,
+)
+from attn_torch.call import check_call
+from attn_torch.everyday import SamplePart as Part
+from attn_torch.everyday import parts_of, way_on_cpu
+
+pytestmark = pytest.mark.untyped
+
+LEFT = torch.tensor([[True, True, False, False], [True, False, False, False]])
+HOLES = torch.tensor([[False, True, False, False], [False, False, False, False]])
+
+
+def inputs(*sizes, grad: bool = False):
+    make = torch.Generator().manual_seed(0)
+    return [torch.randn(sizes, generator=make).requires_grad_(grad) for _ in range(3)]
+
+
+PARTS = {
+    "lengths": (padding([3, 4]), 0, [Part(0, 0, 3, False), Part(0, 0, 4, False)]),
+    "causal": (causal(), 0, [Part(0, 0, 4, True)] * 2),
+    "both": (causal() & padding([3, 4]), 0, [Part(0, 0, 3, True), Part(0, 0, 4, True)]),
+    "left": (causal() & padding(hidden=LEFT), 0, [Part(2, 2, 4, True), Part(1, 1, 4, True)]),
+    "left_with_offset": (
+        causal() & padding(hidden=LEFT), 1, [Part(1, 2, 4, True), Part(0, 1, 4, True)],
+    ),
+    "left_and_lengths": (
+        padding(hidden=LEFT) & padding([2, 3]), 0, [Part(4, 0, 0, False), Part(0, 1, 3, False)],
+    ),
+    "everything_is_past": (causal() & padding([3]), 2, [Part(0, 0, 3, False)] * 2),
+    "diagonal_inside": (causal(), 1, []),
+    "offset_a_sample": (causal(), torch.zeros(2, dtype=torch.int64), []),
+    "nothing": (padding([0, 0]), 0, []),
+    "before_all": (causal(), -9, []),
+    "holes": (padding(hidden=HOLES), 0, []),
+    "window": (sliding_window(1), 0, []),
+    "either": (causal() | padding([3, 4]), 0, []),
+    "not": (~padding([3, 4]), 0, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_what_the_mask_allows(name):
+    mask, query_offset, wanted = PARTS[name]
+    call = check_call(*inputs(2, 1, 4, 8), mask, query_offset=query_offset)
+    parts = parts_of(call)
+    assert parts == wanted
+    for sample, (row, start, stop, below) in enumerate(parts):
+        cells = mask.allowed(4, 4, query_offset=query_offset, batch=2).expand(2, 1, 4, 4)
+        drawn = torch.zeros(4, 4, dtype=torch.bool)
+        square = torch.ones(4 - row, stop - start, dtype=torch.bool)
+        drawn[row:, start:stop] = square.tril() if below else square
+        assert torch.equal(cells[sample, 0], drawn)
+
+
+RAGGED = [64, 9, 31, 20]
+WAYS = {
+    "known": (causal(), (4, 8, 64, 64), True, "kernel"),
+    "known_not_bounded": (None, (4, 8, 64, 64), False, "kernel"),
+    "not_bounded": (padding(RAGGED), (4, 8, 64, 64), False, "blocks"),
+    "tiny": (padding([5, 2]), (2, 1, 5, 64), True, "dense"),
+    "equal": (padding([5, 5]), (2, 1, 5, 64), True, "parts"),  # one call of the kernel
+    "short": (padding(RAGGED), (4, 1, 64, 64), True, "dense"),
+    "many_heads": (padding([128, 20, 60, 40]), (4, 8, 128, 64), True, "parts"),
+    "long": (padding([300, 200]), (2, 1, 300, 64), True, "parts"),
+    "window": (sliding_window(9), (4, 1, 256, 64), True, "dense"),
+    "window_long": (sliding_window(9), (4, 1, 257, 64), True, "blocks"),
+    "window_many": (sliding_window(9), (65, 8, 64, 64), True, "blocks"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_way_is_that_of_fewer_cells(name):
+    mask, sizes, bounded, way = WAYS[name]
+    query, key, value = inputs(*sizes)
+    assert way_on_cpu(query, value, check_call(query, key, value, mask), bounded)[0] == way
+
+
+@pytest.mark.parametrize("name", ["hidden", "allow"])
+@pytest.mark.parametrize("through", ["numpy", "torch"])
+def test_array_that_was_written_to_is_read_again(name, through):
+    query, key, value = inputs(2, 1, 4, 8)
+    array = HOLES.clone() if name == "hidden" else torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    mask = padding(hidden=array) if name == "hidden" else allow(array)
+    attention(query, key, value, mask=mask)
+    if through == "numpy":
+        array.numpy()[..., 0] ^= True
+    else:
+        array.data[..., 0] ^= True
+    wanted = attention_steps(query, key, value, mask=mask).output
+    torch.testing.assert_close(attention(query, key, value, mask=mask), wanted)
+
+
+def test_dense_form_is_kept_while_the_mask_is(monkeypatch):
+    query, key, value = inputs(2, 1, 4, 8)
+    lengths, before = torch.tensor([3, 2]), len(everyday._kept)
+    mask = segments([[0, 0, 1, 1]]) & padding(lengths)
+    wanted = attention_steps(query, key, value, mask=mask).output
+    torch.testing.assert_close(attention(query, key, value, mask=mask), wanted)
+    asked = []
+    monkeypatch.setattr(everyday, "Cells", lambda *sizes, **on: asked.append(sizes))
+    lengths.zero_()  # the mask has a copy
+    torch.testing.assert_close(attention(query, key, value, mask=mask), wanted)
+    assert not asked and len(everyday._kept) == before + 1
+    monkeypatch.undo()
+    shorter = attention(query[:, :, 2:], key, value, mask=mask, query_offset=2)
+    torch.testing.assert_close(shorter, wanted[:, :, 2:])
+    double = [x.double() for x in (query, key, value)]
+    assert attention(*double, mask=mask).dtype == torch.float64
+    del mask
+    gc.collect()
+    assert len(everyday._kept) == before
+
+
+def test_mask_that_served_inference_serves_gradients():
+    query, key, value = inputs(2, 1, 4, 8, grad=True)
+    with torch.inference_mode():
+        mask = causal() & segments(torch.tensor([[0, 0, 1, 1]]))
+        attention(query, key, value, mask=mask)
+    attention(query, key, value, mask=mask).sum().backward()
+    assert query.grad.isfinite().all() and value.grad.any()
+
+
+@pytest.mark.parametrize("empty_rows", ["zero", "uniform"])
+@pytest.mark.parametrize("mask", [padding([5, 0]), causal() & padding(hidden=LEFT.repeat(1, 2))])
+def test_gradients_of_gradients_are_the_steps(mask, empty_rows):
+    T = 8 if mask.parts else 6
+    arrays = [x.double() for x in inputs(2, 1, T, 3)]
+    arrays = [x.detach().requires_grad_() for x in arrays]
+    both = []
+    for attend in (attention, lambda *x, **on: attention_steps(*x, **on).output):
+        output = attend(*arrays, mask=mask, empty_rows=empty_rows)
+        first = torch.autograd.grad(output.sin().sum(), arrays, create_graph=True)
+        both.append((*first, *torch.autograd.grad(sum(x.square().sum() for x in first), arrays)))
+    torch.testing.assert_close(*both)
+
+
+def test_random_calls_are_the_oracles():
+    ways, found = fuzz(50)
+    assert not found, "\n".join(found)
+    assert min(ways[way] for way in ("parts", "dense", "blocks")) >= 3, ways
