@@ -9,7 +9,7 @@ from .inputs import LONG, allowed, arrays, lengths, operations
 from .measure import busy_cores
 from .rows import Row, torch_attention, torch_call, torch_fused, torch_modules
 
-TINY = (1, 2, 8, 16)  # B, H, T, D
+TINY = ((1, 2, 5, 8), (1, 8, 16, 64))  # B, H, T, D
 KINDS = ("causal & padding", "padding")
 PADDED = {  # the shape, and the floors forward, and forward and backward
     (32, 12, 128, 64): (1.0, 1.0),
@@ -128,15 +128,15 @@ def _numpy_rows() -> list[Row]:
 # What a call costs before it computes anything
 
 
-def _torch_tiny() -> tuple[Callable, Callable]:
-    return torch_attention("causal", TINY), torch_fused("causal", TINY)
+def _torch_tiny(shape) -> tuple[Callable, Callable]:
+    return torch_attention("causal", shape), torch_fused("causal", shape)
 
 
-def _numpy_tiny() -> tuple[Callable, Callable]:
-    return _numpy_pair(lambda module: module.causal(), allowed("causal", TINY[2]), TINY)
+def _numpy_tiny(shape) -> tuple[Callable, Callable]:
+    return _numpy_pair(lambda module: module.causal(), allowed("causal", shape[2]), shape)
 
 
-def _jax_tiny(compiled: bool) -> tuple[Callable, Callable]:
+def _jax_tiny(compiled: bool, shape) -> tuple[Callable, Callable]:
     import jax
     import jax.numpy as jnp
 
@@ -144,7 +144,7 @@ def _jax_tiny(compiled: bool) -> tuple[Callable, Callable]:
 
     ours = partial(attn_jax.attention, mask=attn_jax.causal())
     theirs = partial(jax.nn.dot_product_attention, is_causal=True)
-    inputs = [jnp.asarray(x) for x in arrays(TINY)]
+    inputs = [jnp.asarray(x) for x in arrays(shape)]
     swapped = [x.swapaxes(1, 2) for x in inputs]
     ours, theirs = (jax.jit(call) if compiled else call for call in (ours, theirs))
     return partial(ours, *inputs), partial(theirs, *swapped)
@@ -158,6 +158,7 @@ def _tiny_rows() -> list[Row]:
         "jax eager": ("jax.nn.dot_product_attention", 30, partial(_jax_tiny, False)),
     }
     return [
-        Row(f"{name} tiny causal {TINY}", against, None, make, at_most=limit)
+        Row(f"{name} tiny causal {shape}", against, None, partial(make, shape), at_most=limit)
         for name, (against, limit, make) in by.items()
+        for shape in TINY
     ]
