@@ -13,7 +13,7 @@ another offset, and with other content of the arrays that it was made of.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--numbers", type=int, help="one call alone: the seed of its numbers")
     options = parser.parse_args(arguments)
     calls = options.calls if options.numbers is None else 1
-    found = fuzz(options.backend, calls, options.seed, options.numbers)
+    found: Iterable[str] = fuzz(options.backend, calls, options.seed, options.numbers)
     try:
         from rich.progress import track
 

@@ -12,11 +12,11 @@ from conformance.oracle.tolerance import dtype
 
 # Tiles, blocks and thresholds are multiples of these; a length is one of them, or one more or less.
 EDGES = (1, 4, 12, 16, 32, 48, 64, 96, 128, 144, 192, 256, 384, 512)
-CELLS, MANY_CELLS = 2**16, 2**20  # of all scores of a call: most calls, and one in twenty-five
+CELLS = (2**16, 2**18, 2**20)  # how many scores a call may have, most, some and few calls
 
 
 @dataclass
-class Call:
+class RandomCall:
     """One call, drawn from a seed for its structure and one for its numbers."""
 
     shape: Shape
@@ -44,7 +44,7 @@ def _kinds(spec: Spec | None) -> str:
     return f"{spec.kind}({', '.join(map(_kinds, spec.parts))})"
 
 
-def draw(seed: int, numbers: int, gradients: bool, used: bool) -> Call:
+def draw(seed: int, numbers: int, gradients: bool, used: bool) -> RandomCall:
     """Return a call; those of one seed share whatever a compiler looks at.
 
     `gradients` and `used` say whether it may ask for gradients, and use its mask twice.
@@ -65,7 +65,9 @@ def draw(seed: int, numbers: int, gradients: bool, used: bool) -> Call:
     junk = str(rng.choice(["none", "hidden", "allowed"], p=[0.5, 0.3, 0.2]))
     junk = "hidden" if backward and junk == "allowed" else junk
     used = used and fixed.random() < 0.4
-    return Call(shape, kind, spec, offset, options, arrays, junk, backward, used, (seed, numbers))
+    return RandomCall(
+        shape, kind, spec, offset, options, arrays, junk, backward, used, (seed, numbers)
+    )
 
 
 def _shape(fixed) -> Shape:
@@ -73,7 +75,7 @@ def _shape(fixed) -> Shape:
     T, S = (lengths[0], lengths[0]) if fixed.random() < 0.65 else lengths
     T = 1 if fixed.random() < 0.1 else T
     B, H_kv = int(fixed.choice([1, 2, 3, 5, 8])), int(fixed.choice([1, 2, 3, 4]))
-    group, limit = int(fixed.choice([1, 1, 2, 3])), CELLS if fixed.random() < 0.96 else MANY_CELLS
+    group, limit = int(fixed.choice([1, 1, 2, 3])), int(fixed.choice(CELLS, p=[0.88, 0.08, 0.04]))
     while B * H_kv * group * T * S > limit and B * H_kv * group > 1:
         B, H_kv, group = (max(1, size - 1) for size in (B, H_kv, group))
     D = int(fixed.choice([4, 8, 16, 64]))

@@ -6,12 +6,12 @@ from conformance.mask_spec import Spec
 from conformance.oracle import expected, naive
 from conformance.oracle.tolerance import Differs, check_dtype, check_each, compare, eps
 
-from .calls import Call
+from .calls import RandomCall
 
 JUNK = (np.nan, np.inf, -np.inf)
 
 
-def check(subject, call: Call) -> None:
+def check(subject, call: RandomCall) -> None:
     """Check one call. Raises `Differs`."""
     query, key, value, grad = call.arrays
     cells = allowed(call.spec, call.shape.call, call.offset)
@@ -55,7 +55,7 @@ def _memory(flags) -> np.ndarray:
     return array.base if isinstance(array.base, np.ndarray) else array
 
 
-def _textbook(name: str, arrays: dict, call: Call, cells: np.ndarray) -> dict:
+def _textbook(name: str, arrays: dict, call: RandomCall, cells: np.ndarray) -> dict:
     wide = {n: x.astype(np.float64) for n, x in arrays.items()}
     options = dict(call.options)
     if "bias" in options:
@@ -63,7 +63,7 @@ def _textbook(name: str, arrays: dict, call: Call, cells: np.ndarray) -> dict:
     return getattr(naive, name)(**wide, **options, allowed=cells)
 
 
-def _compare(got, part: str, exact, name: str, arrays: dict, call: Call, cells) -> None:
+def _compare(got, part: str, exact, name: str, arrays: dict, call: RandomCall, cells) -> None:
     """Compare with one order of evaluation, which suffices nearly always, then with all."""
     inputs = arrays | call.options | {"allowed": cells}
     what = part if part == "output" else f"gradient of {part}"
@@ -73,7 +73,7 @@ def _compare(got, part: str, exact, name: str, arrays: dict, call: Call, cells) 
         compare(got, exact, _furthest(name, {part: exact}, inputs)[part], what)
 
 
-def _compare_gradients(found: dict, call: Call, arrays: dict, cells, seen) -> None:
+def _compare_gradients(found: dict, call: RandomCall, arrays: dict, cells, seen) -> None:
     exact = _textbook("gradients", arrays, call, cells)
     if found.keys() != exact.keys():
         raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(found)}")
@@ -94,7 +94,9 @@ def _compare_gradients(found: dict, call: Call, arrays: dict, cells, seen) -> No
 
 def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], offset) -> np.ndarray:
     """Return bool (B, H, T, S), as the oracle's loops do, but all cells at once."""
-    cells = _allowed(spec, np.ogrid[tuple(map(slice, sizes))], offset) if spec else np.array(True)
+    cells = (
+        _allowed(spec, list(np.ogrid[tuple(map(slice, sizes))]), offset) if spec else np.array(True)
+    )
     return np.broadcast_to(cells, sizes)
 
 
@@ -136,7 +138,7 @@ def _allowed(spec: Spec, at: list, offset) -> np.ndarray:
     return table if spec.kind == "allow" else ~table
 
 
-def _spoilt(call: Call, seen: np.ndarray) -> tuple[tuple, np.ndarray]:
+def _spoilt(call: RandomCall, seen: np.ndarray) -> tuple[tuple, np.ndarray]:
     """Return the arrays with junk in them, and which output rows it makes NaN: (B, H, T)."""
     query, key, value, _ = call.arrays
     uniform, group = call.options["empty_rows"] == "uniform", call.shape.H // call.shape.H_kv
