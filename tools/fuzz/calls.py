@@ -50,9 +50,13 @@ def draw(seed: int, numbers: int, gradients: bool, used: bool) -> RandomCall:
     `gradients` and `used` say whether it may ask for gradients, and use its mask twice.
     """
     fixed, rng = np.random.default_rng(seed), np.random.default_rng([seed, numbers])
-    shape = _shape(fixed)
+    everyday = (
+        fixed.random() < 0.35
+    )  # padded, maybe causal, and nothing else: it has ways of its own
+    shape = _everyday_shape(fixed) if everyday else _shape(fixed)
     kind = str(fixed.choice(["float32", "bfloat16", "float16"], p=[0.8, 0.1, 0.1]))
-    spec = _mask(fixed, rng, shape)
+    kinds = str(fixed.choice(EVERYDAY)).split() if everyday else None
+    spec = _mask(fixed, rng, shape, kinds)
     last = shape.S - shape.T
     offset: int | np.ndarray = int(fixed.choice([0, last, 1], p=[0.6, 0.3, 0.1]))
     if fixed.random() < 0.1:
@@ -60,7 +64,9 @@ def draw(seed: int, numbers: int, gradients: bool, used: bool) -> RandomCall:
     B, H, H_kv, T, S, D, D_v = shape
     sizes = (B, H, T, D), (B, H_kv, S, D), (B, H_kv, S, D_v), (B, H, T, D_v)
     arrays = tuple(rng.normal(size=size).astype(dtype(kind)) for size in sizes)
-    options = _options(fixed, rng, shape, kind)
+    options = {"empty_rows": str(fixed.choice(["zero", "nan", "uniform"], p=[0.5, 0.2, 0.3]))}
+    if not everyday:
+        options |= _options(fixed, rng, shape, kind)
     backward = gradients and options["empty_rows"] != "nan" and fixed.random() < 0.5
     junk = str(rng.choice(["none", "hidden", "allowed"], p=[0.5, 0.3, 0.2]))
     junk = "hidden" if backward and junk == "allowed" else junk
@@ -82,8 +88,15 @@ def _shape(fixed) -> Shape:
     return Shape(B, H_kv * group, H_kv, T, S, D, D if fixed.random() < 0.8 else D + 3)
 
 
+def _everyday_shape(fixed) -> Shape:
+    length = int(fixed.choice(EDGES[4:12])) + int(fixed.integers(-1, 2))
+    B, H, H_kv = ((2, 3, 3), (3, 4, 2), (5, 2, 2), (8, 4, 4))[fixed.integers(4)]
+    B = max(2, min(B, CELLS[1] // (H * length**2)))
+    return Shape(B, H, H_kv, length, length, 8, 8)
+
+
 def _options(fixed, rng, shape: Shape, kind: str) -> dict:
-    options: dict = {"empty_rows": str(fixed.choice(["zero", "nan", "uniform"], p=[0.5, 0.2, 0.3]))}
+    options: dict = {}
     if fixed.random() < 0.1:
         options["softcap"] = float(fixed.choice([0.7, 30.0]))
     if fixed.random() < 0.15:
@@ -144,6 +157,7 @@ LEAVES: dict[str, Callable] = {
     "hide": lambda fixed, rng, s: mask_spec.hide(_cells(fixed, rng, s)),
     "predicate": lambda fixed, rng, s: mask_spec.predicate(_rule),
 }
+EVERYDAY = ("causal padding", "padding", "causal hidden", "hidden")
 USUAL = ("causal padding", "padding", "causal", "causal hidden", "hidden", "causal segments",
          "window padding", "")  # fmt: skip
 
@@ -152,9 +166,9 @@ def _rule(batch, head, query, key):
     return (query + 2 * key + head * batch) % 3 != 0
 
 
-def _mask(fixed, rng, shape: Shape) -> Spec | None:
-    usual = fixed.random() < 0.6
-    kinds = str(fixed.choice(USUAL)).split()
+def _mask(fixed, rng, shape: Shape, kinds: list[str] | None) -> Spec | None:
+    usual = kinds is not None or fixed.random() < 0.6
+    kinds = kinds or str(fixed.choice(USUAL)).split()
     if not usual:
         kinds = list(fixed.choice(list(LEAVES), fixed.integers(1, 4)))
     mask = None
