@@ -44,12 +44,12 @@ def _use(subject, inputs, given: dict) -> None:
         x for leaf in given["mask"].leaves() for x in leaf.arrays if str(x.dtype)[-4:] == "bool"
     ]
     flags = [_memory(x) for x in flags]
+    subject.attention(*inputs, **given | {"query_offset": given["query_offset"] + 1})
     for table in flags:
         table[...] = ~table
     subject.attention(*inputs, **given)
     for table in flags:
         table[...] = ~table
-    subject.attention(*inputs, **given | {"query_offset": given["query_offset"] + 1})
 
 
 def _memory(flags) -> np.ndarray:
