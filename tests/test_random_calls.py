@@ -35,7 +35,8 @@ def test_what_is_drawn_covers_what_may_go_wrong():
 
 @pytest.mark.parametrize("seed", range(40))
 def test_cells_that_are_allowed_are_the_oracles(seed, monkeypatch):
-    monkeypatch.setattr(calls, "EDGES", (3, 5))
+    for name in ("EDGES", "EVERYDAY_EDGES"):
+        monkeypatch.setattr(calls, name, (3, 5))
     monkeypatch.setattr(calls, "CELLS", (300,) * 3)
     call = calls.draw(seed, 0, True, True)
     expected = reference.allowed(call.spec, call.shape.call, call.offset)

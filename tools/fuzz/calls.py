@@ -12,6 +12,7 @@ from conformance.oracle.tolerance import dtype
 
 # Tiles, blocks and thresholds are multiples of these; a length is one of them, or one more or less.
 EDGES = (1, 4, 12, 16, 32, 48, 64, 96, 128, 144, 192, 256, 384, 512)
+EVERYDAY_EDGES = EDGES[4:12]
 CELLS = (2**16, 2**18, 2**20)  # how many scores a call may have, most, some and few calls
 
 
@@ -89,7 +90,7 @@ def _shape(fixed) -> Shape:
 
 
 def _everyday_shape(fixed) -> Shape:
-    length = int(fixed.choice(EDGES[4:12])) + int(fixed.integers(-1, 2))
+    length = int(fixed.choice(EVERYDAY_EDGES)) + int(fixed.integers(-1, 2))
     B, H, H_kv = ((2, 3, 3), (3, 4, 2), (5, 2, 2), (8, 4, 4))[fixed.integers(4)]
     B = max(2, min(B, CELLS[1] // (H * length**2)))
     return Shape(B, H, H_kv, length, length, 8, 8)

@@ -11,6 +11,7 @@ from conformance.oracle.tolerance import Differs, check_dtype, check_each, compa
 from .calls import RandomCall
 
 SHUFFLES = 8  # of sixteen orders each
+HOPELESS = 100  # no order of evaluation excuses so many times what another allows
 JUNK = (np.nan, np.inf, -np.inf)
 
 
@@ -75,6 +76,8 @@ def _compare(got, part: str, exact, name: str, arrays: dict, call: RandomCall, c
             return compare(got, exact, naively, part if part == "output" else f"gradient of {part}")
         except Differs as error:
             found = error
+            if error.found.get("error", np.inf) > HOPELESS * error.found.get("allowed", 0):
+                break
     raise found or Differs("no order of evaluation")
 
 
