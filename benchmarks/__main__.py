@@ -11,7 +11,7 @@ try:
 except ImportError:
     sys.exit("the benchmarks need rich: python -m pip install rich")
 
-from . import compiling, history, memory, page, steps
+from . import compiling, everyday, history, memory, page, steps
 from .measure import matmul_peak, paired
 from .rows import Row, rows
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     def asked(name: str) -> bool:
         return all(word in name for word in options.only)
 
-    wanted = [row for row in (*rows(), *steps.rows()) if asked(row.name)]
+    wanted = [row for row in (*rows(), *everyday.rows(), *steps.rows()) if asked(row.name)]
     cases = [case for case in memory.CASES if asked(memory.name(case))]
     compiled = [case for case in compiling.CASES if asked(compiling.name(case))]
     if not wanted and not cases and not compiled:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget: float) -> dict:
     """Run everything with a progress bar, and return it as plain data, to five digits."""
-    report: dict = history.origin() | {"speed": [], "memory": [], "compile": []}
+    report: dict = history.origin() | {"speed": [], "overhead": [], "memory": [], "compile": []}
     mib: dict[tuple, float | None] = {}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("peak", total=len(wanted) + len(cases) + len(compiled) + 1)
@@ -62,10 +62,8 @@ def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget
         progress.advance(task)
         for row in wanted:
             progress.update(task, description=row.name)
-            times = asdict(paired(*row.make(), budget))
-            about = {"work": row.name, "against": row.against, "floor": row.floor}
-            share = row.operations / times["ours"] / peak
-            report["speed"].append(about | times | {"of_peak": share})
+            part, line = timed(row, budget, peak)
+            report[part].append(line)
             progress.advance(task)
         for case in cases:
             about = {"work": memory.name(case), "at_most": memory.AT_MOST.get(case[1])}
@@ -79,6 +77,18 @@ def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget
             report["compile"].append(about | {"seconds": compiling.seconds(*case)})
             progress.advance(task)
     return _rounded(report | {"growth": memory.growth(mib)})
+
+
+def timed(row: Row, budget: float, peak: float) -> tuple[str, dict]:
+    """Measure one row; return the part of the report that it belongs to, and its line."""
+    with row.during():
+        times = paired(*row.make(), budget)
+    about = {"work": row.name, "against": row.against}
+    if row.at_most is None:
+        share = row.operations / times.ours / peak
+        return "speed", about | {"floor": row.floor} | asdict(times) | {"of_peak": share}
+    more = {"micros": 1e6 * (times.ours - times.theirs), "at_most": row.at_most}
+    return "overhead", about | {"ours": times.ours, "theirs": times.theirs} | more
 
 
 def _rounded(value):

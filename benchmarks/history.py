@@ -16,7 +16,7 @@ from types import NoneType
 from conformance.runs.run import cores
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = 1
+SCHEMA = 2
 NUMBER, MAYBE = (int, float), (int, float, NoneType)
 SHAPES: dict[int, dict] = {
     1: {
@@ -34,6 +34,14 @@ SHAPES: dict[int, dict] = {
         "growth": [{"work": (str,), "ratio": MAYBE, "at_most": NUMBER}],
         "compile": [{"work": (str,), "seconds": NUMBER, "at_most": NUMBER}],
     }
+}
+SHAPES[2] = SHAPES[1] | {
+    "overhead": [
+        {
+            **dict.fromkeys(("work", "against"), (str,)),
+            **dict.fromkeys(("ours", "theirs", "micros", "at_most"), NUMBER),
+        }
+    ]
 }
 
 

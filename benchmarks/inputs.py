@@ -14,6 +14,14 @@ def arrays(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> list[np.nda
     return [rng.normal(size=shape).astype(np.float32) for _ in range(count)]
 
 
+def lengths(batch: int, length: int) -> list[int]:
+    """Return ragged lengths: one is all of T, and about half of all tokens is padding."""
+    rng = np.random.default_rng(0)
+    drawn = np.ceil((np.arange(batch) + rng.random(batch)) * length / batch).astype(int)
+    drawn[-1] = length
+    return rng.permutation(drawn).tolist()
+
+
 def documents(length: int, count: int = 8) -> np.ndarray:
     """Return the ids (1, T) of `count` packed documents of about one length."""
     return (np.arange(length) * count // length)[None]

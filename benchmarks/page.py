@@ -6,10 +6,12 @@ A speed row may have a floor, which its ratio should reach. Any other row may ha
 
 HEAD = ("work", "against", "ours ms", "theirs ms", "ratio", "middle half", "floor", "of peak")
 
+PARTS = ("speed", "overhead", "memory", "growth", "compile")
+
 
 def figure(row: dict) -> float | None:
     """Return the number that a row's floor or limit is about, None where it was not measured."""
-    return row[next(name for name in ("ratio", "mib", "seconds") if name in row)]
+    return row[next(name for name in ("ratio", "micros", "mib", "seconds") if name in row)]
 
 
 def miss(row: dict) -> str:
@@ -24,7 +26,7 @@ def miss(row: dict) -> str:
 
 def bounded(report: dict) -> list[dict]:
     """Return the rows that have a floor or a limit."""
-    rows = [row for part in ("speed", "memory", "growth", "compile") for row in report[part]]
+    rows = [row for part in PARTS for row in report.get(part, [])]
     return [row for row in rows if row.get("floor", row.get("at_most")) is not None]
 
 
@@ -68,21 +70,38 @@ def markdown(report: dict) -> str:
         f"|{'---|' * len(HEAD)}",
         *(_speed_line(row) for row in report["speed"]),
     ]
-    return "\n".join([*lines, *_memory_page(report), *_compile_page(report)])
+    for part in (_overhead_page, _memory_page, _compile_page):
+        lines += part(report)
+    return "\n".join(lines)
 
 
 def _speed_line(row: dict) -> str:
     cells = (
         row["work"],
         row["against"],
-        f"{1e3 * row['ours']:.1f}",
-        f"{1e3 * row['theirs']:.1f}",
+        _milliseconds(row["ours"]),
+        _milliseconds(row["theirs"]),
         f"**{row['ratio']:.2f}**",
         f"{row['low']:.2f} to {row['high']:.2f}",
         _bound(row, "floor", ".2f"),
         f"{row['of_peak']:.0%}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.{1 if seconds >= 1e-3 else 3}f}"
+
+
+def _overhead_page(report: dict) -> list[str]:
+    """Return the table on what a tiny call costs; a history's first lines have none."""
+    lines = ["", "| a tiny call | against | ours us | theirs us | us more | at most |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in report.get("overhead", []):
+        micros = (f"{x:.1f}" for x in (1e6 * row["ours"], 1e6 * row["theirs"]))
+        shown = (*micros, f"**{row['micros']:.1f}**", _bound(row, "at_most", ".0f"))
+        lines.append(f"| {' | '.join((row['work'], row['against'], *shown))} |")
+    return lines if len(lines) > 3 else []
 
 
 def _bound(row: dict, name: str, form: str) -> str:

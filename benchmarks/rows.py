@@ -1,6 +1,7 @@
 """What is measured against what: one row a claim, with the floor that it should reach."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,14 +14,18 @@ from .inputs import LONG, WIDE, allowed, arrays, mask, operations
 class Row:
     """`make` returns our call and theirs.
 
-    `floor` is how many times faster ours should be at least, None where nothing is promised.
+    `floor` is how many times faster ours should be at least, None where nothing is promised. A
+    row with `at_most` is about what a call costs beside its work: so many microseconds more than
+    theirs at most. `during` is what goes on while the row is measured.
     """
 
     name: str
     against: str
     floor: float | None
     make: Callable[[], tuple[Callable, Callable]]
-    operations: float
+    operations: float = 0.0
+    at_most: float | None = None
+    during: Callable[[], AbstractContextManager] = nullcontext
 
 
 def rows() -> list[Row]:
@@ -93,17 +98,17 @@ def torch_attention(kind: str, shape, backward: bool = False) -> Callable:
     return torch_call(partial(attn_torch.attention, mask=own), shape, backward)
 
 
-def torch_modules(training: bool) -> tuple[Callable, Callable]:
+def torch_modules(training: bool, shape, heads: int, lengths) -> tuple[Callable, Callable]:
     import torch
 
     import attn_torch
 
-    ours = attn_torch.MultiHeadAttention(512, 8).train(training)
-    theirs = torch.nn.MultiheadAttention(512, 8, batch_first=True).train(training)
-    x = torch.from_numpy(arrays((8, 512, 512), 1)[0])
-    lengths = np.linspace(512, 256, 8).astype(int)
-    hidden = torch.from_numpy(np.arange(512) >= lengths[:, None])
-    future = torch.from_numpy(~allowed("causal", 512))
+    _, length, embed = shape
+    ours = attn_torch.MultiHeadAttention(embed, heads).train(training)
+    theirs = torch.nn.MultiheadAttention(embed, heads, batch_first=True).train(training)
+    x = torch.from_numpy(arrays(shape, 1)[0])
+    hidden = torch.from_numpy(np.arange(length) >= np.array(lengths)[:, None])
+    future = torch.from_numpy(~allowed("causal", length))
     causal = attn_torch.causal()
 
     def own():
@@ -145,7 +150,8 @@ def torch_rows() -> list[Row]:
     cost = operations("causal", WIDE) + 4 * 2.0 * 8 * 512 * 512 * 512
     for training, floor in ((False, 1.5), (True, 1.1)):
         name = f"torch module, causal & padding, {'training' if training else 'evaluating'}"
-        make = partial(torch_modules, training)
+        lengths = np.linspace(512, 256, 8).astype(int)
+        make = partial(torch_modules, training, (8, 512, 512), 8, lengths)
         found.append(
             Row(name, "torch.nn.MultiheadAttention", floor, make, 3 * cost if training else cost)
         )

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import accelerator, history, memory
+from benchmarks import accelerator, everyday, history, memory, steps
+from benchmarks.inputs import lengths
+from benchmarks.measure import busy_cores, interleaved
 from benchmarks.page import markdown, summary
 from benchmarks.truth import given
+from conformance.runs.run import cores
 
 ROOT = Path(__file__).parents[1]
 
 EMPTY: dict = {
-    "schema": 1,
+    "schema": 2,
     "date": "2026-11-27",
     "commit": "0123456789ab",
     "machine": "2 cores",
@@ -26,6 +29,7 @@ EMPTY: dict = {
     "versions": {"numpy": "2", "torch": "2", "jax": "0", "flax": "0"},
     "gflops": 100,
     "speed": [],
+    "overhead": [],
     "memory": [],
     "growth": [],
     "compile": [],
@@ -38,8 +42,15 @@ def speed(ratio: float, floor: float | None) -> dict:
     return {"work": "numpy causal", "against": "textbook", "floor": floor, "of_peak": 0.5} | times
 
 
+def overhead(micros: float, limit: float) -> dict:
+    """Return a made-up row of what a tiny call costs."""
+    times = {"ours": 5e-6 + 1e-6 * micros, "theirs": 5e-6, "micros": micros, "at_most": limit}
+    return {"work": "torch tiny", "against": "torch fused"} | times
+
+
 MADE = EMPTY | {
     "speed": [speed(7.29, 8.0), speed(8.0, 8.0), speed(0.5, None)],
+    "overhead": [overhead(33.0, 20.0), overhead(20.0, 20.0), overhead(-2.5, 20.0)],
     "memory": [
         {"work": "numpy window", "mib": 80.0, "at_most": 64},
         {"work": "torch window", "mib": None, "at_most": 64},
@@ -51,6 +62,7 @@ MADE = EMPTY | {
 GOOD = EMPTY | {"speed": [speed(8.01, 8.0)]}
 MISSES = [
     "numpy causal against textbook: 7.29 is below the floor of 8.00 by 8.9%",
+    "torch tiny against torch fused: 33.00 is above the limit of 20 by 65.0%",
     "numpy window: 80.00 is above the limit of 64 by 25.0%",
     "jax causal T=1024 to 4096: 16.00 is above the limit of 8 by 100.0%",
     "jax packed: 12.50 is above the limit of 10 by 25.0%",
@@ -66,12 +78,13 @@ def run(monkeypatch, tmp_path, report: dict, *words: str) -> int:
 def test_page_marks_each_row_that_misses_its_floor_or_limit():
     lines = markdown(MADE).splitlines()
     count = (
-        "**4 of the 5 rows that have a floor or a limit miss it; 1 more could not be measured.** "
+        "**5 of the 8 rows that have a floor or a limit miss it; 1 more could not be measured.** "
         "Each of them says so in its row."
     )
     assert lines[2] == count
     marked = [line for line in lines if "below the" in line or "above the" in line]
     assert [line.split("|")[-2].strip() for line in marked[1:]] == [
+        "**above the limit of 20 by 65.0%**",
         "**above the limit of 64 by 25.0%**",
         "**above the limit of 8 by 100.0%**",
         "**above the limit of 10 by 25.0%**",
@@ -88,6 +101,13 @@ def test_page_leaves_other_rows_unmarked(row, cell):
     text = markdown(EMPTY | {"speed": [row]})
     assert f"| {cell} | 50% |" in text
     assert "below the" not in text
+
+
+def test_page_shows_short_times_in_microseconds():
+    lines = markdown(MADE).splitlines()
+    assert "| torch tiny | torch fused | 2.5 | 5.0 | **-2.5** | 20 |" in lines
+    short = markdown(EMPTY | {"speed": [speed(1.0, 1.0) | {"ours": 1.23e-5, "theirs": 2e-3}]})
+    assert "| 0.012 | 2.0 |" in short
 
 
 def test_rows_that_were_not_measured_are_counted_apart():
@@ -110,7 +130,7 @@ def test_only_enforce_makes_a_miss_the_exit_status(monkeypatch, tmp_path, report
 
 def test_console_ends_with_the_misses_and_their_number(monkeypatch, tmp_path, capsys):
     run(monkeypatch, tmp_path, MADE)
-    assert capsys.readouterr().out.splitlines()[-5:] == [*MISSES, summary(MADE)]
+    assert capsys.readouterr().out.splitlines()[-6:] == [*MISSES, summary(MADE)]
 
 
 def test_each_run_adds_one_line_that_can_be_read_back(monkeypatch, tmp_path):
@@ -140,14 +160,16 @@ def test_history_gets_whole_runs_and_what_is_asked_for(monkeypatch, tmp_path, na
 
 def test_what_is_measured_has_the_shape_of_the_history(monkeypatch, tmp_path):
     made = command.Row("made", "up", 1.0, lambda: (int, int), 1.0)
+    tiny = command.Row("made", "up", None, lambda: (int, int), at_most=5)
     monkeypatch.setattr(command, "matmul_peak", lambda: 1e9)
     monkeypatch.setattr(command.memory, "extra", lambda *case: case[2] / 3)
     monkeypatch.setattr(command.compiling, "seconds", lambda *case: 1 / 3)
     cases = [("jax", "causal", length, False) for length in (1024, 4096)]
-    report = command.measure([made], cases, [("packed", 1024)], 0.001)
+    report = command.measure([made, tiny], cases, [("packed", 1024)], 0.001)
     history.append(tmp_path / "runs.jsonl", report)
     assert history.read(tmp_path / "runs.jsonl") == [report]
-    assert [len(report[part]) for part in ("speed", "memory", "growth", "compile")] == [1, 2, 1, 1]
+    parts = ("speed", "overhead", "memory", "growth", "compile")
+    assert [len(report[part]) for part in parts] == [1, 1, 2, 1, 1]
     assert report["compile"][0]["seconds"] == 0.33333
 
 
@@ -159,8 +181,8 @@ def without(name: str) -> dict:
     ("line", "told"),
     [
         ("{", "Expecting property name"),
-        ("[]", "schema must be one of 1: got None"),
-        (json.dumps(GOOD | {"schema": 2}), "schema must be one of 1: got 2"),
+        ("[]", "schema must be one of 1, 2: got None"),
+        (json.dumps(GOOD | {"schema": 3}), "schema must be one of 1, 2: got 3"),
         (json.dumps(without("commit")), "run must have the keys commit, compile, date"),
         (json.dumps(GOOD | {"extra": 1}), "run must have the keys .*: got .*, extra,"),
         (json.dumps(GOOD | {"date": 20261127}), "run.date must be str: got 20261127"),
@@ -254,6 +276,75 @@ def test_a_word_that_matches_no_row_is_an_error(capsys):
     with pytest.raises(SystemExit):
         command.main(["--only", "cobol"])
     assert "--only must match a row: got cobol" in capsys.readouterr().err
+
+
+# Rows and how they are measured
+
+
+def values(result) -> list[np.ndarray]:
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return [np.asarray(part) for part in parts]
+
+
+SMALL = [row for row in everyday.rows() if row.during != busy_cores and "module" not in row.name]
+
+
+@pytest.mark.parametrize("row", SMALL, ids=lambda row: row.name)
+def test_both_calls_of_an_everyday_row_compute_the_same(row):
+    ours, theirs = (values(call()) for call in row.make())
+    if row.name.startswith("jax"):
+        theirs = [x.swapaxes(1, 2) for x in theirs]
+    for own, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [steps._half_torch, steps._half_jax])
+def test_both_steps_in_bfloat16_compute_the_same(make, monkeypatch):
+    monkeypatch.setattr(steps, "CONTEXT", 24)
+    ours, theirs = (call() for call in make())
+    eps = 2.0**-8
+    bound = 16 * eps * float(abs(theirs).max())  # two roundings in each of eight products
+    assert float(abs(ours - theirs).max()) <= bound
+
+
+def test_names_of_rows_differ():
+    found = [*command.rows(), *everyday.rows(), *steps.rows()]
+    names = [(row.name, row.against) for row in found]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("shape", everyday.PADDED)
+def test_half_of_the_tokens_is_padding(shape):
+    batch, _, length, _ = shape
+    found = lengths(batch, length)
+    assert max(found) == length and min(found) >= 1
+    assert sum(found) / (batch * length) == pytest.approx(0.5, abs=0.5 / batch)
+
+
+def test_short_call_is_made_many_times_between_two_looks_at_the_clock():
+    count = iter(range(10**6))
+    times = interleaved([lambda: next(count), lambda: time.sleep(0.003)], 0.0)
+    assert [len(one) for one in times] == [5, 5]
+    assert next(count) > 5 * 100 and max(times[0]) < 1e-3
+    assert min(times[1]) >= 0.003
+
+
+def test_other_processes_are_busy_meanwhile_and_gone_behind_an_error(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def fail():
+        with busy_cores():
+            assert [process.poll() for process in started] == [None] * cores()
+            raise KeyError
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyError):
+        fail()
+    assert all(process.returncode is not None for process in started)
 
 
 # Accelerators: rows, reasons, and whether what was measured was right

@@ -1,0 +1,1 @@
+"""Random calls of attention, at the sizes where the way to compute it changes."""
