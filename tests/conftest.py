@@ -1,4 +1,4 @@
-"""How the project's own tests use JAX: programs are compiled quickly, and few are kept at a time."""
+"""How the project's own tests use JAX: few programs are kept, and some are compiled quickly."""
 
 import sys
 from pathlib import Path
@@ -11,17 +11,17 @@ QUICKLY = "jax_disable_most_optimizations"  # of machine code; XLA still rewrite
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs():
-    """Compile without optimizations, a third of the time: the suite has programs as users get them.
+def few_mappings():
+    """Forget the programs that JAX compiled when there are many: without a mapping it aborts."""
+    yield
+    if "jax" in sys.modules and MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY:
+        sys.modules["jax"].clear_caches()
 
-    Programs are forgotten when there are many, because without a mapping JAX aborts.
-    """
-    jax = sys.modules.get("jax")
-    if jax is None:
-        yield
-        return
+
+@pytest.fixture(scope="module")
+def compiles_quickly():
+    """Compile in two thirds of the time; for small arrays, because programs take longer to run."""
+    jax = pytest.importorskip("jax")
     jax.config.update(QUICKLY, True)
     yield
     jax.config.update(QUICKLY, False)
-    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY:
-        jax.clear_caches()
