@@ -92,10 +92,13 @@ def run(session: nox.Session, *words: str) -> None:
 
 
 def parallel() -> list[str]:
-    """Pytest's options for a process on each core; a file's cases share what the oracle found."""
+    """Pytest's options for a process on each core; a file's cases share what the oracle found.
+
+    A process that dies is not replaced: with files kept together, pytest-xdist would wait for ever.
+    """
     allowed = getattr(os, "sched_getaffinity", None)  # the cores this process may use: Linux only
     cores = len(allowed(0)) if allowed else os.cpu_count() or 1
-    return [f"-n{cores}", "--dist=loadfile"]
+    return [f"-n{cores}", "--dist=loadfile", "--max-worker-restart=0"]
 
 
 @nox.session

@@ -42,6 +42,17 @@ def cli(
         )  # fmt: skip
 
 
+def small_suite(folder: Path) -> Path:
+    """Copy a suite of two files there, for runs of all of it; return what `cli` calls its root."""
+    kept = {"test_empty.py", "test_hygiene.py"}
+
+    def ignored(_, names):
+        return [name for name in names if name.startswith("test_") and name not in kept]
+
+    shutil.copytree(ROOT / "conformance", folder / "small/conformance", ignore=ignored)
+    return folder / "small"
+
+
 def refused(done: subprocess.CompletedProcess, *words: str) -> None:
     """The command failed and said why, in one line and in its own words."""
     assert done.returncode != 0, done.stdout

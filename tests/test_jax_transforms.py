@@ -25,7 +25,7 @@ from attn_jax import (
     sliding_window,
 )
 
-pytestmark = pytest.mark.untyped
+pytestmark = [pytest.mark.untyped, pytest.mark.usefixtures("compiles_quickly")]
 B, H, H_KV, D, D_V = 2, 4, 2, 5, 3
 SIZES = {"textbook": (7, 11), "one_query": (1, 13), "blocked": (129, 131)}
 EVERY_SIZE = pytest.mark.parametrize(("T", "S"), list(SIZES.values()), ids=list(SIZES))
@@ -42,11 +42,13 @@ MASKS = {
     "none": lambda T, S: None,
     "causal_and_padding": lambda T, S: causal() & padding([S - 3, 0]),
     "window_or_segments": lambda T, S: sliding_window(2) | segments(ids(T), ids(S)),
+    "four_parts": lambda T, S: (
+        causal() & padding([S - 3, 0]) | sliding_window(2) & segments(ids(T), ids(S))),
     "not_prefix": lambda T, S: ~prefix([S // 2, S]),
     "cells": lambda T, S: allow(jnp.asarray(drawn(T, S))),
     "padding_hidden": lambda T, S: padding(hidden=jnp.asarray(ids(S)) == 1),
     "predicate": lambda T, S: predicate(lambda b, h, q, k: ((q + 2 * k + h) % 3 != b) & (q != 2)),
-}
+}  # fmt: skip
 
 
 def ids(length: int) -> np.ndarray:
@@ -96,18 +98,18 @@ def derivatives(attend, inputs, moves) -> dict:
         return sum(map(jnp.vdot, gradient(*inputs), moves))
 
     gradient = jax.grad(loss, (0, 1, 2, 3))
+    reverse, forward_over_reverse = jax.jvp(gradient, inputs, moves)
     return {
         "forward": jax.jvp(attend, inputs, moves)[1],
         "linearize": jax.linearize(attend, *inputs)[1](*moves),
-        "reverse": gradient(*inputs),
-        "forward over reverse": jax.jvp(gradient, inputs, moves)[1],
+        "reverse": reverse,
+        "forward over reverse": forward_over_reverse,
         "reverse over reverse": jax.grad(along, (0, 1, 2, 3))(*inputs),
         "reverse over forward": jax.grad(slope, (0, 1, 2, 3))(*inputs),
     }
 
 
 OPTIONS = {
-    "none": {"softcap": 2.0},
     "causal_and_padding": {"empty_rows": "uniform", "softcap": 1.5},
 }
 
@@ -115,7 +117,7 @@ OPTIONS = {
 @at_sizes(
     textbook="causal_and_padding",
     one_query="window_or_segments predicate",
-    blocked="none causal_and_padding predicate",
+    blocked="causal_and_padding predicate",
 )
 def test_first_and_second_derivatives_are_the_formulas(name, T, S):
     with jax.enable_x64(True):
@@ -162,7 +164,7 @@ def test_hessian_and_jacobians_of_few_numbers(T, S):
                 return (few(numbers) ** 2).sum()
 
             numbers = jnp.array([1.0, 0.5, -2.0])
-            ways = jax.jacfwd(few), jax.jacrev(few), jax.hessian(loss), jax.jacrev(jax.jacrev(loss))
+            ways = jax.jacfwd(few), jax.hessian(loss), jax.jacrev(jax.jacrev(loss))
             return [way(numbers) for way in ways]
 
         found, right = (jax.jit(partial(of, attend))() for attend in (attention, formula))
@@ -197,12 +199,19 @@ def test_gradient_through_vmap_and_vmap_of_a_gradient(T, S):
 
 def moved_by(number, T: int, S: int) -> dict:
     """Options whose numbers hang on one that vmap or scan hands out."""
+    lengths, offsets = jnp.stack([number, number + 2]), jnp.stack([number, number * 2])
+    same = segments(ids(T) % (number + 1), ids(S))
+    seen = hide(jnp.asarray(drawn(T, S)) & (number > 1))
     return {
-        "lengths": {"mask": padding(jnp.stack([number, number + 2]))},
-        "segments": {"mask": segments(ids(T) % (number + 1), ids(S))},
+        "lengths": {"mask": padding(lengths)},
+        "segments": {"mask": same},
         "offset": {"mask": causal(), "query_offset": number},
-        "offsets": {"mask": sliding_window(3), "query_offset": jnp.stack([number, number * 2])},
-        "cells": {"mask": hide(jnp.asarray(drawn(T, S)) & (number > 1))},
+        "offsets": {"mask": sliding_window(3), "query_offset": offsets},
+        "cells": {"mask": seen},
+        "together": {
+            "mask": (padding(lengths) | sliding_window(3)) & same & seen,
+            "query_offset": offsets,
+        },
         "predicate": {
             "mask": predicate(lambda b, h, q, k: (q + k + h) % 4 < number + b),
             "query_offset": 0,
@@ -213,7 +222,7 @@ def moved_by(number, T: int, S: int) -> dict:
 @at_sizes(
     textbook="lengths offsets predicate",
     one_query="segments offset cells",
-    blocked="lengths segments offset offsets cells predicate",
+    blocked="offset together predicate",
 )
 def test_vmap_and_scan_over_what_a_mask_is_made_of_equal_the_loop(name, T, S):
     inputs = arrays(T, S)[:3]
@@ -276,7 +285,7 @@ EXPORTED = {
 @pytest.mark.parametrize("name", list(EXPORTED))
 def test_exported_with_sizes_left_open_equals_the_call(name):
     program, attend = exported(2, 2, EXPORTED[name])
-    for samples, length in ((1, 1), (3, 5), (1, 129)):
+    for samples, length in ((1, 1), (3, 129)):
         rng = np.random.default_rng(length)
         shapes = (H, length, D), (H_KV, length, D), (H_KV, length, D_V)
         inputs = [rng.normal(size=(samples, *shape)).astype(np.float32) for shape in shapes]
@@ -311,7 +320,7 @@ CLOSURES = {
 @at_sizes(
     textbook="numpy_table of_head_and_sample inner_jit",
     one_query="number jax_table",
-    blocked="number numpy_table jax_table of_head_and_sample inner_jit",
+    blocked="number jax_table inner_jit",
 )
 def test_a_predicate_that_changes_is_followed(name, T, S):
     make, number = CLOSURES[name]
@@ -350,7 +359,7 @@ def test_a_traced_closure_is_an_input_of_the_program(T, S):
 @at_sizes(
     textbook="cells not_prefix",
     one_query="padding_hidden predicate",
-    blocked="causal_and_padding window_or_segments predicate",
+    blocked="four_parts predicate",
 )
 def test_strict_ranks_and_a_watch_for_nan_change_nothing(name, T, S):
     inputs, moves = arrays(T, S), arrays(T, S, 1)

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_command_line import cli
+from test_command_line import ROOT, cli, small_suite
 
 from conformance.reports import known
 from conformance.reports.report import read, results
@@ -51,11 +51,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, text: str | bytes, *options: str):
+def run(folder: Path, text: str | bytes, *options: str, root: Path = ROOT):
     (folder / "known.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
     first = f"import sys; sys.path.insert(0, {str(folder)!r})"
     given = ["run", "--subject", "adapter:Subject", "--known", "known.toml", *options]
-    return cli(*given, cwd=folder, first=first)
+    return cli(*given, cwd=folder, first=first, root=root)
 
 
 def test_known_difference_is_neither_pass_nor_failure(folder):
@@ -122,7 +122,7 @@ def test_entry_that_does_not_hold_is_refused(folder, name):
 @pytest.mark.parametrize("name", ["no_such_case", "no_reason", "no_toml"])
 def test_entry_that_does_not_hold_is_refused_of_a_whole_run_too(folder, name):
     text, words = WRONG[name]
-    done = run(folder, text)
+    done = run(folder, text, root=small_suite(folder))
     assert done.returncode != 0, done.stdout
     said = "of the suite that is offered: got " if name == "no_such_case" else words
     assert said in done.stderr
@@ -143,7 +143,7 @@ def test_crash_is_no_known_difference(folder):
 
 @pytest.mark.parametrize("options", [[], ["-v"]])
 def test_entry_of_what_is_not_offered_is_an_error(folder, options):
-    done = run(folder, ENTRY + NOT_OFFERED, *options)
+    done = run(folder, ENTRY + NOT_OFFERED, *options, root=small_suite(folder))
     assert "a case of the suite that is offered: got CLEAN-3" in done.stderr
     assert done.stderr.rstrip().endswith("in known.toml")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
@@ -168,7 +168,7 @@ COVERED = ENTRY.replace("reason", 'case = "test_*"\nsubject = "mi*"\nreason')
 
 @pytest.mark.parametrize("options", [["--clause", "CLEAN-2"], []])
 def test_entry_that_another_covers_matches_too(folder, options):
-    done = run(folder, ENTRY + COVERED, *options)
+    done = run(folder, ENTRY + COVERED, *options, root=small_suite(folder))
     assert done.stderr == ""
     assert " known to differ" in done.stdout
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_command_line import cli, refused
+from test_command_line import cli, refused, small_suite
 from test_known import ADAPTER, CONFORMING
 
 from conformance.reports.report import read, results
@@ -86,11 +86,12 @@ ONCE = """
 
 def test_whole_run_goes_on_behind_a_worker_that_died(tmp_path):
     text = ADAPTER.replace(BODY, f"{ONCE.strip()}\n{BODY}".replace("from", "        from", 1))
-    done = run(tmp_path, text)
+    root = small_suite(tmp_path)
+    done = run(tmp_path, text, root=root)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     first = report_of(tmp_path)
     (tmp_path / "died").touch()
-    run(tmp_path, text)
+    run(tmp_path, text, root=root)
     second = report_of(tmp_path)
     (died,) = (case for case in first if first[case] != second.get(case))
     assert first.keys() == second.keys()
@@ -227,10 +228,10 @@ DIES_AS_A_WORKER = "import os\nif 'PYTEST_XDIST_WORKER' in os.environ: os._exit(
 
 
 def test_workers_that_cannot_start_are_named_and_the_cases_run(tmp_path):
-    done = run(tmp_path, f"{DIES_AS_A_WORKER}{ADAPTER}")
+    done = run(tmp_path, f"{DIES_AS_A_WORKER}{ADAPTER}", root=small_suite(tmp_path))
     assert "a worker has ended: one process runs the other cases" in done.stderr
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert len(report_of(tmp_path)) > 1000
+    assert "conforms" in {outcome for outcome, _ in report_of(tmp_path).values()}
 
 
 def test_import_without_an_end_is_ended(tmp_path):

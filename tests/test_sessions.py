@@ -42,6 +42,13 @@ def test_the_check_and_the_workflow_run_the_same_gates():
     assert set(gates) == {"tests", "lint", "alone", "shapes", "build", "site", "site-browser"}
 
 
+def test_a_process_that_dies_does_not_hang_the_session():
+    """Pytest-xdist replaces it, and waits for ever where a file's cases stay together."""
+    source = (ROOT / "noxfile.py").read_text("utf-8")
+    (options,) = re.findall(r"\[.*--dist=loadfile.*\]", source)
+    assert '"--max-worker-restart=0"' in options, f"a dead process must not be replaced: {options}"
+
+
 def test_the_workflow_names_sessions_that_exist():
     missing = set(after(GATES, WORKFLOW)) - set(sessions())
     assert not missing, f"the noxfile has no session {', '.join(sorted(missing))}"

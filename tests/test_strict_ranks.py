@@ -8,6 +8,7 @@ from flax import nnx
 import attn_jax
 from attn_jax import MultiHeadAttention, Seq2SeqTransformer, Transformer, greedy_decode
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 X = jax.random.normal(jax.random.key(0), (2, 5, 16))
 HIDDEN = jnp.array([[False] * 5, [False] * 3 + [True] * 2])
 MASKS = {
@@ -26,8 +27,10 @@ def _strict():
         yield
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("empty_rows", ["zero", "uniform"])
+@pytest.mark.parametrize(
+    ("mask", "empty_rows"),
+    [*((name, "zero") for name in MASKS), ("causal", "uniform"), ("hidden", "uniform")],
+)
 def test_attention_modules(mask, empty_rows):
     options = {"num_kv_heads": 1, "empty_rows": empty_rows, "dropout": 0.1}
     attn = MultiHeadAttention(16, 2, **options, rngs=nnx.Rngs(0))

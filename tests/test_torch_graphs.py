@@ -159,7 +159,7 @@ def test_a_graph_can_be_differentiated_once():
 class Net(nn.Module):
     def __init__(self, mask):
         super().__init__()
-        self.encoder, self.mask = TransformerEncoder(2, 16, 2, 32).eval(), mask
+        self.encoder, self.mask = TransformerEncoder(1, 16, 2, 32).eval(), mask
 
     def forward(self, x, hidden):
         return self.encoder(x, mask=self.mask, src_key_padding_mask=hidden)
