@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_sessions import sessions
 
@@ -102,3 +103,24 @@ def test_every_linked_file_is_there():
     missing = [link for link in links if not (ROOT / link).exists()]
     assert links
     assert not missing
+
+
+def test_decoding_example_gives_the_shapes_it_says():
+    names = {}
+    exec(example("Decoding"), names)
+    assert tuple(names["out"].shape) == (2, 1, 32)
+    assert names["cache"].lengths.tolist() == [6, 4]
+
+
+def test_weights_example_gives_one_model_three_times(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example("Weights"), names)
+    theirs = names["theirs"].state_dict()["decoder.layers.1.linear2.weight"].numpy()
+    in_torch, in_jax = names["same"]
+    found = (
+        names["model"].decoder.layers[1].linear2.weight,
+        in_torch.decoder.layers[1].linear2.weight.detach().numpy(),
+        np.asarray(in_jax.decoder.layers[1].linear2.kernel[...]).T,
+    )
+    assert all(np.array_equal(weight, theirs) for weight in found)
