@@ -1,7 +1,7 @@
 """Questions about an array that each framework answers differently; `checks.py` asks them."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -46,9 +46,9 @@ def dtype_name(array: Any) -> str:
     return _name(array.dtype)
 
 
-@lru_cache(64)  # NumPy puts a name together anew each time that it is asked
-def _name(dtype: np.dtype) -> str:
-    return dtype.name
+@cache
+def _name(dtype: Any) -> str:
+    return dtype.name  # NumPy puts it together anew each time
 
 
 def is_cast(array: Any, dtype: str) -> bool:

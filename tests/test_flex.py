@@ -115,7 +115,7 @@ def taken(monkeypatch) -> list[str]:
     for name in ("attend_flex", "attend_traced", "attention_blocked"):
         monkeypatch.setattr(flex, name, spied(name, getattr(flex, name)))
     called = sys.modules["attn_torch.attention"]  # the package has a function of this name
-    monkeypatch.setattr(called, "attention_blocked", flex.attention_on_gpu)
+    monkeypatch.setattr(called, "attention_on_cpu", flex.attention_on_gpu)
     return seen
 
 
