@@ -163,7 +163,9 @@ def test_random_calls_are_the_oracles():
     assert min(ways[way] for way in ("parts", "dense", "blocks")) >= 3, ways
 
 
-@pytest.mark.parametrize("mask", [padding([5, 0]), segments([[0, 0, 1, 1, 1, 2]] * 2)])
+@pytest.mark.parametrize(
+    "mask", [padding([5, 0]), padding([5, 5]), segments([[0, 0, 1, 1, 1, 2]] * 2)]
+)
 @pytest.mark.parametrize("bad", [torch.nan, 1e30])
 def test_query_that_is_not_finite_changes_its_own_row_alone(mask, bad):
     query, key, value = inputs(2, 3, 6, 8)
