@@ -61,6 +61,7 @@ class _Layer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         checks.check_layer(dim_feedforward, activation, layer_norm_eps)
+        checks.check_switches(norm_first=norm_first)
         self.d_model, self.nhead, self.dim_feedforward = d_model, nhead, dim_feedforward
         self.dropout, self.activation = dropout, activation
         self.layer_norm_eps = float(layer_norm_eps)
@@ -406,6 +407,7 @@ class _Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         checks.check_count("num_layers", num_layers, 1)
+        checks.check_switches(norm=norm)
         layers = [
             self.layer_class(
                 d_model,

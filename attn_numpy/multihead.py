@@ -53,6 +53,7 @@ class MultiHeadAttention(Module):
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
         checks.check_multihead(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, empty_rows)
+        checks.check_switches(bias=bias, batch_first=batch_first)
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
         self.dropout, self.batch_first, self.empty_rows = dropout, batch_first, empty_rows

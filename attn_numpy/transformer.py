@@ -56,6 +56,7 @@ class _Layer(Module):
         rng: np.random.Generator | None = None,
     ):
         checks.check_layer(dim_feedforward, activation, layer_norm_eps)
+        checks.check_switches(norm_first=norm_first)
         self.d_model, self.nhead, self.dim_feedforward = d_model, nhead, dim_feedforward
         self.dropout, self.activation = dropout, activation
         self.layer_norm_eps = float(layer_norm_eps)
@@ -401,6 +402,7 @@ class _Stack(Module):
         rng: np.random.Generator | None = None,
     ):
         checks.check_count("num_layers", num_layers, 1)
+        checks.check_switches(norm=norm)
         rng = np.random.default_rng(rng)  # one for all layers
         layers = [
             self.layer_class(

@@ -685,6 +685,12 @@ def check_movable(name: str, mask: Any) -> None:
 # Layers
 
 
+def check_switches(**switches: Any) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False: got {kind(value)}")
+
+
 def check_layer(dim_feedforward: Any, activation: Any, layer_norm_eps: Any) -> None:
     check_count("dim_feedforward", dim_feedforward, 1)
     if not isinstance(activation, str) or activation not in ("relu", "gelu"):

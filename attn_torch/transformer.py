@@ -57,6 +57,7 @@ class _Layer(nn.Module):
     ):
         super().__init__()
         checks.check_layer(dim_feedforward, activation, layer_norm_eps)
+        checks.check_switches(norm_first=norm_first)
         self.d_model, self.nhead, self.dim_feedforward = d_model, nhead, dim_feedforward
         self.dropout, self.activation = dropout, activation
         self.layer_norm_eps = float(layer_norm_eps)
@@ -405,6 +406,7 @@ class _Stack(nn.Module):
     ):
         super().__init__()
         checks.check_count("num_layers", num_layers, 1)
+        checks.check_switches(norm=norm)
         layers = [
             self.layer_class(
                 d_model,
