@@ -22,9 +22,9 @@ from .masks import Mask
 from .numerics import surely_finite, upcast
 from .tiles import Cells
 
-# Chosen by timing parts, dense masks and blocks at 12 to 256 positions: what a call of the kernel
-# costs, and what a row does beside its keys, in cells of scores; and up to how many cells, of a
-# call and of one head, a dense mask is faster than blocks.
+# What a call of the kernel costs, and what a row does beside its keys, in cells of scores: found by
+# timing parts and dense masks at 12 to 256 positions. And how many cells, of a call and one head,
+# may take a dense mask: a cautious guess, for windows and documents were not timed.
 CALL, ROW = 2**15, 128
 DENSE, DENSE_HEAD = 2**21, 2**16
 
