@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -87,6 +87,8 @@ def _until_done(work: Callable[[Iterator], None], left: deque) -> None:
 
 def _take(left: deque) -> Iterator:
     while left:
-        with suppress(IndexError):  # another thread was faster
+        try:
             unit = left.pop()
-            yield unit
+        except IndexError:  # another thread was faster
+            return
+        yield unit

@@ -17,7 +17,7 @@ from .flex import attention_on_gpu
 from .fused import known_structure
 from .gradients import differentiable_again
 from .masks import Mask
-from .numerics import cast_alike, is_bounded, no_autocast, split_nonfinite, upcast
+from .numerics import cast_alike, is_bounded, largest, no_autocast, split_nonfinite, upcast
 from .traced import allowed_cells, attend_traced, kernel_serves, may_look
 
 
@@ -167,12 +167,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
 
 def _may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
     """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
-    return _largest(query) * _largest(key) * query.shape[3] * abs(scale) > 1e38
-
-
-def _largest(array: Tensor) -> float:
-    """Return the largest absolute value, beside NaN too, which may be hidden."""
-    return float(torch.where(array.isnan(), 0, array).detach().abs().max())
+    return largest(query) * largest(key) * query.shape[3] * abs(scale) > 1e38
 
 
 def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, empty_rows: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .call import Call
 from .fused import fused, has_kernel, known_structure
-from .numerics import is_bounded, split_nonfinite, upcast
+from .numerics import is_bounded, no_autocast, split_nonfinite, upcast
 from .plan import Block, BlockCells, plan, split_heads
 from .threads import work_together
 from .tiles import Cells, Tiles
@@ -243,7 +243,8 @@ class _Blocks(torch.autograd.Function):
                     d_mean[at[:2]] += d_rows.sum(2, keepdim=True)
 
         threads = _threads(ctx.call, ctx.blocks, query.device) if bias is None else 1
-        work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
+        with no_autocast(query):  # who asks for a gradient may have it on
+            work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
             grads[2] += d_mean.unflatten(1, (-1, groups)).sum(2) / ctx.call.sizes[3]
         return *grads, None, None, None

@@ -17,7 +17,7 @@ from torch import Tensor
 from .arrays import to_numpy
 from .blocked import attention_blocked, empty_row_value
 from .call import Call
-from .fused import call_kernel, fused, has_kernel, known_structure
+from .fused import call_kernel, fused, has_kernel, known_structure, products_fit
 from .masks import Mask
 from .numerics import surely_finite, upcast
 from .tiles import Cells
@@ -43,7 +43,8 @@ def attention_on_cpu(
 ) -> Tensor:
     """Attend by one of four ways; takes what `attention_blocked` takes."""
     derived = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    finite = bounded or surely_finite(key, value)  # a query that is not harms its own row only
+    # A query that is not finite harms its own row only.
+    finite = bounded or (surely_finite(key, value) and products_fit(query, key))
     way, parts = way_on_cpu(query, value, call, finite, derived)
     if way == "kernel":
         return fused(query, key, value, call.scale, call.mask is not None, bounded)
@@ -59,7 +60,7 @@ def way_on_cpu(
 ) -> tuple[str, list[SamplePart]]:
     """Return "kernel", "parts", "dense" or "blocks", by how many cells of scores each computes.
 
-    `finite` says that keys and values are, `derived` that gradients are asked for.
+    `finite` says that keys, values and products are, `derived` that gradients are asked for.
     """
     kernel = call.bias is None and call.softcap is None
     kernel = kernel and has_kernel("cpu", query.dtype, query.shape[3], value.shape[3])

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .arrays import is_array, is_autocast
 from .call import Call
-from .numerics import no_autocast, split_nonfinite, surely_finite, upcast
+from .numerics import HUGE, largest, no_autocast, split_nonfinite, surely_finite, upcast
 from .plan import SCORES
 
 COMPILED = 2**20  # cells of one head, from which on a kernel is compiled for a mask
@@ -74,6 +74,11 @@ def known_structure(call: Call) -> str:
     return "causal" if call.sizes[2] == call.sizes[3] else ""
 
 
+def products_fit(query: Tensor, key: Tensor) -> bool:
+    """Whether the kernel may multiply before it scales: no product overflows, NaN aside."""
+    return largest(query) * largest(key) * query.shape[3] < HUGE
+
+
 def fused(
     query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, finite: bool = False
 ) -> Tensor:
@@ -84,6 +89,8 @@ def fused(
     nonfinite = None
     if not (finite or surely_finite(key, value)):
         key, value, nonfinite = split_nonfinite(key, value)
+    if not (finite or products_fit(query, key)):
+        query, scale = query * scale, 1.0
     output = call_kernel(query, key, value, scale, causal)
     if nonfinite is not None:
         nonfinite = nonfinite.repeat_interleave(query.shape[1] // key.shape[1], dim=1)

@@ -50,6 +50,11 @@ def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     return query_square * key_square * scale * scale < HUGE**2 and math.isfinite(value_square)
 
 
+def largest(array: Tensor) -> float:
+    """Return the largest absolute value, beside NaN too, which may be hidden."""
+    return float(torch.where(array.isnan(), 0, array).detach().abs().max())
+
+
 def surely_finite(key: Tensor, value: Tensor) -> bool:
     """Whether both are finite, where a look neither waits for a device nor breaks a graph."""
     if key.device.type != "cpu" or not is_concrete(key):

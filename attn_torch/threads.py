@@ -34,7 +34,8 @@ def work_together(work: Callable[[Iterator], None], units: list, threads: int) -
         inference = torch.is_inference_mode_enabled()
         with suppress(RuntimeError):  # while Python ends it starts no thread, and hands out no work
             for _ in range(threads):
-                workers.append(_pool(threads).submit(_until_done, work, left, inference))
+                if pool := _pool(threads):
+                    workers.append(pool.submit(_until_done, work, left, inference))
         try:
             if not workers:
                 work(_take(left))
@@ -48,8 +49,10 @@ def work_together(work: Callable[[Iterator], None], units: list, threads: int) -
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int) -> ThreadPoolExecutor | None:
     """Start that many threads, in each of which torch uses one: they stay, waiting for work.
+
+    None where the system gives no more threads.
 
     `torch.set_num_threads` is a thread's own, and that of all threads to come: a thread of its own
     puts the latter back.
@@ -61,6 +64,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         try:
             for started in [pool.submit(all_there.wait) for _ in range(threads)]:
                 started.result()
+        except RuntimeError:
+            all_there.abort()
+            pool.shutdown(wait=False)
+            return None
         finally:
             keeper.submit(torch.set_num_threads, before).result()
     return pool
@@ -92,6 +99,8 @@ def _until_done(work: Callable[[Iterator], None], left: deque, inference: bool) 
 
 def _take(left: deque) -> Iterator:
     while left:
-        with suppress(IndexError):  # another thread was faster
+        try:
             unit = left.pop()
-            yield unit
+        except IndexError:  # another thread was faster
+            return
+        yield unit

@@ -71,8 +71,8 @@ def test_parts_are_what_the_mask_allows(name):
 RAGGED = [64, 9, 31, 20]
 WAYS = {
     "known": (causal(), (4, 8, 64, 64), True, "kernel"),
-    "known_not_bounded": (None, (4, 8, 64, 64), False, "kernel"),
-    "not_bounded": (padding(RAGGED), (4, 8, 64, 64), False, "blocks"),
+    "known_not_finite": (None, (4, 8, 64, 64), False, "kernel"),
+    "not_finite": (padding(RAGGED), (4, 8, 64, 64), False, "blocks"),
     "tiny": (padding([5, 2]), (2, 1, 5, 64), True, "dense"),
     "equal": (padding([5, 5]), (2, 1, 5, 64), True, "parts"),  # one call of the kernel
     "short": (padding(RAGGED), (4, 1, 64, 64), True, "dense"),
@@ -86,12 +86,12 @@ WAYS = {
 
 @pytest.mark.parametrize("name", WAYS)
 def test_way_is_that_of_fewer_cells(name):
-    mask, sizes, bounded, way = WAYS[name]
+    mask, sizes, finite, way = WAYS[name]
     query, key, value = inputs(*sizes)
     call = check_call(query, key, value, mask)
-    assert way_on_cpu(query, value, call, bounded, False)[0] == way
+    assert way_on_cpu(query, value, call, finite, False)[0] == way
     instead = {"dense": "blocks" if name == "window" else "parts"}  # for the sake of gradients
-    assert way_on_cpu(query, value, call, bounded, True)[0] == instead.get(way, way)
+    assert way_on_cpu(query, value, call, finite, True)[0] == instead.get(way, way)
 
 
 @pytest.mark.parametrize("name", ["hidden", "allow"])
@@ -176,3 +176,15 @@ def test_query_that_is_not_finite_changes_its_own_row_alone(mask, bad):
     assert torch.equal(output[:, :, kept], clean[:, :, kept])
     wanted = attention_steps(query, key, value, mask=mask).output
     torch.testing.assert_close(output, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("mask", [None, causal(), *(mask for mask, *_ in PARTS.values())][:5])
+def test_products_that_overflow_before_they_are_scaled(mask):
+    query, key, value = inputs(2, 1, 4, 8)
+    query, key = torch.full_like(query, 1e27), key.zero_()
+    key[:, :, 1], key[:, :, 2] = -1e14, -2e14  # scores near -1 and -2
+    wide = [array.double() for array in (query, key, value)]
+    wanted = attention_steps(*wide, mask=mask, scale=1e-42).output
+    torch.testing.assert_close(
+        attention(query, key, value, mask=mask, scale=1e-42).double(), wanted, rtol=0, atol=2e-3
+    )  # 1e-42 has four digits in float32

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -186,6 +187,42 @@ def test_autocast_does_not_round(names):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(attention(*inputs(), mask=MASKS["window"]), alone)
     assert set(names) == {OURS}
+
+
+def test_autocast_does_not_round_gradients(names):
+    grads = []
+    for autocast in (False, True):
+        for taken in (False, True):
+            arrays = [array.requires_grad_() for array in inputs()]
+            output = attention(*arrays, mask=MASKS["window"])
+            lock = threads.LOCK if taken else nullcontext()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), lock:
+                grads.append(torch.autograd.grad(output.square().sum(), arrays))
+    bound = 300 * torch.finfo(torch.float32).eps * 10
+    for found in grads[1:]:
+        for one, other in zip(found, grads[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=bound, atol=bound)
+    assert set(names) == {OURS, OWN}
+
+
+def test_a_system_without_threads_is_served_by_the_caller(names, monkeypatch):
+    class Full(ThreadPoolExecutor):
+        def submit(self, work, *given):
+            if self._thread_name_prefix == threads.NAME:
+                raise RuntimeError("can't start new thread")
+            return super().submit(work, *given)
+
+    wanted = attention(*inputs(), mask=MASKS["window"])
+    names.clear()
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Full)
+    threads._pool.cache_clear()
+    try:
+        rounding = 300 * torch.finfo(torch.float32).eps * 4
+        found = attention(*inputs(), mask=MASKS["window"])
+        torch.testing.assert_close(found, wanted, rtol=0, atol=rounding)
+        assert set(names) == {OWN} and threads._pool(3) is None
+    finally:
+        threads._pool.cache_clear()
 
 
 def test_callers_at_once_get_their_own_answers():

@@ -88,7 +88,7 @@ def _fine(report: list[dict], rows: list[dict], width: int) -> list[Line]:
             worst = max((row["worst"] for row in offered if row["worst"] != "exact"), default="")
             text += f", worst error {worst} of the tolerance" if worst else ""
             absent = sum(row["not offered"] for row in fine)
-            text += f"; {many(absent, 'clause')} not offered" if absent else ""
+            text += f"; {absent} not offered" if absent else ""
             lines += folded(text, width, "green" if offered else "")
     return lines
 
