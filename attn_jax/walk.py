@@ -203,7 +203,7 @@ class TileLoop:
     def over_keys(self, count: Array, step: Callable, state: Any) -> Any:
         """Take a block's tiles of keys in turn; where one holds them all, without a loop."""
         if self.columns == self.sizes[3]:
-            return step(0, state)
+            return step(jnp.zeros_like(count), state)
         return lax.fori_loop(0, count, step, state)
 
     def kind(self, at: tuple) -> Array:
