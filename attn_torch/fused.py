@@ -89,7 +89,7 @@ def fused(
     nonfinite = None
     if not (finite or surely_finite(key, value)):
         key, value, nonfinite = split_nonfinite(key, value)
-    if not (finite or products_fit(query, key)):
+    if query.is_cpu and not (finite or products_fit(query, key)):
         query, scale = query * scale, 1.0
     output = call_kernel(query, key, value, scale, causal)
     if nonfinite is not None:
