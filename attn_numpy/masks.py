@@ -104,19 +104,18 @@ class Mask:
         pairs = zip(self.rule.arguments, shown, strict=True)
         return f"{self.name}({', '.join(map('='.join, pairs))})"
 
-    def leaves(self) -> "Iterator[Mask]":
-        """Every part that is not itself a combination, from left to right."""
-        if not self.parts:
-            yield self
-        for part in self.parts:
-            yield from part.leaves()
+    def leaves(self) -> "list[Mask]":
+        """Return every part that is not itself a combination, from left to right."""
+        return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self]
 
-    def tables(self) -> "Iterator[tuple[Mask, str, str, np.ndarray]]":
-        """Yield every array of every leaf: the leaf, the array's name, its axes, and itself."""
-        for leaf in self.leaves():
+    def tables(self) -> "list[tuple[Mask, str, str, np.ndarray]]":
+        """Return every array of every leaf: the leaf, the array's name, its axes, and itself."""
+        found = []
+        for leaf in self.leaves() if self.parts or self.arrays else ():
             names = leaf.rule.arguments[len(leaf.settings) :]
             for name, axes, table in zip(names, leaf.axes, leaf.arrays, strict=True):
-                yield leaf, name, axes, table
+                found.append((leaf, name, axes, table))
+        return found
 
     def _signed(self, negated: bool = False) -> "Iterator[Mask]":
         """Every leaf, complemented where an odd number of ~ stands over it."""

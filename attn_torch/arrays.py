@@ -88,8 +88,9 @@ def to_numpy(array: Array) -> np.ndarray:
 
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
-    if array.dtype == torch.uint64:  # int64 may not hold them
-        return int(to_numpy(array).min()), int(to_numpy(array).max())
+    if array.numel() <= 64 or array.dtype == torch.uint64:  # int64 may not hold them
+        values = array.flatten().tolist()
+        return min(values), max(values)
     lowest, highest = torch.stack(array.long().aminmax()).tolist()  # a device is asked once
     return lowest, highest
 

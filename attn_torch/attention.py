@@ -10,6 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from . import checks
+from .arrays import is_autocast
 from .blocked import attention_blocked
 from .call import Call, check_call
 from .everyday import attention_on_cpu
@@ -112,22 +113,27 @@ def _in_rank(rank: int, step: Tensor) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
-    query, key, value = cast_alike(query, key, value)
+    if is_autocast(query.device):
+        query, key, value = cast_alike(query, key, value)
+        with no_autocast(query):
+            return attend(query, key, value, call)
     look = may_look(query, key, value, call)
     fast = look or kernel_serves(query, value, call)
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or not fast:
         return attend_steps(query, key, value, call).output
-    with no_autocast(query):
-        if not look:
-            known = call.bias is None and known_structure(call)
-            allowed = None if known else allowed_cells(call, query.device)
-            return attend_traced(query, key, value, call, allowed)
-        bounded = is_bounded(query, key, value, call.scale)
-        if not bounded and _may_overflow(query, key, call.scale):
-            return attend_steps(query, key, value, call).output
-        ways = {"cpu": attention_on_cpu, "cuda": attention_on_gpu}
-        attend_by = ways.get(query.device.type, attention_blocked)
-        output = attend_by(query, key, value, call, bounded)
+    if not look:
+        known = call.bias is None and known_structure(call)
+        allowed = None if known else allowed_cells(call, query.device)
+        return attend_traced(query, key, value, call, allowed)
+    bounded = is_bounded(query, key, value, call.scale)
+    if not bounded and _may_overflow(query, key, call.scale):
+        return attend_steps(query, key, value, call).output
+    if query.is_cpu:
+        output = attention_on_cpu(query, key, value, call, bounded)
+    elif query.is_cuda:
+        output = attention_on_gpu(query, key, value, call, bounded)
+    else:
+        output = attention_blocked(query, key, value, call, bounded)
     if not output.requires_grad:
         return output
 

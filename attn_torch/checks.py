@@ -94,6 +94,8 @@ def check_bool(name: str, array: Array, meaning: str) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
+    if type(value) is float:  # asked first: the rest takes a microsecond
+        return
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number: got {kind(value)}")
 
@@ -186,9 +188,9 @@ def check_verdict(allowed: Any, sizes: tuple[int, int, int, int]) -> Array:
 def check_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
     """Check every table of a mask against the call it is used in."""
     for leaf, name, axes, table in () if mask is None else mask.tables():
-        wanted = tuple(sizes[CALL.index(axis)] for axis in axes)
-        pairs = zip(axes, table.shape, wanted, strict=True)
-        if not all(got == size or (got == 1 and axis in "BH") for axis, got, size in pairs):
+        wanted = tuple([sizes[CALL.index(axis)] for axis in axes])
+        pairs = () if table.shape == wanted else zip(axes, table.shape, wanted, strict=True)
+        if not all([got == size or (got == 1 and axis in "BH") for axis, got, size in pairs]):
             rule = f"{leaf.name}'s {name} must fit {_call(axes)} = {wanted}"
             raise ValueError(f"{rule}: got {tuple(table.shape)}")
         if name == "lengths" and _has_known_values(table):

@@ -6,9 +6,9 @@ asked for: a block's few operations would take longer than the whole. (With a ma
 that kernel err by up to 1.5 times what the contract allows.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,17 +42,20 @@ def attention_on_cpu(
     query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool
 ) -> Tensor:
     """Attend by one of four ways; takes what `attention_blocked` takes."""
-    derived = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    learned = query.requires_grad or key.requires_grad or value.requires_grad
+    derived = learned and torch.is_grad_enabled()
     # A query that is not finite harms its own row only.
     finite = bounded or (surely_finite(key, value) and products_fit(query, key))
     way, parts = way_on_cpu(query, value, call, finite, derived)
     if way == "kernel":
         return fused(query, key, value, call.scale, call.mask is not None, bounded)
+    if way == "blocks":
+        return attention_blocked(query, key, value, call, bounded)
     if way == "parts":
-        return _attend_parts(query, key, value, call, parts, bounded).to(query.dtype)
-    if way == "dense" and call.mask is not None:
-        return _attend_dense(query, key, value, call.mask, call, bounded).to(query.dtype)
-    return attention_blocked(query, key, value, call, bounded)
+        output = _attend_parts(query, key, value, call, parts, bounded)
+    else:
+        output = _attend_dense(query, key, value, call, bounded)
+    return output if output.dtype == query.dtype else output.to(query.dtype)
 
 
 def way_on_cpu(
@@ -68,6 +71,11 @@ def way_on_cpu(
         return "kernel", []
     if not (kernel and finite and call.mask is not None):
         return "blocks", []
+    return _keep(_fewer_cells, call, derived)
+
+
+def _fewer_cells(call: Call, derived: bool) -> tuple[str, list[SamplePart]]:
+    """Return "parts", "dense" or "blocks", the one of the fewest cells, and the parts."""
     batch, heads, queries, keys = call.sizes
     parts = parts_of(call)
     small = batch * heads * queries * keys <= DENSE and queries * keys <= DENSE_HEAD
@@ -161,11 +169,10 @@ def _attend_parts(
     return outputs[0].clone() if outputs[0].requires_grad else outputs[0]  # it may be written to
 
 
-def _attend_dense(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask, call: Call, bounded: bool
-) -> Tensor:
+def _attend_dense(query: Tensor, key: Tensor, value: Tensor, call: Call, bounded: bool) -> Tensor:
     """Call the kernel once, with a dense mask."""
-    dense, empty = _dense(mask, call, query)
+    dtype = torch.float32 if query.itemsize == 2 else query.dtype
+    dense, empty = _keep(_dense, call, dtype)
     output = _mend(call_kernel(query, key, value, call.scale, False, dense), query, bounded)
     if empty is None:
         return output
@@ -179,28 +186,37 @@ def _mend(output: Tensor, query: Tensor, bounded: bool) -> Tensor:
     return output.where(query.isfinite().all(-1, keepdim=True), torch.nan)
 
 
-# Masks' last dense forms, of those that have no table but copies that nobody else writes to.
-_kept: WeakKeyDictionary[Mask, tuple] = WeakKeyDictionary()
-_COPIES = ("causal", "sliding_window", "prefix", "padding", "segments")
-
-
-def _dense(mask: Mask, call: Call, query: Tensor) -> tuple[Tensor, Tensor | None]:
+def _dense(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Return 0 where allowed and -inf elsewhere, and which rows are empty, None for no row.
 
     A fully masked row is allowed every key, else the kernel might answer NaN.
     """
-    wanted = (call.sizes, call.query_offset, upcast(query[:0]).dtype)
-    keeps = isinstance(call.query_offset, int) and all(map(_is_copied, mask.leaves()))
-    kept = _kept.get(mask) if keeps else None
-    if kept is not None and kept[0] == wanted:
-        return kept[1]
-    allowed = mask.evaluate(Cells(call.sizes, call.query_offset, device=query.device))
+    cells = Cells(call.sizes, call.query_offset, device="cpu")
+    allowed = cast(Mask, call.mask).evaluate(cells)
     empty = ~allowed.any(-1, keepdim=True)
-    cells = torch.where(allowed | empty, 0.0, -torch.inf).to(wanted[2])
-    dense = cells.expand(*cells.shape[:2], *call.sizes[2:]), empty if empty.any() else None
-    if keeps:
-        _kept[mask] = wanted, dense
-    return dense
+    dense = torch.where(allowed | empty, 0.0, -torch.inf).to(dtype)
+    dense = dense.expand(*dense.shape[:2], *call.sizes[2:])
+    return dense, empty if empty.any() else None
+
+
+# The last answers about masks that have no table but copies that nobody else writes to.
+_kept: WeakKeyDictionary[Mask, dict[Callable, tuple]] = WeakKeyDictionary()
+_COPIES = ("causal", "sliding_window", "prefix", "padding", "segments")
+
+
+def _keep(ask: Callable, call: Call, more: Any) -> Any:
+    """Return `ask(call, more)`, or its answer if that was the last question about the mask."""
+    if not isinstance(call.query_offset, int):
+        return ask(call, more)
+    mask: Any = call.mask
+    kept, question = _kept.get(mask), (call.sizes, call.query_offset, more)
+    if kept is None:
+        if not all(map(_is_copied, mask.leaves())):
+            return ask(call, more)
+        kept = _kept[mask] = {}
+    if ask not in kept or kept[ask][0] != question:
+        kept[ask] = question, ask(call, more)
+    return kept[ask][1]
 
 
 def _is_copied(leaf: Mask) -> bool:

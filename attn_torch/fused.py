@@ -98,7 +98,7 @@ def fused(
         output = torch.where(allowed_any[..., None], torch.nan, output)
     if not finite:  # of a few keys, the kernel takes those whose scores are all NaN for hidden
         output = output.where(query.isfinite().all(-1, keepdim=True), torch.nan)
-    return output.to(query.dtype)
+    return output if output.dtype == query.dtype else output.to(query.dtype)
 
 
 def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
@@ -149,17 +149,18 @@ def call_kernel(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Call torch's kernel on finite keys; its result may be wider than the query."""
-    groups = query.shape[1] // key.shape[1]
     q, k, v = query, key, value
+    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 -- a graph's is no bool
     if query.device.type == "cpu":
-        q, k, v = (upcast(array) for array in (q, k, v))
-    elif groups > 1 and (query.dtype == torch.float32 or mask is not None):
-        # these kernels know no grouped heads
+        if query.itemsize == 2:
+            q, k, v = (upcast(array) for array in (q, k, v))
+    elif grouped and (query.dtype == torch.float32 or mask is not None):
+        groups, grouped = q.shape[1] // k.shape[1], False  # these kernels know no grouped heads
         k, v = (array.repeat_interleave(groups, dim=1) for array in (k, v))
     if causal and scale <= 0:  # the kernel would give NaN
         q, scale = q * scale, 1.0
-    q, k, v = (array if array.stride(3) == 1 else array.contiguous() for array in (q, k, v))
-    grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 -- a graph's is no bool
+    if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
+        q, k, v = (array if array.stride(3) == 1 else array.contiguous() for array in (q, k, v))
     return scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from .arrays import dtype_name, is_autocast, is_cast, is_concrete
 
 HUGE = 1e37  # a bound on scores, below what float32 holds
+FEW = 2**16  # numbers of which one thread makes a norm sooner than BLAS wakes its own
 
 
 def upcast(array: Tensor) -> Tensor:
@@ -45,9 +46,9 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
-    squares = [_squares(array) for array in (query, key, value)]
-    query_square, key_square, value_square = (square.item() for square in squares)
-    return query_square * key_square * scale * scale < HUGE**2 and math.isfinite(value_square)
+    query_norm, key_norm, value_norm = _norm(query), _norm(key), _norm(value)
+    bounded = query_norm.item() * key_norm.item() * abs(scale) < HUGE
+    return bounded and math.isfinite(value_norm.item())
 
 
 def largest(array: Tensor) -> float:
@@ -59,17 +60,17 @@ def surely_finite(key: Tensor, value: Tensor) -> bool:
     """Whether both are finite, where a look neither waits for a device nor breaks a graph."""
     if key.device.type != "cpu" or not is_concrete(key):
         return False
-    return math.isfinite(_squares(key) + _squares(value))
+    return math.isfinite(_norm(key) + _norm(value))
 
 
-def _squares(array: Tensor) -> Tensor:
-    """Return the sum of all squares, which is finite only if every number is."""
+def _norm(array: Tensor) -> Tensor:
+    """Return the root of the sum of all squares, which is finite only if every number is."""
     array = array.detach() if array.requires_grad else array
-    if array.is_cpu and array.is_contiguous() and array.itemsize > 2:
+    if array.numel() > FEW and array.is_cpu and array.is_contiguous() and array.itemsize > 2:
         flat = array.view(-1)
-        return flat.dot(flat)  # of what lies side by side, the fastest sum
-    dtype = torch.promote_types(array.dtype, torch.float32)  # of each number, with no copy of all
-    return torch.linalg.vector_norm(array, dtype=dtype).square()
+        return flat.dot(flat).sqrt()  # of what lies side by side, the fastest sum
+    dtype = None if array.itemsize > 2 else torch.float32  # of each number, with no copy of all
+    return torch.linalg.vector_norm(array, dtype=dtype)
 
 
 def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -193,7 +193,7 @@ def test_grouped_heads_are_repeated_beside_a_dense_mask(calls, device, heads):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_only_a_cpu_is_asked_whether_keys_are_finite(calls, monkeypatch, device):
     asked = []
-    monkeypatch.setattr(numerics, "_squares", lambda array: asked.append(array) or torch.ones(()))
+    monkeypatch.setattr(numerics, "_norm", lambda array: asked.append(array) or torch.ones(()))
     monkeypatch.setattr(numerics, "is_concrete", lambda array: True)
     fused.fused(*inputs(device=device), 0.5, causal=False)  # elsewhere a look would wait
     assert bool(asked) == (device == "cpu")
