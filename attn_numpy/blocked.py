@@ -37,6 +37,9 @@ CELLS = 2**18
 # Scores that are worth a thread: about a millisecond of work, where a thread costs under 0.1.
 THREAD_CELLS = 2**18
 
+# What is said of all tiles at once.
+YES, NO = np.ones((1, 1, 1, 1), bool), np.zeros((1, 1, 1, 1), bool)
+
 _Share = tuple[slice, slice, slice]  # samples, heads, and the key heads that these share
 
 
@@ -108,7 +111,7 @@ def attention_blocked(
         widest,
         np.empty((*sizes[:3], value.shape[3]), query.dtype),
     )
-    _share_out(work, np.count_nonzero(verdict.any) / verdict.any.size * math.prod(sizes))
+    _share_out(work)
     return work.output
 
 
@@ -125,8 +128,7 @@ def _choose_tile(sizes: tuple[int, int, int, int]) -> tuple[int, int]:
 def _evaluate_tiles(call: Call, tile: tuple[int, int]) -> Verdict:
     """Evaluate the mask for all tiles; those that hold all keys are partial."""
     if call.mask is None or call.sizes[3] <= tile[1]:
-        yes = np.ones((1, 1, 1, 1), bool)
-        return Verdict(yes if call.mask is None else ~yes, yes)
+        return Verdict(YES if call.mask is None else NO, YES)
     return call.mask.evaluate(Tiles(Cells(call.sizes, call.query_offset), *tile))
 
 
@@ -136,10 +138,12 @@ def _ready(array: np.ndarray) -> np.ndarray:
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
 
 
-def _share_out(work: _Work, cells: float) -> None:
-    """Do all blocks, of so many allowed cells, on as many threads as that is worth."""
-    parts, blocks = list(_parts(work)), work.verdict.any.shape[2]
-    worth = int(cells / THREAD_CELLS)
+def _share_out(work: _Work) -> None:
+    """Do all blocks on as many threads as their allowed cells are worth."""
+    parts, needed = list(_parts(work)), work.verdict.any
+    blocks, worth = needed.shape[2], math.prod(work.call.sizes) // THREAD_CELLS
+    if worth >= 2:
+        worth = worth * np.count_nonzero(needed) // needed.size
     if worth < 2 or is_inside():
         return _attend_blocks(work, [(block, parts) for block in range(blocks)])
     with blas_held(THREADS) as most:
@@ -194,7 +198,7 @@ def _plan(work: _Work, block: int, part: _Share) -> _Plan:
 
 def _plan_lone(hidden: np.ndarray) -> _Plan:
     """Plan for a tile that holds all keys: from the first to the last that a query is allowed."""
-    met = np.flatnonzero(~hidden.all((0, 1, 2)))
+    (met,) = (~np.logical_and.reduce(hidden, (0, 1, 2))).nonzero()
     kept = slice(met[0], met[-1] + 1) if len(met) else slice(0, 0)
     at = slice(0, kept.stop - kept.start)
     return _Plan([(kept, at)], [(0, at)], at.stop, kept)

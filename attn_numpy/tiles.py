@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
+from .arrays import is_array
 
 
 class Verdict(NamedTuple):
@@ -85,8 +86,9 @@ class Cells:
         columns = slice(None) if columns is None else columns
         self._rows, self._columns = rows, columns
         self._sizes = sizes
-        offsets = np.asarray(query_offset).reshape(-1, 1, 1, 1)
-        self.query = offsets + np.arange(queries)[None, None, rows, None]
+        if is_array(query_offset):
+            query_offset = query_offset.reshape(-1, 1, 1, 1)
+        self.query = query_offset + np.arange(queries)[None, None, rows, None]
         self.key = np.arange(keys)[None, None, None, columns]
 
     def samples(self, table: np.ndarray) -> np.ndarray:

@@ -204,19 +204,19 @@ _kept: WeakKeyDictionary[Mask, dict[Callable, tuple]] = WeakKeyDictionary()
 _COPIES = ("causal", "sliding_window", "prefix", "padding", "segments")
 
 
-def _keep(ask: Callable, call: Call, more: Any) -> Any:
-    """Return `ask(call, more)`, or its answer if that was the last question about the mask."""
+def _keep(compute: Callable, call: Call, more: Any) -> Any:
+    """Return `compute(call, more)`, or its answer if that was the last question about the mask."""
     if not isinstance(call.query_offset, int):
-        return ask(call, more)
+        return compute(call, more)
     mask: Any = call.mask
     kept, question = _kept.get(mask), (call.sizes, call.query_offset, more)
     if kept is None:
         if not all(map(_is_copied, mask.leaves())):
-            return ask(call, more)
+            return compute(call, more)
         kept = _kept[mask] = {}
-    if ask not in kept or kept[ask][0] != question:
-        kept[ask] = question, ask(call, more)
-    return kept[ask][1]
+    if compute not in kept or kept[compute][0] != question:
+        kept[compute] = question, compute(call, more)
+    return kept[compute][1]
 
 
 def _is_copied(leaf: Mask) -> bool:

@@ -118,12 +118,12 @@ class Mask:
 
     def tables(self) -> "list[tuple[Mask, str, str, Tensor]]":
         """Return every array of every leaf: the leaf, the array's name, its axes, and itself."""
-        found = []
+        tables = []
         for leaf in self.leaves() if self.parts or self.arrays else ():
             names = leaf.rule.arguments[len(leaf.settings) :]
             for name, axes, table in zip(names, leaf.axes, leaf.arrays, strict=True):
-                found.append((leaf, name, axes, table))
-        return found
+                tables.append((leaf, name, axes, table))
+        return tables
 
     def _signed(self, negated: bool = False) -> "Iterator[Mask]":
         """Every leaf, complemented where an odd number of ~ stands over it."""
