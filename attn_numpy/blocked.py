@@ -143,7 +143,7 @@ def _share_out(work: _Work) -> None:
     parts, needed = list(_parts(work)), work.verdict.any
     blocks, worth = needed.shape[2], math.prod(work.call.sizes) // THREAD_CELLS
     if worth >= 2:
-        worth = worth * np.count_nonzero(needed) // needed.size
+        worth = worth * int(np.count_nonzero(needed)) // needed.size
     if worth < 2 or is_inside():
         return _attend_blocks(work, [(block, parts) for block in range(blocks)])
     with blas_held(THREADS) as most:

@@ -214,9 +214,10 @@ def _keep(compute: Callable, call: Call, more: Any) -> Any:
         if not all(map(_is_copied, mask.leaves())):
             return compute(call, more)
         kept = _kept[mask] = {}
-    if compute not in kept or kept[compute][0] != question:
-        kept[compute] = question, compute(call, more)
-    return kept[compute][1]
+    last = kept.get(compute)
+    if last is None or last[0] != question:
+        last = kept[compute] = question, compute(call, more)
+    return last[1]  # whatever another thread keeps meanwhile
 
 
 def _is_copied(leaf: Mask) -> bool:
