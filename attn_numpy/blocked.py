@@ -141,9 +141,10 @@ def _ready(array: np.ndarray) -> np.ndarray:
 def _share_out(work: _Work) -> None:
     """Do all blocks on as many threads as their allowed cells are worth."""
     parts, needed = list(_parts(work)), work.verdict.any
-    blocks, worth = needed.shape[2], math.prod(work.call.sizes) // THREAD_CELLS
-    if worth >= 2:
-        worth = worth * int(np.count_nonzero(needed)) // needed.size
+    blocks, cells = needed.shape[2], math.prod(work.call.sizes)
+    if cells >= 2 * THREAD_CELLS:
+        cells = cells * int(np.count_nonzero(needed)) // needed.size
+    worth = cells // THREAD_CELLS
     if worth < 2 or is_inside():
         return _attend_blocks(work, [(block, parts) for block in range(blocks)])
     with blas_held(THREADS) as most:
