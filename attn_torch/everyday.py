@@ -165,7 +165,8 @@ def _attend_parts(
             rows.append(_mend(call_kernel(q, k, v, call.scale, causal), q, bounded))
         outputs.append(rows[0] if len(rows) == 1 else torch.cat(rows, 2))
     if len(outputs) > 1:
-        return torch.cat(outputs)
+        # The kernel lays rows before heads: so nothing is turned round, here and in a module.
+        return torch.cat([output.transpose(1, 2) for output in outputs]).transpose(1, 2)
     return outputs[0].clone() if outputs[0].requires_grad else outputs[0]  # it may be written to
 
 
