@@ -130,6 +130,15 @@ def test_dense_form_is_kept_while_the_mask_is(monkeypatch):
     assert len(everyday._kept) == before
 
 
+@pytest.mark.parametrize("mask", [sliding_window(1) & padding([3, 2]), causal() & padding([4, 4])])
+def test_kept_answer_is_that_of_the_offset(mask):
+    query, key, value = inputs(2, 1, 4, 8)
+    for offset in (0, 1, 3, 0):
+        wanted = attention_steps(query, key, value, mask=mask, query_offset=offset).output
+        output = attention(query, key, value, mask=mask, query_offset=offset)
+        torch.testing.assert_close(output, wanted)
+
+
 def test_mask_that_served_inference_serves_all_calls():
     query, key, value = inputs(2, 1, 4, 8, grad=True)
     with torch.inference_mode():
