@@ -116,6 +116,13 @@ class Adapter(JaxTransforms, Rosetta):
     def new(self, name, *args, seed=None, **settings):
         return getattr(attn_jax, name)(*args, **settings, rngs=nnx.Rngs(seed or 0))
 
+    @cache  # noqa: B019 - building draws all weights, which takes longer than most tests
+    def built(self, name, settings):
+        return self.new(name, **dict(settings))
+
+    def fresh(self, name, **settings):
+        return nnx.clone(self.built(name, tuple(sorted(settings.items()))))
+
     def put(self, model, parameters):
         for name, array in parameters.items():
             *path, kind = name.split(".")

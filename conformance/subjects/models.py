@@ -75,9 +75,13 @@ class Models(Altering):
         """Return the model's `decode` in compiled form, and what says how often it was compiled."""
         raise NotOffered("decoding is not compiled as a whole")
 
+    def fresh(self, name: str, **settings):
+        """Return a model that is about to be given its parameters."""
+        return self.new(name, **settings)
+
     def model(self, kind: str, config: dict, parameters: dict, training=False, seed=None):
         first = next(iter(parameters.values()), np.zeros(1, np.float32))
-        model = self.new(CLASSES[kind], seed=seed, dtype=first.dtype, **config)
+        model = self.fresh(CLASSES[kind], seed=seed, dtype=first.dtype, **config)
         self.put(model, parameters)
         model.train() if training else model.eval()
         return self.alter(model)
