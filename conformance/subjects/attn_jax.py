@@ -12,7 +12,7 @@ import attn_jax
 
 from .jax_transforms import JaxTransforms
 from .protocol import TILE
-from .rosetta import Rosetta
+from .rosetta import Rosetta, projected_by
 
 WEIGHTS = ("kernel", "scale", "embedding")  # what flax calls a weight, by the module
 
@@ -173,9 +173,12 @@ class Adapter(JaxTransforms, Rosetta):
             found[name] = array.T if kind == "kernel" else array
         return found
 
-    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+    def multihead_gradients(
+        self, config, parameters, query, key, value, grad, *, training=False, seed=None,
+        projected=False, **options,
+    ):  # fmt: skip
         with self.scope(query.dtype.name):
-            attn = self.module_with(config, parameters)
+            attn = self.module_with(config, parameters, training, seed)
             inputs = {"query": query, "key": key, "value": value}
             inputs = {name: self.array(x) for name, x in inputs.items()}
             options, grad = self.options(options), self.array(grad)
@@ -183,11 +186,32 @@ class Adapter(JaxTransforms, Rosetta):
             @nnx.jit
             def found(attn, inputs):
                 def loss(attn, inputs):
-                    return (attn(**inputs, **options)[0] * grad).sum()
+                    given = projected_by(attn, *inputs.values()) if projected else inputs.values()
+                    return (attn(*given, **options)[0] * grad).sum()
 
                 return nnx.grad(loss, argnums=(0, 1))(attn, inputs)
 
             by_parameter, by_input = found(attn, inputs)
+            named = {name: self.numpy(x) for name, x in by_input.items()}
+            return named | self._by_name(by_parameter)
+
+    def layer_gradients(
+        self, kind, config, parameters, inputs, grad, *, training=False, seed=None, **options
+    ):
+        with self.scope(grad.dtype.name):
+            model = self.model(kind, config, parameters, training, seed)
+            arrays = {name: self.array(x) for name, x in inputs.items()}
+            leaves = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+            options, grad = self.options(options), self.array(grad)
+
+            @nnx.jit
+            def found(model, leaves):
+                def loss(model, leaves):
+                    return (model(*(arrays | leaves).values(), **options) * grad).sum()
+
+                return nnx.grad(loss, argnums=(0, 1))(model, leaves)
+
+            by_parameter, by_input = found(model, leaves)
             named = {name: self.numpy(x) for name, x in by_input.items()}
             return named | self._by_name(by_parameter)
 

@@ -90,6 +90,9 @@ class Models(Altering):
     def _call(self, kind: str, model, inputs: dict, options: dict) -> dict[str, np.ndarray]:
         arrays = (self.array(x) for x in inputs.values())
         given = model(*arrays, **self.options(options))
+        if kind == "attention":
+            named_steps = zip(("output", "weights"), given, strict=True)
+            return {name: self.numpy(x) for name, x in named_steps if x is not None}
         if not options.get("need_weights"):
             return {"output": self.numpy(given)}
         output, weights = given

@@ -1,0 +1,119 @@
+"""Models whose output tells what dropout has drawn: every sublayer writes it into its own features.
+
+The weights of each attention are equal, and key s has a value of 2^s: what a head gives is a number
+whose bits say which weights were kept. The feed-forward's unit u gives 2^u. A norm with an epsilon
+of 4^20 and a weight of 2^20 takes the mean away and does nothing else, so that differences of
+features pass through it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..oracle.tolerance import check_each
+from .models import E, H, ModelCase, S, T
+
+RATE = 0.25
+CODE, ZERO, REFERENCE = 11, 12, 13  # what a key's value is read from, and a feature of 0
+CENTRING = 2.0**20  # a norm's weight; its square is the epsilon
+UNITS = 11
+D = E // H
+
+# Which features a sublayer of a layer writes, head by head
+ENCODER = [{"self_attn": [[0], [1]], "linear2": [[2, 3, 4]]}] + [
+    {"self_attn": [[5], [6]], "linear2": [[7, 8, 9, 10]]}
+]
+DECODER = [{"self_attn": [[0, 1], [2, 3]], "multihead_attn": [[4, 5], [6, 7]],
+            "linear2": [[8, 9, 10]]}]  # fmt: skip
+PLACES = {"encoder": ENCODER, "decoder_layer": DECODER}
+BITS = {"encoder": {"self_attn": S}, "decoder_layer": {"self_attn": T, "multihead_attn": S}}
+
+
+def silent(case: ModelCase) -> dict[str, np.ndarray]:
+    """Return parameters with which every sublayer gives 0 and every norm takes the mean away."""
+    found = {name: np.zeros_like(array) for name, array in case.parameters().items()}
+    for name, array in found.items():
+        if "norm" in name:
+            array += CENTRING if name.endswith("weight") else 0.3
+    return found
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one sublayer has drawn: the bits inside it, and which features were kept behind it."""
+
+    inside: np.ndarray  # (heads, B, T, bits): 1 kept, 0 dropped, NaN where the head cannot be read
+    behind: np.ndarray  # (B, T, features)
+
+
+def telling(kind: str, norm_first: bool, rate: float = RATE) -> ModelCase:
+    """Return the model; a stack has two layers."""
+    changes = {"norm_first": norm_first, "dropout": rate, "layer_norm_eps": CENTRING**2}
+    return ModelCase(kind, changes)
+
+
+def telling_parameters(case: ModelCase) -> dict[str, np.ndarray]:
+    found = silent(case)
+    for i, layer in enumerate(PLACES[case.kind]):
+        prefix = f"layers.{i}." if case.kind == "encoder" else ""
+        for name, features in layer.items():
+            own = {n: found[f"{prefix}{name}.{n}"] for n in ("weight", "bias")} if (
+                name == "linear2") else _attention(found, f"{prefix}{name}.", case)  # fmt: skip
+            for h, places in enumerate(features):
+                own["bias"][places] = 1
+                if name == "linear2":
+                    own["weight"][places] = 2.0 ** np.arange(UNITS)
+                else:
+                    own["weight"][places, h * D] = 1
+        found[f"{prefix}linear1.bias"][:] = 1
+    return found
+
+
+def _attention(found: dict, prefix: str, case: ModelCase) -> dict[str, np.ndarray]:
+    """Make an attention's values and return its last map, still of zeros."""
+    keys = BITS[case.kind][prefix.split(".")[-2]]
+    for h in range(H):
+        found[f"{prefix}v_proj.weight"][h * D, [CODE, ZERO]] = [keys, -keys]
+    return {n: found[f"{prefix}out_proj.{n}"] for n in ("weight", "bias")}
+
+
+def telling_inputs(case: ModelCase) -> dict[str, np.ndarray]:
+    found = {name: np.zeros_like(x) for name, x in case.inputs().items()}
+    for x in found.values():
+        x[..., CODE] = 2.0 ** np.arange(x.shape[1])
+    return found
+
+
+def read(case: ModelCase, output: np.ndarray, rate: float) -> dict[str, Drawn]:
+    """Return what each sublayer has drawn, by its name; every number must be one it can give."""
+    x = next(iter(telling_inputs(case).values()))
+    given = output.astype(float) - x
+    given = (given - given[..., REFERENCE:]) * (1 - rate)
+    rest = given[..., [CODE, ZERO]]
+    check_each(abs(rest) < 0.01, rest, "features that no sublayer writes", "0")
+    found = {}
+    for i, layer in enumerate(PLACES[case.kind]):
+        for name, features in layer.items():
+            bits = UNITS if name == "linear2" else BITS[case.kind][name]
+            parts = [_codes(given[..., places], bits, rate, name) for places in features]
+            inside = np.stack([_bits(part, bits) for part in parts])
+            behind = np.concatenate([part >= 0 for part in parts], -1)
+            found[f"layer {i}, {name}"] = Drawn(inside, behind)
+    return found
+
+
+def _codes(given: np.ndarray, bits: int, rate: float, name: str) -> np.ndarray:
+    """Return the numbers that features tell, -1 where the feature is dropped."""
+    codes = np.where(abs(given) < 0.01, -1, (given - 1) * (1 - rate))
+    whole = np.round(codes)
+    rule = f"1 + n / (1 - p) with n of {bits} bits, divided by 1 - p, or 0"
+    right = (abs(codes - whole) < 0.05) & (whole >= -1) & (whole < 2**bits)
+    check_each(right, given / (1 - rate), f"what dropout leaves of {name}", rule)
+    top = whole.max(-1, keepdims=True)
+    check_each((whole == top) | (whole == -1), whole, f"what the features of {name} tell", "one n")
+    return whole.astype(int)
+
+
+def _bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    top = codes.max(-1)[..., None]
+    return np.where(top < 0, np.nan, (top >> np.arange(bits)) & 1)
