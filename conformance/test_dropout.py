@@ -13,7 +13,7 @@ from .cases.slopes import slope
 from .contract import clause
 from .mask_spec import causal
 from .oracle import expected
-from .oracle.tolerance import Differs, check_dtype, compare, same
+from .oracle.tolerance import Differs, check_dtype, compare, eps, same
 from .subjects.protocol import NotOffered, require
 
 # An attention whose output is its dropped weights: the values are unit vectors, the last map is I
@@ -161,6 +161,23 @@ def test_every_sublayer_drops_inside_and_behind_it_by_its_own_draw(subject, kind
 
 
 @clause("LAYER-5")
+@pytest.mark.parametrize("kind", dropped.PLACES)
+def test_gradients_are_those_of_what_every_sublayer_has_drawn(subject, kind):
+    require(subject, "layers", "gradients")
+    case = dropped.telling(kind, norm_first=True)
+    call = (kind, case.config, dropped.telling_parameters(case), dropped.telling_inputs(case))
+    options = {"training": True, "seed": 5}
+    output = subject.layer(*call, **options)["output"]
+    drawn, rounding = dropped.read(case, output, RATE), 2 * eps("float32") * abs(output).max()
+    grad = normal(33, *next(iter(call[3].values())).shape, dtype_name="float32")
+    got = subject.layer_gradients(*call, grad, **options)
+    exact = dropped.gradients(case, drawn, grad.astype(np.float64))
+    naive = dropped.gradients(case, drawn, grad, rounding)
+    for name, (part, wanted) in exact.items():
+        compare(got[name][part], wanted, naive[name][1], f"gradient of {name}, of what was drawn")
+
+
+@clause("LAYER-5")
 def test_embeddings_of_sources_and_targets_are_dropped(subject):
     """A source of one token: what is left of its embedding is what its only key's value tells."""
     require(subject, "layers")
@@ -168,13 +185,15 @@ def test_embeddings_of_sources_and_targets_are_dropped(subject):
     config |= {"dropout": RATE, "layer_norm_eps": dropped.CENTRING**2}
     case = ModelCase("seq2seq", config)
     parameters = dropped.silent(case)
-    parameters["src_embedding.weight"][:, :8] = 1
-    parameters["tgt_embedding.weight"][:, 8:13] = 1
-    parameters["transformer.decoder.layers.0.multihead_attn.v_proj.weight"][0, :8] = 2.0 ** np.arange(8)
-    parameters["transformer.decoder.layers.0.multihead_attn.v_proj.weight"][0, 13] = -255
-    parameters["transformer.decoder.layers.0.multihead_attn.out_proj.weight"][:8, 0] = 1
+    cross = "transformer.decoder.layers.0.multihead_attn"
+    parameters["src_embedding.weight"][1:, :8] = 1
+    parameters["tgt_embedding.weight"][1:, 8:13] = 1
+    parameters[f"{cross}.v_proj.weight"][0, :8] = 2.0 ** np.arange(8)
+    parameters[f"{cross}.v_proj.weight"][0, 13] = -255
+    parameters[f"{cross}.out_proj.weight"][:8, 0] = 1
     parameters["projection.weight"][:14] = np.eye(14) - np.eye(14)[13]
-    tokens = {"src": np.array([[4], [4], [9]]), "tgt": np.array([[5] * 5, [5] * 5, [7] * 5])}
+    tokens = {"src": np.zeros((B, 7), int), "tgt": np.full((B, 5), 5)}
+    tokens["src"][:, 0] = 4
     logits = subject.layer("seq2seq", case.config, parameters, tokens, training=True, seed=5)
     logits = logits["output"].astype(float)
     target = logits[..., 8:13] * (1 - RATE)
@@ -208,7 +227,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_way_back_drops_what_was_dropped(subject, kind):
     """In float64, along one direction of all parameters and inputs at once."""
-    require(subject, "layers", "gradients", "dropout")
+    require(subject, "layers", "gradients", "dropout", "any_shape")
     if "float64" not in subject.dtypes:
         raise NotOffered(f"{subject.name} has no float64")
     changes, options = KINDS[kind]

@@ -117,3 +117,37 @@ def _codes(given: np.ndarray, bits: int, rate: float, name: str) -> np.ndarray:
 def _bits(codes: np.ndarray, bits: int) -> np.ndarray:
     top = codes.max(-1)[..., None]
     return np.where(top < 0, np.nan, (top >> np.arange(bits)) & 1)
+
+
+def gradients(
+    case: ModelCase, drawn: dict[str, Drawn], grad: np.ndarray, rounding: float = 0.0
+) -> dict[str, tuple]:
+    """Return gradients of sum(grad * output) by parameter, each with the part that they are of.
+
+    The norms come first, so that the output is the input and what each sublayer has written.
+    `rounding` is what a norm's taking the mean away does to the features that values are read from.
+    """
+    found, left = {}, grad.dtype.type(1 - RATE)
+    for i, layer in enumerate(PLACES[case.kind]):
+        prefix = f"layers.{i}." if case.kind == "encoder" else ""
+        for name, features in layer.items():
+            own = drawn[f"layer {i}, {name}"]
+            places = sum(features, [])
+            back = grad[..., places] * own.behind / left  # (B, T, features)
+            inside = np.nan_to_num(own.inside).astype(grad.dtype) / left
+            if name == "linear2":
+                units = (2.0 ** np.arange(UNITS)).astype(grad.dtype)
+                by_unit = back.sum(-1, keepdims=True) * inside[0] * units
+                found[f"{prefix}linear1.bias"] = slice(None), by_unit.sum((0, 1))
+                weight = np.einsum("bto,btu->ou", back, inside[0])
+                found[f"{prefix}linear2.weight"] = places, weight
+                found[f"{prefix}linear2.bias"] = places, back.sum((0, 1))
+                continue
+            values = (2.0 ** np.arange(inside.shape[-1]) + rounding).astype(grad.dtype)
+            joined = inside @ values  # (H, B, T)
+            heads = [h for h, own_places in enumerate(features) for _ in own_places]
+            out = np.einsum("bto,obt->o", back, joined[heads])  # from the head that each reads
+            out_proj = f"{prefix}{name}.out_proj"
+            found[f"{out_proj}.weight"] = (places, [h * D for h in heads]), out
+            found[f"{out_proj}.bias"] = places, back.sum((0, 1))
+    return found

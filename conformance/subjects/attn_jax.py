@@ -186,7 +186,8 @@ class Adapter(JaxTransforms, Rosetta):
             @nnx.jit
             def found(attn, inputs):
                 def loss(attn, inputs):
-                    given = projected_by(attn, *inputs.values()) if projected else inputs.values()
+                    given = [inputs[name] for name in ("query", "key", "value")]
+                    given = projected_by(attn, *given) if projected else given
                     return (attn(*given, **options)[0] * grad).sum()
 
                 return nnx.grad(loss, argnums=(0, 1))(attn, inputs)
@@ -207,7 +208,8 @@ class Adapter(JaxTransforms, Rosetta):
             @nnx.jit
             def found(model, leaves):
                 def loss(model, leaves):
-                    return (model(*(arrays | leaves).values(), **options) * grad).sum()
+                    given = [leaves.get(name, x) for name, x in arrays.items()]
+                    return (model(*given, **options) * grad).sum()
 
                 return nnx.grad(loss, argnums=(0, 1))(model, leaves)
 
