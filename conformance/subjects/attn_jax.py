@@ -138,14 +138,14 @@ class Adapter(JaxTransforms, Rosetta):
 
         projection.__class__ = type("Counting", (own,), {"__call__": call})
 
-    def compiled_decode(self, model, options):
+    def compiled_decode(self, model, options, name="decode"):
         graph, state = nnx.split(model)
         traces: list[int] = []
 
         @jax.jit
         def call(state, x, *caches):
             traces.append(1)
-            return nnx.merge(graph, state).decode(x, *caches, **options)
+            return getattr(nnx.merge(graph, state), name)(x, *caches, **options)
 
         return partial(call, state), lambda: len(traces)
 

@@ -1,6 +1,7 @@
 """What the adapters share of models: layers and stacks, decoding with a cache, weights."""
 
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ class Models(Altering):
         """Append to `sent` how many tokens go through a projection, call by call."""
         raise NotImplementedError
 
-    def compiled_decode(self, model, options: dict):
-        """Return the model's `decode` in compiled form, and what says how often it was compiled."""
+    def compiled_decode(self, model, options: dict, name: str = "decode"):
+        """Return a method of the model in compiled form, and what says how often it was compiled."""
         raise NotOffered("decoding is not compiled as a whole")
 
     def model(self, kind: str, config: dict, parameters: dict, training=False, seed=None):
@@ -235,7 +236,11 @@ class ModelDecoding:
     def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Attend from a query to the cache of an attention; return output and weights by head."""
         with self.adapter.scope(self.dtype):
-            given = self.model(self.adapter.array(query), self.cache, average_weights=False)
+            options = {"average_weights": False}
+            call = partial(self.model, **options)
+            if self.compiled:
+                call = self.adapter.compiled_decode(self.model, options, "__call__")[0]
+            given = call(self.adapter.array(query), self.cache)
             return tuple(self.adapter.numpy(array) for array in given)
 
     @property
