@@ -73,7 +73,9 @@ def test_a_module_scales_what_it_keeps_and_drops_cell_by_cell(subject, heads, ne
         compare(weights, exact, naive, "weights beside the output, before dropout")
     cells = exact > 0
     check_share(kept[cells])
-    patterns = {f"sample {b}, head {h}": kept[b, h, :, :5] for b in (0, 2) for h in range(len(got[0]))}
+    patterns = {
+        f"sample {b}, head {h}": kept[b, h, :, :5] for b in (0, 2) for h in range(len(got[0]))
+    }
     check_own(patterns)
 
 
@@ -95,7 +97,7 @@ def check_own(patterns: dict[str, np.ndarray]) -> None:
 @clause("GRAD-2")
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_modules_gradients_are_those_of_what_was_drawn(subject, heads):
-    """Values are unit vectors: a gradient that is dropped alike makes dropped weights of plain ones."""
+    """As values are unit vectors, dropping the gradient too makes plain weights dropped ones."""
     require(subject, "gradients", "dropout")
     call = telling(heads)
     got, _ = drop(subject, call, 3, need_weights=False)
@@ -275,4 +277,6 @@ def test_a_layers_weights_are_taken_before_dropout(subject, kind):
     asked, plain = (case.run(subject, case.inputs(), **options | {"need_weights": n})["output"]
                     for n in (True, False))  # fmt: skip
     if abs(asked - plain).max() > 1e-3:
-        raise Differs("output in training: expected the same draw with weights asked for, got another")
+        raise Differs(
+            "output in training: expected the same draw with weights asked for, got another"
+        )

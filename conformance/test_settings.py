@@ -25,7 +25,6 @@ from .test_layers import (
     SOURCE,
     SOURCE_HIDDEN,
     TARGET,
-    TARGET_HIDDEN,
     tokens,
 )
 

@@ -20,8 +20,9 @@ UNITS = 11
 D = E // H
 
 # Which features a sublayer of a layer writes, head by head
-ENCODER = [{"self_attn": [[0], [1]], "linear2": [[2, 3, 4]]}] + [
-    {"self_attn": [[5], [6]], "linear2": [[7, 8, 9, 10]]}
+ENCODER = [
+    {"self_attn": [[0], [1]], "linear2": [[2, 3, 4]]},
+    {"self_attn": [[5], [6]], "linear2": [[7, 8, 9, 10]]},
 ]
 DECODER = [{"self_attn": [[0, 1], [2, 3]], "multihead_attn": [[4, 5], [6, 7]],
             "linear2": [[8, 9, 10]]}]  # fmt: skip
@@ -53,28 +54,23 @@ def telling(kind: str, norm_first: bool, rate: float = RATE) -> ModelCase:
 
 
 def telling_parameters(case: ModelCase) -> dict[str, np.ndarray]:
+    """Return parameters with which every sublayer writes what it has kept."""
     found = silent(case)
     for i, layer in enumerate(PLACES[case.kind]):
         prefix = f"layers.{i}." if case.kind == "encoder" else ""
-        for name, features in layer.items():
-            own = {n: found[f"{prefix}{name}.{n}"] for n in ("weight", "bias")} if (
-                name == "linear2") else _attention(found, f"{prefix}{name}.", case)  # fmt: skip
-            for h, places in enumerate(features):
-                own["bias"][places] = 1
-                if name == "linear2":
-                    own["weight"][places] = 2.0 ** np.arange(UNITS)
-                else:
-                    own["weight"][places, h * D] = 1
         found[f"{prefix}linear1.bias"][:] = 1
+        for name, features in layer.items():
+            last = name if name == "linear2" else f"{name}.out_proj"
+            weight, bias = (found[f"{prefix}{last}.{part}"] for part in ("weight", "bias"))
+            for h, places in enumerate(features):
+                bias[places] = 1
+                if name == "linear2":
+                    weight[places] = 2.0 ** np.arange(UNITS)
+                    continue
+                weight[places, h * D] = 1
+                keys = BITS[case.kind][name]
+                found[f"{prefix}{name}.v_proj.weight"][h * D, [CODE, ZERO]] = [keys, -keys]
     return found
-
-
-def _attention(found: dict, prefix: str, case: ModelCase) -> dict[str, np.ndarray]:
-    """Make an attention's values and return its last map, still of zeros."""
-    keys = BITS[case.kind][prefix.split(".")[-2]]
-    for h in range(H):
-        found[f"{prefix}v_proj.weight"][h * D, [CODE, ZERO]] = [keys, -keys]
-    return {n: found[f"{prefix}out_proj.{n}"] for n in ("weight", "bias")}
 
 
 def telling_inputs(case: ModelCase) -> dict[str, np.ndarray]:
@@ -132,7 +128,7 @@ def gradients(
         prefix = f"layers.{i}." if case.kind == "encoder" else ""
         for name, features in layer.items():
             own = drawn[f"layer {i}, {name}"]
-            places = sum(features, [])
+            places = [place for own_places in features for place in own_places]
             back = grad[..., places] * own.behind / left  # (B, T, features)
             inside = np.nan_to_num(own.inside).astype(grad.dtype) / left
             if name == "linear2":

@@ -73,7 +73,7 @@ class Models(Altering):
         raise NotImplementedError
 
     def compiled_decode(self, model, options: dict, name: str = "decode"):
-        """Return a method of the model in compiled form, and what says how often it was compiled."""
+        """Return a model's method in compiled form, and what says how often it was compiled."""
         raise NotOffered("decoding is not compiled as a whole")
 
     def model(self, kind: str, config: dict, parameters: dict, training=False, seed=None):
