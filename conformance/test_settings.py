@@ -70,14 +70,15 @@ def module_masks(call: MultiHeadCase) -> dict[str, tuple]:
     }
 
 
-MASKS = list(module_masks(MODULE))
-ROWS = pytest.mark.parametrize("call", [MODULE, STEP], ids=["queries", "one_query"])
+ROWS = {"queries": MODULE, "one_query": STEP}
+CALLS = [("queries", name) for name in module_masks(MODULE)]
+CALLS += [("one_query", name) for name in ("rank2", "masks", "bias_and_mask")]
 
 
 @clause("MHA-6")
-@ROWS
-@pytest.mark.parametrize("name", MASKS)
-def test_grouped_heads_of_other_widths_without_bias(subject, name, call):
+@pytest.mark.parametrize(("rows", "name"), CALLS)
+def test_grouped_heads_of_other_widths_without_bias(subject, rows, name):
+    call = ROWS[rows]
     options, allowed, bias = module_masks(call)[name]
     allowed = np.broadcast_to(allowed, (B, call.heads[0], call.T, 7))
     for average in (True, False):
@@ -86,9 +87,10 @@ def test_grouped_heads_of_other_widths_without_bias(subject, name, call):
 
 
 @clause("GRAD-2")
-@ROWS
-@pytest.mark.parametrize("name", ["rank3", "masks", "bias_and_mask"])
-def test_gradients_of_grouped_heads_of_other_widths(subject, name, call):
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", ["masks", "bias_and_mask"])
+def test_gradients_of_grouped_heads_of_other_widths(subject, name, rows):
+    call = ROWS[rows]
     options, allowed, bias = module_masks(call)[name]
     options = options | {"need_weights": False}
     allowed = np.broadcast_to(allowed, (B, call.heads[0], call.T, 7))
