@@ -28,13 +28,13 @@ from .test_layers import (
     tokens,
 )
 
-ALL = {"embed_dim": 20, "num_heads": 4, "num_kv_heads": 2, "kdim": 11, "vdim": 3, "bias": False}
-MODULE = MultiHeadCase(ALL, S=7, kdim=11, vdim=3)
-STEP = MultiHeadCase(ALL, S=7, kdim=11, vdim=3, T=1)
+ALL = {"embed_dim": 12, "num_heads": 4, "num_kv_heads": 2, "kdim": 11, "vdim": 5, "bias": False}
+MODULE = MultiHeadCase(ALL, S=7, kdim=11, vdim=5)
+STEP = MultiHeadCase(ALL, S=7, kdim=11, vdim=5, T=1)
 HIDDEN = np.arange(7) >= np.array([7, 0, 4])[:, None]
 SEEN = ~HIDDEN[:, None, None]
 MODEL = {"norm_first": True, "activation": "gelu", "layer_norm_eps": 0.2, "bias": False,
-         "nhead": 7, "empty_rows": "uniform"}  # fmt: skip
+         "empty_rows": "uniform"}  # fmt: skip
 DEPTHS = {"num_encoder_layers": 2, "num_decoder_layers": 1}
 
 
@@ -141,7 +141,8 @@ def test_one_sample_with_the_sequence_first_takes_masks_and_gives_weights(subjec
 def model_case(kind: str, **changes) -> ModelCase:
     """Return a model of which every setting differs from its default."""
     own = {"encoder": {"norm": True}, "decoder": {"norm": True}, "transformer": DEPTHS}
-    own["seq2seq"] = DEPTHS | {"positions": "none", "padding_idx": 5, "nhead": 2}
+    own["seq2seq"] = DEPTHS | {"positions": "none", "padding_idx": 5}
+    own["decoder_layer"] = {"nhead": 7}
     return ModelCase(kind, MODEL | own.get(kind, {}) | changes)
 
 
@@ -270,7 +271,7 @@ def test_norms_of_other_means_and_spreads(subject, kind, norm_first, spread):
 
 GRADIENTS = {
     "encoder_layer": {"norm_first": True, "activation": "gelu"},
-    "decoder_layer": {"layer_norm_eps": 0.2, "nhead": 7},
+    "decoder_layer": {"layer_norm_eps": 0.2},
     "seq2seq": {"num_encoder_layers": 1, "num_decoder_layers": 1, "activation": "gelu"},
 }
 
