@@ -7,6 +7,7 @@ features pass through it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,8 @@ def gradients(
     The norms come first, so that the output is the input and what each sublayer has written.
     `rounding` is what a norm's taking the mean away does to the features that values are read from.
     """
-    found, left = {}, grad.dtype.type(1 - RATE)
+    left = grad.dtype.type(1 - RATE)
+    found: dict[str, tuple[Any, np.ndarray]] = {}
     for i, layer in enumerate(PLACES[case.kind]):
         prefix = f"layers.{i}." if case.kind == "encoder" else ""
         for name, features in layer.items():

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +187,7 @@ class Adapter(JaxTransforms, Rosetta):
             @nnx.jit
             def found(attn, inputs):
                 def loss(attn, inputs):
-                    given = [inputs[name] for name in ("query", "key", "value")]
+                    given: Any = [inputs[name] for name in ("query", "key", "value")]
                     given = projected_by(attn, *given) if projected else given
                     return (attn(*given, **options)[0] * grad).sum()
 

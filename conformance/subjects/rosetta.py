@@ -6,6 +6,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,7 @@ class Rosetta(Models):
     ):
         with self.scope(inputs[0].dtype.name):
             attn = self.alter(self.module_with(config, parameters, training, seed))
-            arrays = [None if x is None else self.array(x) for x in inputs]
+            arrays: Any = [None if x is None else self.array(x) for x in inputs]
             arrays = projected_by(attn, *arrays) if projected else arrays
             output, weights = attn(*arrays, **self.options(options))
             return self.numpy(output), None if weights is None else self.numpy(weights)
