@@ -19,6 +19,7 @@ class MultiHeadCase:
     kdim: int = 14
     vdim: int = 14
     seed: int = 0
+    T: int = 5
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -39,21 +40,19 @@ class MultiHeadCase:
 
     def inputs(self, dtype_name: str = "float32") -> list[np.ndarray]:
         """Return query, key, value, each (B, length, features)."""
-        query = normal(self.seed, 3, 5, self.config["embed_dim"], dtype_name=dtype_name)
+        query = normal(self.seed, 3, self.T, self.config["embed_dim"], dtype_name=dtype_name)
         if self.S is None:
             return [query, query, query]
         key = normal(self.seed + 1, 3, self.S, self.kdim, dtype_name=dtype_name)
         return [query, key, normal(self.seed + 2, 3, self.S, self.vdim, dtype_name=dtype_name)]
 
     def grad(self, dtype_name: str = "float32") -> np.ndarray:
-        return normal(self.seed + 3, 3, 5, self.config["embed_dim"], dtype_name=dtype_name)
+        return normal(self.seed + 3, 3, self.T, self.config["embed_dim"], dtype_name=dtype_name)
 
     def expected(self, allowed, *, empty_rows="zero", dtype_name="float32", bias=None):
         """Return output and weights, exact and naive; `allowed` is bool (B, H, T, S)."""
         options = {"allowed": allowed, "empty_rows": empty_rows}
-        if bias is not None:
-            sizes = (3, self.heads[0], 5, self.S or 5)
-            options["bias"] = np.broadcast_to(np.asarray(bias, np.float32), sizes)
+        options |= self._bias(bias)
         arguments = (self.parameters(dtype_name), *self.heads, *self.inputs(dtype_name))
         return expected.multihead(*arguments, **options)
 
@@ -84,20 +83,30 @@ class MultiHeadCase:
             compare(weights, exact["weights"], naive["weights"], "weights")
         return got, weights
 
-    def expected_gradients(self, allowed, keep=slice(None)) -> tuple[dict, dict]:
+    def _bias(self, bias) -> dict[str, np.ndarray]:
+        if bias is None:
+            return {}
+        sizes = (3, self.heads[0], self.T, self.S or self.T)
+        return {"bias": np.broadcast_to(np.asarray(bias, np.float32), sizes)}
+
+    def expected_gradients(self, allowed, keep=slice(None), bias=None) -> tuple[dict, dict]:
         """Return the gradients of sum(grad * output), exact and naive, over some samples."""
         inputs = [x[keep] for x in (*self.inputs(), self.grad())]
         arguments = (self.parameters("float32"), *self.heads, *inputs)
-        return expected.multihead_gradients(*arguments, allowed=np.asarray(allowed)[keep])
+        options = {"allowed": allowed} | self._bias(bias)
+        options = {name: np.asarray(array)[keep] for name, array in options.items()}
+        return expected.multihead_gradients(*arguments, **options)
 
-    def check_gradients(self, subject: Subject, options: dict, allowed) -> dict[str, np.ndarray]:
+    def check_gradients(
+        self, subject: Subject, options: dict, allowed, bias=None
+    ) -> dict[str, np.ndarray]:
         """Run the call backwards and check every gradient against the oracle; return them."""
         require(subject, "gradients")
         parameters, (query, key, value) = self.parameters("float32"), self.inputs()
         got = subject.multihead_gradients(
             self.config, parameters, query, key, value, self.grad(), **options
         )
-        exact, naive = self.expected_gradients(allowed)
+        exact, naive = self.expected_gradients(allowed, bias=bias)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
         for name in exact:

@@ -12,6 +12,7 @@ option reaches an adapter only if it is declared and a test uses it; `docs/plug-
 
 import warnings
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -132,20 +133,31 @@ class Plugged:
         return ask(by_name, self.adapter.parameters, self._config(config))
 
     def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
+        self._refuse_projected(options)
         options = self._module_options(config, inputs, options)
         options |= {"training": training} | ({} if seed is None else {"seed": seed})
         inputs, parameters = self._all_inputs(inputs), dict(parameters)
         call = self.adapter.multihead
         return ask(pair, call, self._config(config), parameters, *inputs, **options)
 
-    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+    def multihead_gradients(
+        self, config, parameters, query, key, value, grad, *, training=False, seed=None, **options
+    ):
         if not hasattr(self.adapter, "multihead_gradients"):
             raise NotOffered(f"{self.name} does not offer gradients of multi-head attention")
+        if training and "training" not in signature(self.adapter.multihead_gradients).parameters:
+            raise NotOffered(f"{self.name} does not offer gradients in training")
+        self._refuse_projected(options)
         options = self._module_options(config, (query, key, value), options)
         for name in ("need_weights", "average_weights"):
             options.pop(name)
+        options |= {"training": True, "seed": seed} if training else {}
         call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
         return ask(by_name, call, self._config(config), dict(parameters), *inputs, **options)
+
+    def _refuse_projected(self, options: dict) -> None:
+        if options.get("projected"):
+            raise NotOffered(f"{self.name} does not offer keys that are projected before")
 
     def decoding(self, kind, config, parameters, *, capacity, **given):
         """Return the adapter's own decoding: it has `feed`, and what else it declares."""

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import attn_jax
 
 from .jax_transforms import JaxTransforms
 from .protocol import TILE
-from .rosetta import Rosetta
+from .rosetta import Rosetta, projected_by
 
 WEIGHTS = ("kernel", "scale", "embedding")  # what flax calls a weight, by the module
 
@@ -145,14 +146,14 @@ class Adapter(JaxTransforms, Rosetta):
 
         projection.__class__ = type("Counting", (own,), {"__call__": call})
 
-    def compiled_decode(self, model, options):
+    def compiled_decode(self, model, options, name="decode"):
         graph, state = nnx.split(model)
         traces: list[int] = []
 
         @jax.jit
         def call(state, x, *caches):
             traces.append(1)
-            return nnx.merge(graph, state).decode(x, *caches, **options)
+            return getattr(nnx.merge(graph, state), name)(x, *caches, **options)
 
         return partial(call, state), lambda: len(traces)
 
@@ -180,9 +181,12 @@ class Adapter(JaxTransforms, Rosetta):
             found[name] = array.T if kind == "kernel" else array
         return found
 
-    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
+    def multihead_gradients(
+        self, config, parameters, query, key, value, grad, *, training=False, seed=None,
+        projected=False, **options,
+    ):  # fmt: skip
         with self.scope(query.dtype.name):
-            attn = self.module_with(config, parameters)
+            attn = self.module_with(config, parameters, training, seed)
             inputs = {"query": query, "key": key, "value": value}
             inputs = {name: self.array(x) for name, x in inputs.items()}
             options, grad = self.options(options), self.array(grad)
@@ -190,11 +194,34 @@ class Adapter(JaxTransforms, Rosetta):
             @nnx.jit
             def found(attn, inputs):
                 def loss(attn, inputs):
-                    return (attn(**inputs, **options)[0] * grad).sum()
+                    given: Any = [inputs[name] for name in ("query", "key", "value")]
+                    given = projected_by(attn, *given) if projected else given
+                    return (attn(*given, **options)[0] * grad).sum()
 
                 return nnx.grad(loss, argnums=(0, 1))(attn, inputs)
 
             by_parameter, by_input = found(attn, inputs)
+            named = {name: self.numpy(x) for name, x in by_input.items()}
+            return named | self._by_name(by_parameter)
+
+    def layer_gradients(
+        self, kind, config, parameters, inputs, grad, *, training=False, seed=None, **options
+    ):
+        with self.scope(grad.dtype.name):
+            model = self.model(kind, config, parameters, training, seed)
+            arrays = {name: self.array(x) for name, x in inputs.items()}
+            leaves = {n: x for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+            options, grad = self.options(options), self.array(grad)
+
+            @nnx.jit
+            def found(model, leaves):
+                def loss(model, leaves):
+                    given = [leaves.get(name, x) for name, x in arrays.items()]
+                    return (model(*given, **options) * grad).sum()
+
+                return nnx.grad(loss, argnums=(0, 1))(model, leaves)
+
+            by_parameter, by_input = found(model, leaves)
             named = {name: self.numpy(x) for name, x in by_input.items()}
             return named | self._by_name(by_parameter)
 

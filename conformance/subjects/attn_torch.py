@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import attn_torch
 
 from .protocol import TILE, NotOffered
-from .rosetta import Rosetta
+from .rosetta import Rosetta, projected_by
 from .torch_transforms import TorchTransforms
 
 
@@ -126,12 +126,27 @@ class Adapter(TorchTransforms, Rosetta):
         named = self.module_with(config, {}).named_parameters()
         return {name: self.numpy(parameter) for name, parameter in named}
 
-    def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
-        attn = self.module_with(config, parameters)
+    def multihead_gradients(
+        self, config, parameters, query, key, value, grad, *, training=False, seed=None,
+        projected=False, **options,
+    ):  # fmt: skip
+        attn = self.module_with(config, parameters, training, seed)
         inputs = {"query": query, "key": key, "value": value}
         leaves = {name: self.array(x).clone().requires_grad_() for name, x in inputs.items()}
-        attn(*leaves.values(), **self.options(options))[0].backward(self.array(grad))
+        given = projected_by(attn, *leaves.values()) if projected else leaves.values()
+        attn(*given, **self.options(options))[0].backward(self.array(grad))
         leaves |= dict(attn.named_parameters())
+        return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
+
+    def layer_gradients(
+        self, kind, config, parameters, inputs, grad, *, training=False, seed=None, **options
+    ):
+        model = self.model(kind, config, parameters, training, seed)
+        arrays = {name: self.array(x) for name, x in inputs.items()}
+        leaves = {n: x.clone().requires_grad_() for n, x in arrays.items() if x.is_floating_point()}
+        output = model(*(arrays | leaves).values(), **self.options(options))
+        output.backward(self.array(grad))
+        leaves |= dict(model.named_parameters())
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
 
 

@@ -1,6 +1,7 @@
 """What the adapters share of models: layers and stacks, decoding with a cache, weights."""
 
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ class Models(Altering):
         """Append to `sent` how many tokens go through a projection, call by call."""
         raise NotImplementedError
 
-    def compiled_decode(self, model, options: dict):
-        """Return the model's `decode` in compiled form, and what says how often it was compiled."""
+    def compiled_decode(self, model, options: dict, name: str = "decode"):
+        """Return a model's method in compiled form, and what says how often it was compiled."""
         raise NotOffered("decoding is not compiled as a whole")
 
     def fresh(self, name: str, **settings):
@@ -94,6 +95,9 @@ class Models(Altering):
     def _call(self, kind: str, model, inputs: dict, options: dict) -> dict[str, np.ndarray]:
         arrays = (self.array(x) for x in inputs.values())
         given = model(*arrays, **self.options(options))
+        if kind == "attention":
+            named_steps = zip(("output", "weights"), given, strict=True)
+            return {name: self.numpy(x) for name, x in named_steps if x is not None}
         if not options.get("need_weights"):
             return {"output": self.numpy(given)}
         output, weights = given
@@ -236,7 +240,11 @@ class ModelDecoding:
     def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Attend from a query to the cache of an attention; return output and weights by head."""
         with self.adapter.scope(self.dtype):
-            given = self.model(self.adapter.array(query), self.cache, average_weights=False)
+            options = {"average_weights": False}
+            call = partial(self.model, **options)
+            if self.compiled:
+                call = self.adapter.compiled_decode(self.model, options, "__call__")[0]
+            given = call(self.adapter.array(query), self.cache)
             return tuple(self.adapter.numpy(array) for array in given)
 
     @property

@@ -124,12 +124,18 @@ class Subject(Protocol):
         """Return the registered parameters of a new multi-head attention, (out, in) matrices."""
 
     def multihead(self, config: dict, parameters: dict, *inputs, training=False, **options):
-        """Return output and weights of a multi-head attention with the given parameters."""
+        """Return output and weights of a multi-head attention with the given parameters.
+
+        `projected=True` gives it keys and values that were projected before.
+        """
 
     def multihead_gradients(
         self, config: dict, parameters: dict, query, key, value, grad, **options
     ) -> dict[str, np.ndarray]:
-        """Return the gradients of sum(grad * output) by every parameter, query, key and value."""
+        """Return the gradients of sum(grad * output) by every parameter, query, key and value.
+
+        `training=True` with a seed drops as `multihead` does, and `projected=True` as there.
+        """
 
     def layer(
         self, kind: str, config: dict, parameters: dict, inputs: dict, *, training=False, **options
@@ -139,6 +145,14 @@ class Subject(Protocol):
         The kind is "encoder_layer", "decoder_layer", "encoder", "decoder", "transformer" or
         "seq2seq"; config and options are its settings and masks by the contract's names, and
         parameters a flat dict by dotted names, such as `layers.0.self_attn.q_proj.weight`.
+        """
+
+    def layer_gradients(
+        self, kind: str, config: dict, parameters: dict, inputs: dict, grad, **options
+    ) -> dict[str, np.ndarray]:
+        """Return the gradients of sum(grad * output) of a model, called as `layer` is.
+
+        They are by every parameter and by every input that is not made of tokens.
         """
 
     def decoding(

@@ -6,6 +6,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -147,9 +148,17 @@ class Rosetta(Models):
         """Build a multi-head attention, by its own names, and put the parameters in."""
         raise NotImplementedError
 
-    def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
+    def multihead(
+        self, config, parameters, *inputs, training=False, seed=None, projected=False, **options
+    ):
         with self.scope(inputs[0].dtype.name):
             attn = self.alter(self.module_with(config, parameters, training, seed))
-            arrays = (None if x is None else self.array(x) for x in inputs)
+            arrays: Any = [None if x is None else self.array(x) for x in inputs]
+            arrays = projected_by(attn, *arrays) if projected else arrays
             output, weights = attn(*arrays, **self.options(options))
             return self.numpy(output), None if weights is None else self.numpy(weights)
+
+
+def projected_by(attn, query, *memory) -> tuple:
+    """Return a query and what an attention makes of keys and values once, for many calls."""
+    return query, attn.project(*memory)

@@ -119,10 +119,10 @@ class TorchTransforms(Transforming):
     def autocast(self, dtype):
         return torch.autocast(self.device, getattr(torch, dtype))
 
-    def compiled_decode(self, model, options):
+    def compiled_decode(self, model, options, name="decode"):
         torch.compiler.reset()
         counting = CompileCounterWithBackend("aot_eager")
-        decode = torch.compile(model.decode, fullgraph=True, backend=counting)
+        decode = torch.compile(getattr(model, name), fullgraph=True, backend=counting)
         return lambda x, *caches: decode(x, *caches, **options), lambda: counting.frame_count
 
     def blank(self, *shape):
