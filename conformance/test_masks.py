@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from .cases.arrays import coins
-from .cases.attention import LENGTHS, MAIN, MASKS
-from .cases.compare import check_output
+from .cases.attention import LENGTHS, MAIN, MASKS, Case
+from .cases.compare import check_output, check_steps
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, segments, sliding_window
 from .oracle import reference
@@ -353,3 +353,16 @@ def test_offset_never_shifts_arrays(subject):
     ]
     for spec in arrays:
         same(allowed(subject, spec, query_offset=2), allowed(subject, spec), repr(spec)[:40])
+
+
+BEYOND = np.array(
+    [[7, 7 + 2**32, 7, 7, 7 - 2**32, 2**62, 0], [3] * 7, [-1, 2**32 - 1, 1, 1, 1, 1, 1]]
+)
+
+
+@clause("MASK-8")
+@pytest.mark.parametrize("dtype", ["float64"])
+@pytest.mark.parametrize("pair", [False, True], ids=["positions", "pair"])
+def test_ids_beyond_32_bits_are_not_cut(subject, pair, dtype):
+    spec = segments(BEYOND[:, :5], BEYOND) if pair else segments(BEYOND)
+    check_steps(subject, Case("beyond", MAIN, spec, None if pair else 2), dtype)

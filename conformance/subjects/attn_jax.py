@@ -129,7 +129,11 @@ class Adapter(JaxTransforms, Rosetta):
                 leaves["bias"] = options.pop("bias")
             traced = {n: options.pop(n) for n in ("mask", "query_offset") if n in options}
             static = tuple(options.items())
-            found = _gradients(leaves, traced, self.array(grad), self.path(through), static)
+            if "rngs" in options:  # which draws outside of what is compiled
+                run = _gradients.__wrapped__
+            else:
+                run = _gradients
+            found = run(leaves, traced, self.array(grad), self.path(through), static)
             return {name: self.numpy(x) for name, x in found.items()}
 
     def new(self, name, *args, seed=None, **settings):
