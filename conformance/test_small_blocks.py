@@ -97,6 +97,30 @@ def test_what_is_no_number_in_the_last_block_reaches_those_who_see_it(subject, r
         compare(np.where(SEES[..., None], exact, got), exact, naive, what)
 
 
+EVEN = SQUARE._replace(D_v=11)
+LARGE = {"none": None, "causal": causal(), "lengths": padding(LENGTHS), "window": sliding_window(2),
+         "both": causal() & padding(LENGTHS)}  # fmt: skip
+
+
+@clause("CLEAN-4")
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_query_that_is_no_number_spoils_its_own_row(subject, name, fill):
+    """A fully masked one is 0 all the same."""
+    require(subject, "attention")
+    case = Case(name, EVEN, LARGE[name])
+    query, key, value = case.inputs("float32")
+    spoilt = np.zeros(query.shape[:3], bool)
+    spoilt[2, 1, 3] = spoilt[1, 0, 6] = True
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    exact = np.where((spoilt & case.allowed().any(-1))[..., None], np.nan, exact)
+    query = np.where(spoilt[..., None] & (np.arange(11) == 4), np.float32(fill), query)
+    for setting in settings(subject, name, {"both": [0]}):
+        with subject.small_blocks(setting):
+            got = subject.attention(query, key, value, **case.options("float32"))
+        compare(got, exact, naive, f"output in small blocks {setting}")
+
+
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]
 
 
@@ -141,10 +165,6 @@ def test_decoding_whose_calls_are_cut_gives_one_pass(subject, name, dtype):
         with subject.small_blocks(setting):
             decoding = stream.start(subject, dtype_name=dtype)
             stream.check_feeds(decoding, x, (3, 4, 5, 7), exact, naive)
-
-
-EVEN = SQUARE._replace(D_v=11)
-LARGE = {"none": None, "causal": causal(), "lengths": padding(LENGTHS), "window": sliding_window(2)}
 
 
 @clause("ATT-9")

@@ -34,7 +34,10 @@ def _gradients(leaves, traced, grad, path, static):
     def call(leaves):
         leaves = dict(leaves)
         inputs = [leaves.pop(name) for name in ("query", "key", "value")]
-        return path(*inputs, **leaves, **traced, **dict(static))
+        options = dict(static)
+        if "seed" in options:  # an nnx.Rngs must be used where it was made
+            options["rngs"] = nnx.Rngs(options.pop("seed"))
+        return path(*inputs, **leaves, **traced, **options)
 
     return jax.vjp(call, leaves)[1](grad)[0]
 
@@ -124,16 +127,13 @@ class Adapter(JaxTransforms, Rosetta):
         with self.scope(query.dtype.name):
             inputs = {"query": query, "key": key, "value": value}
             leaves = {name: self.array(x) for name, x in inputs.items()}
-            options = self.options(options)
+            seed = {n: options.pop(n) for n in ("seed",) if n in options}
+            options = self.options(options) | seed
             if options.get("bias") is not None:
                 leaves["bias"] = options.pop("bias")
             traced = {n: options.pop(n) for n in ("mask", "query_offset") if n in options}
             static = tuple(options.items())
-            if "rngs" in options:  # which draws outside of what is compiled
-                run = _gradients.__wrapped__
-            else:
-                run = _gradients
-            found = run(leaves, traced, self.array(grad), self.path(through), static)
+            found = _gradients(leaves, traced, self.array(grad), self.path(through), static)
             return {name: self.numpy(x) for name, x in found.items()}
 
     def new(self, name, *args, seed=None, **settings):
