@@ -3,11 +3,13 @@
 Where a new shape costs a compilation, the usual shapes are asked about alone.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from .cases import multihead
-from .cases.attention import BY_NAME, LENGTHS, MAIN, SQUARE, Case
+from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, SQUARE, Case
 from .cases.compare import check_output
 from .cases.cuts import CUT, HALVES, dirtied
 from .cases.decoding import STREAMS
@@ -121,6 +123,40 @@ def test_a_query_that_is_no_number_spoils_its_own_row(subject, name, fill):
         compare(got, exact, naive, f"output in small blocks {setting}")
 
 
+SHARED = {(case.name, policy): case for case in [
+    Case("causal", GROUPED, causal(), 2), Case("lengths", GROUPED, padding(LENGTHS)),
+    Case("window", GROUPED._replace(D_v=11), sliding_window(2, 1), 1),
+    Case("softcap", GROUPED, causal() & padding(LENGTHS), 2, "heads", None, 0.9),
+] for policy in ("zero", "uniform", "nan")}  # fmt: skip
+
+
+@clause("CLEAN-4")
+@pytest.mark.parametrize("role", ["key", "value"])
+@pytest.mark.parametrize(("name", "policy"), SHARED)
+def test_what_is_no_number_in_a_shared_head_reaches_the_heads_that_share_it(
+    subject, name, policy, role
+):
+    """So it does under "uniform" in fully masked rows, which take the mean over hidden keys too."""
+    require(subject, "attention", "grouped", "empty_rows")
+    case = replace(SHARED[name, policy], empty_rows=policy)
+    (exact, naive), allowed = case.expected("float32"), case.allowed()
+    inputs = [np.array(x) for x in case.inputs("float32")]
+    inputs[1 if role == "key" else 2][:, 1, 5] = np.nan  # of heads 2 and 3
+    reached = allowed[..., 5] | ~allowed.any(-1) & (policy == "uniform")
+    reached &= np.arange(4)[:, None] >= 2
+    subject_steps = subject.steps(*inputs, **case.options("float32"))["output"]
+    found = {"the steps": subject_steps}
+    for setting in settings(subject, f"{name}-{policy}", {"softcap-uniform": [0]}):
+        with subject.small_blocks(setting):
+            got = subject.attention(*inputs, **case.options("float32"))
+            found[f"small blocks {setting}"] = got
+    for way, got in found.items():
+        if np.isfinite(got[reached]).all(-1).any():
+            raise Differs(f"a row that sees NaN must show it, in {way}: got {got[reached]}")
+        others = np.where(reached[..., None], exact["output"], got)
+        compare(others, exact["output"], naive["output"], f"rows that do not see NaN, in {way}")
+
+
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]
 
 
@@ -167,6 +203,13 @@ def test_decoding_whose_calls_are_cut_gives_one_pass(subject, name, dtype):
             stream.check_feeds(decoding, x, (3, 4, 5, 7), exact, naive)
 
 
+def check_scaled(got, query, key, value, what: str, *, scale: float, **numbers) -> None:
+    """Check an output against that of the same logits, made of numbers that are no trouble."""
+    small = np.float32(2.0**-60)
+    scale = scale * 2.0**120
+    check_output(got, query * small, key * small, value, what, scale=scale, **numbers)
+
+
 @clause("ATT-9")
 @pytest.mark.parametrize("scale", [1e-37, -1e-37])
 @pytest.mark.parametrize("name", LARGE)
@@ -182,4 +225,22 @@ def test_products_that_are_scaled_down_give_the_formula(subject, name, scale):
         with subject.small_blocks(setting):
             got = subject.attention(query, key, value, **case.options("float32"))
         what = f"output in small blocks {setting}"
-        check_output(got, query, key, value, what, allowed=allowed, scale=scale)
+        check_scaled(got, query, key, value, what, allowed=allowed, scale=scale)
+
+
+@clause("ATT-9")
+@pytest.mark.parametrize("sign", [1, -1], ids=["above_0", "below_0"])
+@pytest.mark.parametrize("name", LARGE)
+def test_sums_of_products_that_are_scaled_down_give_the_formula(subject, name, sign):
+    """Each product fits into float32, but 64 of them do not."""
+    require(subject, "attention", "scale")
+    case = Case(name, SQUARE._replace(D=64, D_v=64), LARGE[name], scale=2e-38)
+    size = np.float32(3e18)
+    key = np.where(np.random.default_rng(3).random((3, 2, 7, 1)) < 0.5, size, -size)
+    query = np.full((3, 2, 7, 64), sign * size, np.float32)
+    inputs = (query, key.repeat(64, 3).astype(np.float32), case.inputs("float32")[2])
+    for setting in settings(subject, name, {}):
+        with subject.small_blocks(setting):
+            got = subject.attention(*inputs, **case.options("float32"))
+        what = f"output in small blocks {setting}"
+        check_scaled(got, *inputs, what, allowed=case.allowed(), scale=case.scale)

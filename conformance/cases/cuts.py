@@ -19,6 +19,8 @@ from .attention import BY_NAME, GROUPED, LENGTHS, MAIN, MASKED, PLAIN, SQUARE, C
 
 HOLES = np.array([[0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 1, 1]], bool)
 LEFT = np.arange(7) < np.array([0, 7, 3])[:, None]  # padding on the left: whole, empty, ragged
+ONE_HOLE = np.array([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0, 1]], bool)
+APART = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1]], bool)[:, None].repeat(5, 1)
 DOCUMENTS = np.array([[4, 4, 4, 9, 9, 4, 4], [1, 2, 2, 2, 3, 3, 3], [5] * 7])
 
 
@@ -38,18 +40,30 @@ KINDS = {
     "causal_of_one_query": (causal() & padding(LENGTHS), np.array([6, 2, 0]), 1),
     "causal_and_lengths": (causal() & padding(LENGTHS), 0, 7),
     "causal_and_left": (causal() & padding(hidden=LEFT), 0, 7),
+    "causal_and_left_before": (causal() & padding(hidden=LEFT), -2, 5),
+    "causal_across_lengths": (causal() & padding([7, 3, 4]), 2, 5),
+    "causal_up_to_lengths": (causal() & padding([5, 6, 4]), 4, 5),
     "window": (sliding_window(2, 1), 1, 5),
     "window_of_one": (sliding_window(0), 2, 5),
     "prefix": (prefix([3, 0, 7]), 1, 5),
     "lengths": (padding(LENGTHS), None, 5),
+    "lengths_at_edges": (padding([3, 6, 4]), None, 5),
+    "lengths_beside_edges": (padding([2, 5, 1]), None, 5),
+    "both_sides": (padding(hidden=LEFT) & padding([6, 5, 7]), None, 5),
+    "both_sides_turned": (padding([6, 5, 7]) & padding(hidden=LEFT), None, 5),
     "lengths_alike": (padding([4, 4, 4]), None, 5),
     "lengths_of_nothing": (padding([0, 0, 0]), None, 5),
     "left": (padding(hidden=LEFT), None, 5),
     "holes": (padding(hidden=HOLES), None, 5),
+    "one_hole": (padding(hidden=ONE_HOLE), None, 5),
     "segments": (segments(DOCUMENTS), 2, 5),
+    "segments_before": (segments(DOCUMENTS), -3, 5),
+    "segments_beyond": (segments(DOCUMENTS), np.array([3, 4, 5]), 5),
     "documents": (causal() & segments(DOCUMENTS), 0, 7),
     "segments_pair": (segments(DOCUMENTS[:, :5], DOCUMENTS[:, ::-1]), None, 5),
     "allow": (allow(coins(2, 3, 2, 5, 7, true=0.4)), None, 5),
+    "heads_apart": (allow(APART[None]), None, 5),
+    "heads_and_samples_apart": (hide(np.stack([APART, APART[::-1], APART])), None, 5),
     "hide_for_all_heads": (hide(coins(3, 3, 1, 5, 7, true=0.6)), None, 5),
     "hide_for_all_samples": (hide(coins(4, 1, 2, 5, 7, true=0.6)), None, 5),
     "predicate": (predicate(_odd), 1, 5),
@@ -60,23 +74,28 @@ KINDS = {
 }
 
 
+TWO_HEADS = ("allow", "hide_for_all_samples", "heads_apart", "heads_and_samples_apart")
+
+
 def _crossed() -> list[tuple[Case, str]]:
     """Return each kind twice, once without bias and softcap, beside all else in turn.
 
     Turns have lengths that share no divisor, so that everything meets everything sooner or later.
     """
     seeds, widths = count(), cycle([4, 4, 4, 5, 4, 4, 4, 3, 4, 4, 4])
-    heads, kv_heads = cycle([4, 2, 2, 4, 4, 2, 4, 2, 4]), cycle([2, 1, 2, 2, 1])
-    policies = cycle(["zero", "uniform", "nan"])
+    heads = cycle([(4, 2), (2, 1), (6, 3), (2, 2), (4, 1), (3, 3), (4, 2), (6, 2), (5, 5)])
+    policies = cycle(["zero", "uniform", "nan", "zero", "uniform"])
     dtypes = cycle(["float32", "float32", "bfloat16", "float32", "float16", "float64", "float32"])
     scales = cycle([None, None, -0.7, None, None, 1.5, None, None, 0.0, None, None, None, None])
-    biases = cycle(["heads", "rank4", None, "rank2", "BTS", "BS"])
+    biases = cycle(["heads", "rank4", None, "rank2", "BTS", "hiding", "BS"])
     softcaps = cycle([None, 0.9, None, 0.9])
     found = []
     for name, (mask, offset, T) in KINDS.items():
         for mixed in (False, True):
-            H = 2 if name in ("allow", "hide_for_all_samples") else next(heads)
-            shape = MAIN._replace(H=H, H_kv=next(kv_heads), T=T, D=4, D_v=next(widths))
+            H, H_kv = next(heads)
+            if name in TWO_HEADS:
+                H, H_kv = 2, H_kv % 2 + 1
+            shape = MAIN._replace(H=H, H_kv=H_kv, T=T, D=4, D_v=next(widths))
             own = {"bias": next(biases), "softcap": next(softcaps)} if mixed else {}
             own |= {"scale": next(scales), "empty_rows": next(policies), "seed": next(seeds)}
             text = f"{name}_{'mixed' if mixed else 'bare'}"
