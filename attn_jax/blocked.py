@@ -181,9 +181,7 @@ def _online_softmax_step(
     return new_max, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
 
 
-def backward(
-    cuts: Cuts, inputs: tuple, lse: Array, output: Array, d_output: Array
-) -> tuple:
+def backward(cuts: Cuts, inputs: tuple, lse: Array, output: Array, d_output: Array) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
     like = [0, 1, 2] if inputs[3].bias is None else [0, 1, 2, 3]
     grads = split(partial(_backward, cuts), like, *inputs, lse, output, d_output)
