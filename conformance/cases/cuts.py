@@ -96,7 +96,7 @@ def _crossed() -> list[tuple[Case, str]]:
             if name in TWO_HEADS:
                 H, H_kv = 2, H_kv % 2 + 1
             shape = MAIN._replace(H=H, H_kv=H_kv, T=T, D=4, D_v=next(widths))
-            own = {"bias": next(biases), "softcap": next(softcaps)} if mixed else {}
+            own: dict = {"bias": next(biases), "softcap": next(softcaps)} if mixed else {}
             own |= {"scale": next(scales), "empty_rows": next(policies), "seed": next(seeds)}
             text = f"{name}_{'mixed' if mixed else 'bare'}"
             found.append((Case(text, shape, mask, offset, **own), next(dtypes)))
@@ -124,7 +124,8 @@ HALVES = [(BY_NAME["causal_and_padding"], "bfloat16"), (USUAL[19], "float16")]
 def unseen(case: Case) -> np.ndarray:
     """Return which keys no query of theirs is allowed: (B, H_kv, S, 1)."""
     B, _, H_kv, T, S, _, _ = case.shape
-    return ~case.allowed().reshape(B, H_kv, -1, T, S).any((2, 3))[..., None]
+    seen = np.asarray(case.allowed().reshape(B, H_kv, -1, T, S).any((2, 3)))
+    return ~seen[..., None]
 
 
 def dirtied(case: Case, dtype_name: str) -> list[np.ndarray] | None:

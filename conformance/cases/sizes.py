@@ -34,7 +34,8 @@ class Long(Case):
         B, _, T, S = self.shape.call
         if self.rule is None:
             return np.ones(self.shape.call, bool)
-        starts = np.broadcast_to(0 if self.query_offset is None else self.query_offset, B)
+        offset = 0 if self.query_offset is None else self.query_offset
+        starts = np.broadcast_to(np.asarray(offset), B)
         samples, keys = np.arange(B)[:, None, None, None], np.arange(S)[None, None, None]
         positions = starts[:, None, None, None] + np.arange(T)[None, None, :, None]
         return np.array(np.broadcast_to(self.rule(samples, positions, keys), self.shape.call))
@@ -51,7 +52,7 @@ class Long(Case):
     @cache  # noqa: B019
     def answers(self, function: str, dtype_name: str) -> tuple[dict, dict]:
         """Return what the formula gives in float64, and in the dtype, where that is further off."""
-        inputs = self.inputs(dtype_name)
+        inputs: tuple = self.inputs(dtype_name)
         inputs += (self.grad(dtype_name),) if function == "gradients" else ()
         numbers = self.numbers(dtype_name) | {"allowed": self.allowed()}
         wide = {n: x.astype(float) if n == "bias" else x for n, x in numbers.items()}

@@ -53,8 +53,9 @@ def dropped(query, key, value, grad, **options) -> tuple[dict, dict]:
     Exact is the textbook formula in float64.
     """
     call = {"query": query, "key": key, "value": value} | options
-    axes = {along: own | {"dropped": own.get("allowed")} for along, own in ATTENTION.items()}
-    axes["features"].pop("dropped")
+    axes = {along: dict(own) for along, own in ATTENTION.items()}
+    for along, axis in (("queries", 2), ("keys", 3)):
+        axes[along]["dropped"] = axis
     found: tuple[dict, dict] = ({}, {})
     for name, more in (("attention", {}), ("gradients", {"grad": grad})):
         given = call | more
