@@ -1,0 +1,33 @@
+"""The chapter of options that meet: every pair of values of a call's options, against the oracle.
+
+`cases/combinations.py` names the options and what never meets. What a subject does not offer is
+left at its plain value, and the rest of the row is checked.
+"""
+
+import pytest
+
+from .cases import combinations, combined
+from .contract import clause
+from .subjects.protocol import NotOffered
+
+ATTENTION = combinations.rows("attention")
+
+
+def run(subject, plan: str, rows: dict[str, dict[str, str]], name: str, make) -> None:
+    """Check a row; where it fails, the error says what was in it."""
+    row = combined.reduced(subject, plan, rows[name])
+    try:
+        make(row).check(subject)
+    except NotOffered:
+        raise
+    except Exception as error:
+        plain = combinations.PLANS[plan].plain
+        told = {option: value for option, value in row.items() if value != plain[option]}
+        error.add_note(f"{plan} with {', '.join(f'{o}={v}' for o, v in told.items()) or 'nothing'}")
+        raise
+
+
+@clause("ATT-9")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_options_of_attention(subject, name):
+    run(subject, "attention", ATTENTION, name, combined.attention)
