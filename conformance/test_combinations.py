@@ -6,11 +6,13 @@ left at its plain value, and the rest of the row is checked.
 
 import pytest
 
-from .cases import combinations, combined
+from .cases import combinations, combined, combined_models
 from .contract import clause
 from .subjects.protocol import NotOffered
 
 ATTENTION = combinations.rows("attention")
+MULTIHEAD = combinations.rows("multihead")
+LAYERS = combinations.rows("layers")
 
 
 def run(subject, plan: str, rows: dict[str, dict[str, str]], name: str, make) -> None:
@@ -31,3 +33,15 @@ def run(subject, plan: str, rows: dict[str, dict[str, str]], name: str, make) ->
 @pytest.mark.parametrize("name", ATTENTION)
 def test_options_of_attention(subject, name):
     run(subject, "attention", ATTENTION, name, combined.attention)
+
+
+@clause("MHA-4")
+@pytest.mark.parametrize("name", MULTIHEAD)
+def test_options_of_multihead_attention(subject, name):
+    run(subject, "multihead", MULTIHEAD, name, combined_models.MultiHeadRow)
+
+
+@clause("LAYER-2")
+@pytest.mark.parametrize("name", LAYERS)
+def test_options_of_layers(subject, name):
+    run(subject, "layers", LAYERS, name, combined_models.LayersRow)

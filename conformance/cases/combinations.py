@@ -77,7 +77,6 @@ MULTIHEAD = Plan(
 
 MASK_FORMS = ("none", "bool2", "bool3", "float2", "float4", "mask")
 KEY_FORMS = ("none", "bool", "mask")
-WITH_MEMORY = ("decoder_layer", "decoder", "transformer")
 LAYERS = Plan(
     {
         "kind": ("encoder_layer", "decoder_layer", "encoder", "decoder", "transformer"),
@@ -90,8 +89,9 @@ LAYERS = Plan(
         "bias": ("yes", "no"),
         "eps": ("usual", "large"),
         "layout": ("batch_first", "sequence_first"),
+        "last_norm": ("no", "yes"),
         "weights": ("asked", "no"),
-        "empty_rows": POLICIES,
+        "empty_rows": ("zero", "uniform"),
         "dtype": DTYPES,
         "mode": ("eval", "training"),
     },
@@ -100,6 +100,8 @@ LAYERS = Plan(
          {"kind": ("encoder_layer", "encoder"), "memory_mask": MASK_FORMS[1:]}),
         ("an encoder has no memory",
          {"kind": ("encoder_layer", "encoder"), "memory_key_padding_mask": KEY_FORMS[1:]}),
+        ("a layer has no last norm, and a Transformer has both",
+         {"kind": ("encoder_layer", "decoder_layer", "transformer"), "last_norm": ("yes",)}),
     ),
 )  # fmt: skip
 
