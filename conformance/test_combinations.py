@@ -6,13 +6,14 @@ left at its plain value, and the rest of the row is checked.
 
 import pytest
 
-from .cases import combinations, combined, combined_models
+from .cases import combinations, combined, combined_decoding, combined_models
 from .contract import clause
 from .subjects.protocol import NotOffered
 
 ATTENTION = combinations.rows("attention")
 MULTIHEAD = combinations.rows("multihead")
 LAYERS = combinations.rows("layers")
+DECODING = combinations.rows("decoding")
 
 
 def run(subject, plan: str, rows: dict[str, dict[str, str]], name: str, make) -> None:
@@ -45,3 +46,9 @@ def test_options_of_multihead_attention(subject, name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_options_of_layers(subject, name):
     run(subject, "layers", LAYERS, name, combined_models.LayersRow)
+
+
+@clause("CACHE-2")
+@pytest.mark.parametrize("name", DECODING)
+def test_options_of_decoding(subject, name):
+    run(subject, "decoding", DECODING, name, combined_decoding.DecodingRow)

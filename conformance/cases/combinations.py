@@ -113,6 +113,7 @@ DECODING = Plan(
         "then": ("go_on", "reorder", "repeat", "truncate", "truncate_each", "copy", "poison"),
         "steps": ("ones", "chunk", "hidden_chunk"),
         "mask": ("causal", "window"),
+        "memory_mask": ("none", "window"),
         "norm_first": ("no", "yes"),
         "layout": ("batch_first", "sequence_first"),
         "bias": ("yes", "no"),
@@ -124,6 +125,9 @@ DECODING = Plan(
          {"kind": ("attention", "grouped"), "norm_first": ("yes",)}),
         ("a model of tokens decodes under a causal mask",
          {"kind": ("seq2seq",), "mask": ("window",)}),
+        ("these take no mask of a memory",
+         {"kind": ("attention", "grouped", "encoder_layer", "encoder", "seq2seq"),
+          "memory_mask": ("window",)}),
     ),
 )  # fmt: skip
 

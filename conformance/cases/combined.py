@@ -45,7 +45,9 @@ def reduced(subject: Subject, plan: str, row: dict[str, str]) -> dict[str, str]:
     for option, capability in needed.items():
         if option in row and capability not in subject.capabilities:
             row[option] = plain[option]
-    if row["dtype"] not in subject.dtypes:
+    if "layers" not in subject.capabilities and plan == "decoding":  # an adapter's own attention
+        row |= {n: plain[n] for n in plain if n not in ("steps", "room", "bias", "layout")}
+    if row.get("dtype", subject.dtypes[0]) not in subject.dtypes:
         row["dtype"] = subject.dtypes[0]
     return row
 
