@@ -52,6 +52,9 @@ ATTENTION = Plan(
          {"empty_rows": ("uniform",), "garbage": ("nan", "inf")}),
         ("with one key the gradients of query and key are 0, and no budget can be read off them",
          {"sizes": ("one_key",), "path": BACKWARD}),
+        ("one query at the first position sees one key, as if there were no other",
+         {"sizes": ("one_query",), "path": BACKWARD, "mask": POSITIONAL,
+          "offset": ("zero", "negative")}),
     ),
 )  # fmt: skip
 
