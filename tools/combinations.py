@@ -38,9 +38,7 @@ def can_be(plan: Plan, row: dict[str, str]) -> bool:
         return False
     bound = {name for _, values in plan.never for name in values}
     free = [name for name in plan.options if name in bound and name not in row]
-    return not free or any(
-        can_be(plan, row | {free[0]: value}) for value in plan.options[free[0]]
-    )
+    return not free or any(can_be(plan, row | {free[0]: value}) for value in plan.options[free[0]])
 
 
 def uncovered(plan: Plan, rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -143,3 +143,15 @@ def rows(name: str, folder: Path = HERE) -> dict[str, dict[str, str]]:
     options, *table = (line.split() for line in lines)
     values = [dict(zip(options, words, strict=True)) for words in table]
     return {f"{i:02}-{next(iter(row.values()))}": row for i, row in enumerate(values)}
+
+
+def each_value(table: dict[str, dict[str, str]], kinds: tuple[str, ...] | None = None) -> set[str]:
+    """Return the ids of a few rows, of these kinds of model, in which each of their values is."""
+    rows = {id: row for id, row in table.items() if kinds is None or row["kind"] in kinds}
+    missing = {pair for row in rows.values() for pair in row.items()}
+    chosen: set[str] = set()
+    while missing:
+        best = max(rows, key=lambda id: len(missing & set(rows[id].items())))
+        chosen.add(best)
+        missing -= set(rows[best].items())
+    return chosen

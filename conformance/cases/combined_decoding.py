@@ -68,7 +68,9 @@ class DecodingRow:
         x = stream.tokens(length=TOKENS)
         given = {n: self.turned(v) for n, v in stream.given().items() if n in ("src", "memory")}
         capacity = PROMPTS[row["prompt"]].shape[1] + (3 if row["room"] == "exact" else 7)
-        cache = Told(self, stream.start(subject, capacity, **given), np.arange(B), [[]] * B, [[]] * B)
+        cache = Told(
+            self, stream.start(subject, capacity, **given), np.arange(B), [[]] * B, [[]] * B
+        )
         cache.feed(x, PROMPTS[row["prompt"]])
         cache = self.moved(cache, x)
         for i, hidden in enumerate(STEPS[row["steps"]]):
