@@ -32,11 +32,11 @@ MASK_NAMES = {"attention": "attn_mask", "encoder": "mask", "encoder_layer": "src
 
 @dataclass(frozen=True, eq=False)
 class PlainStream(Stream):
-    """A stream whose maps and norms may have no bias."""
+    """A stream whose attention may have no bias; models leave it out themselves."""
 
     def parameters(self, dtype_name: str = "float32") -> dict[str, np.ndarray]:
         found = super().parameters(dtype_name)
-        if self.config.get("bias", True):
+        if self.kind != "attention" or self.config.get("bias", True):
             return found
         return {name: array for name, array in found.items() if not name.endswith("bias")}
 
@@ -106,8 +106,8 @@ class DecodingRow:
     @property
     def options(self) -> dict:
         """Return the masks of every feed."""
-        name, found = MASK_NAMES.get(self.stream.kind, "tgt_mask"), {}
-        found |= {name: WINDOW} if self.row["mask"] == "window" else {}
+        name, found = MASK_NAMES.get(self.stream.kind, "tgt_mask")
+        found: dict = {name: WINDOW} if self.row["mask"] == "window" else {}
         return found | ({"memory_mask": MEMORY_WINDOW} if self.row["memory_mask"] != "none" else {})
 
 
@@ -150,7 +150,7 @@ class Told:
     def check(self, what: str) -> None:
         """Check every output against one pass over its sample's tokens, in batches of a length."""
         row, lengths = self.row, [len(own) for own in self.tokens]
-        masks = {"mask": WINDOW} if row.row["mask"] == "window" else {}
+        masks: dict = {"mask": WINDOW} if row.row["mask"] == "window" else {}
         masks |= {"memory_mask": MEMORY_WINDOW} if row.row["memory_mask"] != "none" else {}
         for length in sorted({*lengths} - {0}):
             samples = [b for b, own in enumerate(lengths) if own == length]

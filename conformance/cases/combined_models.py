@@ -171,7 +171,7 @@ class LayersRow:
 
     def masks(self, inputs: dict) -> tuple[dict, dict]:
         """Return the options of the call, and what each attention is allowed and given."""
-        row, options, told = self.row, {}, {}
+        row, options, told = self.row, {}, {}  # type: dict[str, str], dict, dict
         for i, (name, (first, second)) in enumerate(ATTENTIONS.items()):
             second = "src" if second not in inputs else second
             if first not in inputs or (name == "memory" and row["kind"].startswith("encoder")):

@@ -125,7 +125,7 @@ def signature(module, name: str) -> str:
     return "" if place is None else name + _parameters(place)
 
 
-def _call_of(place: type) -> str:
+def _call_of(place) -> str:
     """Return the name under which a class defines what calling it does."""
     return "__call__" if "__call__" in vars(place) else "forward"
 
