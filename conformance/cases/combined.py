@@ -100,7 +100,11 @@ class Combined(Case):
     last: tuple[int, ...] = (0, 0, 0)  # how many keys of each sample hold garbage
 
     def numbers(self, dtype_name: str) -> dict:
-        options: dict = {"scale": self.scale, "softcap": self.softcap, "empty_rows": self.empty_rows}
+        options: dict = {
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "empty_rows": self.empty_rows,
+        }
         if self.bias is not None:
             options["bias"] = bias_of(self.bias, self.shape, dtype_name)
         return {name: value for name, value in options.items() if value is not None}

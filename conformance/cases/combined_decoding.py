@@ -106,7 +106,7 @@ class DecodingRow:
     @property
     def options(self) -> dict:
         """Return the masks of every feed."""
-        name, found = MASK_NAMES.get(self.stream.kind, "tgt_mask")
+        name = MASK_NAMES.get(self.stream.kind, "tgt_mask")
         found: dict = {name: WINDOW} if self.row["mask"] == "window" else {}
         return found | ({"memory_mask": MEMORY_WINDOW} if self.row["memory_mask"] != "none" else {})
 
