@@ -104,7 +104,7 @@ def parallel() -> list[str]:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Make the environment that most sessions share."""
-    groups = group("examples", "onnx", "shapes", "lint", "site")
+    groups = group("examples", "onnx", "shapes", "combinations", "lint", "site")
     install(session, "-e", ".[all,conformance]", *groups)
 
 

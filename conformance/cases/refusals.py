@@ -6,6 +6,8 @@ A call is a function of a backend's module `m` and of `a`, which makes arrays by
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Wrong(NamedTuple):
     """One wrong call. `traced`: it is refused under compilation too, with the same text."""
@@ -144,6 +146,9 @@ MASKS = [
     Wrong("truth_value", TypeError,
           "a mask has no truth value, combine masks with & | ~: got bool(mask)",
           lambda m, a: m.causal() and m.padding([1])),
+    Wrong("mask_as_array", TypeError,
+          "a mask is not an array, write mask.allowed(T, S): got a mask as an array",
+          lambda m, a: np.asarray(m.causal())),
     Wrong("allow_rank2", ValueError,
           "allow must be (B, H, T, S), write array[None, None] for (T, S): got (5, 7)",
           lambda m, a: m.allow(a(5, 7, dtype="bool")), True),

@@ -35,6 +35,22 @@ def decode(m, a, *shape, sizes=(12, 3), settings=None, given=None, attn=None, ti
         _, written = attn.decode(a(*shape or (2, 5, 12)), written, **options)
 
 
+def made_by_hand(m, a, key=(2, 3, 7, 4), value=None, lengths=None, dtype="float32"):
+    """Return a cache as anyone may make one."""
+    lengths = 0 * a(2, dtype="int32") if lengths is None else lengths
+    return m.KVCache(a(*key), a(*value or (2, 3, 7, 4), dtype=dtype), lengths)
+
+
+def looked_at(m, a, given, query=(2, 5, 12), **options):
+    return attention(a)(a(*query), given, **options)
+
+
+def decode_layer(m, a, tgt=(2, 5, 12), memory=(2, 7, 12), **options):
+    model = a.new(DECODER, 12, 3, 8)
+    caches = model.self_attn.new_cache(2, 9), model.multihead_attn.project(a(*memory))
+    return model.decode(a(*tgt), *caches, **options)
+
+
 def stack(m, a, layers=2, other=None, x=(2, 5, 12), **options):
     encoders = [a.new("TransformerEncoder", n, 12, 3, 8) for n in (layers, other or layers)]
     return encoders[0].decode(a(*x), encoders[1].start(2, 7), **options)
@@ -56,6 +72,44 @@ def greedy(m, a, prompt=None, **options):
     return m.greedy_decode(model, ones, ones if prompt is None else prompt, **options)
 
 
+def ones(a):
+    return 1 + 0 * a(2, 4, dtype="int32")
+
+
+def second_is_padding(a):
+    """Return a prompt whose second sample has no token."""
+    prompt = a.subject.numpy(ones(a)).copy()
+    prompt[1] = 0
+    return a.subject.array(prompt)
+
+
+def seq2seq(a, **vocabularies):
+    """Return a model of tokens; an embedding may be replaced by one of so many tokens."""
+    model = a.new("Seq2SeqTransformer", 11, 13, **SMALL)
+    for name, size in vocabularies.items():
+        setattr(model, name, getattr(a.new("Seq2SeqTransformer", size, size, **SMALL), name))
+    return model
+
+
+def decode_tokens(a, tgt):
+    model = seq2seq(a)
+    return model.decode(tgt, model.start(ones(a), 7))
+
+
+def mixed(a, name, **settings):
+    """Return an attention with one projection of another one."""
+    attn = attention(a)
+    setattr(attn, name, getattr(attention(a, **settings), name))
+    return attn
+
+
+def tied(a):
+    """Return a stack whose layers share their first map."""
+    model = a.new("TransformerEncoder", 2, 12, 3, 8)
+    model.layers[1].linear1 = model.layers[0].linear1
+    return model
+
+
 def attention(a, **settings):
     return a.new("MultiHeadAttention", 12, 3, **settings)
 
@@ -66,6 +120,12 @@ def replaced(a, *names, by=None):
     for name in names:
         setattr(attn, name, getattr(other, by or name))
     return attn
+
+
+def with_weights(m, a, attn):
+    """Return an attention's weights, one of another dtype and one too many."""
+    weights = dict(m.export_weights(attn))
+    return weights | {"q_proj.weight": a(12, 12, dtype="float16"), "extra": a(3)}
 
 
 FULL = "capacity must hold every token: got"
@@ -81,6 +141,10 @@ LAYERS = [
           lambda m, a: layer(m, a, sizes=(12, 3, 8.0))),
     Wrong("norm_eps", TypeError, "layer_norm_eps must be a number: got str",
           lambda m, a: layer(m, a, settings={"layer_norm_eps": "small"})),
+    Wrong("norm_eps_negative", ValueError, "layer_norm_eps must be at least 0 and finite: got -1.0",
+          lambda m, a: layer(m, a, settings={"layer_norm_eps": -1.0})),
+    Wrong("norm_eps_inf", ValueError, "layer_norm_eps must be at least 0 and finite: got inf",
+          lambda m, a: a.new("TransformerDecoder", 2, 12, 3, 8, layer_norm_eps=float("inf"))),
     Wrong("norm_first", TypeError, "norm_first must be True or False: got int",
           lambda m, a: layer(m, a, settings={"norm_first": 1})),
     Wrong("norm_of_a_stack", TypeError, "norm must be True or False: got str",
@@ -201,6 +265,77 @@ CACHES = [
           lambda m, a: attention(a)(a(2, 5, 12), attention(a).new_cache(2, 7), a(2, 7, 12)), True),
     Wrong("cache_as_key_without_offset", ValueError, READINGS,
           lambda m, a: attention(a)(a(2, 5, 12), attention(a).new_cache(2, 7), attn_mask=m.causal()), True),
+    Wrong("cache_value_shape", ValueError, "cache.value must be (2, 3, 7, 4), as cache.key: got (2, 3, 7, 5)",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, value=(2, 3, 7, 5))), True),
+    Wrong("cache_key_rank", ValueError, "cache.key must be (B, H_kv, C, D): got (2, 7, 4)",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, key=(2, 7, 4))), True),
+    Wrong("cache_value_rank", ValueError, "cache.value must be (B, H_kv, C, D): got (2, 7, 4)",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, value=(2, 7, 4))), True),
+    Wrong("cache_value_dtype", TypeError, "cache.value must have the dtype of the cache.key, float32: got float16",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, dtype="float16")), True),
+    Wrong("cache_lengths_float", TypeError, "cache.lengths must be int32 or int64 (B,): got float32 array",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, lengths=a(2))), True),
+    Wrong("cache_lengths_shape", ValueError, "cache.lengths must be (B,) = (2,): got (3,)",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, lengths=0 * a(3, dtype="int32"))), True),
+    Wrong("cache_lengths_negative", ValueError, "cache.lengths must be at least 0: got -1",
+          lambda m, a: decode(m, a, given=made_by_hand(m, a, lengths=0 * a(2, dtype="int32") - 1))),
+    Wrong("cache_lengths_beyond", ValueError, f"{FULL} 8 tokens for 7 slots",
+          lambda m, a: looked_at(m, a, made_by_hand(m, a, lengths=0 * a(2, dtype="int32") + 8))),
+    Wrong("look_at_features", ValueError, "query must have 12 features: got 11",
+          lambda m, a: looked_at(m, a, attention(a).new_cache(2, 7), (2, 5, 11)), True),
+    Wrong("look_at_batch", ValueError, "cache must be (B, H_kv, C, D) = (3, 3, 7, 4): got (2, 3, 7, 4)",
+          lambda m, a: looked_at(m, a, attention(a).new_cache(2, 7), (3, 5, 12)), True),
+    Wrong("truncate_beyond_capacity", ValueError, "lengths must lie in 0..7: got 8",
+          lambda m, a: append(m, a).truncate(8)),
+    Wrong("truncate_float", TypeError, "lengths must be integers (B,): got float",
+          lambda m, a: append(m, a).truncate(2.0)),
+    Wrong("truncate_one_sample", ValueError, f"lengths {WRITTEN} 6 of 5",
+          lambda m, a: append(m, a).truncate(6 + 0 * a(2, dtype="int32"))),
+    Wrong("index_negative", ValueError, "index must lie in 0..1: got -1",
+          lambda m, a: cache(m).reorder(0 * a(2, dtype="int32") - 1)),
+    Wrong("index_rank", ValueError, "index must be (B,) = (2,): got (2, 1)",
+          lambda m, a: cache(m).reorder(0 * a(2, 1, dtype="int32")), True),
+    Wrong("counts_negative", ValueError, "counts must lie in 0..5: got -1",
+          lambda m, a: append(m, a, counts=0 * a(2, dtype="int32") - 1)),
+    Wrong("append_value_dtype", TypeError, "value must have the dtype of the cache, float32: got float16",
+          lambda m, a: cache(m).append(a(2, 3, 5, 4), a(2, 3, 5, 4, dtype="float16")), True),
+    Wrong("hidden_rank", ValueError, "hidden must be (B, T): got (2, 5, 1)",
+          lambda m, a: decode(m, a, hidden=a(2, 5, 1, dtype="bool")), True),
+    Wrong("hidden_shape_sequence_first", ValueError, "hidden must be (B, T) = (2, 5): got (5, 2)",
+          lambda m, a: decode(m, a, 5, 2, 12, settings={"batch_first": False}, hidden=a(5, 2, dtype="bool")), True),
+    Wrong("hidden_and_memory_array", ValueError, "memory_mask must go by positions where tokens are hidden: got float32 array",
+          lambda m, a: decode_layer(m, a, hidden=a(2, 5, dtype="bool"), memory_mask=a(5, 7))),
+    Wrong("hidden_and_memory_table", ValueError, "memory_mask must go by positions where tokens are hidden: got hide",
+          lambda m, a: decode_layer(m, a, hidden=a(2, 5, dtype="bool"),
+                                    memory_mask=m.hide(a(2, 3, 5, 7, dtype="bool")))),
+    Wrong("hidden_and_pair_of_ids", ValueError, "attn_mask must go by positions where tokens are hidden: got segments",
+          lambda m, a: decode(m, a, hidden=a(2, 5, dtype="bool"),
+                              attn_mask=m.causal() & m.segments([[1] * 5] * 2, [[1] * 7] * 2))),
+    Wrong("decode_memory_mask", ValueError, f"attn_mask {FIT} (5, 7): got (7, 5)",
+          lambda m, a: decode_layer(m, a, memory_mask=a(7, 5)), True),
+    Wrong("decode_memory_padding", ValueError, "key_padding_mask must be (B, S) = (2, 7): got (2, 5)",
+          lambda m, a: decode_layer(m, a, memory_key_padding_mask=a(2, 5, dtype="bool")), True),
+    Wrong("decode_memory_batch", ValueError, "cache must be (B, H_kv, C, D) = (2, 3, 7, 4): got (3, 3, 7, 4)",
+          lambda m, a: decode_layer(m, a, memory=(3, 7, 12)), True),
+    Wrong("project_features", ValueError, "key must have 12 features: got 11",
+          lambda m, a: attention(a).project(a(2, 7, 11)), True),
+    Wrong("project_value_features", ValueError, "value must have 12 features: got 11",
+          lambda m, a: attention(a).project(a(2, 7, 12), a(2, 7, 11)), True),
+    Wrong("project_lengths", ValueError, "key and value must share a length: got 7 and 6",
+          lambda m, a: attention(a).project(a(2, 7, 12), a(2, 6, 12)), True),
+    Wrong("project_rank_sequence_first", ValueError, "key must be (S, B, E): got (7, 12)",
+          lambda m, a: attention(a, batch_first=False).project(a(7, 12)), True),
+    Wrong("new_cache_capacity", ValueError, "capacity must be at least 1: got 0",
+          lambda m, a: attention(a).new_cache(2, 0)),
+    Wrong("new_cache_batch", ValueError, "batch_size must be at least 0: got -1",
+          lambda m, a: attention(a).new_cache(-1, 7)),
+    Wrong("start_capacity", ValueError, "capacity must be at least 1: got 0",
+          lambda m, a: a.new("TransformerEncoder", 2, 12, 3, 8).start(2, 0)),
+    Wrong("decoder_start_capacity", ValueError, "capacity must be at least 1: got 0",
+          lambda m, a: a.new("TransformerDecoder", 2, 12, 3, 8).start(a(2, 7, 12), 0)),
+    Wrong("stack_without_memories", ValueError, "cache must have 2 memories: got 0",
+          lambda m, a: a.new("TransformerDecoder", 2, 12, 3, 8).decode(
+              a(2, 5, 12), a.new("TransformerEncoder", 2, 12, 3, 8).start(2, 7)), True),
     Wrong("stack_of_another_depth", ValueError, "cache must have 2 layers: got 3",
           lambda m, a: stack(m, a, 2, 3), True),
     Wrong("stack_given_a_layers_cache", TypeError, "cache must be a StackCache: got KVCache",
@@ -226,6 +361,34 @@ TOKENS = [
           lambda m, a: tokens(m, a, dtype="float32"), True),
     Wrong("token_rank", ValueError, "src must be (B, S): got (2, 5, 1)",
           lambda m, a: tokens(m, a, src=(2, 5, 1)), True),
+    Wrong("token_beyond", ValueError, "src must lie in its vocabulary, 0..10: got 11",
+          lambda m, a: seq2seq(a)(11 + 0 * a(2, 5, dtype="int32"), ones(a))),
+    Wrong("token_negative", ValueError, "tgt must lie in its vocabulary, 0..12: got -1",
+          lambda m, a: seq2seq(a)(ones(a), 0 * a(2, 4, dtype="int32") - 1)),
+    Wrong("start_token_beyond", ValueError, "src must lie in its vocabulary, 0..10: got 11",
+          lambda m, a: seq2seq(a).start(11 * ones(a), 7)),
+    Wrong("start_token_rank", ValueError, "src must be (B, S): got (5,)",
+          lambda m, a: seq2seq(a).start(abs(a(5, dtype="int32")), 7), True),
+    Wrong("decode_token_beyond", ValueError, "tgt must lie in its vocabulary, 0..12: got 13",
+          lambda m, a: decode_tokens(a, 13 * ones(a))),
+    Wrong("decode_token_batch", ValueError, "tgt and cache must share a batch size: got 3 and 2",
+          lambda m, a: decode_tokens(a, abs(a(3, 4, dtype="int32"))), True),
+    Wrong("small_embedding", ValueError, "an embedding must hold 11 tokens: got 10",
+          lambda m, a: seq2seq(a, src_embedding=10)(ones(a), ones(a)), True),
+    Wrong("small_target_embedding", ValueError, "an embedding must hold 13 tokens: got 10",
+          lambda m, a: seq2seq(a, tgt_embedding=10)(ones(a), ones(a)), True),
+    Wrong("target_vocabulary", ValueError, "tgt_vocab must be at least 1: got 0",
+          lambda m, a: tokens(m, a, vocabularies=(11, 0))),
+    Wrong("padding_idx_negative", ValueError, "padding_idx must be in both vocabularies, 0..10: got -1",
+          lambda m, a: tokens(m, a, padding_idx=-1)),
+    Wrong("padding_idx_text", TypeError, "padding_idx must be an integer: got str",
+          lambda m, a: tokens(m, a, padding_idx="<pad>")),
+    Wrong("positions_none", ValueError, "positions must be 'sinusoidal' or 'none': got None",
+          lambda m, a: tokens(m, a, positions=None)),
+    Wrong("target_rank", ValueError, "tgt must be (B, T): got (2, 4, 1)",
+          lambda m, a: tokens(m, a, tgt=(2, 4, 1)), True),
+    Wrong("encoder_layers", ValueError, "num_layers must be at least 1: got 0",
+          lambda m, a: tokens(m, a, num_encoder_layers=0)),
     Wrong("token_batch", ValueError, "src and tgt must share a batch size: got 2 and 3",
           lambda m, a: tokens(m, a, tgt=(3, 4)), True),
     Wrong("eos", TypeError, "eos_idx must be an integer: got str",
@@ -234,6 +397,16 @@ TOKENS = [
           lambda m, a: greedy(m, a, max_new_tokens=0)),
     Wrong("empty_prompt", ValueError, "every prompt must have a token: got none in sample 0",
           lambda m, a: greedy(m, a, 0 * a(2, 4, dtype="int32"))),
+    Wrong("empty_prompt_of_a_sample", ValueError, "every prompt must have a token: got none in sample 1",
+          lambda m, a: greedy(m, a, second_is_padding(a))),
+    Wrong("no_prompt", ValueError, "every prompt must have a token: got none in sample 0",
+          lambda m, a: greedy(m, a, a(2, 0, dtype="int32"))),
+    Wrong("prompt_batch", ValueError, "src and tgt must share a batch size: got 2 and 3",
+          lambda m, a: greedy(m, a, 1 + 0 * a(3, 4, dtype="int32"))),
+    Wrong("prompt_beyond", ValueError, "tgt must lie in its vocabulary, 0..12: got 13",
+          lambda m, a: greedy(m, a, 13 + 0 * a(2, 4, dtype="int32"))),
+    Wrong("new_tokens_float", TypeError, "max_new_tokens must be an integer: got float",
+          lambda m, a: greedy(m, a, max_new_tokens=4.0)),
     Wrong("greedy_capacity", ValueError, f"{FULL} 7 tokens for 6 slots",
           lambda m, a: greedy(m, a, capacity=6)),
 ]  # fmt: skip
@@ -251,6 +424,24 @@ WEIGHTS = [
           "weights must be those of the model: got no k_proj.weight; no v_proj.weight; no out_proj.weight; "
           "q_proj.weight (12, 11) for (12, 12)",
           lambda m, a: m.import_weights(attention(a, bias=False), {"q_proj.weight": a(12, 11)})),
+    Wrong("weights_dtype", ValueError,
+          "weights must be those of the model: got extra, which is unexpected; q_proj.weight float16 for float32",
+          lambda m, a: m.import_weights(attention(a, bias=False), with_weights(m, a, attention(a, bias=False)))),
+    Wrong("weights_layout", ValueError, "layout must be 'rosetta', 'torch' or 'nnx': got None",
+          lambda m, a: m.import_weights(attention(a), {}, None)),
+    Wrong("weights_bias_k", ValueError, "bias_k and bias_v have no counterpart here: got bias_k",
+          lambda m, a: m.import_weights(attention(a), {"bias_k": a(1, 1, 12)}, "torch")),
+    Wrong("layout_of_other_biases", ValueError, "layout 'torch' has a weight and a bias a projection: got k_proj.bias",
+          lambda m, a: m.export_weights(mixed(a, "k_proj", bias=False), "torch")),
+    Wrong("layout_of_two_dtypes", ValueError,
+          "layout 'torch' has one dtype for all projections: got k_proj.bias float32, k_proj.weight float32, "
+          "out_proj.bias float32, out_proj.weight float32, q_proj.bias float16, q_proj.weight float16, "
+          "v_proj.bias float32, v_proj.weight float32",
+          lambda m, a: m.export_weights(mixed(a, "q_proj", dtype="float16"), "torch")),
+    Wrong("tied_weights_differ", ValueError,
+          "weights of tied parameters must be equal: got others for "
+          "layers.1.linear1.weight and layers.0.linear1.weight",
+          lambda m, a: m.import_weights(tied(a), m.export_weights(a.new("TransformerEncoder", 2, 12, 3, 8)))),
 ]  # fmt: skip
 
 MODELS = [*LAYERS, *CACHES, *TOKENS, *WEIGHTS]
