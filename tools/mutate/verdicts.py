@@ -1,0 +1,64 @@
+"""The verdicts of earlier runs, so that only what has changed is judged again.
+
+What the suite catches stays caught while the mutant's file reads the same. What it misses is judged
+again when the suite changes, or, for what the tests say, when they do.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .child import SUITE
+from .mutant import ROOT, Mutant
+from .reach import digest
+
+Verdict = dict[str, Any]
+
+
+class Verdicts:
+    """A file of JSON lines, a verdict each; the last one of a mutant counts."""
+
+    def __init__(self, folder: Path, fresh: bool = False):
+        self.path = folder / "verdicts.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.hashes = {"conformance": digest(SUITE), "tests": digest(ROOT / "tests")}
+        self.known: dict[tuple[str, str], Verdict] = {}
+        if self.path.exists() and not fresh:
+            for line in self.path.read_text("utf-8").splitlines():
+                verdict = json.loads(line)
+                self.known[verdict["mutant"], verdict["where"]] = verdict
+
+    def keep(self, mutant: Mutant, where: str, answer: Verdict, write: bool = True) -> None:
+        """Keep a verdict."""
+        verdict = answer | {"mutant": hashed(mutant), "id": mutant.id, "where": where}
+        verdict["asked"] = self.hashes[where]
+        self.known[verdict["mutant"], where] = verdict
+        if not write:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            print(json.dumps(verdict), file=file)
+
+    def earlier(self, mutant: Mutant, where: str) -> Verdict:
+        """Return what is known and still true of a mutant; nothing is an empty dict."""
+        verdict = self.known.get((hashed(mutant), where), {})
+        return verdict if "case" in verdict or verdict.get("asked") == self.hashes[where] else {}
+
+    def lacks(self, mutant: Mutant, where: str) -> bool:
+        """Whether somebody has yet to judge a mutant; the tests wait for the suite to miss it."""
+        if where == "tests":
+            first = self.earlier(mutant, "conformance")
+            if not first or "case" in first:
+                return False
+        return not self.earlier(mutant, where)
+
+    def get(self, mutant: Mutant, suite: bool = False) -> Verdict | None:
+        """Return the verdict on a mutant: the suite's if it catches it, else the tests'."""
+        first = self.earlier(mutant, "conformance")
+        if "case" in first or suite or not first:
+            return first or None
+        return self.earlier(mutant, "tests") or None
+
+
+def hashed(mutant: Mutant) -> str:
+    return hashlib.sha256(f"{mutant.file}\n{mutant.text}".encode()).hexdigest()[:16]
