@@ -6,6 +6,7 @@ A mutant is caught by `conformance`, which everybody has who plugs in or copies 
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--unmapped", action="store_true", help="run every case, and keep nothing")
     parser.add_argument("--folder", type=Path, default=Path(".conformance/mutate"))
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the workers are ended, too
     try:
         return run(options, chosen(options))
     except (BrokenError, OSError, ValueError) as error:

@@ -107,21 +107,26 @@ def reaching(mutant: Mutant, cases: dict[str, Any]) -> set[str]:
     """Return the cases that run what a mutant changes; where none does, those of its function.
 
     JAX traces once, so that a test's other cases are taken with those that were seen to run it.
-    What torch compiles is not seen, so that every case that compiles is taken.
+    What torch compiles is not seen: where nobody was seen, the cases that compile are taken too.
     """
     source = (ROOT / mutant.file).read_text("utf-8")
-    for lines in around(source, mutant.first, mutant.last):
-        chosen = {n for n, (_, own) in cases.items() if lines & set(own.get(mutant.file, ()))}
-        if chosen:
+    seen, *wider = around(source, mutant.first, mutant.last)
+    chosen = running(cases, mutant.file, seen)
+    if not chosen and mutant.backend == "torch":
+        chosen = {n for n, (s, _) in cases.items() if s and "compil" in n.partition("::")[2]}
+    for lines in wider if not running(cases, mutant.file, seen) else ():
+        if more := running(cases, mutant.file, lines):
+            chosen |= more
             break
-    else:
-        chosen = {name for name, (_, own) in cases.items() if own}
     if mutant.backend == "jax":
         tests = {name.split("[")[0] for name in chosen}
         chosen |= {n for n, (s, _) in cases.items() if s and n.split("[")[0] in tests}
-    if mutant.backend == "torch":
-        chosen |= {n for n, (s, _) in cases.items() if s and "compil" in n.partition("::")[2]}
     return chosen
+
+
+def running(cases: dict[str, Any], file: str, lines: set[int]) -> set[str]:
+    """Return the cases that were seen to run one of a file's lines."""
+    return {name for name, (_, own) in cases.items() if not lines.isdisjoint(own.get(file, ()))}
 
 
 def around(source: str, first: int, last: int) -> Iterator[set[int]]:
@@ -137,8 +142,7 @@ def around(source: str, first: int, last: int) -> Iterator[set[int]]:
         if isinstance(node, ast.FunctionDef) and node.lineno <= last and first <= node.end_lineno:
             functions.append(set(range(node.body[0].lineno, node.end_lineno + 1)))
     inner = min(functions, key=len, default=every)
-    if functions and not outside:
-        yield touched  # else import runs it, and no case
+    yield touched if functions and not outside else set()  # import runs it, and no case
     yield inner
     yield every
 

@@ -1,7 +1,7 @@
 """Which lines of a backend each case runs: pytest under coverage.py, with a context for each case.
 
-JAX traces a function once: so its programs are forgotten before each test, though not before each
-of a test's cases.
+JAX traces a function once: so a backend's programs are forgotten before each test, though not
+before each of a test's cases.
 """
 
 import sys
@@ -26,8 +26,8 @@ class Watched:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item):
         function = getattr(item, "function", None)
-        if function is not self.function and "jax" in sys.modules:
-            sys.modules["jax"].clear_caches()
+        if function is not self.function:
+            forget()
         self.function = function
         self.measure.switch_context(key(item, self.overlay))
         try:
@@ -69,6 +69,14 @@ def work(task: dict[str, Any], overlay: Path, tell: Callable[[dict], None]) -> N
                 lines.setdefault(name, {}).setdefault(file, []).append(number)
     cases = {name: [s, lines.get(name, {})] for name, s in plugin.seconds.items()}
     tell({"status": int(status), "bad": sorted(plugin.bad), "cases": cases})
+
+
+def forget() -> None:
+    """Let JAX trace the backend's own compiled functions again."""
+    for name in [name for name in sys.modules if name.startswith("attn_jax.")]:
+        for thing in vars(sys.modules[name]).values():
+            if hasattr(thing, "clear_cache"):
+                thing.clear_cache()
 
 
 def list_of(overlay: Path) -> list[str]:

@@ -24,7 +24,7 @@ from .mutant import BACKENDS, ROOT
 
 WARM = (
     "pytest", "hypothesis", "numpy", "ml_dtypes", "safetensors.numpy", "threadpoolctl", "jaxtyping",
-    "rich.progress", "jsonschema", "coverage", "conformance.oracle.expected", "conformance.reports.plugin",
+    "rich.progress", "jsonschema", "coverage", "conformance.conftest",
     "torch", "torch.nn.attention.flex_attention", "torch._dynamo", "safetensors.torch",
     "jax", "jax.numpy", "flax.nnx", "tools.mutate.child", "tools.mutate.record",
 )  # fmt: skip
@@ -36,6 +36,7 @@ def main(folder: str) -> None:
     shutil.rmtree(overlay, ignore_errors=True)
     for backend in BACKENDS:
         shutil.copytree(ROOT / f"attn_{backend}", overlay / f"attn_{backend}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints, prints no answer
     with warnings.catch_warnings():
@@ -69,6 +70,7 @@ def forked(work: Callable[[Callable], None], limit: float, log: Path) -> dict[st
     if not (pid := os.fork()):
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             with log.open("wb") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
@@ -76,11 +78,13 @@ def forked(work: Callable[[Callable], None], limit: float, log: Path) -> dict[st
         finally:
             os._exit(0)
     os.close(write)
-    told, late = listen(read, time.monotonic() + limit)
-    os.close(read)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    try:
+        told, late = listen(read, time.monotonic() + limit)
+    finally:
+        os.close(read)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     if "now" in told:
         how = "did not end" if late else "ended the process or took too long"
         text = log.read_text("utf-8", "replace")[-600:]
