@@ -59,12 +59,13 @@ class Chosen:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        if self.order is None:
+        order = self.order
+        if order is None:
             return
         keys = {id(item): key(item, self.overlay) for item in items}
-        last = len(self.order)
-        kept = [i for i in items if keys[id(i)] in self.order or keys[id(i)] not in self.known]
-        items[:] = sorted(kept, key=lambda i: self.order.get(keys[id(i)], last))
+        last = len(order)
+        kept = [i for i in items if keys[id(i)] in order or keys[id(i)] not in self.known]
+        items[:] = sorted(kept, key=lambda i: order.get(keys[id(i)], last))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item):

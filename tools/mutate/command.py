@@ -1,18 +1,19 @@
 """python -m tools.mutate: change the backends' source, and see who notices.
 
 A mutant is caught by `conformance`, which everybody has who plugs in or copies a folder; else by
-`tests`, the project's own; else by nobody. Exit status 1: nobody catches a patch that is not marked
-`equivalent`.
+`tests`, the project's own; else by nobody. First come the patches, then, as long as time is left,
+a sample of the changes by rule; what was judged before is not judged again while it stays true.
+Exit status 1: nobody catches a patch that is not marked `equivalent`.
 """
 
 import argparse
+import random
 import signal
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -20,72 +21,109 @@ from rich.progress import Progress
 from conformance.runs.run import cores
 
 from .mutant import BACKENDS, Mutant, patches
+from .operators import operators
+from .page import said, summary, write
 from .reach import Reach
-from .verdicts import Verdicts
+from .verdicts import WHERE, Verdict, Verdicts
 from .workers import BrokenError, Workers
-
-WHERE = ("conformance", "tests")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns 2 where it cannot run."""
     parser = argparse.ArgumentParser("tools.mutate", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="patches, as NAME or BACKEND/NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="patches: NAME or BACKEND/NAME")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable")
     parser.add_argument("--file", action="append", help="such as attn_torch/cache.py, repeatable")
-    parser.add_argument("--minutes", type=float, default=10, help="when to stop")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--patches", action="store_true", help="no changes by rule")
+    kind.add_argument("--operators", action="store_true", help="no patches")
+    parser.add_argument("--minutes", type=float, default=10, help="when to stop, the map left out")
     parser.add_argument("--all", action="store_true", help="do not stop before the last")
-    parser.add_argument("--suite", action="store_true", help="ask the suite only, not the tests")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--suite", action="store_true", help="ask the suite, and not the tests")
     parser.add_argument("--unmapped", action="store_true", help="run every case, and keep nothing")
-    parser.add_argument("--folder", type=Path, default=Path(".conformance/mutate"))
+    parser.add_argument("--page", type=Path, help="where the page goes, in Markdown")
+    parser.add_argument("--folder", type=Path, default=".conformance/mutate", help="what is kept")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the workers are ended, too
     try:
-        return run(options, chosen(options))
+        mutants = chosen(options)
+        verdicts = run(options, [mutant for mutant in mutants if not mutant.equivalent])
     except (BrokenError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    if options.page:
+        write(options.page, mutants, verdicts)
+    print(summary(mutants, verdicts, options.suite))
+    missed = (m for m in mutants if m.kind == "patch" and not m.equivalent)
+    return int(any(verdicts.get(m, options.suite).get("survived") for m in missed))
 
 
 def chosen(options: argparse.Namespace) -> list[Mutant]:
-    """Return the mutants that are asked for."""
-    every = [m for m in patches() if not m.equivalent]
-    unknown = set(options.names) - {n for m in every for n in (m.name, m.id)}
-    if unknown:
+    """Return the mutants that are asked for: the patches, then the others as the seed has it."""
+    found = [] if options.operators else patches()
+    names = {name for mutant in found for name in (mutant.name, mutant.id)}
+    if unknown := set(options.names) - names:
         raise ValueError(f"no patch has this name: got {', '.join(sorted(unknown))}")
-    return [
-        m
-        for m in every
-        if (not options.names or {m.name, m.id} & set(options.names))
-        and m.backend in (options.backend or BACKENDS)
-        and m.file in (options.file or [m.file])
-    ]
+    wanted = options.backend or BACKENDS
+    if options.names:
+        return [m for m in found if {m.name, m.id} & set(options.names) and m.backend in wanted]
+    if not options.patches:
+        found += sampled([m for b in wanted for m in operators(b)], options.seed)
+    return [m for m in found if m.backend in wanted and m.file in (options.file or [m.file])]
 
 
-def run(options: argparse.Namespace, mutants: list[Mutant]) -> int:
-    """Judge mutants until time is up; print what was found."""
+def sampled(mutants: list[Mutant], seed: int) -> list[Mutant]:
+    """Return mutants in a random order in which every file has its turn."""
+    by_file: dict[str, list[Mutant]] = defaultdict(list)
+    for mutant in random.Random(seed).sample(mutants, len(mutants)):
+        by_file[mutant.file].append(mutant)
+    turns = [(i, m) for own in by_file.values() for i, m in enumerate(own)]
+    return [mutant for _, mutant in sorted(turns, key=lambda turn: turn[0])]
+
+
+def run(options: argparse.Namespace, mutants: list[Mutant]) -> Verdicts:
+    """Judge mutants until time is up; return what is known then."""
     folder = options.folder.absolute()
-    reach, verdicts = Reach(folder), Verdicts(folder, fresh=options.unmapped or options.names)
-    end = float("inf") if options.all or options.names else time.monotonic() + 60 * options.minutes
+    reach = Reach(folder)
+    verdicts = Verdicts(folder, fresh=bool(options.unmapped or options.names))
+    wheres = WHERE[:1] if options.suite else WHERE
     with Workers(folder, cores()) as workers, Progress(console=Console(stderr=True)) as bars:
-        for where in WHERE[: 1 if options.suite else 2]:
-            left = [m for m in mutants if verdicts.lacks(m, where)]
-            for backend in dict.fromkeys(m.backend for m in left):
+        for where in wheres:
+            for backend in dict.fromkeys(mutant.backend for mutant in mutants):
                 record(workers, bars, reach, where, backend)
-            bar = bars.add_task(where, total=len(left))
-            ask = partial(judge, workers, reach, where, options.unmapped)
-            for mutant, answer in workers.map(ask, (m for m in left if time.monotonic() < end)):
+        end = time.monotonic() + 60 * options.minutes
+        late = not (options.all or options.names)
+        todo = [m for m in mutants if not verdicts.get(m, options.suite)]
+        bar = bars.add_task("mutants", total=len(todo))
+        ask = partial(judge, workers, reach, verdicts, wheres, options.unmapped)
+        in_time = (m for m in todo if not late or time.monotonic() < end)
+        for mutant, answers in workers.map(ask, in_time):
+            for where, answer in answers.items():
                 verdicts.keep(mutant, where, answer, write=not options.unmapped)
-                bars.console.print(told(mutant, where, answer), markup=False, soft_wrap=True)
-                if options.names:
-                    bars.console.print(answer.get("message", ""), markup=False)
-                bars.advance(bar)
-    return report(mutants, verdicts, options.suite)
+                bars.console.print(said(mutant, where, answer), markup=False, soft_wrap=True)
+                if options.names and "message" in answer:
+                    bars.console.print(answer["message"], markup=False)
+            bars.advance(bar)
+    return verdicts
 
 
-def judge(workers: Workers, reach: Reach, where: str, every: bool, mutant: Mutant) -> dict:
-    """Return what a worker says of a mutant."""
-    return workers.ask(reach.task(mutant, where, every))
+def judge(
+    workers: Workers,
+    reach: Reach,
+    verdicts: Verdicts,
+    wheres: tuple[str, ...],
+    every: bool,
+    mutant: Mutant,
+) -> dict[str, Verdict]:
+    """Ask the suite, then the tests; return what is new."""
+    answers: dict[str, Verdict] = {}
+    for where in wheres:
+        known = verdicts.earlier(mutant, where)
+        answers[where] = known or workers.ask(reach.task(mutant, where, every))
+        if "case" in answers[where]:
+            break
+    return {where: answer for where, answer in answers.items() if "mutant" not in answer}
 
 
 def record(workers: Workers, bars: Progress, reach: Reach, where: str, backend: str) -> None:
@@ -97,23 +135,3 @@ def record(workers: Workers, bars: Progress, reach: Reach, where: str, backend: 
             raise BrokenError(f"{task['files'][0]} could not be recorded: {answer}")
         reach.keep(task, answer)
         bars.advance(bar)
-
-
-def told(mutant: Mutant, where: str, answer: dict[str, Any]) -> str:
-    """Return a line on a mutant."""
-    how = answer["case"] if "case" in answer else f"NOT CAUGHT by {where}"
-    return f"{mutant.id}: {how} ({answer['seconds']:.1f} s)"
-
-
-def report(mutants: list[Mutant], verdicts: Verdicts, suite: bool) -> int:
-    """Print how many were caught by whom, and which by nobody."""
-    judged = [(m, v) for m in mutants if (v := verdicts.get(m, suite))]
-    caught = Counter(v["where"] for _, v in judged if "case" in v)
-    missed = [m for m, v in judged if "case" not in v]
-    for m in missed:
-        print(f"\nNOBODY CATCHES {m.id}\n  {m.file}:{m.first}  {m.sentence}")
-    print(
-        f"\n{len(mutants)} mutants, {len(judged)} judged: {caught['conformance']} caught by "
-        f"conformance, {caught['tests']} by tests only, {len(missed)} not caught"
-    )
-    return int(bool(missed))

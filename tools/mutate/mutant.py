@@ -24,14 +24,15 @@ KEYS = {"name", "file", "sentence", "old", "new"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is wrong, and how the file reads with it."""
+    """What is wrong, and where: `new` stands in place of `old`."""
 
     name: str
     file: str
     sentence: str  # of an operator: the line, before and after
-    text: str  # the whole file
-    first: int  # the lines of the original that it changes
-    last: int
+    source: str  # the whole file
+    start: int
+    old: str
+    new: str
     equivalent: str = ""  # why no call can show it
     kind: str = "patch"
 
@@ -43,22 +44,37 @@ class Mutant:
     def id(self) -> str:
         return f"{self.backend}/{self.name}"
 
+    @property
+    def text(self) -> str:
+        """The file with the mistake in it."""
+        return self.source[: self.start] + self.new + self.source[self.start + len(self.old) :]
 
-def changed(file: str, source: str, start: int, old: str, new: str, **about) -> Mutant:
-    """Return the mutant whose file has `new` where `old` begins at the offset `start`."""
-    text = source[:start] + new + source[start + len(old) :]
-    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
-    same = min(len(old), len(new)) if same is None else same
-    end = len(old)
-    while (
-        end > same
-        and len(new) - (len(old) - end) > same
-        and old[end - 1] == new[end - 1 - len(old)]
-    ):
-        end -= 1
-    first = source.count("\n", 0, start + same) + 1
-    last = source.count("\n", 0, max(start + end - 1, start + same)) + 1
-    return Mutant(file=file, text=text, first=first, last=last, **about)
+    @property
+    def lines(self) -> tuple[int, int]:
+        """The first and the last line that differ from the original's."""
+        same = equal_ends(self.old, self.new)
+        end = len(self.old) - equal_ends(self.old[same:][::-1], self.new[same:][::-1])
+        first = self.source.count("\n", 0, self.start + same) + 1
+        return first, first + self.old.count("\n", same, max(same, end - 1))
+
+    def before_and_after(self) -> tuple[str, str]:
+        """Return the lines that change, on one line, as they were and as they are."""
+        top, end = self.source.rfind("\n", 0, self.start) + 1, self.start + len(self.old)
+        rest = self.source[end:].split("\n", 1)[0]
+        head = self.source[top : self.start]
+        return " ".join((head + self.old + rest).split()), " ".join(
+            (head + self.new + rest).split()
+        )
+
+
+def equal_ends(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from their beginning.
+
+    >>> equal_ends("mask", "map")
+    2
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def patches(folder: Path = PATCHES, root: Path = ROOT) -> list[Mutant]:
@@ -85,16 +101,8 @@ def patch(table: dict[str, str], where: str, root: Path = ROOT) -> Mutant:
     if (times := source.count(old)) != 1 or old == new:
         rule = "`old` must occur once and differ from `new`; write it anew from today's source"
         raise ValueError(f"{about}: {rule}: got {times} times in {file}")
-    about_it = {key: table[key] for key in ("name", "sentence")}
-    mutant = changed(
-        file,
-        source,
-        source.index(old),
-        old,
-        new,
-        **about_it,
-        equivalent=table.get("equivalent", ""),
-    )
+    words = table["name"], file, table["sentence"]
+    mutant = Mutant(*words, source, source.index(old), old, new, table.get("equivalent", ""))
     try:
         ast.parse(mutant.text)
     except SyntaxError as error:

@@ -82,7 +82,12 @@ class Reach:
 
     def task(self, mutant: Mutant, where: str, every: bool = False) -> dict[str, Any]:
         """Return the task that judges a mutant: the cases that reach it, the cheapest first."""
-        task = {"backend": mutant.backend, "where": where, "file": mutant.file, "text": mutant.text}
+        task: dict[str, Any] = {
+            "backend": mutant.backend,
+            "where": where,
+            "file": mutant.file,
+            "text": mutant.text,
+        }
         recorded = self.records.get((where, mutant.backend), {})
         cases = {name: case for unit in recorded.values() for name, case in unit.items()}
         seconds = {name: own for name, (own, _) in cases.items()}
@@ -109,8 +114,7 @@ def reaching(mutant: Mutant, cases: dict[str, Any]) -> set[str]:
     JAX traces once, so that a test's other cases are taken with those that were seen to run it.
     What torch compiles is not seen: where nobody was seen, the cases that compile are taken too.
     """
-    source = (ROOT / mutant.file).read_text("utf-8")
-    seen, *wider = around(source, mutant.first, mutant.last)
+    seen, *wider = around(mutant.source, *mutant.lines)
     chosen = running(cases, mutant.file, seen)
     if not chosen and mutant.backend == "torch":
         chosen = {n for n, (s, _) in cases.items() if s and "compil" in n.partition("::")[2]}
@@ -139,8 +143,12 @@ def around(source: str, first: int, last: int) -> Iterator[set[int]]:
             if top <= last and first <= end:
                 touched |= set(range(top, end + 1))
                 outside |= isinstance(node, ast.FunctionDef | ast.ClassDef)
-        if isinstance(node, ast.FunctionDef) and node.lineno <= last and first <= node.end_lineno:
-            functions.append(set(range(node.body[0].lineno, node.end_lineno + 1)))
+        if (
+            isinstance(node, ast.FunctionDef)
+            and node.lineno <= last
+            and first <= (node.end_lineno or 0)
+        ):
+            functions.append(set(range(node.body[0].lineno, (node.end_lineno or 0) + 1)))
     inner = min(functions, key=len, default=every)
     yield touched if functions and not outside else set()  # import runs it, and no case
     yield inner
@@ -149,8 +157,7 @@ def around(source: str, first: int, last: int) -> Iterator[set[int]]:
 
 def extent(node: ast.stmt) -> tuple[int, int]:
     """Return the first and last line of a statement, or of its head if it has a body."""
-    body = getattr(node, "body", None) or getattr(node, "cases", None)
-    top = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-    first = body[0] if body else None
-    head = getattr(first, "lineno", None) or (first and first.pattern.lineno)
-    return top, max(node.lineno, head - 1) if head else node.end_lineno
+    last = node.end_lineno or node.lineno
+    body = getattr(node, "body", None)
+    decorators = [d.lineno for d in getattr(node, "decorator_list", [])]
+    return min([node.lineno, *decorators]), max(node.lineno, body[0].lineno - 1) if body else last

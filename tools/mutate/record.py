@@ -61,7 +61,8 @@ def work(task: dict[str, Any], overlay: Path, tell: Callable[[dict], None]) -> N
         words(task["backend"], task["where"], overlay, task["files"]), plugins=[plugin]
     )
     measure.stop()
-    data, lines = measure.get_data(), {}
+    data = measure.get_data()
+    lines: dict[str, dict[str, list[int]]] = {}
     for path in data.measured_files():
         file = Path(path).relative_to(overlay).as_posix()
         for number, names in data.contexts_by_lineno(path).items():

@@ -14,6 +14,7 @@ from .mutant import ROOT, Mutant
 from .reach import digest
 
 Verdict = dict[str, Any]
+WHERE = ("conformance", "tests")  # who is asked, in this order
 
 
 class Verdicts:
@@ -44,20 +45,12 @@ class Verdicts:
         verdict = self.known.get((hashed(mutant), where), {})
         return verdict if "case" in verdict or verdict.get("asked") == self.hashes[where] else {}
 
-    def lacks(self, mutant: Mutant, where: str) -> bool:
-        """Whether somebody has yet to judge a mutant; the tests wait for the suite to miss it."""
-        if where == "tests":
-            first = self.earlier(mutant, "conformance")
-            if not first or "case" in first:
-                return False
-        return not self.earlier(mutant, where)
-
-    def get(self, mutant: Mutant, suite: bool = False) -> Verdict | None:
+    def get(self, mutant: Mutant, suite: bool = False) -> Verdict:
         """Return the verdict on a mutant: the suite's if it catches it, else the tests'."""
         first = self.earlier(mutant, "conformance")
         if "case" in first or suite or not first:
-            return first or None
-        return self.earlier(mutant, "tests") or None
+            return first
+        return self.earlier(mutant, "tests")
 
 
 def hashed(mutant: Mutant) -> str:

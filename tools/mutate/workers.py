@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -44,6 +44,7 @@ class Workers:
         """Give a task to an idle worker; return its answer."""
         worker = self.idle.get()
         try:
+            assert worker.stdin and worker.stdout
             print(json.dumps(task), file=worker.stdin, flush=True)
             line = worker.stdout.readline()
         except OSError:
@@ -59,7 +60,8 @@ class Workers:
 
     def map(self, do: Callable, things: Iterable) -> Iterator[tuple[Any, Any]]:
         """Give each thing with what `do` returns for it, as they end; things are taken late."""
-        source, running = iter(things), {}
+        source = iter(things)
+        running: dict[Future, Any] = {}
         with ThreadPoolExecutor(len(self.all)) as pool:
             while True:
                 while len(running) < len(self.all) and (thing := next(source, None)) is not None:
