@@ -129,7 +129,7 @@ def judge(
 def record(workers: Workers, bars: Progress, reach: Reach, where: str, backend: str) -> None:
     """Record which cases reach which lines, where that is not known."""
     tasks = list(reach.lacking(where, backend))
-    bar = bars.add_task(f"map of {where}, {backend}", total=len(tasks))
+    bar = bars.add_task(f"map of {where}, {backend}", total=len(tasks), visible=bool(tasks))
     for task, answer in workers.map(workers.ask, tasks):
         if "cases" not in answer:
             raise BrokenError(f"{task['files'][0]} could not be recorded: {answer}")

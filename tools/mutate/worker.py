@@ -115,4 +115,7 @@ def last(text: bytes) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    finally:
+        os._exit(0)  # the frameworks would take their time to tidy up
