@@ -120,7 +120,8 @@ def judge(
     answers: dict[str, Verdict] = {}
     for where in wheres:
         known = verdicts.earlier(mutant, where)
-        answers[where] = known or workers.ask(reach.task(mutant, where, every))
+        task = reach.task(mutant, where, every, verdicts.catchers(mutant))
+        answers[where] = known or workers.ask(task)
         if "case" in answers[where]:
             break
     return {where: answer for where, answer in answers.items() if "mutant" not in answer}

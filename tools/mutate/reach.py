@@ -6,7 +6,7 @@ A record is pinned by what it was made of: the file of tests, and the backends t
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,17 @@ class Reach:
         self.path(where, backend, unit).write_text(json.dumps(record), "utf-8")
         self.records.setdefault((where, backend), {})[unit] = cases
 
-    def task(self, mutant: Mutant, where: str, every: bool = False) -> dict[str, Any]:
-        """Return the task that judges a mutant: the cases that reach it, the cheapest first."""
+    def task(
+        self,
+        mutant: Mutant,
+        where: str,
+        every: bool = False,
+        first: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Return the task that judges a mutant: the cases that reach it, the cheapest first.
+
+        The tests named in `first`, which have caught others of its file, come before them.
+        """
         task: dict[str, Any] = {
             "backend": mutant.backend,
             "where": where,
@@ -95,10 +104,12 @@ class Reach:
             return task | {"limit": 120 + 10 * sum(seconds.values()), "seconds": seconds}
         chosen = reaching(mutant, cases)
         met: dict[str, int] = {}
-        ranks = {}
-        for name in chosen:  # a case of each test, then a second of each
+        ranks: dict[str, tuple] = {}
+        for name in sorted(
+            chosen, key=lambda name: (seconds[name], name)
+        ):  # a case of each test, then a second of each
             test = name.split("[")[0]
-            ranks[name] = (met.setdefault(test, 0), seconds[name])
+            ranks[name] = (test not in first, met.setdefault(test, 0), seconds[name])
             met[test] += 1
         ordered = sorted(chosen, key=ranks.__getitem__)
         task |= {"order": {name: i for i, name in enumerate(ordered)}, "known": list(cases)}

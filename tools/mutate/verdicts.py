@@ -32,7 +32,7 @@ class Verdicts:
 
     def keep(self, mutant: Mutant, where: str, answer: Verdict, write: bool = True) -> None:
         """Keep a verdict."""
-        verdict = answer | {"mutant": hashed(mutant), "id": mutant.id, "where": where}
+        verdict = answer | {"mutant": hashed(mutant), "file": mutant.file, "where": where}
         verdict["asked"] = self.hashes[where]
         self.known[verdict["mutant"], where] = verdict
         if not write:
@@ -44,6 +44,11 @@ class Verdicts:
         """Return what is known and still true of a mutant; nothing is an empty dict."""
         verdict = self.known.get((hashed(mutant), where), {})
         return verdict if "case" in verdict or verdict.get("asked") == self.hashes[where] else {}
+
+    def catchers(self, mutant: Mutant) -> set[str]:
+        """Return the tests that have caught other mutants of its file."""
+        own = (v for v in list(self.known.values()) if v["file"] == mutant.file)
+        return {verdict["case"].split("[")[0] for verdict in own if "case" in verdict}
 
     def get(self, mutant: Mutant, suite: bool = False) -> Verdict:
         """Return the verdict on a mutant: the suite's if it catches it, else the tests'."""
