@@ -11,7 +11,7 @@ import pytest
 
 from tools.mutate import command, page, reach
 from tools.mutate.mutant import ROOT, Mutant, patches
-from tools.mutate.operators import excused, of_file, operators
+from tools.mutate.operators import EQUIVALENT, excused, of_file, operators
 from tools.mutate.verdicts import Verdicts
 
 SOURCE = '''"""A docstring with 1 < 2."""
