@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tools.mutate import command, page, reach
-from tools.mutate.mutant import ROOT, Mutant, patches
+from tools.mutate.mutant import ROOT, SourceMutant, patches
 from tools.mutate.operators import EQUIVALENT, excused, of_file, operators
 from tools.mutate.verdicts import Verdicts
 
@@ -52,8 +52,8 @@ def written(root: Path, *tables: dict[str, str]) -> Path:
     return folder
 
 
-def mutant(name: str = "a", old: str = "SIZE = 8", new: str = "SIZE = 9", **more) -> Mutant:
-    return Mutant(name, "attn_numpy/m.py", "S.", SOURCE, SOURCE.index(old), old, new, **more)
+def mutant(name: str = "a", old: str = "SIZE = 8", new: str = "SIZE = 9", **more) -> SourceMutant:
+    return SourceMutant(name, "attn_numpy/m.py", "S.", SOURCE, SOURCE.index(old), old, new, **more)
 
 
 # Patches
@@ -150,7 +150,9 @@ def test_every_excused_change_is_one_of_today():
 
 def test_the_sample_is_seeded_and_every_file_has_its_turn():
     every = [mutant(f"{f}{i}") for f in "ab" for i in range(9)]
-    every = [Mutant(m.name, f"attn_numpy/{m.name[0]}.py", *[""] * 2, 0, "", "") for m in every]
+    every = [
+        SourceMutant(m.name, f"attn_numpy/{m.name[0]}.py", *[""] * 2, 0, "", "") for m in every
+    ]
     once, again = command.sampled(every, 0), command.sampled(every, 0)
     assert once == again != command.sampled(every, 1)
     assert [m.name[0] for m in once[:4]] in (["a", "b"] * 2, ["b", "a"] * 2)
@@ -219,7 +221,7 @@ def test_verdicts_of_processes(root):
         [sys.executable, "-c", FAKE, str(root)],
         input="".join(json.dumps(task) + "\n" for task in tasks),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=ROOT,
         timeout=60,
     )
@@ -267,7 +269,7 @@ def test_a_survivor_is_asked_again_when_the_tests_change(tmp_path):
 # What is said
 
 
-def judged(tmp_path) -> tuple[list[Mutant], Verdicts]:
+def judged(tmp_path) -> tuple[list[SourceMutant], Verdicts]:
     every = [
         mutant(name, new=f"SIZE = 1{i}") for i, name in enumerate(("suite", "tests", "nobody"))
     ]

@@ -41,7 +41,7 @@ def key(item: pytest.Item, overlay: Path) -> str:
     return f"{own.as_posix()}::{item.nodeid.partition('::')[2]}"
 
 
-class Chosen:
+class ChosenCases:
     """A pytest plugin: runs the chosen cases in their order, and says which failed first."""
 
     def __init__(self, overlay: Path, tell: Callable[[dict], None], task: dict[str, Any]):
@@ -90,7 +90,7 @@ def work(task: dict[str, Any], overlay: Path, tell: Callable[[dict], None]) -> N
     """Run the cases of a task with the overlay's package first on the path; tell how it went."""
     prepare(task)
     sys.path.insert(0, str(overlay))
-    plugin = Chosen(overlay, tell, task)
+    plugin = ChosenCases(overlay, tell, task)
     call = words(task["backend"], task["where"], overlay, task.get("files", []))
     status = pytest.main([*call, *["-x"] * (not task.get("all_failures"))], plugins=[plugin])
     if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

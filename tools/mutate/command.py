@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from conformance.runs.run import cores
 
-from .mutant import BACKENDS, Mutant, patches
+from .mutant import BACKENDS, SourceMutant, patches
 from .operators import operators
 from .page import said, summary, write
 from .reach import Reach
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(verdicts.get(m, options.suite).get("survived") for m in missed))
 
 
-def chosen(options: argparse.Namespace) -> list[Mutant]:
+def chosen(options: argparse.Namespace) -> list[SourceMutant]:
     """Return the mutants that are asked for: the patches, then the others as the seed has it."""
     found = [] if options.operators else patches()
     names = {name for mutant in found for name in (mutant.name, mutant.id)}
@@ -73,16 +73,16 @@ def chosen(options: argparse.Namespace) -> list[Mutant]:
     return [m for m in found if m.backend in wanted and m.file in (options.file or [m.file])]
 
 
-def sampled(mutants: list[Mutant], seed: int) -> list[Mutant]:
+def sampled(mutants: list[SourceMutant], seed: int) -> list[SourceMutant]:
     """Return mutants in a random order in which every file has its turn."""
-    by_file: dict[str, list[Mutant]] = defaultdict(list)
+    by_file: dict[str, list[SourceMutant]] = defaultdict(list)
     for mutant in random.Random(seed).sample(mutants, len(mutants)):
         by_file[mutant.file].append(mutant)
     turns = [(i, m) for own in by_file.values() for i, m in enumerate(own)]
     return [mutant for _, mutant in sorted(turns, key=lambda turn: turn[0])]
 
 
-def run(options: argparse.Namespace, mutants: list[Mutant]) -> Verdicts:
+def run(options: argparse.Namespace, mutants: list[SourceMutant]) -> Verdicts:
     """Judge mutants until time is up; return what is known then."""
     folder = options.folder.absolute()
     reach = Reach(folder)
@@ -114,7 +114,7 @@ def judge(
     verdicts: Verdicts,
     wheres: tuple[str, ...],
     every: bool,
-    mutant: Mutant,
+    mutant: SourceMutant,
 ) -> dict[str, Verdict]:
     """Ask the suite, then the tests; return what is new."""
     answers: dict[str, Verdict] = {}

@@ -23,7 +23,7 @@ KEYS = {"name", "file", "sentence", "old", "new"}
 
 
 @dataclass(frozen=True)
-class Mutant:
+class SourceMutant:
     """What is wrong, and where: `new` stands in place of `old`."""
 
     name: str
@@ -77,7 +77,7 @@ def equal_ends(one: str, other: str) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def patches(folder: Path = PATCHES, root: Path = ROOT) -> list[Mutant]:
+def patches(folder: Path = PATCHES, root: Path = ROOT) -> list[SourceMutant]:
     """Return the mutants written by hand. Raises ValueError where a table cannot be used."""
     found = []
     for path in sorted(folder.glob("*.toml")):
@@ -89,7 +89,7 @@ def patches(folder: Path = PATCHES, root: Path = ROOT) -> list[Mutant]:
     return found
 
 
-def patch(table: dict[str, str], where: str, root: Path = ROOT) -> Mutant:
+def patch(table: dict[str, str], where: str, root: Path = ROOT) -> SourceMutant:
     """Return one table of a TOML file as a mutant. Raises ValueError where it does not apply."""
     about = f"{where}, {table.get('name', 'a patch without a name')}"
     if wrong := KEYS - table.keys() or table.keys() - KEYS - {"equivalent"}:
@@ -102,7 +102,7 @@ def patch(table: dict[str, str], where: str, root: Path = ROOT) -> Mutant:
         rule = "`old` must occur once and differ from `new`; write it anew from today's source"
         raise ValueError(f"{about}: {rule}: got {times} times in {file}")
     words = table["name"], file, table["sentence"]
-    mutant = Mutant(*words, source, source.index(old), old, new, table.get("equivalent", ""))
+    mutant = SourceMutant(*words, source, source.index(old), old, new, table.get("equivalent", ""))
     try:
         ast.parse(mutant.text)
     except SyntaxError as error:

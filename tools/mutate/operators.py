@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .mutant import PATCHES, ROOT, Mutant
+from .mutant import PATCHES, ROOT, SourceMutant
 
 EQUIVALENT = PATCHES.with_name("equivalent.toml")
+Reasons = dict[tuple[str, str, str], str]  # by file, line, and the line after a change
 Edit = tuple[int, int, str]  # from, to, the new text
 
 COMPARISONS = {
@@ -33,14 +34,14 @@ TWINS = dict(BOTH_WAYS) | {b: a for a, b in BOTH_WAYS}
 OPERATOR = re.compile(r"is\s+not|not\s+in|is|in|and|or|[-+*/%&|<>=!@^]+")
 
 
-def operators(backend: str, root: Path = ROOT, equivalent: Path = EQUIVALENT) -> list[Mutant]:
+def operators(backend: str, root: Path = ROOT, equivalent: Path = EQUIVALENT) -> list[SourceMutant]:
     """Return every mutant by rule of a backend's files, those that no call can show marked."""
     reasons = excused(equivalent)
     files = sorted((root / f"attn_{backend}").glob("*.py"))
     return [m for file in files for m in of_file(file, root, reasons)]
 
 
-def excused(path: Path) -> dict[tuple[str, str, str], str]:
+def excused(path: Path) -> Reasons:
     """Return the reasons why changes of a line show nothing, by file, line, and line after it.
 
     Raises ValueError where a table lacks something.
@@ -52,7 +53,9 @@ def excused(path: Path) -> dict[tuple[str, str, str], str]:
     return {(t["file"], t["line"], t["becomes"]): t["reason"] for t in tables}
 
 
-def of_file(path: Path, root: Path, reasons: dict[tuple[str, str, str], str]) -> Iterator[Mutant]:
+def of_file(
+    path: Path, root: Path, reasons: dict[tuple[str, str, str], str]
+) -> Iterator[SourceMutant]:
     """Give the mutants of a file, in the order of its text."""
     source, file = path.read_text("utf-8"), path.relative_to(root).as_posix()
     place = Places(source)
@@ -61,7 +64,7 @@ def of_file(path: Path, root: Path, reasons: dict[tuple[str, str, str], str]) ->
         line = source.count("\n", 0, start) + 1
         column = start - source.rfind("\n", 0, start)
         name = f"{path.stem}:{line}:{column}:{' '.join(new.split()) or 'nothing'}"
-        mutant = Mutant(name, file, "", source, start, old, new, kind="operator")
+        mutant = SourceMutant(name, file, "", source, start, old, new, kind="operator")
         before, after = mutant.before_and_after()
         reason = reasons.get((file, before, after), "")
         yield replace(mutant, sentence=f"`{before}` becomes `{after}`", equivalent=reason)
@@ -91,7 +94,8 @@ class Places:
         """Return where the operator between two nodes stands, and which it is."""
         start, end = self.of(left)[1], self.of(right)[0]
         found = OPERATOR.search(self.source, start, end)
-        assert found, f"no operator in {self.source[start:end]!r}"
+        if not found:
+            raise ValueError(f"an operator must stand there: got {self.source[start:end]!r}")
         return *found.span(), " ".join(found[0].split())
 
 

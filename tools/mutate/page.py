@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .mutant import Mutant
+from .mutant import SourceMutant
 from .verdicts import Verdict, Verdicts
 
 INTRODUCTION = """# Source mutants
@@ -23,13 +23,13 @@ See one: `python -m tools.mutate NAME`. Make this page again: `nox -s mutate`.
 COLUMNS = ("conformance", "tests", "nobody", "equivalent")
 
 
-def said(mutant: Mutant, where: str, answer: Verdict) -> str:
+def said(mutant: SourceMutant, where: str, answer: Verdict) -> str:
     """Return a line on a mutant that was judged just now."""
     how = answer.get("case", f"NOT CAUGHT by {where}")
     return f"{mutant.id}: {how} ({answer['seconds']:.1f} s)"
 
 
-def state(mutant: Mutant, verdicts: Verdicts, suite: bool = False) -> str:
+def state(mutant: SourceMutant, verdicts: Verdicts, suite: bool = False) -> str:
     """Return who catches a mutant: a word of `COLUMNS`, or nothing if it was not judged."""
     if mutant.equivalent:
         return "equivalent"
@@ -37,7 +37,7 @@ def state(mutant: Mutant, verdicts: Verdicts, suite: bool = False) -> str:
     return verdict["where"] if "case" in verdict else "nobody" if verdict else ""
 
 
-def summary(mutants: list[Mutant], verdicts: Verdicts, suite: bool = False) -> str:
+def summary(mutants: list[SourceMutant], verdicts: Verdicts, suite: bool = False) -> str:
     """Return which mutants nobody catches, and how many each catches."""
     states = {mutant.id: state(mutant, verdicts, suite) for mutant in mutants}
     lines = [f"{line}\n" for m in mutants if states[m.id] == "nobody" for line in [missed(m)]]
@@ -51,17 +51,17 @@ def summary(mutants: list[Mutant], verdicts: Verdicts, suite: bool = False) -> s
     return "\n".join(lines)
 
 
-def missed(mutant: Mutant) -> str:
+def missed(mutant: SourceMutant) -> str:
     return f"Nobody catches {mutant.id}\n  {mutant.file}:{mutant.lines[0]}  {mutant.sentence}"
 
 
-def write(path: Path, mutants: list[Mutant], verdicts: Verdicts) -> None:
+def write(path: Path, mutants: list[SourceMutant], verdicts: Verdicts) -> None:
     """Write the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(mutants, verdicts), "utf-8")
 
 
-def page(mutants: list[Mutant], verdicts: Verdicts) -> str:
+def page(mutants: list[SourceMutant], verdicts: Verdicts) -> str:
     """Return the page: counts file by file, what nobody catches, and every patch."""
     states = {mutant.id: state(mutant, verdicts) for mutant in mutants}
     judged = sum(map(bool, states.values()))
@@ -86,7 +86,7 @@ def page(mutants: list[Mutant], verdicts: Verdicts) -> str:
     return "\n".join([*lines, ""])
 
 
-def by_file(mutants: list[Mutant], states: dict[str, str]) -> list[str]:
+def by_file(mutants: list[SourceMutant], states: dict[str, str]) -> list[str]:
     """Return a table: how many of a file's mutants were judged, and who catches them."""
     lines = ["| file | all | judged | conformance | tests only | nobody | equivalent |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")

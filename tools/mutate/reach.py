@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .child import LEFT_OUT, SUITE
-from .mutant import BACKENDS, ROOT, Mutant
+from .mutant import BACKENDS, ROOT, SourceMutant
 
 LIMIT = 1800.0  # seconds for one file
 Lines = dict[str, list[int]]
@@ -82,7 +82,7 @@ class Reach:
 
     def task(
         self,
-        mutant: Mutant,
+        mutant: SourceMutant,
         where: str,
         every: bool = False,
         first: Collection[str] = (),
@@ -119,7 +119,7 @@ class Reach:
         return task | {"limit": limit, "seconds": {name: seconds[name] for name in chosen}}
 
 
-def reaching(mutant: Mutant, cases: dict[str, Any]) -> set[str]:
+def reaching(mutant: SourceMutant, cases: dict[str, Any]) -> set[str]:
     """Return the cases that run what a mutant changes; where none does, those of its function.
 
     JAX traces once, so that a test's other cases are taken with those that were seen to run it.

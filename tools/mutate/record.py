@@ -14,7 +14,7 @@ import pytest
 from .child import key, prepare, words
 
 
-class Watched:
+class WatchedCases:
     """A pytest plugin: switches coverage's context, and notes which cases pass and how fast."""
 
     def __init__(self, overlay: Path, measure: Any):
@@ -55,7 +55,7 @@ def work(task: dict[str, Any], overlay: Path, tell: Callable[[dict], None]) -> N
     folders = [f"{overlay / name}/*" for name in backends]
     measure = coverage.Coverage(data_file=None, include=folders, config_file=False)
     measure.set_option("run:core", "ctrace")
-    plugin = Watched(overlay, measure)
+    plugin = WatchedCases(overlay, measure)
     measure.start()
     status = pytest.main(
         words(task["backend"], task["where"], overlay, task["files"]), plugins=[plugin]

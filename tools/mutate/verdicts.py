@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .child import SUITE
-from .mutant import ROOT, Mutant
+from .mutant import ROOT, SourceMutant
 from .reach import digest
 
 Verdict = dict[str, Any]
@@ -30,7 +30,7 @@ class Verdicts:
                 verdict = json.loads(line)
                 self.known[verdict["mutant"], verdict["where"]] = verdict
 
-    def keep(self, mutant: Mutant, where: str, answer: Verdict, write: bool = True) -> None:
+    def keep(self, mutant: SourceMutant, where: str, answer: Verdict, write: bool = True) -> None:
         """Keep a verdict."""
         verdict = answer | {"mutant": hashed(mutant), "file": mutant.file, "where": where}
         verdict["asked"] = self.hashes[where]
@@ -40,17 +40,17 @@ class Verdicts:
         with self.path.open("a", encoding="utf-8") as file:
             print(json.dumps(verdict), file=file)
 
-    def earlier(self, mutant: Mutant, where: str) -> Verdict:
+    def earlier(self, mutant: SourceMutant, where: str) -> Verdict:
         """Return what is known and still true of a mutant; nothing is an empty dict."""
         verdict = self.known.get((hashed(mutant), where), {})
         return verdict if "case" in verdict or verdict.get("asked") == self.hashes[where] else {}
 
-    def catchers(self, mutant: Mutant) -> set[str]:
+    def catchers(self, mutant: SourceMutant) -> set[str]:
         """Return the tests that have caught other mutants of its file."""
         own = (v for v in list(self.known.values()) if v["file"] == mutant.file)
         return {verdict["case"].split("[")[0] for verdict in own if "case" in verdict}
 
-    def get(self, mutant: Mutant, suite: bool = False) -> Verdict:
+    def get(self, mutant: SourceMutant, suite: bool = False) -> Verdict:
         """Return the verdict on a mutant: the suite's if it catches it, else the tests'."""
         first = self.earlier(mutant, "conformance")
         if "case" in first or suite or not first:
@@ -58,5 +58,5 @@ class Verdicts:
         return self.earlier(mutant, "tests")
 
 
-def hashed(mutant: Mutant) -> str:
+def hashed(mutant: SourceMutant) -> str:
     return hashlib.sha256(f"{mutant.file}\n{mutant.text}".encode()).hexdigest()[:16]

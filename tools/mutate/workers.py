@@ -29,7 +29,9 @@ class Workers:
         for i in range(count):
             call = [sys.executable, "-m", "tools.mutate.worker", str(folder / f"worker-{i}")]
             pipe = subprocess.PIPE
-            worker = subprocess.Popen(call, env=env, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+            worker = subprocess.Popen(
+                call, env=env, cwd=ROOT, stdin=pipe, stdout=pipe, encoding="utf-8"
+            )
             self.all.append(worker)
             self.idle.put(worker)
 
@@ -44,9 +46,8 @@ class Workers:
         """Give a task to an idle worker; return its answer."""
         worker = self.idle.get()
         try:
-            assert worker.stdin and worker.stdout
             print(json.dumps(task), file=worker.stdin, flush=True)
-            line = worker.stdout.readline()
+            line = next(iter(worker.stdout or ()), "")
         except OSError:
             line = ""
         finally:
