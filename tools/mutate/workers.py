@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +26,10 @@ class Workers:
     def __init__(self, folder: Path, count: int):
         env = os.environ | ONE_THREAD | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
-        self.all = []
+        self.all: list[subprocess.Popen] = []
+        self.folder = folder / f"workers-{os.getpid()}"
         for i in range(count):
-            call = [sys.executable, "-m", "tools.mutate.worker", str(folder / f"worker-{i}")]
+            call = [sys.executable, "-m", "tools.mutate.worker", str(self.folder / str(i))]
             pipe = subprocess.PIPE
             worker = subprocess.Popen(
                 call, env=env, cwd=ROOT, stdin=pipe, stdout=pipe, encoding="utf-8"
@@ -41,6 +43,9 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         for worker in self.all:
             worker.terminate()  # it ends the process that it has forked, too
+        for worker in self.all:
+            worker.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
         """Give a task to an idle worker; return its answer."""
