@@ -58,7 +58,7 @@ class Workers:
         finally:
             self.idle.put(worker)
         answer = json.loads(line) if line else {"broken": "the worker has ended"}
-        if "broken" in answer:
+        if "broken" in answer and not task.get("record"):
             raise BrokenError(
                 f"pytest broke down on {task.get('file') or task['files']}:\n{answer['broken']}"
             )
