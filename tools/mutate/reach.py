@@ -89,7 +89,8 @@ class Reach:
     ) -> dict[str, Any]:
         """Return the task that judges a mutant: the cases that reach it, the cheapest first.
 
-        The tests named in `first`, which have caught others of its file, come before them.
+        The tests named in `first`, which have caught others of its file, come before them; then
+        the chapter of the file's name.
         """
         task: dict[str, Any] = {
             "backend": mutant.backend,
@@ -103,13 +104,15 @@ class Reach:
         if every:
             return task | {"limit": 120 + 10 * sum(seconds.values()), "seconds": seconds}
         chosen = reaching(mutant, cases)
+        chapter = Path(mutant.file).stem
         met: dict[str, int] = {}
         ranks: dict[str, tuple] = {}
         for name in sorted(
             chosen, key=lambda name: (seconds[name], name)
         ):  # a case of each test, then a second of each
             test = name.split("[")[0]
-            ranks[name] = (test not in first, met.setdefault(test, 0), seconds[name])
+            far = test not in first, f"test_{chapter}.py" not in test
+            ranks[name] = (*far, met.setdefault(test, 0), seconds[name])
             met[test] += 1
         ordered = sorted(chosen, key=ranks.__getitem__)
         task |= {"order": {name: i for i, name in enumerate(ordered)}, "known": list(cases)}
