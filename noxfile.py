@@ -104,7 +104,7 @@ def parallel() -> list[str]:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Make the environment that most sessions share."""
-    groups = group("examples", "onnx", "shapes", "combinations", "lint", "site")
+    groups = group("examples", "onnx", "shapes", "combinations", "mutate", "lint", "site")
     install(session, "-e", ".[all,conformance]", *groups)
 
 
@@ -126,6 +126,13 @@ def mutants(session: nox.Session) -> None:
     """Prove that the suite catches every wrong implementation, and write the kill matrix."""
     page = [] if session.posargs else ["--page", "docs/kill-matrix.md"]
     run(session, "-m", "tools.mutants", *page, *session.posargs)
+
+
+@nox.session(**SHARED)
+def mutate(session: nox.Session) -> None:
+    """Change the backends' source for ten minutes, see who notices, and write docs/mutation.md."""
+    page = [] if session.posargs else ["--page", "docs/mutation.md"]
+    run(session, "-m", "tools.mutate", *page, *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""Seeing which mistakes in the backends' source nobody notices: `python -m tools.mutate --help`."""

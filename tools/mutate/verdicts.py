@@ -1,0 +1,62 @@
+"""The verdicts of earlier runs, so that only what has changed is judged again.
+
+What the suite catches stays caught while the mutant's file reads the same. What it misses is judged
+again when the suite changes, or, for what the tests say, when they do.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .child import SUITE
+from .mutant import ROOT, SourceMutant
+from .reach import digest
+
+Verdict = dict[str, Any]
+WHERE = ("conformance", "tests")  # who is asked, in this order
+
+
+class Verdicts:
+    """A file of JSON lines, a verdict each; the last one of a mutant counts."""
+
+    def __init__(self, folder: Path, fresh: bool = False):
+        self.path = folder / "verdicts.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.hashes = {"conformance": digest(SUITE), "tests": digest(ROOT / "tests")}
+        self.known: dict[tuple[str, str], Verdict] = {}
+        if self.path.exists() and not fresh:
+            for line in self.path.read_text("utf-8").splitlines():
+                verdict = json.loads(line)
+                self.known[verdict["mutant"], verdict["where"]] = verdict
+
+    def keep(self, mutant: SourceMutant, where: str, answer: Verdict, write: bool = True) -> None:
+        """Keep a verdict."""
+        verdict = answer | {"mutant": hashed(mutant), "file": mutant.file, "where": where}
+        verdict["asked"] = self.hashes[where]
+        self.known[verdict["mutant"], where] = verdict
+        if not write:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            print(json.dumps(verdict), file=file)
+
+    def earlier(self, mutant: SourceMutant, where: str) -> Verdict:
+        """Return what is known and still true of a mutant; nothing is an empty dict."""
+        verdict = self.known.get((hashed(mutant), where), {})
+        return verdict if "case" in verdict or verdict.get("asked") == self.hashes[where] else {}
+
+    def catchers(self, mutant: SourceMutant) -> set[str]:
+        """Return the tests that have caught other mutants of its file."""
+        own = (v for v in list(self.known.values()) if v["file"] == mutant.file)
+        return {verdict["case"].split("[")[0] for verdict in own if "case" in verdict}
+
+    def get(self, mutant: SourceMutant, suite: bool = False) -> Verdict:
+        """Return the verdict on a mutant: the suite's if it catches it, else the tests'."""
+        first = self.earlier(mutant, "conformance")
+        if "case" in first or suite or not first:
+            return first
+        return self.earlier(mutant, "tests")
+
+
+def hashed(mutant: SourceMutant) -> str:
+    return hashlib.sha256(f"{mutant.file}\n{mutant.text}".encode()).hexdigest()[:16]
