@@ -14,8 +14,8 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Integer
 
-from . import checks
-from .blocked import attend_tiles, attention_blocked, backward
+from . import blocked, checks
+from .blocked import Cuts, attend_tiles, attention_blocked, backward
 from .call import Call, check_call, expand_bias
 from .cudnn import (
     CudnnCall,
@@ -130,8 +130,7 @@ def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
     if call.sizes[2] == 1 and not textbook:
         sizes = partial(local_sizes, query, key, value, call)
         return _attend_one_query(query, key, value, closure_convert(call, sizes))
-    # One tile only takes long to compile.
-    if textbook or call.sizes[2] * call.sizes[3] <= 128 * 128:
+    if textbook or call.sizes[2] * call.sizes[3] <= blocked.LONE_CELLS:
         return attend_steps(query, key, value, call).output
     if has_cudnn() and jax.typeof(query).sharding.mesh.empty:
         known = known_to_cudnn(query.dtype, query.shape[3], value.shape[3], call)
@@ -246,14 +245,14 @@ def _attend_known_jvp(known: CudnnCall, primals: tuple, tangents: tuple) -> tupl
 
 @attend_tiles.defjvp
 def _attend_tiles_jvp(
-    tile: tuple[int, int], primals: tuple, tangents: tuple
+    cuts: Cuts, primals: tuple, tangents: tuple
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Move with the inputs as the textbook does; a gradient, its transpose, goes by tiles."""
-    output, lse = attend_tiles(tile, *primals)
+    output, lse = attend_tiles(cuts, *primals)
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
         inputs, lse, output = kept
-        return backward(tile, inputs, lse, output, d_output)
+        return backward(cuts, inputs, lse, output, d_output)
 
     kept = (primals, *lax.stop_gradient((lse, output)))
     moves = (*tangents[:3], tangents[3].bias)

@@ -7,7 +7,7 @@ compiled, and new lengths, segments or offsets compile nothing anew.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,19 @@ from .walk import Tile, TileLoop, closure_convert
 # forward and up to 12 % slower backward. Other machines, and accelerators, were not measured.
 ROWS, COLUMNS = 512, 512
 HEADS = 4, 2
+# Scores that the textbook makes at once: one tile only takes long to compile.
+LONE_CELLS = 128 * 128
+
+
+class Cuts(NamedTuple):
+    """Queries by keys of a tile, and how many heads at once, forward and backward.
+
+    A program is compiled for each.
+    """
+
+    rows: int
+    columns: int
+    heads: tuple[int, int]
 
 
 def attention_blocked(
@@ -37,7 +50,7 @@ def attention_blocked(
     key: Float[Array, "B H_kv S D"],
     value: Float[Array, "B H_kv S D_v"],
     call: Call,
-    tile: tuple[int, int] = (ROWS, COLUMNS),
+    tile: tuple[int, int] | None = None,
 ) -> Float[Array, "B H T D_v"]:
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
 
@@ -55,12 +68,14 @@ def attention_blocked(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    return _attend(tile, query, key, value, closure_convert(call))
+    cuts = Cuts(*((ROWS, COLUMNS) if tile is None else tile), HEADS)
+    return _attend(cuts, query, key, value, closure_convert(call))
 
 
-def _tiles(tile: tuple[int, int], call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
+def _tiles(cuts: Cuts, call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
     """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
     _, heads, queries, keys = call.sizes
+    tile = (cuts.rows, cuts.columns)
     while lanes.cells * tile[0] * tile[1] > 64 * ROWS * COLUMNS and min(tile) > 128:
         tile = (tile[0] // 2, tile[1] // 2)
     rows, columns = min(tile[0], queries), tile[1]
@@ -69,7 +84,7 @@ def _tiles(tile: tuple[int, int], call: Call, kv_heads: int, lanes: Lanes) -> tu
         rows = -(-rows // 2)  # so that less lies beside a narrow window
     rows, columns = _even(queries, rows), _even(keys, columns)
     room = tile[0] * tile[1] // (rows * columns)
-    counts = [_heads(heads, heads // kv_heads, most * room) for most in HEADS]
+    counts = [_heads(heads, heads // kv_heads, most * room) for most in cuts.heads]
     return Tile(counts[0], rows, columns), Tile(counts[1], rows, columns)
 
 
@@ -91,29 +106,29 @@ def _even(length: int, most: int) -> int:
 
 
 @partial(jax.jit, static_argnums=0)
-def _attend(tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call) -> Array:
+def _attend(cuts: Cuts, query: Array, key: Array, value: Array, call: Call) -> Array:
     def attend(*inputs: Any) -> Array:
         *arrays, call = vary_alike(inputs)
-        return attend_tiles(tile, *arrays, expand_bias(call))[0].astype(query.dtype)
+        return attend_tiles(cuts, *arrays, expand_bias(call))[0].astype(query.dtype)
 
     return by_device(attend)(query, key, value, call)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def attend_tiles(
-    tile: tuple[int, int], query: Array, key: Array, value: Array, call: Call
+    cuts: Cuts, query: Array, key: Array, value: Array, call: Call
 ) -> tuple[Array, Array]:
     """Return the output in the width of the sums, and the log-sum-exp of every row.
 
     `attention.py` says what its derivative is.
     """
-    output, lse = split(partial(_attend_tiles, tile), [0, 0], query, key, value, call)
+    output, lse = split(partial(_attend_tiles, cuts), [0, 0], query, key, value, call)
     return output, lse
 
 
-def _attend_tiles(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
+def _attend_tiles(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:
     _, key, value, call = inputs
-    loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[0], lanes, *inputs)
+    loop = TileLoop(_tiles(cuts, call, key.shape[1], lanes)[0], lanes, *inputs)
     lse = loop.zeros(call.sizes[:3])
     output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
@@ -166,19 +181,17 @@ def _online_softmax_step(
     return new_max, total * keep + exp.sum(-1), sums * keep[..., None] + exp @ value
 
 
-def backward(
-    tile: tuple[int, int], inputs: tuple, lse: Array, output: Array, d_output: Array
-) -> tuple:
+def backward(cuts: Cuts, inputs: tuple, lse: Array, output: Array, d_output: Array) -> tuple:
     """Return the gradients of query, key, value and bias; nothing else takes one."""
     like = [0, 1, 2] if inputs[3].bias is None else [0, 1, 2, 3]
-    grads = split(partial(_backward, tile), like, *inputs, lse, output, d_output)
+    grads = split(partial(_backward, cuts), like, *inputs, lse, output, d_output)
     return tuple([*grads, None][:4])
 
 
-def _backward(tile: tuple[int, int], lanes: Lanes, *inputs: Any) -> list[Array]:
+def _backward(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:
     query, key, value, call, *rows = inputs
     lse, _, d_output = rows
-    loop = TileLoop(_tiles(tile, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
+    loop = TileLoop(_tiles(cuts, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
     grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])

@@ -17,14 +17,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jaxtyping import Array
 
-from .blocked import COLUMNS, ROWS, attend_tiles, backward
+from .blocked import COLUMNS, HEADS, ROWS, Cuts, attend_tiles, backward
 from .call import Call
 from .masks import Mask
 from .numerics import is_bounded, upcast
 
 PLATFORM = "cuda"
 IMPLEMENTATION: Literal["cudnn", "xla"] = "cudnn"
-TILE = ROWS, COLUMNS
+CUTS = Cuts(ROWS, COLUMNS, HEADS)
 
 
 class CudnnCall(NamedTuple):
@@ -117,10 +117,10 @@ def _bind(known: CudnnCall, *inputs: Any) -> list[Array]:
 
 def _by_loops(query: Array, key: Array, value: Array, call: Call, *grad: Array) -> list[Array]:
     inputs = query, key, value, call
-    output, lse = attend_tiles(TILE, *inputs)
+    output, lse = attend_tiles(CUTS, *inputs)
     if not grad:
         return [output.astype(query.dtype)]
-    return list(backward(TILE, inputs, lse, output, upcast(grad[0]))[:3])
+    return list(backward(CUTS, inputs, lse, output, upcast(grad[0]))[:3])
 
 
 def _by_kernel(

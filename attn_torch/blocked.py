@@ -36,14 +36,14 @@ def attention_blocked(
     value: Float[Tensor, "B H_kv S D_v"],
     call: Call,
     bounded: bool = False,
-    tile: tuple[int, int] = (ROWS, COLUMNS),
+    tile: tuple[int, int] | None = None,
 ) -> Float[Tensor, "B H T D_v"]:
     """Attend without ever holding the (T, S) matrix: tile by tile, as the mask allows.
 
-    Takes what `attention` has checked, with no size of 0; `tile` is rows by columns. Memory grows
-    linearly with T and S, backward too, where the scores of a block are computed again. It is
-    differentiable once, `attention` and `attention_steps` any number of times. `bounded` saves
-    asking `is_bounded`, whose answer it is.
+    Takes what `attention` has checked, with no size of 0; `tile` is rows by columns, ROWS by
+    COLUMNS where left out. Memory grows linearly with T and S, backward too, where the scores of
+    a block are computed again. It is differentiable once, `attention` and `attention_steps` any
+    number of times. `bounded` saves asking `is_bounded`, whose answer it is.
 
     Source: "FlashAttention", section 3.1, for the tiles and the recomputation; "Self-attention
     Does Not Need O(n^2) Memory", section 3, for blocks of queries.
@@ -63,6 +63,7 @@ def attention_blocked(
     known = known_structure(call)
     if kernel and known:
         return fused(query, key, value, call.scale, known == "causal", bounded)
+    tile = (ROWS, COLUMNS) if tile is None else tile
     return _attend_blocks(query, key, value, call, bounded, tile, kernel)
 
 

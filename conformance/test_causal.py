@@ -114,3 +114,27 @@ def test_a_padded_batch_equals_its_trimmed_samples(subject, side):
         alone = [x[b : b + 1, :, part] for x in inputs]
         allowed = reference.allowed(causal(), (1, 2, lengths[b], lengths[b]))
         check_output(padded[b : b + 1, :, part], *alone, f"sample {b} as if alone", allowed=allowed)
+
+
+FAR = [
+    Case("window_of_thousands", MAIN, sliding_window(5000), 4998),
+    Case(
+        "window_from_far",
+        MAIN,
+        sliding_window(4100, 3) & padding(LENGTHS),
+        np.array([4103, 4099, 4102]),
+    ),
+    Case("window_ahead", MAIN, sliding_window(1, 3001), np.array([-3000, -2999, 2])),
+    Case("causal_from_far", MAIN, causal(), np.array([5000, -3000, 3])),
+    Case("prefix_from_far", MAIN, prefix([3, 0, 7]), np.array([-5000, 5000, -2])),
+    Case(
+        "segments_from_far", MAIN, segments([[1, 1, 2, 2, 2, 3, 3]] * 3), np.array([-4000, 4000, 3])
+    ),
+]
+
+
+@clause("CAUSE-3")
+@pytest.mark.parametrize("case", FAR, ids=[case.name for case in FAR])
+def test_positions_of_thousands_see_what_they_say(subject, case):
+    assert 0 < case.allowed().mean() < 1, "CAUSE-3: the case is blind"
+    check_steps(subject, case, "float32")

@@ -1,18 +1,20 @@
 """The chapter on fully masked rows: zero, NaN or uniform, in whatever way they were masked."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pytest
 
 from .cases import multihead
 from .cases.arrays import coins, normal
-from .cases.attention import LENGTHS, MAIN, SQUARE, Case, Shape
+from .cases.attention import LENGTHS, MAIN, MASKED, SQUARE, Case, Shape
 from .cases.compare import check_gradients, check_output, check_steps
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding
 from .oracle.tolerance import Differs, compare, same
-from .subjects.protocol import TILE, require
+from .subjects.protocol import TILE, NotOffered, require
 
 POLICIES = ("zero", "nan", "uniform")
 ROWS = coins(61, *MAIN.call, true=0.6) & ~coins(62, 3, 2, 5, 1, true=0.4)  # some rows of nothing
@@ -274,3 +276,19 @@ def test_a_hidden_column_is_not_a_nan(subject, policy):
     got = subject.attention(query, key, value, bias=bias, empty_rows=policy)
     others = np.delete(np.arange(7), 3)
     check_output(got, query, key[:, :, others], value[:, :, others], "output without the column")
+
+
+BY_KIND = [
+    replace(
+        case, name=f"{case.name}_{policy}", mask=case.mask & padding([6, 0, 4]), empty_rows=policy
+    )
+    for case, policy in zip(MASKED, cycle(POLICIES), strict=False)
+]
+
+
+@clause("EMPTY-4")
+@pytest.mark.parametrize("case", BY_KIND, ids=[case.name for case in BY_KIND])
+def test_weights_beside_the_output_go_by_the_policy_for_every_mask(subject, case):
+    if "any_shape" not in subject.capabilities and case not in BY_KIND[:5]:
+        raise NotOffered(f"{subject.name} would compile another call")
+    check_steps(subject, case, "float32")

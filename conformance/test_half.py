@@ -1,14 +1,18 @@
 """The chapter on 16 bits: what goes in comes out, and nothing stalls or overflows on the way."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
-from .cases.attention import BY_NAME, PLAIN
+from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, PLAIN, Case
 from .cases.compare import check_output, check_steps, refused
 from .contract import clause
+from .mask_spec import causal, padding
+from .oracle import expected
+from .oracle.tolerance import compare, same
 from .oracle.tolerance import dtype as numpy_dtype
-from .oracle.tolerance import same
-from .subjects.protocol import require
+from .subjects.protocol import SMALL_BLOCKS, require
 
 HALVES = ["float16", "bfloat16"]
 
@@ -68,3 +72,33 @@ def test_mixed_dtypes_are_refused(subject, dtype, odd):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_16_bits_stay_within_the_budget(subject, dtype, name):
     check_steps(subject, BY_NAME[name], dtype)
+
+
+SHARP = {
+    "plain": Case("plain", MAIN._replace(D=7)),
+    "causal": Case("causal", GROUPED._replace(D=7, D_v=7), causal() & padding(LENGTHS), 2),
+}
+
+
+@clause("HALF-5")
+@pytest.mark.parametrize("name", SHARP)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_large_logits_are_not_rounded_to_16_bits(subject, dtype, name):
+    """Logits of 50: rounded to 16 bits they would move the weights by a tenth."""
+    require(subject, "attention")
+    case = SHARP[name]
+    query, key, value = case.inputs(dtype)
+    query = (query.astype(np.float32) * 20).astype(query.dtype)
+    contexts = [nullcontext()]
+    if {"small_blocks", "any_shape"} <= subject.capabilities:
+        contexts += [subject.small_blocks(setting) for setting in range(SMALL_BLOCKS)]
+    allowed = case.allowed()
+    for context in contexts:
+        with context:
+            got = subject.attention(query, key, value, **case.options(dtype))
+        check_output(got, query, key, value, "output", allowed=allowed)
+    if "gradients" in subject.capabilities and name == "plain":
+        got = subject.gradients(query, key, value, case.grad(dtype), **case.options(dtype))
+        exact, naive = expected.gradients(query, key, value, case.grad(dtype), allowed=allowed)
+        for role in exact:
+            compare(got[role], exact[role], naive[role], f"gradient of {role}")

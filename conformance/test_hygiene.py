@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from .cases.arrays import coins, normal
-from .cases.attention import MAIN, Case
+from .cases.attention import GROUPED, MAIN, Case
 from .cases.compare import check_output
 from .cases.multihead import CROSS
 from .contract import clause
@@ -201,3 +201,20 @@ def test_gradients_do_not_notice_what_their_rows_may_not_see(subject):
     got = subject.gradients(*inputs, grad, mask=hide(hidden))
     for name in ("query", "key", "value"):
         same(got[name], clean[name], f"gradient of {name}")
+
+
+@clause("CLEAN-3")
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
+def test_hidden_garbage_reaches_no_gradient_through_a_softcap(subject, through, fill):
+    """In one key head of two, which two query heads share."""
+    require(subject, "gradients", "grouped")
+    case = Case("softcap", GROUPED, causal() & padding(LENGTHS), 2, "heads", None, 0.9)
+    query, *others = (np.array(x) for x in case.inputs("float32"))
+    for x in others:
+        x[2, 1, 4:] = fill
+    options = case.options("float32")
+    got = subject.gradients(query, *others, case.grad("float32"), through=through, **options)
+    exact, naive = case.expected_gradients("float32")
+    for name in exact:
+        compare(got[name], exact[name], naive[name], f"gradient of {name}")

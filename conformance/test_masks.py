@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from .cases.arrays import coins
-from .cases.attention import LENGTHS, MAIN, MASKS
-from .cases.compare import check_output
+from .cases.attention import LENGTHS, MAIN, MASKS, Case
+from .cases.compare import check_output, check_steps, refused
 from .contract import clause
-from .mask_spec import allow, causal, hide, padding, prefix, segments, sliding_window
+from .mask_spec import allow, causal, hide, padding, predicate, prefix, segments, sliding_window
 from .oracle import reference
-from .oracle.tolerance import same
+from .oracle.tolerance import compare, same
 from .subjects.protocol import require
 
 pytestmark = pytest.mark.usefixtures("masks_offered")
@@ -353,3 +353,98 @@ def test_offset_never_shifts_arrays(subject):
     ]
     for spec in arrays:
         same(allowed(subject, spec, query_offset=2), allowed(subject, spec), repr(spec)[:40])
+
+
+BEYOND = np.array(
+    [[7, 7 + 2**32, 7, 7, 7 - 2**32, 2**62, 0], [3] * 7, [-1, 2**32 - 1, 1, 1, 1, 1, 1]]
+)
+
+
+@clause("MASK-8")
+@pytest.mark.parametrize("dtype", ["float64"])
+@pytest.mark.parametrize("pair", [False, True], ids=["positions", "pair"])
+def test_ids_beyond_32_bits_are_not_cut(subject, pair, dtype):
+    spec = segments(BEYOND[:, :5], BEYOND) if pair else segments(BEYOND)
+    check_steps(subject, Case("beyond", MAIN, spec, None if pair else 2), dtype)
+
+
+@clause("MASK-11")
+@pytest.mark.parametrize("name", ["twice", "thrice"])
+def test_complements_over_complements_are_explained(subject, name):
+    spec = ~~(causal() & padding([2, 0, 4])) if name == "twice" else ~~~padding([2, 0, 4])
+    expected = reference.allowed(spec, (3, 1, 5, 5))
+    for b, t, s in [(0, 3, 1), (0, 3, 2), (1, 0, 0), (2, 4, 3), (2, 1, 3)]:
+        text = subject.ask("explain", spec, b, 0, t, s)
+        other = subject.ask("explain", ~~spec, b, 0, t, s)
+        first = (text.splitlines()[0], other.splitlines()[0])
+        wanted = subject.ask("explain", allow(expected), b, 0, t, s).splitlines()[0]
+        assert first == (wanted, wanted), f"MASK-11: expected {wanted!r}, got {first}"
+
+
+@clause("MASK-4")
+@pytest.mark.parametrize("question", ["allowed", "hidden", "additive"])
+def test_samples_and_heads_are_those_asked_for(subject, question):
+    spec = predicate(lambda batch, head, query, key: (batch + 2 * head + query + key) % 3 != 0)
+    got = subject.ask(question, spec, 5, 7, query_offset=1, batch=3, heads=2)
+    expected = reference.allowed(spec, MAIN.call, 1)
+    form = {"allowed": expected, "hidden": ~expected, "additive": np.where(expected, 0.0, -np.inf)}
+    same(got, form[question], question)
+
+
+@clause("MASK-4")
+def test_draw_shows_the_padding_of_the_sample_that_is_asked_for(subject):
+    drawn = [subject.ask("draw", padding([3, 1, 2]), 1, 3, batch=b) for b in range(3)]
+    counts = [text.count("\u25a0") for text in drawn]
+    assert counts == [3, 1, 2], f"MASK-4: keys drawn by sample: expected 3, 1 and 2, got {counts}"
+
+
+@clause("MASK-7")
+@pytest.mark.parametrize("before", [2**30 - 1, 2**30 + 5, 2**31, 2**40])
+def test_windows_of_any_width_count_from_their_query(subject, before):
+    for offset in (0, 2**30 - 3, -(2**30)):
+        spec, sizes = sliding_window(before, 1), (3, 2, 3, 7)
+        expected = reference.allowed(spec, sizes, offset)
+        same(allowed(subject, spec, sizes, offset), expected, f"window from {offset}")
+
+
+@clause("MASK-8")
+@pytest.mark.parametrize("offset", [-6, -3, -1, 3, 5, 7])
+def test_queries_outside_the_ids_are_in_no_segment(subject, offset):
+    spec = segments([[4, 4, 4, 9, 9, 9, 9], [1, 2, 2, 2, 3, 3, 3], [5] * 7])
+    same(allowed(subject, spec, query_offset=offset),
+         reference.allowed(spec, MAIN.call, offset), "segments")  # fmt: skip
+
+
+@clause("MASK-12")
+@pytest.mark.parametrize("name", ["padding", "~causal", "padding & causal", "padding | window"])
+def test_masks_of_several_parts_ask_where_queries_start(subject, name):
+    require(subject, "errors", "attention")
+    spec = {"padding": padding(LENGTHS) & padding([4, 5, 6]), "~causal": ~causal(),
+            "padding & causal": padding(LENGTHS) & causal(),
+            "padding | window": padding(LENGTHS) | sliding_window(1)}[name]  # fmt: skip
+    query, key = np.ones((3, 2, 5, 4), np.float32), np.ones((3, 2, 7, 4), np.float32)
+    if name == "padding":
+        subject.attention(query, key, key, mask=spec)
+        spec = spec & causal()
+    refused(
+        subject,
+        lambda: subject.attention(query, key, key, mask=spec),
+        ValueError,
+        "S - T = 2",
+        beside=lambda: subject.attention(query, key, key, mask=spec, query_offset=0),
+    )
+
+
+@clause("MASK-12")
+def test_one_mask_serves_any_call(subject):
+    """Whatever is kept of a mask must not be of another call: of other offsets, sizes or dtypes."""
+    require(subject, "errors", "attention")
+    spec = sliding_window(2) & padding(LENGTHS)
+    mask = subject.mask(spec)
+    calls = [(MAIN, 2), (MAIN, 0), (MAIN._replace(T=7), 0), (MAIN._replace(T=7), -1), (MAIN, 2)]
+    for shape, offset in calls:
+        case = Case("one_mask", shape._replace(D_v=shape.D), spec, offset)
+        inputs = (subject.array(x) for x in case.inputs("float32"))
+        got = subject.module.attention(*inputs, mask=mask, query_offset=offset)
+        exact, naive = (steps["output"] for steps in case.expected("float32"))
+        compare(subject.numpy(got), exact, naive, f"output at {offset}")

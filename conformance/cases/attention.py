@@ -52,9 +52,19 @@ LENGTHS = [7, 0, 4]  # of MAIN's and SQUARE's samples: one whole, one empty, one
 
 
 def bias_of(kind: str, shape: Shape, dtype_name: str) -> np.ndarray:
-    """Return a bias: "rank2" (T, S), "rank4" (B, H, T, S) or "heads" (1, H, 1, S)."""
-    sizes = {"rank2": shape.call[2:], "rank4": shape.call, "heads": (1, shape.H, 1, shape.S)}
-    return normal(5, *sizes[kind], dtype_name=dtype_name)
+    """Return a bias: "rank2" (T, S), or the dims that are full, such as "HS" of (1, H, 1, S).
+
+    "rank4" is "BHTS", and "heads" is "HS". "hiding" is "BHTS" with -inf, whole rows of it too.
+    """
+    if kind == "hiding":
+        hidden = coins(6, *shape.call, true=0.3) | coins(7, *shape.call[:3], 1, true=0.2)
+        return np.where(hidden, -np.inf, bias_of("rank4", shape, dtype_name)).astype(
+            dtype(dtype_name)
+        )
+    kind = {"rank4": "BHTS", "heads": "HS"}.get(kind, kind)
+    full = (size if axis in kind else 1 for axis, size in zip("BHTS", shape.call, strict=True))
+    sizes = shape.call[2:] if kind == "rank2" else tuple(full)
+    return normal(5, *sizes, dtype_name=dtype_name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,28 @@ def gradients(query, key, value, grad, **options) -> tuple[dict, dict]:
     return _expect("gradients", ATTENTION, **inputs, **options)
 
 
+def dropped(query, key, value, grad, **options) -> tuple[dict, dict]:
+    """Return output and gradients of weights that dropout has multiplied by `dropped`.
+
+    Exact is the textbook formula in float64.
+    """
+    call = {"query": query, "key": key, "value": value} | options
+    axes = {along: own | {"dropped": own.get("allowed")} for along, own in ATTENTION.items()}
+    axes["features"].pop("dropped")
+    found: tuple[dict, dict] = ({}, {})
+    for name, more in (("attention", {}), ("gradients", {"grad": grad})):
+        given = call | more
+        wide = {n: _as_double(x) for n, x in given.items()}
+        exact = getattr(naive, name)(**wide)
+        for answer, own in zip(found, (exact, furthest(name, axes, exact, given)), strict=True):
+            answer |= own
+    return found
+
+
+def _as_double(x):
+    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype != bool else x
+
+
 def seconds(query, key, value, grad, directions: dict, **options) -> tuple[dict, dict]:
     """Return the derivatives along a direction of output and gradients, exact and naive."""
     along = {DIRECTIONS[name]: array for name, array in directions.items()}

@@ -28,8 +28,12 @@ def attention(
     softcap=None,
     empty_rows="zero",
     folded=False,
+    dropped=1.0,
 ) -> dict[str, np.ndarray]:
-    """Return scores, masked_scores, weights and output; the output rounded to the input's dtype."""
+    """Return scores, masked_scores, weights and output; the output rounded to the input's dtype.
+
+    `dropped` is what dropout multiplies the weights by, 0 or 1 / (1 - p), once they are returned.
+    """
     dtype = np.asarray(query).dtype
     query, key, value = upcast(query), upcast(key), upcast(value)
     group = query.shape[1] // key.shape[1]
@@ -49,29 +53,35 @@ def attention(
         weights = np.exp(shifted - np.log(total)) if folded else np.exp(shifted) / total
     fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / max(key.shape[2], 1)}[empty_rows]
     weights = np.where(np.isneginf(top), fill, weights).astype(query.dtype)
-    output = np.einsum("bhts,bhsd->bhtd", weights, value).astype(dtype)
+    dropped = np.asarray(dropped, weights.dtype)
+    output = np.einsum("bhts,bhsd->bhtd", weights * dropped, value).astype(dtype)
     return {"scores": scores, "masked_scores": masked, "weights": weights, "output": output}
 
 
 def gradients(
     query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero",
-    folded=False,
+    folded=False, dropped=1.0,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return the gradients of sum(grad * output), each rounded to its input's dtype."""
+    """Return the gradients of sum(grad * output), each rounded to its input's dtype.
+
+    `dropped` is what dropout multiplies the weights by.
+    """
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
     steps = attention(query, key, value, allowed=allowed, **options, folded=folded)
     q, k, v, g = upcast(query), upcast(key), upcast(value), upcast(grad)
     group = q.shape[1] // k.shape[1]
     k_all, v_all = k.repeat(group, axis=1), v.repeat(group, axis=1)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    d_logits = _logit_gradients(steps, np.einsum("bhtd,bhsd->bhts", g, v_all), folded)
+    dropped = np.asarray(dropped, steps["weights"].dtype)
+    d_weights = np.einsum("bhtd,bhsd->bhts", g, v_all) * dropped
+    d_logits = _logit_gradients(steps, d_weights, folded)
     slope = _slope(steps["scores"], softcap, folded)
     d_scores = d_logits * slope if folded else d_logits * slope * scale
     last = scale if folded else 1.0
     found = {
         "query": np.einsum("bhts,bhsd->bhtd", d_scores, k_all * last),
         "key": _sum_groups(np.einsum("bhts,bhtd->bhsd", d_scores, q * last), group),
-        "value": _sum_groups(np.einsum("bhts,bhtd->bhsd", steps["weights"], g), group),
+        "value": _sum_groups(np.einsum("bhts,bhtd->bhsd", steps["weights"] * dropped, g), group),
     }
     found = {name: array.astype(np.asarray(query).dtype) for name, array in found.items()}
     if bias is not None:

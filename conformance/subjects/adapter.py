@@ -11,6 +11,7 @@ option reaches an adapter only if it is declared and a test uses it; `docs/plug-
 """
 
 import warnings
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting",
         "transforms", "second", "autocast", "altered"}  # fmt: skip
 METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
-METHODS |= {"parameters": "parameters", "cache": "decoding"}
+METHODS |= {"parameters": "parameters", "cache": "decoding", "small_blocks": "small_blocks"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped"}
 
 
@@ -61,6 +62,14 @@ def pointed(allowed: np.ndarray, polarity: str, dtype) -> np.ndarray:
     if polarity == "add":
         return np.where(allowed, 0.0, -np.inf).astype(dtype)
     return np.array(allowed if polarity == "attend" else ~allowed)
+
+
+def allowed_by(spec: Spec, sizes: tuple, offset) -> np.ndarray:
+    """Return where a mask allows, (B, H, T, S); an array is its own answer, without a loop."""
+    if spec.kind not in ("allow", "hide"):
+        return reference.allowed(spec, sizes, offset)
+    array = np.broadcast_to(spec.arguments["array"], sizes)
+    return array if spec.kind == "allow" else ~array
 
 
 class Steps(dict):
@@ -121,6 +130,10 @@ class Plugged:
             output, weights = ask(pair, self.adapter.weights, query, key, value, **options)
             found = {"output": output, "weights": weights}
         return Steps(found)
+
+    def small_blocks(self, setting: int) -> AbstractContextManager:
+        require(self, "small_blocks")
+        return self.adapter.small_blocks(setting)
 
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         require(self, "gradients", *([through] if through != "attention" else []))
@@ -185,7 +198,7 @@ class Plugged:
         if offset is None and sizes[2] != sizes[3] and any(map(positional, parts)):
             raise NotOffered(f"{self.name} takes masks as arrays, which know no positions")
         if parts:
-            allowed = np.all([reference.allowed(part, sizes, offset) for part in parts], axis=0)
+            allowed = np.all([allowed_by(part, sizes, offset) for part in parts], axis=0)
             found["mask"] = pointed(allowed, self.mask_polarity, dtype)
         return found
 

@@ -34,7 +34,10 @@ def _gradients(leaves, traced, grad, path, static):
     def call(leaves):
         leaves = dict(leaves)
         inputs = [leaves.pop(name) for name in ("query", "key", "value")]
-        return path(*inputs, **leaves, **traced, **dict(static))
+        options = dict(static)
+        if "seed" in options:  # an nnx.Rngs must be used where it was made
+            options["rngs"] = nnx.Rngs(options.pop("seed"))
+        return path(*inputs, **leaves, **traced, **options)
 
     return jax.vjp(call, leaves)[1](grad)[0]
 
@@ -58,9 +61,15 @@ class Adapter(JaxTransforms, Rosetta):
     capabilities = Rosetta.capabilities | {
         "gradients", "compiled", "traced", "transforms", "second"
     }  # fmt: skip
+    small = (
+        {"blocked": {"LONE_CELLS": 0, "ROWS": TILE[0], "COLUMNS": TILE[1]}},
+        {"blocked": {"LONE_CELLS": 0, "ROWS": 3, "COLUMNS": 4, "HEADS": (2, 1)}},
+        {"blocked": {"LONE_CELLS": 0, "ROWS": 3, "COLUMNS": 8, "HEADS": (1, 2)}},
+    )
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_jax, device)
+        self.setting: int | None = None  # of the small blocks in use
         jax.config.update("jax_default_matmul_precision", "highest")
 
     @contextmanager
@@ -71,11 +80,24 @@ class Adapter(JaxTransforms, Rosetta):
                 stack.enter_context(jax.enable_x64(True))
             yield
 
-    @cache  # noqa: B019 - one object a path, so that jit knows it again
+    @contextmanager
+    def small_blocks(self, setting):
+        before, self.setting = self.setting, setting % len(self.small)
+        try:
+            with super().small_blocks(setting):
+                yield
+        finally:
+            self.setting = before
+
     def path(self, through, tile=TILE):
+        return self._path(through, tile, self.setting)
+
+    @cache  # noqa: B019 - one object a path and setting, so that jit knows it again
+    def _path(self, through, tile, setting):
         if through == "remat":
             return _recomputed
-        return super().path(through, tile)
+        path = super().path(through, tile)
+        return path if setting is None else partial(path)  # what was traced is cut otherwise
 
     def array(self, array):
         return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
@@ -105,7 +127,8 @@ class Adapter(JaxTransforms, Rosetta):
         with self.scope(query.dtype.name):
             inputs = {"query": query, "key": key, "value": value}
             leaves = {name: self.array(x) for name, x in inputs.items()}
-            options = self.options(options)
+            seed = {n: options.pop(n) for n in ("seed",) if n in options}
+            options = self.options(options) | seed
             if options.get("bias") is not None:
                 leaves["bias"] = options.pop("bias")
             traced = {n: options.pop(n) for n in ("mask", "query_offset") if n in options}

@@ -1,8 +1,11 @@
 """attn_numpy under test. Its inputs are read-only, so that a write to one is an error."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 
 import attn_numpy
+from attn_numpy import threads
 from attn_numpy.layers import Module
 
 from .rosetta import Rosetta
@@ -18,9 +21,24 @@ class Adapter(Rosetta):
     name = "numpy"
     packages = ("numpy",)
     capabilities = Rosetta.capabilities | {"any_shape"}
+    small = (
+        {"blocked": {"LONE_CELLS": 0, "FEW_KEYS": 0, "ROWS": 2, "COLUMNS": 3, "CELLS": 12,
+                     "TURNED": 3, "THREAD_CELLS": 1}},
+        {"blocked": {"LONE_CELLS": 0, "FEW_ROWS": 2, "CELLS": 60, "TURNED": 1000,
+                     "THREAD_CELLS": 30}},
+        {"blocked": {"LONE_CELLS": 0, "FEW_KEYS": 0, "ROWS": 3, "COLUMNS": 2, "CELLS": 45}},
+    )  # fmt: skip
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_numpy, device)
+
+    @contextmanager
+    def small_blocks(self, setting):
+        """More threads than BLAS has been given are used, too, where threadpoolctl is there."""
+        blas = threads._blas()
+        more = nullcontext() if blas is None else blas.limit(limits=3)
+        with super().small_blocks(setting), more:
+            yield
 
     def array(self, array):
         view = np.asarray(array).view()

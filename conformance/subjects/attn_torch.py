@@ -1,6 +1,7 @@
 """attn_torch under test, on any device that torch reports."""
 
 import os
+from contextlib import contextmanager
 from functools import partial
 from shutil import which
 
@@ -33,6 +34,17 @@ class Adapter(TorchTransforms, Rosetta):
     capabilities = Rosetta.capabilities | {
         "gradients", "compiled", "any_shape", "transforms", "second", "autocast"
     }  # fmt: skip
+    small = (
+        {"blocked": {"ROWS": 2, "COLUMNS": 3, "THREADS": 3, "THREAD_CELLS": 1},
+         "everyday": {"CALL": 1, "ROW": 1, "DENSE": 0},
+         "plan": {"CPU_SCORES": 8}, "fused": {"STEP_NUMBERS": 1}},
+        {"blocked": {"ROWS": 3, "COLUMNS": 2, "THREADS": 1},
+         "everyday": {"CALL": 1, "ROW": 1},
+         "plan": {"CPU_SCORES": 60}, "fused": {"STEP_NUMBERS": 4 * 7 * 7}},
+        {"blocked": {"ROWS": 1, "COLUMNS": 4, "THREADS": 8, "THREAD_CELLS": 1},
+         "everyday": {"CALL": 40, "ROW": 2, "DENSE_HEAD": 34},
+         "plan": {"CPU_SCORES": 16}, "fused": {"STEP_NUMBERS": 3 * 7 * 7}},
+    )  # fmt: skip
 
     def __init__(self, device: str = "cpu"):
         super().__init__(attn_torch, device)
@@ -42,6 +54,17 @@ class Adapter(TorchTransforms, Rosetta):
 
     def versions(self):
         return {"torch": torch.__version__}
+
+    @contextmanager
+    def small_blocks(self, setting):
+        """Three threads are used, on one core too."""
+        before = torch.get_num_threads()
+        with super().small_blocks(setting):
+            torch.set_num_threads(3)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
 
     def array(self, array):
         array = np.asarray(array)

@@ -26,6 +26,7 @@ CAPABILITIES = {
     "empty_rows": "a choice of what a row becomes that may see nothing",
     "gradients": "gradients",
     "blocked": "a path that walks the mask's tiles",
+    "small_blocks": "blocks so small that small calls take every path",
     "compiled": "a compiled form of attention",
     "traced": "calls whose arrays have no values yet",
     "masks": "mask builders and the questions a mask answers",
@@ -51,6 +52,7 @@ ROUTES = ("forward", "reverse_reverse", "forward_reverse", "reverse_forward", "b
           "functional", "batched")  # fmt: skip
 STEPS = ("scores", "masked_scores", "weights", "output")
 TILE = (2, 3)  # queries by keys: small, so that small cases have many
+SMALL_BLOCKS = 3  # settings of small blocks
 
 
 class NotOffered(Exception):
@@ -89,6 +91,13 @@ class Subject(Protocol):
 
     def blocked(self, query, key, value, *, tile: tuple[int, int], **options) -> np.ndarray:
         """Attend tile by tile, in tiles of so many queries by keys."""
+
+    def small_blocks(self, setting: int) -> AbstractContextManager:
+        """Return the context in which calls of a few queries and keys are cut as large ones are.
+
+        What else depends on sizes (threads, kernels, buffers) does so at small ones, too. Settings
+        count from 0 to SMALL_BLOCKS - 1, and cut at different places.
+        """
 
     def gradients(self, query, key, value, grad, **options) -> dict[str, np.ndarray]:
         """Return the gradients of sum(grad * output) by query, key, value and bias.

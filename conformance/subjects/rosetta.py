@@ -1,11 +1,12 @@
 """What the adapters of the three backends share, because the three have the same names."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import count
+from unittest import mock
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class Rosetta(Models):
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
     capabilities = frozenset(CAPABILITIES) - OF_FRAMEWORKS
+    # Constants that cut a call, by module: small ones, for each setting of `small_blocks`.
+    small: tuple[dict[str, dict], ...] = ()
 
     def __init__(self, module, device: str):
         self.module, self.device = module, device
@@ -137,6 +140,14 @@ class Rosetta(Models):
         if through == "steps":
             return lambda *inputs, **options: self.module.attention_steps(*inputs, **options).output
         return self.module.attention
+
+    @contextmanager
+    def small_blocks(self, setting: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, constants in self.small[setting % len(self.small)].items():
+                module = import_module(f"{self.module.__name__}.{name}")
+                stack.enter_context(mock.patch.multiple(module, **constants))
+            yield
 
     def _attend_blocked(self, query, key, value, tile, **options):
         blocked, calls = (import_module(f"{self.module.__name__}.{n}") for n in ("blocked", "call"))
