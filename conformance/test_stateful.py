@@ -34,7 +34,7 @@ def machine(subject, name: str) -> type[RuleBasedStateMachine]:
     tokens, one = rows(st.sampled_from([1, 2, 3, 4, 0] if any_shape else [1, 3])), rows(st.just(1))
     samples = st.integers(1, MOST) if any_shape else st.just(3)
     each = st.integers(0, 11)
-    index = samples.flatmap(lambda n: st.lists(each, min_size=n, max_size=n))
+    index = samples.flatmap(lambda n: st.lists(each, min_size=n, max_size=n)) | st.just([0, 1, 2])
 
     class Decoding(RuleBasedStateMachine):
         def __init__(self) -> None:

@@ -236,9 +236,11 @@ class History:
 
     def check(self) -> None:
         """Check every output that ever came back against one pass over what was told."""
-        for number, branch in enumerate(self.branches):  # each can still go on
-            full = np.array(branch.lengths) == CAPACITY
-            self.do("feed", number, np.where(full, HIDDEN, 1)[:, None].tolist(), "nan")
+        for turn in (1, 2):  # each can still go on, whatever was written for the others
+            for number, branch in enumerate(self.branches):
+                full = np.array(branch.lengths) == CAPACITY
+                ids = np.where(full, HIDDEN, turn + number)[:, None].tolist()
+                self.do("feed", number, ids, "nan")
         told = [s for s in self.past + [s for b in self.branches for s in b.samples] if s.told]
         if not told:
             return
