@@ -36,7 +36,7 @@ def machine(subject, name: str) -> type[RuleBasedStateMachine]:
     each = st.integers(0, 11)
     index = samples.flatmap(lambda n: st.lists(each, min_size=n, max_size=n)) | st.just([0, 1, 2])
 
-    class Decoding(RuleBasedStateMachine):
+    class DecodingMachine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
             self.history, self.failed = History(subject, name), False
@@ -99,7 +99,7 @@ def machine(subject, name: str) -> type[RuleBasedStateMachine]:
             if not self.failed:
                 self._noted(self.history.check)
 
-    return Decoding
+    return DecodingMachine
 
 
 def snippet(subject, name: str, steps: list[tuple]) -> str:
@@ -118,7 +118,7 @@ def snippet(subject, name: str, steps: list[tuple]) -> str:
 def test_any_history_is_one_pass_over_what_was_told(subject, name):
     require(subject, "cache")
     History(subject, name)  # a kind that is not offered
-    many = settings.default.max_examples // (10 if "any_shape" in subject.capabilities else 25)
+    many = settings.default.max_examples // (14 if "any_shape" in subject.capabilities else 33)
     run_state_machine_as_test(
         machine(subject, name),
         settings=settings(

@@ -80,12 +80,13 @@ def check_cut_gradients(subject: Subject, case: Case, dtype: str, setting: int) 
     """Check a call's gradients in small blocks, and beside what nobody is allowed."""
     require(subject, "small_blocks")
     exact, naive = case.expected_gradients(dtype)
+    options = {"grad": case.grad(dtype)} | case.options(dtype)
     inputs = {"": case.inputs(dtype), " beside hidden NaN and inf": dirtied(case, dtype)}
     for beside, arrays in inputs.items():
         if arrays is None:
             continue
         with subject.small_blocks(setting):
-            got = subject.gradients(*arrays, grad=case.grad(dtype), **case.options(dtype))
+            got = subject.gradients(*arrays, **options)
         for name in exact:
             what = f"gradient of {name}{beside}, in small blocks {setting}"
             check_dtype(got[name], naive[name].dtype, what)

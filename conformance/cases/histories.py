@@ -91,7 +91,9 @@ class History:
         told = np.array(ids[: len(branch.samples)], int)
         if (needed := max(np.add(branch.lengths, (told != HIDDEN).sum(1)))) > CAPACITY:
             text = f"capacity must hold every token: got {needed} tokens for {CAPACITY} slots"
-            self._refused(branch, lambda: self._fed(branch, branch.decoding, told, junk), text=text)
+            self._refused(
+                branch, lambda: self._fed(branch, branch.decoding, told, junk), ValueError, text
+            )
             return
         before, got = branch.copied(), self._fed(branch, branch.decoding, told, junk)
         self._hear(branch.samples, told, got)
