@@ -7,7 +7,7 @@ import pytest
 
 from .cases.arrays import coins
 from .cases.compare import refused
-from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part
+from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part, unless_handed_on
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
 from .oracle.expected import multihead
@@ -286,16 +286,6 @@ def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
     if got is not None:
         part(got, exact, naive, 6, "a token on what was truncated")
     part(stream.feed(shorter, x[:, 2:4]), exact, naive, 2, "tokens on what was left")
-
-
-def unless_handed_on(call):
-    """Return the call's output, or None where it is refused because the cache was handed on."""
-    try:
-        return call()
-    except ValueError as error:
-        if not str(error).startswith("a cache is used once"):
-            raise Differs(f"expected 'a cache is used once ...', got {error}") from error
-    return None
 
 
 @clause("CACHE-4")

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from . import mask_spec
 from .cases.arrays import coins
 from .cases.attention import PLAIN, Case, Shape
-from .cases.compare import check_gradients, check_steps
+from .cases.compare import check_cut, check_cut_gradients, check_gradients, check_steps
 from .contract import clause
 from .oracle.tolerance import Differs
-from .subjects.protocol import NotOffered
+from .subjects.protocol import SMALL_BLOCKS, NotOffered
 
 pytestmark = pytest.mark.needs("any_shape")
 SEEDS = st.integers(0, 2**16)
+DTYPES = st.sampled_from(["float64", "float32", "float16", "bfloat16"])
+SETTINGS = st.integers(0, SMALL_BLOCKS - 1)
+TILES = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
 @st.composite
@@ -104,7 +107,7 @@ def loading(subject) -> str:
     return calls.get(option, "subjects.plug({})[0]").format(f"{name!r}, {subject.device!r}")
 
 
-def snippet(subject, case: Case, check: str, *arguments: str) -> str:
+def snippet(subject, case: Case, check: str, *arguments) -> str:
     """Return Python that runs this one example."""
     fields = [f"shape={case.shape!r}", f"mask={case.mask!r}", f"seed={case.seed}"]
     fields += [f"{n}={getattr(case, n)!r}" for n in ("bias", "scale", "softcap", "empty_rows")]
@@ -131,7 +134,7 @@ def offered(subject, case: Case) -> Case:
     return replace(case, **changes)
 
 
-def run(subject, case: Case, check, *arguments: str) -> None:
+def run(subject, case: Case, check, *arguments) -> None:
     case = offered(subject, case)
     try:
         check(subject, case, *arguments)
@@ -143,7 +146,7 @@ def run(subject, case: Case, check, *arguments: str) -> None:
 
 
 @clause("ATT-13")
-@given(case=cases(), dtype=st.sampled_from(["float64", "float32", "float16", "bfloat16"]))
+@given(case=cases(), dtype=DTYPES)
 def test_any_call_is_the_formula(subject, case, dtype):
     if dtype in subject.dtypes:
         run(subject, case, check_steps, dtype)
@@ -155,6 +158,23 @@ def test_any_call_is_the_formula(subject, case, dtype):
 def test_any_gradient_is_the_oracles(subject, case):
     if case.empty_rows != "nan":  # the forward only
         run(subject, case, check_gradients, "float32")
+
+
+@clause("ATT-9")
+@pytest.mark.needs("small_blocks")
+@given(case=cases(), dtype=DTYPES, setting=SETTINGS, tile=TILES)
+def test_any_call_that_is_cut_is_the_formula(subject, case, dtype, setting, tile):
+    if dtype in subject.dtypes:
+        run(subject, case, check_cut, dtype, setting, tile)
+
+
+@clause("GRAD-3")
+@pytest.mark.needs("small_blocks")
+@pytest.mark.needs("gradients")
+@given(case=cases(least=3), setting=SETTINGS)
+def test_any_gradient_that_is_cut_is_the_oracles(subject, case, setting):
+    if case.empty_rows != "nan":  # the forward only
+        run(subject, case, check_cut_gradients, "float32", setting)
 
 
 @clause("MASK-10")

@@ -1,6 +1,7 @@
 """The two comparisons that most tests make: a subject's answer to a call, against the oracle."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from ..oracle import expected
 from ..oracle.tolerance import Differs, check_dtype, compare
 from ..subjects.protocol import NotOffered, Subject, require
 from .attention import Case
+from .cuts import dirtied
 
 
 def check_output(got, query, key, value, what: str, *, allowed=None, **numbers) -> None:
@@ -51,6 +53,44 @@ def check_gradients(subject: Subject, case: Case, dtype: str = "float32") -> dic
         check_dtype(got[name], naive[name].dtype, f"gradient of {name}")
         compare(got[name], exact[name], naive[name], f"gradient of {name}")
     return got
+
+
+def check_cut(
+    subject: Subject, case: Case, dtype: str, setting: int, tile: tuple[int, int]
+) -> None:
+    """Check a call's output in small blocks, by each path, and beside what nobody is allowed."""
+    require(subject, "attention", "small_blocks")
+    exact, naive = (steps["output"] for steps in case.expected(dtype))
+    options, walk = case.options(dtype), partial(subject.blocked, tile=tile)
+    calls = {"attention": subject.attention}
+    calls |= {f"tiles of {tile}": walk} if "blocked" in subject.capabilities else {}
+    inputs = {"": case.inputs(dtype), " beside hidden NaN and inf": dirtied(case, dtype)}
+    with subject.small_blocks(setting):
+        for way, call in calls.items():
+            for beside, arrays in inputs.items():
+                if arrays is not None:
+                    got = call(*arrays, **options)
+                    check_dtype(got, naive.dtype, "output")
+                    compare(
+                        got, exact, naive, f"output by {way}{beside}, in small blocks {setting}"
+                    )
+
+
+def check_cut_gradients(subject: Subject, case: Case, dtype: str, setting: int) -> None:
+    """Check a call's gradients in small blocks, and beside what nobody is allowed."""
+    require(subject, "small_blocks")
+    exact, naive = case.expected_gradients(dtype)
+    options = {"grad": case.grad(dtype)} | case.options(dtype)
+    inputs = {"": case.inputs(dtype), " beside hidden NaN and inf": dirtied(case, dtype)}
+    for beside, arrays in inputs.items():
+        if arrays is None:
+            continue
+        with subject.small_blocks(setting):
+            got = subject.gradients(*arrays, **options)
+        for name in exact:
+            what = f"gradient of {name}{beside}, in small blocks {setting}"
+            check_dtype(got[name], naive[name].dtype, what)
+            compare(got[name], exact[name], naive[name], what)
 
 
 def refused(

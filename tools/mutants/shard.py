@@ -29,7 +29,7 @@ from .verdict import case_of, is_kill
 
 SUITE = Path(conformance.__file__).parent
 # Not run: random examples, which shrink for long, and subjects against each other.
-LEFT_OUT = ("test_fuzz.py", "test_agreement.py")
+LEFT_OUT = ("test_fuzz.py", "test_stateful.py", "test_agreement.py")
 # How pytest ends where there is something to judge; that no case was found is the judge's to say.
 ENDS = pytest.ExitCode
 JUDGED = (ENDS.OK, ENDS.TESTS_FAILED, ENDS.NO_TESTS_COLLECTED)
