@@ -7,6 +7,7 @@ from .cases import multihead
 from .cases.arrays import coins, normal
 from .cases.attention import (
     BY_NAME,
+    FAR,
     GROUPED,
     LENGTHS,
     MAIN,
@@ -17,6 +18,7 @@ from .cases.attention import (
     TRAP,
     Case,
     Shape,
+    move,
     names,
 )
 from .cases.compare import check_output, check_steps, refused
@@ -70,6 +72,16 @@ def test_output_is_the_formula(subject, case):
 @pytest.mark.parametrize("name", ["plain", "causal", "padding", "window_or_prefix"])
 def test_output_is_the_formula_in_float64(subject, name, dtype):
     check_steps(subject, BY_NAME[name], dtype)
+
+
+@clause("ATT-7")
+@pytest.mark.parametrize("far", FAR)
+def test_output_of_inputs_far_from_zero_is_the_formula(subject, far):
+    require(subject, "attention")
+    case = BY_NAME["causal_and_padding"]
+    inputs = move(case, far)
+    got = subject.attention(*inputs, **case.options("float32"))
+    check_output(got, *inputs, "output", allowed=case.allowed())
 
 
 @clause("ATT-1")

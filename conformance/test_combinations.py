@@ -13,6 +13,7 @@ from .contract import clause
 from .subjects.protocol import NotOffered, require
 
 ATTENTION = combinations.rows("attention")
+WITH_GARBAGE = [name for name, row in ATTENTION.items() if row["garbage"] != "none"]
 MULTIHEAD = combinations.rows("multihead")
 LAYERS = combinations.rows("layers")
 DECODING = combinations.rows("decoding")
@@ -37,8 +38,14 @@ def run(subject, plan: str, rows: dict[str, dict[str, str]], name: str, make) ->
 
 
 @clause("ATT-9")
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("name", [n for n in ATTENTION if n not in WITH_GARBAGE])
 def test_options_of_attention(subject, name):
+    run(subject, "attention", ATTENTION, name, combined.attention)
+
+
+@clause("CLEAN-2")
+@pytest.mark.parametrize("name", WITH_GARBAGE)
+def test_options_of_attention_beside_hidden_garbage(subject, name):
     run(subject, "attention", ATTENTION, name, combined.attention)
 
 

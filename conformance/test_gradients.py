@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from .cases import multihead
-from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, MASKED, PLAIN, SQUARE, Case, names
+from .cases.attention import (
+    BY_NAME,
+    FAR,
+    GROUPED,
+    LENGTHS,
+    MAIN,
+    MASKED,
+    PLAIN,
+    SQUARE,
+    Case,
+    move,
+    names,
+)
 from .cases.compare import check_gradients, check_steps
 from .contract import clause
 from .mask_spec import causal, padding
@@ -102,29 +114,14 @@ def test_a_bias_that_is_constant_along_the_keys_has_no_gradient(subject, case):
     check_each(abs(got["bias"]) <= most, got["bias"], "gradient of bias", f"at most {most:.2g}")
 
 
-FAR = {  # from zero: what all keys share moves no weight, and what all values share all outputs
-    "key": (0, 1e3, 0),
-    "value": (0, 0, 1e3),
-    "query": (1e3, 0, 0),
-    "all": (30, 30, 1e3),
-}
-
-
 @clause("GRAD-1")
 @pytest.mark.parametrize("far", FAR)
-def test_inputs_far_from_zero_are_no_trouble(subject, far):
-    require(subject, "attention")
-    case = BY_NAME["causal_and_padding"]
-    inputs = [
-        x + np.float32(more) for x, more in zip(case.inputs("float32"), FAR[far], strict=True)
-    ]
-    options, numbers = case.options("float32"), {"allowed": case.allowed()}
-    exact, naive = expected.attention(*inputs, **numbers)
-    got = subject.attention(*inputs, **options)
-    compare(got, exact["output"], naive["output"], "output")
+def test_gradients_of_inputs_far_from_zero_are_the_oracles(subject, far):
     require(subject, "gradients")
-    exact, naive = expected.gradients(*inputs, case.grad("float32"), **numbers)
-    got = subject.gradients(*inputs, case.grad("float32"), **options)
+    case = BY_NAME["causal_and_padding"]
+    inputs, grad = move(case, far), case.grad("float32")
+    exact, naive = expected.gradients(*inputs, grad, allowed=case.allowed())
+    got = subject.gradients(*inputs, grad, **case.options("float32"))
     for name in exact:
         compare(got[name], exact[name], naive[name], f"gradient of {name}")
 

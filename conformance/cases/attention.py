@@ -155,3 +155,17 @@ BY_NAME = {case.name: case for case in (PLAIN, *MASKED)}
 def names(cases) -> list[str]:
     """Return the cases' names, as ids of a parametrised test."""
     return [case.name for case in cases]
+
+
+FAR = {  # from zero: what all keys share moves no weight, and what all values share all outputs
+    "key": (0, 1e3, 0),
+    "value": (0, 0, 1e3),
+    "query": (1e3, 0, 0),
+    "all": (30, 30, 1e3),
+}
+
+
+def move(case: Case, far: str) -> list[np.ndarray]:
+    """Return a case's query, key and value in float32, moved from zero."""
+    inputs = case.inputs("float32")
+    return [x + np.float32(more) for x, more in zip(inputs, FAR[far], strict=True)]

@@ -68,7 +68,7 @@ class DecodingRow:
         x = stream.tokens(length=TOKENS)
         given = {n: self.turned(v) for n, v in stream.given().items() if n in ("src", "memory")}
         capacity = PROMPTS[row["prompt"]].shape[1] + (3 if row["room"] == "exact" else 7)
-        cache = Told(
+        cache = RowCache(
             self, stream.start(subject, capacity, **given), np.arange(B), [[]] * B, [[]] * B
         )
         cache.feed(x, PROMPTS[row["prompt"]])
@@ -77,7 +77,7 @@ class DecodingRow:
             cache.feed(x[:, 4 + 2 * i :], hidden)
         cache.check("outputs of all tokens")
 
-    def moved(self, cache: "Told", x: np.ndarray) -> "Told":
+    def moved(self, cache: "RowCache", x: np.ndarray) -> "RowCache":
         """Do to the cache what the row says."""
         then, decoding = self.row["then"], cache.decoding
         lengths = np.array([len(tokens) for tokens in cache.tokens])
@@ -111,21 +111,21 @@ class DecodingRow:
         return found | ({"memory_mask": MEMORY_WINDOW} if self.row["memory_mask"] != "none" else {})
 
 
-class Told:
+class RowCache:
     """A decoding, and beside it each sample's tokens, their outputs, and the source it goes by."""
 
     def __init__(self, row: DecodingRow, decoding, sources: np.ndarray, tokens, outputs):
         self.row, self.decoding, self.sources = row, decoding, sources
         self.tokens, self.outputs = [list(own) for own in tokens], [list(own) for own in outputs]
 
-    def moved_to(self, decoding, index, lengths=None) -> "Told":
+    def moved_to(self, decoding, index, lengths=None) -> "RowCache":
         """Return what a decoding holds that goes on from these samples, or their first tokens."""
         cuts = [None] * len(index) if lengths is None else lengths
         tokens, outputs = (
             [kept[i][:n] for i, n in zip(index, cuts, strict=True)]
             for kept in (self.tokens, self.outputs)
         )
-        return Told(self.row, decoding, self.sources[list(index)], tokens, outputs)
+        return RowCache(self.row, decoding, self.sources[list(index)], tokens, outputs)
 
     def feed(self, x: np.ndarray, hidden: np.ndarray) -> None:
         """Feed the first tokens of x, keep their outputs, check the lengths."""
