@@ -88,9 +88,11 @@ def to_numpy(array: Array) -> np.ndarray:
 
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
-    if array.numel() <= 64 or array.dtype == torch.uint64:  # int64 may not hold them
+    if array.numel() <= 64:  # a short list is sooner than three operations
         values = array.flatten().tolist()
         return min(values), max(values)
+    if array.dtype == torch.uint64:  # int64 may not hold them
+        return int(to_numpy(array).min()), int(to_numpy(array).max())
     lowest, highest = torch.stack(array.long().aminmax()).tolist()  # a device is asked once
     return lowest, highest
 

@@ -18,6 +18,7 @@ from .arrays import to_numpy
 from .blocked import attention_blocked, empty_row_value
 from .call import Call
 from .fused import call_kernel, fused, has_kernel, known_structure, products_fit
+from .gradients import versions
 from .masks import Mask
 from .numerics import surely_finite, upcast
 from .tiles import Cells
@@ -206,11 +207,11 @@ _COPIES = ("causal", "sliding_window", "prefix", "padding", "segments")
 
 
 def _keep(compute: Callable, call: Call, more: Any) -> Any:
-    """Return `compute(call, more)`, or its answer if that was the last question about the mask."""
+    """Return `compute(call, more)`, or its last answer about the mask, to the same question."""
     if not isinstance(call.query_offset, int):
         return compute(call, more)
     mask: Any = call.mask
-    kept, question = _kept.get(mask), (call.sizes, call.query_offset, more)
+    kept, question = _kept.get(mask), (call.sizes, call.query_offset, more, versions(call))
     if kept is None:
         if not all(map(_is_copied, mask.leaves())):
             return compute(call, more)

@@ -24,7 +24,7 @@ def differentiable_again(
     return _Again.apply(output, call, textbook, *inputs)
 
 
-def _versions(call: Call) -> list[int]:
+def versions(call: Call) -> list[int]:
     """Return how often each table was written to; PyTorch does not count in inference mode."""
     return [0 if table.is_inference() else table._version for table in tables(call)]
 
@@ -36,14 +36,14 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, output: Tensor, call: Call, textbook: Callable, *inputs: Tensor | None
     ) -> Tensor:
-        ctx.call, ctx.versions, ctx.textbook = call, _versions(call), textbook
+        ctx.call, ctx.versions, ctx.textbook = call, versions(call), textbook
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
         return output.detach()  # a view could not be written to
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None) -> tuple:
-        checks.check_unchanged(ctx.versions, _versions(ctx.call))
+        checks.check_unchanged(ctx.versions, versions(ctx.call))
         if d_output is None or (not torch.is_grad_enabled() and is_concrete(d_output)):
             return (d_output, *[None] * (len(ctx.needs_input_grad) - 1))
         with torch.enable_grad():  # a tensor may be given twice: each time by its own name

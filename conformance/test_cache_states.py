@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from .cases.decoding import SOURCE_HIDDEN, STREAMS, B, N, Stream, part
+from .cases.decoding import SOURCE_HIDDEN, STREAMS, B, N, Stream, check_lengths, part
 from .cases.models import ModelCase, draw, shapes
 from .contract import clause
 from .oracle import expected, reference_layers
@@ -50,7 +50,7 @@ class Told:
         self.check_lengths(what)
 
     def check_lengths(self, what: str) -> None:
-        same(self.decoding.lengths, self.counts, f"lengths after {what}")
+        check_lengths(self.decoding, self.counts, f"after {what}")
 
     def reorder(self, index) -> "Told":
         rows, told = ([given[i] for i in index] for given in (self.rows, self.told))

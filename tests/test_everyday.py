@@ -139,6 +139,28 @@ def test_kept_answer_is_that_of_the_offset(mask):
         torch.testing.assert_close(output, wanted)
 
 
+@pytest.mark.parametrize("mask", [sliding_window(2) & padding([3, 4]), causal() & padding([3, 4])])
+def test_kept_answer_is_that_of_the_sizes_and_the_dtype(mask):
+    for T, dtype in ((4, "float32"), (2, "float32"), (2, "float64"), (2, "bfloat16")):
+        query, key, value = (x.to(getattr(torch, dtype)) for x in inputs(2, 1, 4, 8))
+        wanted = attention_steps(query[:, :, :T], key, value, mask=mask, query_offset=0).output
+        output = attention(query[:, :, :T], key, value, mask=mask, query_offset=0)
+        torch.testing.assert_close(output, wanted)
+
+
+@pytest.mark.parametrize("rest", [causal(), sliding_window(2)], ids=["parts", "dense"])
+def test_kept_answer_is_that_of_tables_written_to(rest):
+    query, key, value = inputs(2, 4, 4, 8)
+    own = padding([4, 3])
+    mask = rest & own
+    before = attention(query, key, value, mask=mask)
+    own.arrays[0][1] = 1
+    wanted = attention_steps(query, key, value, mask=mask).output
+    output = attention(query, key, value, mask=mask)
+    torch.testing.assert_close(output, wanted)
+    assert not torch.allclose(output, before)
+
+
 def test_mask_that_served_inference_serves_all_calls():
     query, key, value = inputs(2, 1, 4, 8, grad=True)
     with torch.inference_mode():
@@ -197,3 +219,15 @@ def test_products_that_overflow_before_they_are_scaled(mask):
     torch.testing.assert_close(
         attention(query, key, value, mask=mask, scale=1e-42).double(), wanted, rtol=0, atol=2e-3
     )  # 1e-42 has four digits in float32
+
+
+@pytest.mark.parametrize("mask", [None, padding([2])])
+@pytest.mark.parametrize(("query", "scale"), [(3e38, 1e-57), (1e25, 1e-43)])
+def test_products_of_one_number_overflow_too(mask, query, scale):
+    query, key = torch.full((1, 1, 1, 1), query), torch.tensor([1e18, -1e18]).view(1, 1, 2, 1)
+    value = torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
+    wide = [array.double() for array in (query, key, value)]
+    scale = torch.tensor(scale).item()  # what float32 has of it
+    wanted = attention_steps(*wide, mask=mask, scale=scale).output
+    output = attention(query, key, value, mask=mask, scale=scale).double()
+    torch.testing.assert_close(output, wanted, rtol=0, atol=1e-6)

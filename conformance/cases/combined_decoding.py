@@ -10,7 +10,7 @@ import numpy as np
 from ..mask_spec import sliding_window
 from ..oracle.tolerance import check_dtype, compare, same
 from ..subjects.protocol import Subject, require
-from .decoding import CHANGES, SOURCE_HIDDEN, B, Stream
+from .decoding import CHANGES, SOURCE_HIDDEN, B, Stream, check_lengths
 
 TOKENS = 11
 PROMPTS = {  # which tokens are padding
@@ -145,7 +145,7 @@ class RowCache:
         for b, padded in enumerate(hidden):
             self.tokens[b] += list(x[b, ~padded])
             self.outputs[b] += list(got[b, ~padded])
-        same(self.decoding.lengths, [len(own) for own in self.tokens], "lengths")
+        check_lengths(self.decoding, [len(own) for own in self.tokens], "after a feed")
 
     def check(self, what: str) -> None:
         """Check every output against one pass over its sample's tokens, in batches of a length."""

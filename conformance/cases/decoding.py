@@ -7,8 +7,8 @@ import numpy as np
 from ..mask_spec import Spec, causal
 from ..oracle import expected, reference
 from ..oracle.expected_layers import layers
-from ..oracle.tolerance import Differs, check_shape, compare
-from ..subjects.protocol import Decoding, Subject, require
+from ..oracle.tolerance import Differs, check_shape, compare, same
+from ..subjects.protocol import Decoding, NotOffered, Subject, require
 from . import models, multihead
 from .arrays import normal
 from .models import ModelCase
@@ -150,6 +150,15 @@ def part(got: np.ndarray, exact: np.ndarray, naive: np.ndarray, first: int, what
     whole = exact.astype(got.dtype)
     whole[:, first : first + got.shape[1]] = got
     compare(whole, exact, naive, what)
+
+
+def check_lengths(decoding: Decoding, wanted, what: str) -> None:
+    """Check how many tokens of each sample are stored, where a decoding says it."""
+    try:
+        got = decoding.lengths
+    except NotOffered:
+        return
+    same(got, wanted, f"lengths {what}")
 
 
 def unless_handed_on(call):

@@ -16,7 +16,7 @@ from ..oracle.tolerance import Differs, check_dtype, check_shape, compare, same
 from ..subjects.protocol import Decoding, NotOffered, Subject
 from .arrays import normal
 from .compare import refused
-from .decoding import SOURCE_HIDDEN, STREAMS, B, Stream, unless_handed_on
+from .decoding import SOURCE_HIDDEN, STREAMS, B, Stream, check_lengths, unless_handed_on
 
 CAPACITY, BRANCHES, WORDS = 6, 3, 6  # slots of a sample, decodings at a time, tokens to choose from
 HIDDEN = 0  # among tokens that are fed
@@ -64,12 +64,26 @@ class History:
         given = self.stream.given()
         if "memory" in given and not self.first:
             given["memory"] = given["memory"].swapaxes(0, 1)
-        decoding = self.stream.start(subject, CAPACITY, **given)
-        self.branches = [Branch(decoding, [Sample(b) for b in range(B)])]
+        self.given = given
+        self.branches = [self._started()]
         self.steps: list[tuple] = []
         self.past: list[Sample] = []  # what nobody goes on from, still to be checked
         self.mask: Spec | None = None
         self.words = normal(76, WORDS, self.stream.width, dtype_name="float32")
+        self.hides = self._takes([[HIDDEN], [1], [1]])  # whether tokens may be hidden
+
+    def _started(self) -> Branch:
+        decoding = self.stream.start(self.subject, CAPACITY, **self.given)
+        return Branch(decoding, [Sample(b) for b in range(B)])
+
+    def _takes(self, ids: list[list[int]]) -> bool:
+        """Whether the subject offers such a feed, tried where nothing else is stored."""
+        branch = self._started()
+        try:
+            self._fed(branch, branch.decoding, np.array(ids))
+        except NotOffered:
+            return False
+        return True
 
     def do(self, name: str, branch: int, *arguments) -> None:
         """Take a step of this name; one that the subject does not offer is none."""
@@ -85,10 +99,12 @@ class History:
         """Let every feed from now on have a positional mask; only the first step may."""
         if self.stream.name in MASKS:
             self.mask = sliding_window(keys)
+            self.mask = self.mask if self._takes([[1]] * B) else None
 
     def feed(self, branch: Branch, ids: list[list[int]], junk: str) -> None:
         """Feed tokens by number; HIDDEN ones hold what `junk` says."""
         told = np.array(ids[: len(branch.samples)], int)
+        told = told if self.hides else np.maximum(told, 1)
         if (needed := max(np.add(branch.lengths, (told != HIDDEN).sum(1)))) > CAPACITY:
             text = f"capacity must hold every token: got {needed} tokens for {CAPACITY} slots"
             self._refused(
@@ -221,11 +237,7 @@ class History:
             self.past += self.branches.pop(0).samples
 
     def _see_lengths(self, branch: Branch) -> None:
-        try:
-            got = branch.decoding.lengths
-        except NotOffered:
-            return
-        same(got, branch.lengths, f"lengths after step {len(self.steps)}")
+        check_lengths(branch.decoding, branch.lengths, f"after step {len(self.steps)}")
 
     def _refused(self, branch: Branch, call: Callable, error=ValueError, text: str = "") -> None:
         refused(self.subject, call, error, text, beside=lambda: None)
