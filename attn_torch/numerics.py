@@ -45,12 +45,9 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
-    """Whether all numbers surely are finite, and all scores, too, scaled or not yet.
-
-    |q . k| <= |q| |k|; and the norm of one number is not even its square.
-    """
+    """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
     query_norm, key_norm, value_norm = _norm(query), _norm(key), _norm(value)
-    bounded = query_norm.item() * key_norm.item() * max(abs(scale), 1.0) < HUGE
+    bounded = query_norm.item() * key_norm.item() * max(abs(scale), 1.0) < HUGE  # unscaled, too
     return bounded and math.isfinite(value_norm.item())
 
 

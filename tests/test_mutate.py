@@ -187,6 +187,7 @@ from tools.mutate import child, mutant, record, worker
 root = Path(sys.argv[1])
 child.ROOT = worker.ROOT = root
 child.SLOW = 0.5
+sys.dont_write_bytecode = True  # as the worker does: a mutant of the same size and second is stale
 import hypothesis, pytest, coverage
 for line in sys.stdin:
     print("ANSWER", json.dumps(worker.answer(json.loads(line), root / "overlay")), flush=True)
