@@ -114,6 +114,7 @@ def snippet(subject, name: str, steps: list[tuple]) -> str:
     )
 
 
+@pytest.mark.untyped
 @clause("CACHE-1")
 @pytest.mark.parametrize("name", KINDS)
 def test_any_history_is_one_pass_over_what_was_told(subject, name):
