@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .call import Call
-from .fused import fused, has_kernel, known_structure
+from .fused import fused, has_exact_kernel, known_structure, products_fit
 from .numerics import is_bounded, no_autocast, split_nonfinite, upcast
 from .plan import Block, BlockCells, plan, split_heads
 from .threads import work_together
@@ -59,7 +59,9 @@ def attention_blocked(
     """
     widths = (query.shape[3], value.shape[3])
     kernel = call.bias is None and call.softcap is None
-    kernel = kernel and has_kernel(query.device.type, query.dtype, *widths)
+    kernel = kernel and has_exact_kernel(query.device.type, query.dtype, *widths)
+    # On a CPU `fused` scales first, and rounds nothing to 16 bits.
+    kernel = kernel and (query.is_cpu or bounded or products_fit(query, key))
     known = known_structure(call)
     if kernel and known:
         return fused(query, key, value, call.scale, known == "causal", bounded)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .arrays import to_numpy
 from .blocked import attention_blocked, empty_row_value
 from .call import Call
-from .fused import call_kernel, fused, has_kernel, known_structure, products_fit
+from .fused import call_kernel, fused, has_exact_kernel, known_structure, products_fit
 from .gradients import versions
 from .masks import Mask
 from .numerics import surely_finite, upcast
@@ -67,7 +67,7 @@ def way_on_cpu(
     `finite` says that keys, values and products are, `derived` that gradients are asked for.
     """
     kernel = call.bias is None and call.softcap is None
-    kernel = kernel and has_kernel("cpu", query.dtype, query.shape[3], value.shape[3])
+    kernel = kernel and has_exact_kernel("cpu", query.dtype, query.shape[3], value.shape[3])
     if kernel and known_structure(call):
         return "kernel", []
     if not (kernel and finite and call.mask is not None):

@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from .arrays import is_array
 from .blocked import attention_blocked, empty_row_value
 from .call import Call
-from .fused import known_structure, ways_on_gpu
+from .fused import fused, has_exact_kernel, known_structure, ways_on_gpu
 from .masks import Mask
 from .numerics import is_bounded, split_nonfinite, upcast
 from .tiles import Cells, Tiles
@@ -46,6 +46,15 @@ def attention_on_gpu(
         if way == "flex" and (output := attend_flex(query, key, value, call, bounded)) is not None:
             return output
     return attention_blocked(query, key, value, call, bounded)
+
+
+def launch_kernel(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | None:
+    """Call the kernel where it alone answers, as if all were finite; None for other calls."""
+    plain = call.bias is None and call.softcap is None and known_structure(call)
+    widths = query.shape[3], value.shape[3]
+    if not plain or not has_exact_kernel("cuda", query.dtype, *widths):
+        return None
+    return fused(query, key, value, call.scale, plain == "causal", finite=True)
 
 
 def attend_flex(

@@ -28,25 +28,40 @@ def has_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -
     return device == "cuda" and dtype != torch.float64 and head_dim % 8 == 0 and head_dim <= 256
 
 
+def has_exact_kernel(device: str, dtype: torch.dtype, head_dim: int, value_dim: int) -> bool:
+    """Whether there is such a kernel that errs no more than the contract allows."""
+    return is_exact(device, dtype) and has_kernel(device, dtype, head_dim, value_dim)
+
+
+def is_exact(device: str, dtype: torch.dtype) -> bool:
+    """Whether the kernels of a device round as little as the dtype shows.
+
+    A GPU's take powers of 2 by approximation, where a weight of 1 becomes 0.9999998, and gradients
+    take them of rounded sums: in float32 these erred by up to 70 times what the contract allows.
+    """
+    return device == "cpu" or dtype.itemsize == 2
+
+
 def ways_on_gpu(
     dtype: torch.dtype, head_dim: int, value_dim: int, call: Call, derived: bool
 ) -> list[str]:
     """Return the ways to try on a CUDA device, in turn; "blocks" is the last, and always answers.
 
-    "flex" compiles for seconds, so that small calls take a dense mask, and so does what does not
-    compile, while the mask is no larger than a block's scores. `derived` says that gradients may
-    be asked for.
+    The kernels are for 16 bits, as `is_exact` says. "flex" compiles for seconds, so that
+    small calls take a dense mask, and so does what does not compile, while the mask is no larger
+    than a block's scores. `derived` says that gradients may be asked for: with a dense mask those
+    of a kernel may be NaN.
     """
     widths, known = (head_dim, value_dim), call.bias is None and bool(known_structure(call))
-    if known and call.softcap is None and has_kernel("cuda", dtype, *widths):
+    kernel = call.softcap is None and has_exact_kernel("cuda", dtype, *widths)
+    if not is_exact("cuda", dtype) or (known and kernel):
         return ["blocks"]  # which calls that kernel
     large = call.sizes[2] * call.sizes[3] >= COMPILED
     large &= call.softcap is not None or not known  # else no mask is needed
     fits = min(widths) >= 16 and max(widths) <= (128 if derived else 256)
-    ways = ["flex"] * (large and fits and call.bias is None and dtype != torch.float64)
+    ways = ["flex"] * (large and fits and call.bias is None)
     padded = (max(widths) // 8 + 1) * 8
-    learned = derived and call.bias is not None and call.bias.requires_grad
-    if call.softcap is None and not learned and has_kernel("cuda", dtype, padded, padded):
+    if call.softcap is None and not derived and has_exact_kernel("cuda", dtype, padded, padded):
         ways += ["dense"] * (known or _mask_cells(call) <= SCORES)
     return [*ways, "blocks"]
 
@@ -116,12 +131,19 @@ def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) ->
     for length, run in groupby(lengths):
         at = slice(start, start := start + len(list(run)))
         allowed = key[at, :, :length], value[at, :, :length]
-        if key.device.type == "cpu" and key.itemsize == 2:
-            outputs.append(_step_in_parts(query[at], *allowed, scale))
-        else:
-            outputs.append(call_kernel(query[at], *allowed, scale, causal=False))
+        outputs.append(_step(query[at], *allowed, scale))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.reshape(shape).to(query.dtype)
+
+
+def _step(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attend from the heads of a group to all keys: no more scores than these are numbers."""
+    if not has_exact_kernel(key.device.type, key.dtype, key.shape[3], value.shape[3]):
+        query, key, value = upcast(query), upcast(key), upcast(value)
+        return (query * scale @ key.mT).softmax(-1) @ value
+    if key.device.type == "cpu" and key.itemsize == 2:
+        return _step_in_parts(query, key, value, scale)
+    return call_kernel(query, key, value, scale, causal=False)
 
 
 def _step_in_parts(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

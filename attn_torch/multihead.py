@@ -11,7 +11,7 @@ from .arrays import dtype_name, is_autocast, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, restored_on_error, uniform, unpack
 from .call import Call
-from .fused import fused_step, has_kernel
+from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
@@ -288,9 +288,8 @@ class MultiHeadAttention(nn.Module):
         sizes = (*query.shape[:3], last)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         checks.check_projected(query, key, value, sizes)
-        kernel = (key.device.type, key.dtype, self.head_dim, self.head_dim)
-        alone = lengths and sizes[2] == 1 and has_kernel(*kernel)
-        if alone and (sure or kernel[0] != "cpu") and not (self.training and self.dropout):
+        alone = lengths and sizes[2] == 1
+        if alone and (sure or not key.is_cpu) and not (self.training and self.dropout):
             # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths))
         same = uniform(first) if known else None

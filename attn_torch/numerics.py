@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from .arrays import dtype_name, is_autocast, is_cast, is_concrete
 
@@ -46,8 +47,12 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
+    factor = max(abs(scale), 1.0)  # unscaled, too
+    if not query.is_cpu:  # one number for all is waited for once
+        norm = get_total_norm([x.detach() for x in (query, key, value)]).item()
+        return norm * norm * factor < HUGE
     query_norm, key_norm, value_norm = _norm(query), _norm(key), _norm(value)
-    bounded = query_norm.item() * key_norm.item() * max(abs(scale), 1.0) < HUGE  # unscaled, too
+    bounded = query_norm.item() * key_norm.item() * factor < HUGE
     return bounded and math.isfinite(value_norm.item())
 
 
@@ -94,5 +99,5 @@ def mark_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """
     if surely_finite(key, value):
         return key, value
-    finite = key.isfinite().all(-1, keepdim=True) & value.isfinite().all(-1, keepdim=True)
-    return key.where(finite, torch.nan), value.where(finite, torch.nan)
+    mark = ((key - key) + (value - value)).sum(-1, keepdim=True)  # 0, or else NaN
+    return key + mark, value + mark

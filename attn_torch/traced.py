@@ -26,6 +26,8 @@ from .fused import call_kernel, has_kernel
 from .numerics import split_nonfinite, upcast
 from .tiles import Cells
 
+FAR = 1.6e38  # a bias beyond it, to either side, is so far off that nothing is added to it
+
 
 def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
     """Whether the way may depend on values: nothing is recorded, transformed or has none."""
@@ -61,7 +63,16 @@ def _captured(function: Callable) -> Iterator[Tensor]:
 
 def _is_transforming() -> bool:
     """Whether `torch.func` or forward-mode differentiation is under way."""
-    return get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
+    return _is_in_functorch() or forward_ad._current_level >= 0
+
+
+def _is_in_functorch() -> bool:
+    return get_dynamic_layer_stack_depth() > 0
+
+
+# PyTorch 2.11 compiles no call of the function inside, and takes the answer for a constant. It is
+# what `torch.compiler.assume_constant_result` does, which needs seconds to load the compiler.
+_is_in_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel_serves(query: Tensor, value: Tensor, call: Call) -> bool:
@@ -104,7 +115,10 @@ def attend_traced(
     width = _padded_width(query, value)
     q, k = (pad(array, (0, width - array.shape[3])) for array in (query, key))
     v = pad(value, (0, width - value.shape[3]), value=1.0)
-    output = call_kernel(q, k, v, call.scale, causal, mask)
+    scale = call.scale
+    if q.itemsize > 2:  # products that are not scaled yet might overflow
+        q, scale = q * scale, 1.0
+    output = call_kernel(q, k, v, scale, causal, mask)
     healthy = (output[..., -1:] > 0.5) & ~rows  # the sum of weights is 1, or else 0 or NaN
     output = torch.where(healthy, output[..., : value.shape[3]], torch.nan)
     if empty is not None:
@@ -124,6 +138,8 @@ def _kernel_mask(allowed: Tensor, empty: Tensor, call: Call, query: Tensor) -> T
     """Return what the kernel takes: True where allowed, or the bias there and -inf elsewhere."""
     if call.bias is not None:
         bias = torch.where(empty, 0, call.bias.to(query))
+        # A GPU's kernel multiplies by log2(e), which must not overflow: order is all that counts.
+        bias = torch.where(bias.abs() > FAR, bias / 4 + bias.sign() * (0.75 * FAR), bias)
         allowed = torch.where(allowed, bias, -torch.inf)
     return allowed.expand(*allowed.shape[:2], *call.sizes[2:])
 

@@ -46,21 +46,23 @@ WAYS = {
     "no_mask": (None, LONG, b16, (64, 64), {}, BLOCKS),  # the kernel knows it
     "causal": (causal(), LONG, b16, (64, 64), {}, BLOCKS),
     "causal_wide_values": (causal(), LONG, b16, (64, 72), {}, DENSE),  # filled up, without a mask
-    "causal_longest": (causal(), (1, 1, *LONGEST), f32, (7, 7), {}, DENSE),
+    "causal_longest": (causal(), (1, 1, *LONGEST), b16, (7, 7), {}, DENSE),
     "causal_offset": (causal(), LONG, b16, (64, 64), {"query_offset": 1}, BOTH),
     "window": (sliding_window(256), LONG, b16, (64, 64), {}, BOTH),
     "window_longest": (sliding_window(256), (1, 8, *LONGEST), b16, (64, 64), {},
                        ["flex", "blocks"]),
     "window_double": (sliding_window(256), LONG, f64, (64, 64), {}, BLOCKS),
-    "window_narrow": (sliding_window(256), LONG, f32, (8, 8), {}, DENSE),
+    "window_single": (sliding_window(256), LONG, f32, (64, 64), {}, BLOCKS),
+    "window_narrow": (sliding_window(256), LONG, f16, (8, 8), {}, DENSE),
     "window_widest": (sliding_window(256), LONG, b16, (256, 256), {}, ["flex", "blocks"]),
-    "window_wide_backward": (sliding_window(256), LONG, b16, (192, 192), {"derived": True}, DENSE),
+    "window_wide_backward": (sliding_window(256), LONG, b16, (192, 192), {"derived": True}, BLOCKS),
     "padded": (PADDED, LONG, f16, (64, 64), {"derived": True}, ["flex", "blocks"]),
-    "padded_short": (padding([16]), SHORT, f32, (64, 64), {}, DENSE),
-    "padded_wide": (causal() & padding([100] * 32), WIDE, f32, (64, 64), {}, DENSE),
+    "padded_short": (padding([16]), SHORT, f16, (64, 64), {}, DENSE),
+    "padded_short_backward": (padding([16]), SHORT, f16, (64, 64), {"derived": True}, BLOCKS),
+    "padded_wide": (causal() & padding([100] * 32), WIDE, b16, (64, 64), {}, DENSE),
     "predicate": (ODD, LONG, b16, (64, 64), {}, ["flex", "blocks"]),  # may look at every head
     "softcap": (None, LONG, b16, (64, 64), {"softcap": 3.0}, ["flex", "blocks"]),
-    "softcap_short": (None, SHORT, f32, (64, 64), {"softcap": 3.0}, BLOCKS),
+    "softcap_short": (None, SHORT, f16, (64, 64), {"softcap": 3.0}, BLOCKS),
     "bias": (None, LONG, b16, (64, 64), {"bias": torch.zeros(1, 1, 1, 1)}, DENSE),
     "bias_of_all": (None, LONG, b16, (64, 64), {"bias": torch.zeros(8, 1, 1, 1)}, BLOCKS),
     "bias_learned": (None, SHORT, f32, (64, 64),
@@ -102,7 +104,7 @@ def defined(monkeypatch):
 
 @pytest.fixture
 def taken(monkeypatch) -> list[str]:
-    """Go as on a GPU; what each way that is gone is called."""
+    """Go as on a GPU in 16 bits, with float32 that shows more; what each way gone is called."""
     seen = []
 
     def spied(name, way):
@@ -116,6 +118,7 @@ def taken(monkeypatch) -> list[str]:
         monkeypatch.setattr(flex, name, spied(name, getattr(flex, name)))
     called = sys.modules["attn_torch.attention"]  # the package has a function of this name
     monkeypatch.setattr(called, "attention_on_cpu", flex.attention_on_gpu)
+    monkeypatch.setattr(fused, "is_exact", lambda *question: True)
     return seen
 
 
@@ -199,12 +202,13 @@ def test_way_that_is_named_is_gone(defined, taken, monkeypatch, name, empty_rows
     monkeypatch.setattr(fused, "COMPILED", 1)
     options, way = CALLS[name]
     arrays = [x.requires_grad_() for x in inputs(width=16)]
-    output = attention(*arrays, **options, empty_rows=empty_rows)
+    with torch.set_grad_enabled(way != "attend_traced"):
+        output = attention(*arrays, **options, empty_rows=empty_rows)
     assert taken == [way if way != "kernel" else "attention_blocked"]
     steps = attention_steps(*arrays, **options, empty_rows=empty_rows).output
     limit = tolerance(*(x.detach() for x in arrays))
     torch.testing.assert_close(output, steps, rtol=0, atol=limit, equal_nan=True)
-    if empty_rows != "nan":
+    if empty_rows != "nan" and output.requires_grad:
         found, right = (torch.autograd.grad(x.square().sum(), arrays, create_graph=True)
                         for x in (output, steps))  # fmt: skip
         for one, other in zip(found, right, strict=True):
@@ -224,7 +228,8 @@ def test_what_does_not_compile_is_answered_another_way(taken, monkeypatch):
     flex._program.cache_clear()
     arrays, mask = inputs(width=16), causal() & padding([45, 9])
     for _ in range(2):
-        output = attention(*arrays, mask=mask, query_offset=8)
+        with torch.no_grad():
+            output = attention(*arrays, mask=mask, query_offset=8)
     flex._program.cache_clear()
     assert taken == ["attend_flex", "attend_traced"] * 2 and len(tried) == 1  # once is enough
     steps = attention_steps(*arrays, mask=mask, query_offset=8).output

@@ -118,13 +118,14 @@ def inputs(dtype=f32, kv_heads: int = 4, head_dim: int = 8, device: str = "cpu")
 
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "served"),
-    [(f32, 8, True), (f16, 8, True), (f64, 8, False), (f32, 7, False), (f16, 264, False)],
+    [(f32, 8, False), (f16, 8, True), (b16, 8, True), (f16, 7, False), (f16, 264, False)],
 )
 def test_attention_asks_for_its_own_device_dtype_and_width(
     calls, monkeypatch, dtype, head_dim, served
 ):
     for module in (blocked, everyday):
-        monkeypatch.setattr(module, "has_kernel", lambda device, *rest: has_kernel("cuda", *rest))
+        exact = lambda device, *rest: fused.has_exact_kernel("cuda", *rest)  # noqa: E731
+        monkeypatch.setattr(module, "has_exact_kernel", exact)
     output = attention(*inputs(dtype, head_dim=head_dim), mask=causal())
     assert bool(calls) == served and output.any() != served
 

@@ -37,13 +37,13 @@ class Adapter(TorchTransforms, Rosetta):
     small = (
         {"blocked": {"ROWS": 2, "COLUMNS": 3, "THREADS": 3, "THREAD_CELLS": 1},
          "everyday": {"CALL": 1, "ROW": 1, "DENSE": 0},
-         "plan": {"CPU_SCORES": 8}, "fused": {"STEP_NUMBERS": 1}},
+         "plan": {"CPU_SCORES": 8, "SCORES": 8}, "fused": {"STEP_NUMBERS": 1}},
         {"blocked": {"ROWS": 3, "COLUMNS": 2, "THREADS": 1},
          "everyday": {"CALL": 1, "ROW": 1},
-         "plan": {"CPU_SCORES": 60}, "fused": {"STEP_NUMBERS": 4 * 7 * 7}},
+         "plan": {"CPU_SCORES": 60, "SCORES": 60}, "fused": {"STEP_NUMBERS": 4 * 7 * 7}},
         {"blocked": {"ROWS": 1, "COLUMNS": 4, "THREADS": 8, "THREAD_CELLS": 1},
          "everyday": {"CALL": 40, "ROW": 2, "DENSE_HEAD": 34},
-         "plan": {"CPU_SCORES": 16}, "fused": {"STEP_NUMBERS": 3 * 7 * 7}},
+         "plan": {"CPU_SCORES": 16, "SCORES": 16}, "fused": {"STEP_NUMBERS": 3 * 7 * 7}},
     )  # fmt: skip
 
     def __init__(self, device: str = "cpu"):
@@ -99,6 +99,10 @@ class Adapter(TorchTransforms, Rosetta):
 
     def take(self, model):
         return {name: self.numpy(parameter) for name, parameter in model.named_parameters()}
+
+    def load(self, path, dtype="float32"):
+        with torch.device(self.device):
+            return super().load(path, dtype)
 
     def count(self, projection, sent):
         projection.register_forward_pre_hook(lambda _, x: sent.append(x[0][..., 0].numel()))
