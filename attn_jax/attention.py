@@ -28,7 +28,7 @@ from .cudnn import (
 from .devices import by_device, local_sizes, vary_alike
 from .linear import apply_linear
 from .masks import Mask, allow
-from .numerics import multiply, split_nonfinite, upcast
+from .numerics import multiply, split_nonfinite, upcast, zero_where_empty
 from .tiles import Cells
 from .walk import closure_convert
 
@@ -164,6 +164,7 @@ def _steps_here(
     call = expand_bias(call)
     allowed = _allowed(call)
     q, k, v = (upcast(array) for array in (query, key, value))
+    q = zero_where_empty(q, ~allowed.any(-1, keepdims=True))
     k, v, nonfinite = split_nonfinite(k, v)
     groups = call.sizes[1] // key.shape[1]
     k, v, nonfinite = (jnp.repeat(array, groups, axis=1) for array in (k, v, nonfinite))

@@ -50,3 +50,8 @@ def split_nonfinite(key: Array, value: Array) -> tuple[Array, Array, Array]:
     key_finite, value_finite = jnp.isfinite(key), jnp.isfinite(value)
     nonfinite = ~(key_finite.all(-1) & value_finite.all(-1))  # (B, H_kv, S)
     return jnp.where(key_finite, key, 0), jnp.where(value_finite, value, 0), nonfinite
+
+
+def zero_where_empty(query: Array, empty: Array) -> Array:
+    """Put 0 for what is not finite in a fully masked row: its gradient is 0, and 0 * NaN is not."""
+    return jnp.where(empty & ~jnp.isfinite(query), 0, query)

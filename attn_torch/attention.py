@@ -18,7 +18,15 @@ from .flex import attention_on_gpu, launch_kernel
 from .fused import known_structure
 from .gradients import differentiable_again
 from .masks import Mask
-from .numerics import cast_alike, is_bounded, largest, no_autocast, split_nonfinite, upcast
+from .numerics import (
+    cast_alike,
+    is_bounded,
+    largest,
+    no_autocast,
+    split_nonfinite,
+    upcast,
+    zero_where_empty,
+)
 from .traced import allowed_cells, attend_traced, kernel_serves, may_look
 
 
@@ -155,6 +163,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
     with no_autocast(query):
         allowed = allowed_cells(call, query.device)
         q, k, v = (upcast(array) for array in (query, key, value))
+        q = zero_where_empty(q, ~allowed.any(-1, keepdim=True))
         k, v, nonfinite = split_nonfinite(k, v)
         groups = call.sizes[1] // key.shape[1]
         k, v, nonfinite = (array.repeat_interleave(groups, dim=1) for array in (k, v, nonfinite))

@@ -295,5 +295,9 @@ def _backward_block(part: _Part, d_output: Tensor, value: Tensor, grads: list) -
         d_scores.mul_(1 - part.tanh.square())
         if careful:
             d_scores.masked_fill_(weights == 0, 0)
+    query = part.query
+    if careful and part.empty is not None:  # its query may be NaN, and the derivative of tanh
+        empty = part.join(part.empty)
+        query, d_scores = query.masked_fill(empty, 0), d_scores.masked_fill(empty, 0)
     d_query[part.at_rows] = part.split(d_scores @ part.key) * part.call.scale
-    d_key[part.at_keys] += d_scores.mT @ part.query
+    d_key[part.at_keys] += d_scores.mT @ query

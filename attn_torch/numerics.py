@@ -85,6 +85,11 @@ def split_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return torch.where(key_finite, key, 0), torch.where(value_finite, value, 0), nonfinite
 
 
+def zero_where_empty(query: Tensor, empty: Tensor) -> Tensor:
+    """Put 0 for what is not finite in a fully masked row: its gradient is 0, and 0 * NaN is not."""
+    return torch.where(empty & ~torch.isfinite(query), 0, query)
+
+
 def surely_scored(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether all three are finite and their scores, too, where a look costs little."""
     if key.device.type != "cpu" or not is_concrete(query):

@@ -23,7 +23,7 @@ from .arrays import has_values, is_array, is_making_graph
 from .blocked import empty_row_value
 from .call import Call
 from .fused import call_kernel, has_kernel
-from .numerics import split_nonfinite, upcast
+from .numerics import split_nonfinite, upcast, zero_where_empty
 from .tiles import Cells
 
 FAR = 1.6e38  # a bias beyond it, to either side, is so far off that nothing is added to it
@@ -111,6 +111,7 @@ def attend_traced(
     if allowed is not None:
         # A fully masked row is allowed every key, else its gradients would be NaN.
         empty = ~allowed.any(-1, keepdim=True)
+        query = zero_where_empty(query, empty)
         mask = _kernel_mask(allowed | empty, empty, call, query)
     width = _padded_width(query, value)
     q, k = (pad(array, (0, width - array.shape[3])) for array in (query, key))

@@ -235,6 +235,21 @@ def test_gradients_of_empty_rows_are_zero(subject):
 
 
 @clause("EMPTY-6")
+@pytest.mark.parametrize("softcap", [None, 2.0], ids=["uncapped", "capped"])
+@pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
+def test_a_query_of_nan_that_sees_nothing_has_no_gradient(subject, through, softcap):
+    require(subject, "gradients", *(["blocked"] if through == "blocked" else []))
+    case = Case("allow", mask=allow(ROWS), softcap=softcap)
+    query, key, value = case.inputs("float32")
+    query[~ROWS.any(-1)] = np.nan
+    options = case.options("float32") | {"grad": case.grad("float32")}
+    got = subject.gradients(query, key, value, through=through, **options)
+    exact, naive = case.expected_gradients("float32")
+    for name in exact:
+        compare(got[name], exact[name], naive[name], f"gradient of {name} through {through}")
+
+
+@clause("EMPTY-6")
 def test_a_sample_of_nothing_gives_nothing_to_its_keys(subject):
     require(subject, "gradients")
     case = Case("padding", mask=padding(LENGTHS), bias="rank4")
