@@ -18,7 +18,6 @@ from . import blocked, checks
 from .blocked import Cuts, attend_tiles, attention_blocked, backward
 from .call import Call, check_call, expand_bias
 from .cudnn import (
-    CudnnCall,
     attend_known,
     attention_known,
     backward_known,
@@ -26,6 +25,7 @@ from .cudnn import (
     known_to_cudnn,
 )
 from .devices import by_device, local_sizes, vary_alike
+from .kernel import CudnnCall
 from .linear import apply_linear
 from .masks import Mask, allow
 from .numerics import multiply, split_nonfinite, upcast, zero_where_empty
@@ -135,7 +135,7 @@ def attend(query: Array, key: Array, value: Array, call: Call) -> Array:
     if has_cudnn() and jax.typeof(query).sharding.mesh.empty:
         known = known_to_cudnn(query.dtype, query.shape[3], value.shape[3], call)
         if known is not None:
-            return attention_known(known, query, key, value, call)
+            return attention_known(known, query, key, value, closure_convert(call))
     return attention_blocked(query, key, value, call)
 
 

@@ -274,6 +274,7 @@ def _torch_module(parameters):
 
 
 def _flax_module(parameters):
+    import jax
     import jax.numpy as jnp
     from flax import nnx
 
@@ -288,7 +289,8 @@ def _flax_module(parameters):
     def call(inputs, hidden, look_ahead):
         allowed = jnp.asarray(~hidden)[:, None, None]
         allowed = allowed if look_ahead is None else allowed & look_ahead
-        return [np.asarray(peer(*map(jnp.asarray, inputs), mask=allowed))]
+        with jax.default_matmul_precision("highest"):  # else a GPU rounds factors to TF32
+            return [np.asarray(peer(*map(jnp.asarray, inputs), mask=allowed))]
 
     return call
 
