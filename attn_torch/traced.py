@@ -3,8 +3,10 @@
 Which keys are hidden is then a dense array, and what eager calls tell by a look at the numbers is
 told by array operations. The mask is held as an array, and a copy of it in float32; no scores are.
 
-One case differs from an eager call: on a CPU the kernel skips a first block of keys whose scores
-are all NaN, as inf - inf in products of finite numbers is; with other keys the row is then finite.
+Two cases differ from an eager call. On a GPU the kernel serves in float32 too, where it rounds more
+than the contract allows (`fused.is_exact`): the formula would hold all scores. On a CPU the kernel
+skips a first block of keys whose scores are all NaN, as inf - inf in products of finite numbers is;
+with other keys the row is then finite.
 
 `torch.jit.trace` records head_dim and the scale made of it as constants, and warns that it does:
 trace anew for another head_dim.
