@@ -4,15 +4,13 @@ import math
 
 import numpy as np
 
-WIDE = np.dtype(np.float32), np.dtype(np.float64)  # what sums keep
-
 # Put on a function: inf, NaN and numbers too small are answers, whatever the caller has set.
 without_warnings = np.errstate(all="ignore")
 
 
 def upcast(array: np.ndarray) -> np.ndarray:
     """Return float64 as it is and everything else in float32: 16-bit sums stall."""
-    return array if array.dtype in WIDE else array.astype(np.float32)
+    return array.astype(np.float64 if array.itemsize == 8 else np.float32, copy=False)
 
 
 def scale_or_default(scale: float | None, head_dim: int) -> float:

@@ -117,3 +117,11 @@ def test_masks_and_averaged_weights(dtype):
     weights = attention_steps(*(normal(np.float32, 30, 1, 1, 7, 5),) * 3).weights[0, 0]
     with np.errstate(all="raise"):
         draw_weights(weights)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("mask", [None, causal() & padding([3, 0])], ids=["none", "both"])
+def test_bytes_in_the_other_order_are_the_same_numbers(dtype, mask):
+    arrays = np.random.default_rng(0).normal(size=(3, 2, 3, 5, 4)).astype(f"<{dtype}")
+    turned = attention(*arrays.astype(f">{dtype}"), mask=mask)
+    np.testing.assert_array_equal(turned, attention(*arrays, mask=mask))
