@@ -5,8 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from .cases.decoding import SOURCE_HIDDEN, STREAMS, B, N, Stream, check_lengths, part
+from .cases.decoding import SOURCE_HIDDEN, STREAMS, B, N, Stream, part
 from .cases.models import ModelCase, draw, shapes
+from .cases.told import Told
 from .contract import clause
 from .oracle import expected, reference_layers
 from .oracle.tolerance import same
@@ -17,56 +18,9 @@ MOST = ["grouped", "encoder", "decoder_layer", "seq2seq"]
 ENDED = np.array([[0, 1], [0, 0], [1, 0]], bool)
 
 
-class Told:
-    """A decoding beside what each of its samples was told, which keeps no cache."""
-
-    def __init__(self, stream: Stream, decoding, rows=None, told=None):
-        self.stream, self.decoding = stream, decoding
-        self.rows = list(range(B)) if rows is None else list(rows)
-        empty = stream.tokens()[0, :0]
-        self.told = [empty] * len(self.rows) if told is None else list(told)
-
-    @property
-    def counts(self) -> list[int]:
-        return [len(own) for own in self.told]
-
-    def feed(self, x: np.ndarray, what: str, hidden=None) -> None:
-        """Feed tokens and check every output, and the lengths, against a pass over each sample."""
-        stream, rows = self.stream, np.array(self.rows)
-        x = x[: len(rows)]
-        hidden = np.zeros(x.shape[:2], bool) if hidden is None else hidden[: len(rows)]
-        options = {"hidden": hidden} if hidden.any() and stream.kind != "seq2seq" else {}
-        if stream.every_feed:
-            options["memory_key_padding_mask"] = SOURCE_HIDDEN[rows]
-        given = np.where(hidden, 0, x) if stream.kind == "seq2seq" else x
-        got, before = self.decoding.feed(given, **options), self.counts
-        for i, row in enumerate(self.rows):
-            kept = ~hidden[i]
-            self.told[i] = np.concatenate([self.told[i], x[i, kept]])
-            if kept.any():
-                wanted = stream.one_pass(self.told[i][None], rows=slice(row, row + 1))
-                part(got[i : i + 1, kept], *wanted, before[i], f"{what}, sample {i}")
-        same(got[hidden], np.zeros_like(got[hidden]), f"{what}, hidden tokens")
-        self.check_lengths(what)
-
-    def check_lengths(self, what: str) -> None:
-        check_lengths(self.decoding, self.counts, f"after {what}")
-
-    def reorder(self, index) -> "Told":
-        rows, told = ([given[i] for i in index] for given in (self.rows, self.told))
-        return Told(self.stream, self.decoding.reorder(np.array(index)), rows, told)
-
-    def truncate(self, lengths) -> "Told":
-        told = [own[:n] for own, n in zip(self.told, lengths, strict=True)]
-        return Told(self.stream, self.decoding.truncate(np.array(lengths)), self.rows, told)
-
-    def copy(self) -> "Told":
-        return Told(self.stream, self.decoding.copy(), self.rows, self.told)
-
-
 def ragged(subject, stream: Stream, capacity: int = N + 2) -> Told:
     """Return a decoding of samples at lengths 3, 1 and 4."""
-    told = Told(stream, stream.start(subject, capacity))
+    told = Told(stream, stream.start(subject, capacity), range(B))
     told.feed(stream.tokens(length=N + 2)[:, :4], "a ragged prompt", RAGGED["right"])
     return told
 
@@ -77,12 +31,12 @@ def test_samples_at_unequal_lengths_are_reordered(subject, name):
     stream = STREAMS[name]
     x, told = stream.tokens(length=N + 2), ragged(subject, stream)
     beams = told.reorder([2, 0, 2])
-    beams.check_lengths("reordering")
     beams.feed(x[::-1, 4:5], "a step of the beams")
     again = beams.reorder([1, 2, 0])
-    again.check_lengths("reordering again")
     again.feed(x[:, 5:7], "a ragged chunk", ENDED)
     told.feed(x[:, 4:5], "a step of what was reordered")  # it stands on its own
+    again.check("outputs of the beams")
+    told.check("outputs of what was reordered")
 
 
 @clause("CACHE-6")
@@ -91,11 +45,11 @@ def test_samples_at_unequal_lengths_are_truncated_to_others(subject, name):
     stream = STREAMS[name]
     x, told = stream.tokens(length=N + 2), ragged(subject, stream)
     shorter = told.truncate([2, 1, 0])
-    shorter.check_lengths("truncating")
     shorter.feed(x[::-1, 4:6], "a ragged chunk", ENDED)
     shorter.feed(x[:, 6:7], "a step")
     shorter = shorter.truncate(shorter.counts)  # nothing is forgotten
     shorter.feed(x[:, 7:8], "a step after it")
+    shorter.check("outputs of what is shorter")
 
 
 @clause("CACHE-4")
@@ -108,6 +62,8 @@ def test_a_ragged_copy_and_what_it_is_of_take_other_tokens(subject, name):
     branch.feed(x[::-1, 4:6], "a chunk of the copy", ~ENDED)
     told.feed(x[:, 6:7], "a step of the first")
     branch.feed(x[::-1, 6:7], "a step of the copy")
+    told.check("outputs of the first")
+    branch.check("outputs of the copy")
 
 
 @clause("CACHE-4")
@@ -126,6 +82,7 @@ def test_one_full_sample_refuses_for_all_and_the_others_go_on(subject, name):
     told.check_lengths("the refusal")
     told.feed(x[:, 6:7], "a step without sample 2", np.array([[0], [0], [1]], bool))
     told.feed(x[:, 7:8], "a step of sample 1 alone", np.array([[1], [0], [1]], bool))
+    told.check("outputs of all samples")
 
 
 @clause("CACHE-4")
