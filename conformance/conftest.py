@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test checks")
     config.addinivalue_line("markers", "needs(capability): a subject must offer it for this test")
-    config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
+    config.addinivalue_line("markers", "untyped: compiles, is refused, or calls what others call")
     worker = getattr(config, "workerinput", {})
     vars(config.option).update(INTERNAL | vars(config.option) | worker.get("options", {}))
     config.stash[ENTRIES] = entries(config)

@@ -61,6 +61,7 @@ def test_sequence_first_is_one_pass(subject, name):
 
 
 @clause("CACHE-2")
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("name", "prompt"),
     [*(("attention", n) for n in STEPS), *((name, n) for name in STACKS[1:] for n in (2, N))],
@@ -157,6 +158,7 @@ def check_ragged(subject, stream: Stream, pieces, garbage=0.0) -> None:
 
 
 @clause("CACHE-3")
+@pytest.mark.untyped
 @pytest.mark.parametrize("side", RAGGED)
 @EVERY
 def test_a_ragged_prompt_then_steps(subject, name, side):
@@ -203,6 +205,7 @@ def hidden_levels():
 
 
 @clause("CACHE-11")
+@pytest.mark.untyped
 @pytest.mark.parametrize("stream", list(hidden_levels()))
 def test_hidden_tokens_come_out_as_zero(subject, stream):
     biases = [b for name, b in stream.parameters().items() if name.endswith("bias")]
@@ -315,6 +318,7 @@ def test_copies_go_their_own_ways(subject, name):
 
 
 @clause("CACHE-5")
+@pytest.mark.untyped
 @pytest.mark.parametrize("number", [np.nan, np.inf, 1e30])
 @EVERY
 def test_unwritten_slots_may_hold_anything(subject, name, number):
@@ -528,6 +532,7 @@ def test_nothing_is_projected_twice(subject, name):
 
 
 @clause("CACHE-10")
+@pytest.mark.untyped
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "again"])
 @pytest.mark.parametrize("name", ["transformer", "seq2seq"])
 def test_step_by_step_is_one_pass_for_each_prefix(subject, name, cached):
@@ -608,6 +613,7 @@ def check_like(got: np.ndarray, once: np.ndarray, what: str) -> None:
 
 
 @clause("CACHE-12")
+@pytest.mark.untyped
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("projection", ["k_proj", "v_proj"])
@@ -634,6 +640,7 @@ def test_weights_that_are_not_finite_decode_to_what_one_pass_gives(
 
 
 @clause("CACHE-12")
+@pytest.mark.untyped
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["attention", "encoder_layer", "decoder"])
