@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test checks")
     config.addinivalue_line("markers", "needs(capability): a subject must offer it for this test")
-    config.addinivalue_line("markers", "untyped: compiles, or expects our own refusal of a call")
+    config.addinivalue_line("markers", "untyped: compiles, is refused, or calls what others call")
     worker = getattr(config, "workerinput", {})
     vars(config.option).update(INTERNAL | vars(config.option) | worker.get("options", {}))
     config.stash[ENTRIES] = entries(config)
@@ -46,11 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(100_000)  # tracing makes many small objects that live: do not walk them often
     usual = settings(deadline=None, database=None, report_multiple_bugs=False)
     settings.register_profile("steady", usual, derandomize=True)
+    settings.register_profile("smoke", usual, derandomize=True, max_examples=25)
     settings.register_profile("fuzz", usual, max_examples=2000)
-    settings.load_profile("fuzz" if config.option.fuzz else "steady")
+    options = config.option
+    settings.load_profile("fuzz" if options.fuzz else "smoke" if options.smoke else "steady")
     _check("--profile", config.option.profile, profiles())
     _check("--clause", config.option.clause, list(clauses()))
-    options = config.option
     if options.mutant and (options.backend or options.subject):
         raise pytest.UsageError("--mutant stands alone: got --backend or --subject too")
     config.stash[LIMIT].begin()

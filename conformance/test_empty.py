@@ -16,6 +16,8 @@ from .mask_spec import allow, causal, hide, padding
 from .oracle.tolerance import Differs, compare, same
 from .subjects.protocol import TILE, NotOffered, require
 
+pytestmark = pytest.mark.untyped
+
 POLICIES = ("zero", "nan", "uniform")
 ROWS = coins(61, *MAIN.call, true=0.6) & ~coins(62, 3, 2, 5, 1, true=0.4)  # some rows of nothing
 

@@ -21,7 +21,7 @@ from .contract import clause
 from .oracle.tolerance import Differs
 from .subjects.protocol import SMALL_BLOCKS, NotOffered
 
-pytestmark = pytest.mark.needs("any_shape")
+pytestmark = [pytest.mark.untyped, pytest.mark.needs("any_shape")]
 SEEDS = st.integers(0, 2**16)
 DTYPES = st.sampled_from(["float64", "float32", "float16", "bfloat16"])
 SETTINGS = st.integers(0, SMALL_BLOCKS - 1)

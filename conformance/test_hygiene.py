@@ -15,6 +15,8 @@ from .oracle import expected
 from .oracle.tolerance import Differs, check_each, compare, same
 from .subjects.protocol import TILE, require
 
+pytestmark = pytest.mark.untyped
+
 GARBAGE = [np.nan, np.inf, -np.inf]
 LENGTHS = np.array([7, 0, 4])
 PADDED = np.arange(7) >= LENGTHS[:, None]  # (B, S): hidden from every query of the sample

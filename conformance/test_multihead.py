@@ -17,6 +17,8 @@ from .oracle import expected, reference
 from .oracle.tolerance import Differs, check_each, check_shape, close, compare, same
 from .subjects.protocol import NotOffered, require
 
+pytestmark = pytest.mark.untyped
+
 HIDDEN = np.arange(7) >= np.array(LENGTHS)[:, None]  # (B, S), as key_padding_mask takes it
 RAGGED = np.broadcast_to(~HIDDEN[:, None, None], (3, 2, 5, 7))
 ALL = np.ones((3, 2, 5, 7), bool)

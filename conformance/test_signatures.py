@@ -13,6 +13,8 @@ from .mask_spec import causal, padding, sliding_window
 from .oracle.tolerance import Differs, allowance, close, same
 from .subjects.protocol import require
 
+pytestmark = pytest.mark.untyped
+
 
 @clause("ERR-1")
 @pytest.mark.parametrize("name", SIGNATURES)

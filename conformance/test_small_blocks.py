@@ -19,7 +19,7 @@ from .oracle import reference
 from .oracle.tolerance import Differs, check_dtype, compare
 from .subjects.protocol import SMALL_BLOCKS, NotOffered, require
 
-pytestmark = pytest.mark.needs("small_blocks")
+pytestmark = [pytest.mark.untyped, pytest.mark.needs("small_blocks")]
 IDS = [f"{case.name}-{dtype}" for case, dtype in CUT]
 BACKWARD = [(case, dtype) for case, dtype in CUT if case.empty_rows != "nan"]
 BACKWARD += HALVES

@@ -20,7 +20,7 @@ def few_mappings():
 
 @pytest.fixture(scope="module")
 def compiles_quickly():
-    """Compile in two thirds of the time; for small arrays, because programs take longer to run."""
+    """Compile in half the time; for small arrays, because programs take longer to run."""
     jax = pytest.importorskip("jax")
     jax.config.update(QUICKLY, True)
     yield

@@ -3,7 +3,7 @@
 import pytest
 from fuzz_blocked import fuzz
 
-pytestmark = pytest.mark.untyped
+pytestmark = [pytest.mark.untyped, pytest.mark.usefixtures("compiles_quickly")]
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["outputs", "gradients"])

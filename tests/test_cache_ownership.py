@@ -11,6 +11,7 @@ import attn_numpy
 import attn_torch
 from conformance.subjects import load
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 MODULES = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
 OWNING = ["numpy", "torch"]  # JAX's caches are values
 X = np.random.default_rng(3).normal(size=(2, 3, 8)).astype(np.float32)

@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.usefixtures("compiles_quickly"),
     pytest.mark.parametrize("path", list(QUERIES)),
 ]
-WAYS = pytest.mark.parametrize("way", ["eager", "jit"])
 
 
 @contextmanager
@@ -67,6 +66,12 @@ def run(way: str, path: str):
         return found
 
     return attend
+
+
+def both_ways(eager, *jitted: str) -> pytest.MarkDecorator:
+    """Give each case as it is, and some under the caller's own jit, too: it has the same keys."""
+    pairs = [("eager", what) for what in eager] + [("jit", what) for what in jitted]
+    return pytest.mark.parametrize(("way", "what"), pairs, ids=["-".join(p) for p in pairs])
 
 
 def ids(rng, length):
@@ -119,8 +124,7 @@ def test_a_predicate_is_compiled_anew_where_its_program_is_another(path, change)
     assert bool(found) == (change == "number"), f"a new {change} {rule}: got {found}"
 
 
-@WAYS
-@pytest.mark.parametrize("what", list(VALUES))
+@both_ways(VALUES, "lengths", "cells", "offset")
 def test_new_values_compile_nothing(way, path, what):
     hold(run(way, path), VALUES[what], what)
 
@@ -167,7 +171,6 @@ CHANGES = {
 }
 
 
-@WAYS
-@pytest.mark.parametrize("what", list(CHANGES))
+@both_ways(CHANGES, "more_keys", "another_mask", "offset_of_each")
 def test_new_shapes_and_structures_are_compiled(way, path, what):
     assert CHANGES[what](begun(way, path)), f"{what.replace('_', ' ')} must be compiled"

@@ -15,6 +15,7 @@ import attn_jax
 import attn_numpy
 import attn_torch
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 BACKENDS = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
 SIZES = {"d_model": 8, "nhead": 2, "dim_feedforward": 8, "dropout": 0.0}
 DEPTHS = {"num_encoder_layers": 1, "num_decoder_layers": 1}

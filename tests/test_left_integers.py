@@ -11,6 +11,7 @@ import attn_jax
 import attn_numpy
 import attn_torch
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 BACKENDS = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
 DTYPES = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 FAR = 2**30

@@ -11,6 +11,7 @@ import attn_numpy
 import attn_torch
 from conformance.subjects import load
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 MODULES = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
 PLACES = ["k_proj", "v_proj", "q_proj"]
 MARK = 7.0  # no other token has such a feature

@@ -29,7 +29,7 @@ def _strict():
 
 @pytest.mark.parametrize(
     ("mask", "empty_rows"),
-    [*((name, "zero") for name in MASKS), ("causal", "uniform"), ("hidden", "uniform")],
+    [(name, "uniform" if name in ("causal", "hidden") else "zero") for name in MASKS],
 )
 def test_attention_modules(mask, empty_rows):
     options = {"num_kv_heads": 1, "empty_rows": empty_rows, "dropout": 0.1}

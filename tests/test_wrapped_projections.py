@@ -19,6 +19,7 @@ import attn_torch
 from attn_torch import MultiHeadAttention, Seq2SeqTransformer, TransformerEncoderLayer
 from conformance.subjects import load
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 MODULES = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 TOKENS = {"d_model": 16, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}

@@ -186,7 +186,7 @@ def default_expected() -> tuple[np.ndarray, np.ndarray]:
 
 
 @clause("DOC-B10")
-@pytest.mark.parametrize("n", range(1, 6))
+@pytest.mark.parametrize("n", [1, 3, 5])
 def test_a_prefix_gives_the_first_rows_of_the_whole(subject, n):
     exact, naive = default_expected()
     inputs = EXPERIMENT | {"tgt": EXPERIMENT["tgt"][:, :n]}
