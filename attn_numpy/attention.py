@@ -125,7 +125,7 @@ def attend_steps(
     groups = call.sizes[1] // key.shape[1]
     k, v, nonfinite = (np.repeat(array, groups, axis=1) for array in (k, v, nonfinite))
 
-    scores = q @ k.swapaxes(-1, -2) * call.scale  # (B, H, T, S)
+    scores = q * call.scale @ k.swapaxes(-1, -2)  # (B, H, T, S)
     if call.softcap is not None:
         scores = call.softcap * np.tanh(scores / call.softcap)
     scores = np.where(nonfinite[:, :, None, :], np.nan, scores)

@@ -168,7 +168,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
         groups = call.sizes[1] // key.shape[1]
         k, v, nonfinite = (array.repeat_interleave(groups, dim=1) for array in (k, v, nonfinite))
 
-        scores = q @ k.mT * call.scale  # (B, H, T, S)
+        scores = q * call.scale @ k.mT  # (B, H, T, S)
         if call.softcap is not None:
             scores = torch.where(allowed, scores, scores.detach())  # tanh' of a hidden NaN is NaN
             scores = call.softcap * torch.tanh(scores / call.softcap)

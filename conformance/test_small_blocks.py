@@ -226,3 +226,6 @@ def test_products_that_are_scaled_down_give_the_formula(subject, name, scale):
             got = subject.attention(query, key, value, **case.options("float32"))
         what = f"output in small blocks {setting}"
         check_scaled(got, query, key, value, what, allowed=allowed, scale=scale)
+    if "steps" in subject.capabilities:
+        got = subject.steps(query, key, value, **case.options("float32"))["output"]
+        check_scaled(got, query, key, value, "output of the steps", allowed=allowed, scale=scale)

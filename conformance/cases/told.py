@@ -3,9 +3,10 @@
 It keeps no cache: one pass over a sample's tokens says what every output should have been.
 """
 
+from typing import Any
+
 import numpy as np
 
-from ..mask_spec import Spec
 from ..oracle.tolerance import check_dtype, compare, same
 from .decoding import SOURCE_HIDDEN, Stream, check_lengths
 
@@ -15,7 +16,7 @@ MASK_NAMES = {"attention": "attn_mask", "encoder": "mask", "encoder_layer": "src
 class Told:
     """`masks` are those of every feed: mask, memory_mask; `rows` say which sources samples have."""
 
-    def __init__(self, stream: Stream, decoding, rows, masks: dict[str, Spec] | None = None):
+    def __init__(self, stream: Stream, decoding, rows, masks: dict[str, Any] | None = None):
         self.stream, self.decoding, self.masks = stream, decoding, masks or {}
         self.rows = list(rows)
         self.told = [stream.tokens()[0, :0] for _ in self.rows]
@@ -73,7 +74,7 @@ class Told:
         self.check_lengths(what)
 
     def _options(self, hidden: np.ndarray) -> dict:
-        found = dict(self.masks)
+        found: dict[str, Any] = dict(self.masks)
         if "mask" in found:
             found[MASK_NAMES.get(self.stream.kind, "tgt_mask")] = found.pop("mask")
         found |= {"hidden": hidden} if hidden.any() else {}
