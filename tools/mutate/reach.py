@@ -1,12 +1,14 @@
 """The map from a backend's lines to the cases that run them, kept file by file of tests.
 
-A record is pinned by what it was made of: the file of tests, and the backends that its cases reach.
+A record is pinned by what it was made of: the file of tests, what all files of tests share, and the
+backends that its cases reach.
 """
 
 import ast
 import hashlib
 import json
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ from .child import LEFT_OUT, SUITE
 from .mutant import BACKENDS, ROOT, SourceMutant
 
 LIMIT = 1800.0  # seconds for one file
+SHARED = {  # what a file of tests is made of, besides itself
+    "conformance": [SUITE / name for name in ("cases", "oracle", "subjects", "vectors")]
+    + [SUITE / name for name in ("conftest.py", "mask_spec.py")],
+    "tests": [ROOT / "tests" / "conftest.py"],
+}
 Lines = dict[str, list[int]]
 
 
@@ -25,6 +32,16 @@ def digest(*paths: Path) -> str:
         if file.is_file() and file.suffix in (".py", ".json", ".toml", ".md", ".ini"):
             found.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return found.hexdigest()[:16]
+
+
+@cache
+def pin(where: str, file: str) -> str:
+    """Return a hash of a file of tests, by its path in the repository, and of what it is made of.
+
+    >>> pin("tests", "tests/test_mutate.py") == pin("tests", "tests/test_names.py")
+    False
+    """
+    return digest(ROOT / file, *SHARED[where])
 
 
 def units(where: str, backend: str) -> list[str]:
@@ -51,7 +68,7 @@ class Reach:
         return self.folder / f"{where}-{whose}-{unit.replace('/', '-')}.json"
 
     def pin(self, where: str, unit: str) -> str:
-        return digest((SUITE if where == "conformance" else ROOT) / unit)
+        return pin(where, f"conformance/{unit}" if where == "conformance" else unit)
 
     def lacking(self, where: str, backend: str) -> Iterator[dict[str, Any]]:
         """Give the tasks that record what is not recorded, or no longer true."""
@@ -102,6 +119,8 @@ class Reach:
         cases = {name: case for unit in recorded.values() for name, case in unit.items()}
         seconds = {name: own for name, (own, _) in cases.items()}
         if every:
+            bad = [name for name, (own, lines) in cases.items() if not own and not lines]
+            task |= {"order": {}, "known": bad}  # so that a case runs unless it is a bad one
             return task | {"limit": 120 + 10 * sum(seconds.values()), "seconds": seconds}
         chosen = reaching(mutant, cases)
         chapter = Path(mutant.file).stem
