@@ -442,7 +442,7 @@ def test_compiled_gradients_equal_eager_ones(subject):
         compare(got[name], exact[name], naive[name], f"compiled gradient of {name}")
 
 
-def _weights_after_dropout(subject, dropout: float, seed: int):
+def _weights_after_dropout(subject, dropout: float, seed: int | None):
     """Return the dropped weights, read off an output whose values are the unit vectors."""
     query, key, _ = SQUARE_CASE.inputs("float32")
     value = np.broadcast_to(np.eye(7, dtype=np.float32), (3, 2, 7, 7))
@@ -511,6 +511,13 @@ def test_the_same_seed_drops_the_same(subject):
     first, again = (_weights_after_dropout(subject, 0.25, seed=3) for _ in range(2))
     same(again, first, "weights of the same seed")
     assert (_weights_after_dropout(subject, 0.25, seed=4) != first).any(), "ATT-12: seed ignored"
+
+
+@clause("ATT-12")
+def test_without_a_seed_every_call_drops_its_own(subject):
+    require(subject, "attention", "any_shape")  # who compiles must be given a random source
+    first, other = (_weights_after_dropout(subject, 0.25, seed=None) for _ in range(2))
+    assert (first != other).any(), "ATT-12: two calls without a seed drop the same"
 
 
 @clause("ATT-13")

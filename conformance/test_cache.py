@@ -11,7 +11,7 @@ from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
 from .oracle.expected import multihead
-from .oracle.tolerance import Differs, allowance, check_dtype, check_each, compare, same
+from .oracle.tolerance import Differs, allowance, check_dtype, check_each, close, compare, same
 from .subjects.protocol import require
 
 EVERY = pytest.mark.parametrize("name", STREAMS)
@@ -159,6 +159,13 @@ def test_a_ragged_prompt_then_steps(subject, name, side):
 
 
 @clause("CACHE-3")
+def test_a_long_ragged_prompt_keeps_its_order(subject):
+    require(subject, "any_shape")
+    hidden = coins(76, B, 20, true=0.4)
+    check_ragged(subject, ATTENTION, [hidden])
+
+
+@clause("CACHE-3")
 @pytest.mark.parametrize("name", STACKS)
 def test_ragged_chunks_at_lengths_of_their_own(subject, name):
     ended = np.array([[0], [1], [0]], bool)
@@ -282,10 +289,11 @@ def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
         part(got, *stream.one_pass(other), 3, "another token on the earlier cache")
     part(stream.feed(decoding, x[:, 4:6]), exact, naive, 4, "the tokens after it")
     shorter = decoding.truncate(2)
+    got = stream.feed(shorter, other[:, 2:])
+    part(got, *stream.one_pass(other), 2, "other tokens on what was left")
     got = unless_handed_on(lambda: stream.feed(decoding, x[:, 6:]))
     if got is not None:
         part(got, exact, naive, 6, "a token on what was truncated")
-    part(stream.feed(shorter, x[:, 2:4]), exact, naive, 2, "tokens on what was left")
 
 
 @clause("CACHE-4")
@@ -345,11 +353,13 @@ def test_uniform_is_the_mean_over_the_written_slots(subject):
     nothing = hide(np.ones(sizes, bool))
     decoding.feed(x[:, :4], hidden=hidden)
     got = decoding.feed(x[:, 4:5], attn_mask=hide(np.ones((B, 2, 1, N), bool)))
+    looked, _ = decoding.look(x[:, 5:6], attn_mask=np.full((1, N), -np.inf, np.float32))
     for b in range(B):
         kept = x[b : b + 1, [*np.flatnonzero(~hidden[b]), 4]]
         wanted = stream.one_pass(kept, mask=~causal() & causal())
         last = kept.shape[1] - 1
         part(got[b : b + 1], *wanted, last, f"sample {b}, mean of its values")
+        part(looked[b : b + 1], *wanted, last, f"sample {b}, that a bias hides, mean of its values")
     alone = stream.start(subject).feed(x[:, :4], attn_mask=nothing)
     wanted = stream.one_pass(x[:, :4], mask=~causal() & causal())
     compare(alone, *wanted, "a prompt that may see nothing")
@@ -438,9 +448,18 @@ def test_the_memorys_padding_may_be_a_mask(subject):
 
 
 @clause("CACHE-7")
+def test_the_memorys_padding_is_the_caches_own(subject):
+    require(subject, "cache", "any_shape")  # who compiles has arrays that nobody can change
+    stream, hidden = STREAMS["decoder"], subject.cache_array(SOURCE_HIDDEN)
+    decoding = stream.start(subject, memory_key_padding_mask=hidden)
+    hidden[...] = True
+    stream.check_feeds(decoding, stream.tokens(), (3, 4), *stream.whole())
+
+
+@clause("CACHE-7")
 def test_a_cache_as_key_is_looked_at_and_not_written(subject):
     x = ATTENTION.tokens()
-    decoding = ATTENTION.start(subject, N + 1)
+    decoding = ATTENTION.start(subject, 4)  # one sample fills its slots
     decoding.feed(x[:, :4], hidden=RAGGED["right"])
     decoding = decoding.poison(np.nan)
     written = (~RAGGED["right"]).sum(1)
@@ -537,6 +556,19 @@ def test_step_by_step_is_one_pass_for_every_prefix(subject, name, cached):
         part(got, exact, naive, 0, f"prefix of {n}")
 
 
+@clause("CACHE-10")
+def test_a_mask_of_the_source_is_that_of_one_pass(subject):
+    require(subject, "cache", "layers")
+    stream, spec = STREAMS["transformer"], sliding_window(1)
+    x, given = stream.tokens(), stream.given()
+    inputs, masks = {"src": given.pop("src"), "tgt": x}, {"src_mask": spec, "tgt_mask": causal()}
+    arguments = (stream.kind, stream.config, stream.parameters(), inputs)
+    once = subject.layer(*arguments, **masks, **given)["output"]
+    decoding = stream.start(subject, src_mask=spec)
+    got = [stream.feed(decoding, x[:, first:last]) for first, last in ((0, 3), (3, 4), (4, 7))]
+    close(np.concatenate(got, 1), once, *stream.whole(), "output, in pieces and at once")
+
+
 PROMPTS = {
     "right": np.array([[1, 5, 7], [1, 0, 0], [1, 4, 0]]),
     "left": np.array([[1, 5, 7], [0, 0, 1], [0, 1, 4]]),
@@ -575,6 +607,19 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_end(subject, side, 
     got = subject.greedy(*arguments, eos_idx=eos, max_new_tokens=NEW, cached=cached)
     assert ended[0, 3:].all() and not ended.all(), "CACHE-10: nothing ends early"
     same(got, np.where(ended, 0, found), "tokens, padding after the end")
+
+
+@clause("CACHE-10")
+def test_greedy_tokens_fit_whatever_dtype_the_prompt_has(subject):
+    require(subject, "cache", "any_shape")
+    stream, prompt = Stream("seq2seq", {"tgt_vocab": 300}), PROMPTS["right"]
+    arguments = (stream.config, stream.parameters(), stream.given()["src"])
+    wide, narrow = (
+        subject.greedy(*arguments, prompt.astype(kind), eos_idx=2, max_new_tokens=2)
+        for kind in ("int32", "int8")
+    )
+    assert wide.max() > 127, "CACHE-10: the case has no token beyond 8 bits"
+    same(narrow, wide, "tokens behind an int8 prompt")
 
 
 # CACHE-12, keys and values that are not finite

@@ -237,10 +237,10 @@ class ModelDecoding:
             self.before, self.cache = self.cache, cache
             return self.adapter.numpy(output)
 
-    def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def look(self, query: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
         """Attend from a query to the cache of an attention; return output and weights by head."""
         with self.adapter.scope(self.dtype):
-            options = {"average_weights": False}
+            options = {"average_weights": False} | self.adapter.options(options)
             call = partial(self.model, **options)
             if self.compiled:
                 call = self.adapter.compiled_decode(self.model, options, "__call__")[0]

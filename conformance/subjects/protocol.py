@@ -209,7 +209,7 @@ class Decoding(Protocol):
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         """Decode new tokens (B, T, E), `hidden` ones left out; return their output."""
 
-    def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def look(self, query: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
         """Attend to what an "attention" has stored, storing nothing: output, weights by head."""
 
     def copy(self) -> "Decoding":
