@@ -297,6 +297,20 @@ def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
 
 
 @clause("CACHE-4")
+@pytest.mark.untyped
+def test_a_stack_that_cannot_be_truncated_is_what_it_was(subject):
+    """The second layer has too few tokens: the first must not be truncated before that is seen."""
+    require(subject, "errors", "cache")
+    empty, two = subject.module.KVCache.empty, np.ones((2, 1, 2, 4), np.float32)
+    layers = tuple(
+        empty(2, 1, 5, 4).append(*(subject.array(two[:, :, :n]) for _ in "kv")) for n in (2, 1)
+    )
+    with pytest.raises(ValueError, match="at most what is written: got 2 of 1"):
+        subject.module.StackCache(layers).truncate(2)
+    same(subject.numpy(layers[0].truncate(1).lengths), [1, 1], "lengths of the first layer")
+
+
+@clause("CACHE-4")
 @pytest.mark.parametrize("name", STACKS)
 def test_copies_go_their_own_ways(subject, name):
     stream = STREAMS[name]
