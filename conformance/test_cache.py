@@ -8,6 +8,7 @@ import pytest
 from .cases.arrays import coins
 from .cases.compare import refused
 from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part, unless_handed_on
+from .cases.models import ModelCase
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
 from .oracle.expected import multihead
@@ -545,6 +546,32 @@ def test_nothing_is_projected_twice(subject, name):
         if sent != wanted:
             text = f"tokens through k_proj of {attention or 'the attention'}"
             raise Differs(f"{text}: expected {wanted}, got {sent}")
+
+
+@clause("ATT-12")
+def test_decoding_in_training_drops_too(subject):
+    stream = Stream("attention", {"dropout": 1.0})
+    decoding, x = stream.start(subject, training=True), stream.tokens()
+    bias = stream.parameters()["out_proj.bias"]
+    for first, last in ((0, 1), (1, 4), (4, 5)):
+        got = stream.feed(decoding, x[:, first:last])
+        same(got, np.broadcast_to(bias, got.shape), f"tokens {first}..{last - 1}, all dropped")
+
+
+@clause("LAYER-5")
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("name", ["encoder_layer", "decoder_layer"])
+def test_decoding_with_a_dropout_of_one_leaves_the_residuals_alone(subject, name, norm_first):
+    stream = Stream(name, {"dropout": 1.0, "norm_first": norm_first})
+    x, given, case = stream.tokens(), stream.given(), ModelCase(name, stream.changes)
+    inputs = {"tgt": x, "memory": given["memory"]} if "memory" in given else {"src": x}
+    silent = {
+        role: 0 * array if "out_proj" in role or "linear2" in role else array
+        for role, array in stream.parameters().items()
+    }
+    exact, naive = (steps["output"] for steps in case.expected(inputs, silent))
+    decoding = stream.start(subject, training=True)
+    stream.check_feeds(decoding, x, (1, 4, 7), exact, naive)
 
 
 # The whole model

@@ -104,9 +104,11 @@ class Models(Altering):
         found = {"output": output} | named(kind, weights)
         return {name: self.numpy(array) for name, array in found.items()}
 
-    def decoding(self, kind, config, parameters, *, capacity, compiled=False, **given):
+    def decoding(
+        self, kind, config, parameters, *, capacity, compiled=False, training=False, **given
+    ):
         with self.scope(_dtype(parameters)):
-            model = self.model(kind, config, parameters)
+            model = self.model(kind, config, parameters, training)
             return ModelDecoding(self, kind, model, _dtype(parameters), compiled).start(
                 capacity, given
             )

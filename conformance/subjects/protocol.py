@@ -170,7 +170,8 @@ class Subject(Protocol):
         """Start decoding with a model of one of these kinds, or of "attention".
 
         Given is `batch_size`, or `memory` or `src` with masks, as the model's `start` takes them;
-        `counted=True` fills `sent`, `compiled=True` decodes by one compiled function.
+        `counted=True` fills `sent`, `compiled=True` decodes by one compiled function, and with
+        `training=True` the model drops what it drops in training.
         """
 
     def greedy(self, config: dict, parameters: dict, src, prompt, **options) -> np.ndarray:
