@@ -279,19 +279,27 @@ def test_a_catch_is_kept_until_the_file_or_its_test_changes(tmp_path, monkeypatc
     assert not verdicts(tmp_path).get(one)
 
 
-def test_a_record_is_pinned_by_what_all_chapters_share(tmp_path, monkeypatch):
-    shared, chapter = tmp_path / "cases", tmp_path / "test_a.py"
-    shared.mkdir()
+def test_a_record_is_pinned_by_what_its_chapter_imports_and_all_share(tmp_path, monkeypatch):
+    files = ("shared.py", "test_a.py", "cases/b.py", "cases/c.py", "attn_numpy/m.py", "other.py")
+    texts = dict.fromkeys(files, "")
+    texts["test_a.py"] = "from .cases.b import f\nimport attn_numpy.m"
+    texts["cases/b.py"] = "from . import c"
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "attn_numpy").mkdir()
     monkeypatch.setattr(reach, "ROOT", tmp_path)
-    monkeypatch.setitem(reach.SHARED, "conformance", [shared])
-    pins = []
-    for file, text in ((chapter, "1"), (shared / "a.py", "1"), (shared / "a.py", "2")):
-        file.write_text(text, "utf-8")
+    monkeypatch.setitem(reach.SHARED, "conformance", [tmp_path / "shared.py"])
+    before, changed = "", []
+    for file in (*files, *files):  # each is written, then changed
+        (tmp_path / file).write_text(texts[file], "utf-8")
+        texts[file] += "\n1"
         reach.pin.cache_clear()
-        pins.append(reach.pin("conformance", "test_a.py"))
+        reach.imports.cache_clear()
+        after = reach.pin("conformance", "test_a.py")
+        changed.append(file) if after != before else None
+        before = after
     reach.pin.cache_clear()
-    assert len(set(pins)) == 3
-    assert {path.name for path in reach.SHARED["tests"]} == {"conftest.py"}
+    reach.imports.cache_clear()
+    assert changed[-4:] == ["shared.py", "test_a.py", "cases/b.py", "cases/c.py"]
 
 
 def test_a_survivor_is_asked_again_when_the_tests_change(tmp_path):

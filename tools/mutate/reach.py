@@ -1,7 +1,7 @@
 """The map from a backend's lines to the cases that run them, kept file by file of tests.
 
-A record is pinned by what it was made of: the file of tests, what all files of tests share, and the
-backends that its cases reach.
+A record is pinned by what it was made of: the file of tests, what it imports, what all files of
+tests share, and the backends that its cases reach.
 """
 
 import ast
@@ -16,9 +16,8 @@ from .child import LEFT_OUT, SUITE
 from .mutant import BACKENDS, ROOT, SourceMutant
 
 LIMIT = 1800.0  # seconds for one file
-SHARED = {  # what a file of tests is made of, besides itself
-    "conformance": [SUITE / name for name in ("cases", "oracle", "subjects", "vectors")]
-    + [SUITE / name for name in ("conftest.py", "mask_spec.py")],
+SHARED = {  # what no file of tests imports by name
+    "conformance": [SUITE / "conftest.py", SUITE / "subjects", SUITE / "vectors"],
     "tests": [ROOT / "tests" / "conftest.py"],
 }
 Lines = dict[str, list[int]]
@@ -41,7 +40,42 @@ def pin(where: str, file: str) -> str:
     >>> pin("tests", "tests/test_mutate.py") == pin("tests", "tests/test_names.py")
     False
     """
-    return digest(ROOT / file, *SHARED[where])
+    path = ROOT / file
+    parts = imported(path) if path.suffix == ".py" and path.exists() else {path}
+    return digest(*sorted(parts), *SHARED[where])
+
+
+def imported(path: Path) -> set[Path]:
+    """Return a file and the repository's files that it imports, backends left out.
+
+    >>> found = imported(SUITE / "test_errors.py")
+    >>> SUITE / "cases" / "refusals.py" in found, SUITE / "cases" / "decoding.py" in found
+    (True, False)
+    """
+    found, new = set(), {path}
+    while new:
+        found |= new
+        new = {part for known in new for part in imports(known)} - found
+    return found
+
+
+@cache
+def imports(path: Path) -> set[Path]:
+    """Return the repository's files that one file imports itself."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    names: list[tuple[Path, str]] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [(ROOT, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parents[node.level - 1] if node.level else ROOT
+            start = f"{node.module}." if node.module else ""
+            names += [(above, start + alias.name) for alias in node.names]
+    words = {(above, tuple(name.split("."))) for above, name in names if name[:5] != "attn_"}
+    places = {above.joinpath(*w[:n]) for above, w in words for n in range(1, len(w) + 1)}
+    places |= {path.parent.joinpath(w[0]) for above, w in words if above == ROOT}
+    files = {place.with_suffix(".py") for place in places} | {p / "__init__.py" for p in places}
+    return {file for file in files if file.is_file()}
 
 
 def units(where: str, backend: str) -> list[str]:
