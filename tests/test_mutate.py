@@ -178,6 +178,14 @@ def test_cases_that_run_the_line_come_first_one_of_each_test():
     assert task["files"] == ["tests/test_t.py"] and task["text"] == one.text
 
 
+def test_cases_that_torch_compiles_are_taken_though_others_are_seen():
+    file = "attn_torch/m.py"
+    one = SourceMutant("a", file, "S.", SOURCE, SOURCE.index("SIZE + 1"), "SIZE + 1", "SIZE + 2")
+    at = {file: [10]}
+    cases = {"t[1]": [1.0, at], "t_one_graph": [2.0, {}], "t_compiled": [0.0, {}], "u": [1.0, {}]}
+    assert reach.reaching(one, cases) == {"t[1]", "t_one_graph"}  # one fails without a mutant
+
+
 def test_where_every_case_runs_the_bad_ones_are_left_out():
     cases = {"good": [1.0, {"attn_numpy/m.py": [10]}], "bad": [0.0, {}], "far": [2.0, {}]}
     map_ = SimpleNamespace(records={("tests", "numpy"): {"tests/test_t.py": cases}})

@@ -20,6 +20,7 @@ SHARED = {  # what no file of tests imports by name
     "conformance": [SUITE / "conftest.py", SUITE / "subjects", SUITE / "vectors"],
     "tests": [ROOT / "tests" / "conftest.py"],
 }
+COMPILED = ("compil", "one_graph", "exported", "nobody_can_look")  # in the names of such cases
 Lines = dict[str, list[int]]
 
 
@@ -179,12 +180,12 @@ def reaching(mutant: SourceMutant, cases: dict[str, Any]) -> set[str]:
     """Return the cases that run what a mutant changes; where none does, those of its function.
 
     JAX traces once, so that a test's other cases are taken with those that were seen to run it.
-    What torch compiles is not seen: where nobody was seen, the cases that compile are taken too.
+    What torch compiles is not seen: the cases that compile, by their names, are taken too.
     """
     seen, *wider = around(mutant.source, *mutant.lines)
     chosen = running(cases, mutant.file, seen)
-    if not chosen and mutant.backend == "torch":
-        chosen = {n for n, (s, _) in cases.items() if s and "compil" in n.partition("::")[2]}
+    if mutant.backend == "torch":
+        chosen |= {n for n, (s, _) in cases.items() if s and any(word in n for word in COMPILED)}
     for lines in wider if not running(cases, mutant.file, seen) else ():
         if more := running(cases, mutant.file, lines):
             chosen |= more
