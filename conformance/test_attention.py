@@ -212,6 +212,16 @@ def test_an_overflowing_row_is_not_an_empty_one(subject, policy):
 
 
 @clause("ATT-7")
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_a_row_whose_every_logit_overflows_is_not_an_empty_one(subject, scale):
+    require(subject, "attention", "scale")
+    query = np.full((1, 1, 1, 3), 1e20, np.float32)
+    key = np.full((1, 1, 2, 3), np.float32(-scale * 1e20))  # each logit is -inf in float32
+    got = subject.attention(query, key, np.ones((1, 1, 2, 3), np.float32), scale=scale)
+    check_each(np.isnan(got) | (got == 1), got, "output", "NaN or the value 1")
+
+
+@clause("ATT-7")
 @pytest.mark.parametrize("fill", [np.nan, np.inf])
 def test_an_overflowing_row_beside_hidden_garbage_is_not_an_empty_one(subject, fill):
     require(subject, "attention")

@@ -419,8 +419,11 @@ def test_what_is_truncated_is_forgotten(subject, name, lengths):
     decoding = stream.start(subject)
     stream.feed(decoding, x[:, :5])
     given = lengths if isinstance(lengths, int) else np.array(lengths)
+    counts = np.broadcast_to(lengths, B)
+    given = subject.cache_array(given) if isinstance(given, np.ndarray) else given
     shorter = decoding.truncate(given)
-    counts = np.broadcast_to(given, B)
+    if isinstance(lengths, list) and "any_shape" in subject.capabilities:
+        given[...] = 5  # the caller's own
     same(shorter.lengths, counts, "lengths")
     got = stream.feed(shorter, x[:, 5:])
     for b in range(B):
