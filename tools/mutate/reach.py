@@ -142,7 +142,7 @@ class Reach:
         """Return the task that judges a mutant: the cases that reach it, the cheapest first.
 
         The tests named in `first`, which have caught others of its file, come before them; then
-        the chapter of the file's name.
+        the chapter of the file's name. What compiles comes last.
         """
         task: dict[str, Any] = {
             "backend": mutant.backend,
@@ -165,7 +165,7 @@ class Reach:
             chosen, key=lambda name: (seconds[name], name)
         ):  # a case of each test, then a second of each
             test = name.split("[")[0]
-            far = test not in first, f"test_{chapter}.py" not in test
+            far = compiles(name), test not in first, f"test_{chapter}.py" not in test
             ranks[name] = (*far, met.setdefault(test, 0), seconds[name])
             met[test] += 1
         ordered = sorted(chosen, key=ranks.__getitem__)
@@ -185,7 +185,7 @@ def reaching(mutant: SourceMutant, cases: dict[str, Any]) -> set[str]:
     seen, *wider = around(mutant.source, *mutant.lines)
     chosen = running(cases, mutant.file, seen)
     if mutant.backend == "torch":
-        chosen |= {n for n, (s, _) in cases.items() if s and any(word in n for word in COMPILED)}
+        chosen |= {name for name, (s, _) in cases.items() if s and compiles(name)}
     for lines in wider if not running(cases, mutant.file, seen) else ():
         if more := running(cases, mutant.file, lines):
             chosen |= more
@@ -194,6 +194,10 @@ def reaching(mutant: SourceMutant, cases: dict[str, Any]) -> set[str]:
         tests = {name.split("[")[0] for name in chosen}
         chosen |= {n for n, (s, _) in cases.items() if s and n.split("[")[0] in tests}
     return chosen
+
+
+def compiles(name: str) -> bool:
+    return any(word in name for word in COMPILED)
 
 
 def running(cases: dict[str, Any], file: str, lines: set[int]) -> set[str]:
