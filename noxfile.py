@@ -134,8 +134,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session(**SHARED)
 def mutate(session: nox.Session) -> None:
     """Change the backends' source for ten minutes, see who notices, and write docs/mutation.md."""
-    page = [] if session.posargs else ["--page", "docs/mutation.md"]
-    run(session, "-m", "tools.mutate", *page, *session.posargs)
+    run(session, "-m", "tools.mutate", "--page", "docs/mutation.md", *session.posargs)
 
 
 @nox.session

@@ -212,6 +212,16 @@ def test_an_overflowing_row_is_not_an_empty_one(subject, policy):
 
 
 @clause("ATT-7")
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_a_row_whose_every_logit_overflows_is_not_an_empty_one(subject, scale):
+    require(subject, "attention", "scale")
+    query = np.full((1, 1, 1, 3), 1e20, np.float32)
+    key = np.full((1, 1, 2, 3), np.float32(-scale * 1e20))  # each logit is -inf in float32
+    got = subject.attention(query, key, np.ones((1, 1, 2, 3), np.float32), scale=scale)
+    check_each(np.isnan(got) | (got == 1), got, "output", "NaN or the value 1")
+
+
+@clause("ATT-7")
 @pytest.mark.parametrize("fill", [np.nan, np.inf])
 def test_an_overflowing_row_beside_hidden_garbage_is_not_an_empty_one(subject, fill):
     require(subject, "attention")
@@ -442,7 +452,7 @@ def test_compiled_gradients_equal_eager_ones(subject):
         compare(got[name], exact[name], naive[name], f"compiled gradient of {name}")
 
 
-def _weights_after_dropout(subject, dropout: float, seed: int):
+def _weights_after_dropout(subject, dropout: float, seed: int | None):
     """Return the dropped weights, read off an output whose values are the unit vectors."""
     query, key, _ = SQUARE_CASE.inputs("float32")
     value = np.broadcast_to(np.eye(7, dtype=np.float32), (3, 2, 7, 7))
@@ -511,6 +521,13 @@ def test_the_same_seed_drops_the_same(subject):
     first, again = (_weights_after_dropout(subject, 0.25, seed=3) for _ in range(2))
     same(again, first, "weights of the same seed")
     assert (_weights_after_dropout(subject, 0.25, seed=4) != first).any(), "ATT-12: seed ignored"
+
+
+@clause("ATT-12")
+def test_without_a_seed_every_call_drops_its_own(subject):
+    require(subject, "attention", "any_shape")  # who compiles must be given a random source
+    first, other = (_weights_after_dropout(subject, 0.25, seed=None) for _ in range(2))
+    assert (first != other).any(), "ATT-12: two calls without a seed drop the same"
 
 
 @clause("ATT-13")

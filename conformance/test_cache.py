@@ -8,10 +8,11 @@ import pytest
 from .cases.arrays import coins
 from .cases.compare import refused
 from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part, unless_handed_on
+from .cases.models import ModelCase
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
 from .oracle.expected import multihead
-from .oracle.tolerance import Differs, allowance, check_dtype, check_each, compare, same
+from .oracle.tolerance import Differs, allowance, check_dtype, check_each, close, compare, same
 from .subjects.protocol import require
 
 EVERY = pytest.mark.parametrize("name", STREAMS)
@@ -167,6 +168,13 @@ def test_a_ragged_prompt_then_steps(subject, name, side):
 
 
 @clause("CACHE-3")
+def test_a_long_ragged_prompt_keeps_its_order(subject):
+    require(subject, "any_shape")
+    hidden = coins(76, B, 20, true=0.4)
+    check_ragged(subject, ATTENTION, [hidden])
+
+
+@clause("CACHE-3")
 @pytest.mark.parametrize("name", STACKS)
 def test_ragged_chunks_at_lengths_of_their_own(subject, name):
     ended = np.array([[0], [1], [0]], bool)
@@ -291,10 +299,25 @@ def test_a_cache_handed_on_raises_or_is_what_it_was(subject, name):
         part(got, *stream.one_pass(other), 3, "another token on the earlier cache")
     part(stream.feed(decoding, x[:, 4:6]), exact, naive, 4, "the tokens after it")
     shorter = decoding.truncate(2)
+    got = stream.feed(shorter, other[:, 2:])
+    part(got, *stream.one_pass(other), 2, "other tokens on what was left")
     got = unless_handed_on(lambda: stream.feed(decoding, x[:, 6:]))
     if got is not None:
         part(got, exact, naive, 6, "a token on what was truncated")
-    part(stream.feed(shorter, x[:, 2:4]), exact, naive, 2, "tokens on what was left")
+
+
+@clause("CACHE-4")
+@pytest.mark.untyped
+def test_a_stack_that_cannot_be_truncated_is_what_it_was(subject):
+    """The second layer has too few tokens: the first must not be truncated before that is seen."""
+    require(subject, "errors", "cache")
+    empty, two = subject.module.KVCache.empty, np.ones((2, 1, 2, 4), np.float32)
+    layers = tuple(
+        empty(2, 1, 5, 4).append(*(subject.array(two[:, :, :n]) for _ in "kv")) for n in (2, 1)
+    )
+    with pytest.raises(ValueError, match="at most what is written: got 2 of 1"):
+        subject.module.StackCache(layers).truncate(2)
+    same(subject.numpy(layers[0].truncate(1).lengths), [1, 1], "lengths of the first layer")
 
 
 @clause("CACHE-4")
@@ -355,11 +378,13 @@ def test_uniform_is_the_mean_over_the_written_slots(subject):
     nothing = hide(np.ones(sizes, bool))
     decoding.feed(x[:, :4], hidden=hidden)
     got = decoding.feed(x[:, 4:5], attn_mask=hide(np.ones((B, 2, 1, N), bool)))
+    looked, _ = decoding.look(x[:, 5:6], attn_mask=np.full((1, N), -np.inf, np.float32))
     for b in range(B):
         kept = x[b : b + 1, [*np.flatnonzero(~hidden[b]), 4]]
         wanted = stream.one_pass(kept, mask=~causal() & causal())
         last = kept.shape[1] - 1
         part(got[b : b + 1], *wanted, last, f"sample {b}, mean of its values")
+        part(looked[b : b + 1], *wanted, last, f"sample {b}, that a bias hides, mean of its values")
     alone = stream.start(subject).feed(x[:, :4], attn_mask=nothing)
     wanted = stream.one_pass(x[:, :4], mask=~causal() & causal())
     compare(alone, *wanted, "a prompt that may see nothing")
@@ -408,8 +433,11 @@ def test_what_is_truncated_is_forgotten(subject, name, lengths):
     decoding = stream.start(subject)
     stream.feed(decoding, x[:, :5])
     given = lengths if isinstance(lengths, int) else np.array(lengths)
+    counts = np.broadcast_to(lengths, B)
+    given = subject.cache_array(given) if isinstance(given, np.ndarray) else given
     shorter = decoding.truncate(given)
-    counts = np.broadcast_to(given, B)
+    if isinstance(lengths, list) and "any_shape" in subject.capabilities:
+        given[...] = 5  # the caller's own
     same(shorter.lengths, counts, "lengths")
     got = stream.feed(shorter, x[:, 5:])
     for b in range(B):
@@ -452,9 +480,18 @@ def test_the_memorys_padding_may_be_a_mask(subject):
 
 
 @clause("CACHE-7")
+def test_the_memorys_padding_is_the_caches_own(subject):
+    require(subject, "cache", "any_shape")  # who compiles has arrays that nobody can change
+    stream, hidden = STREAMS["decoder"], subject.cache_array(SOURCE_HIDDEN)
+    decoding = stream.start(subject, memory_key_padding_mask=hidden)
+    hidden[...] = True
+    stream.check_feeds(decoding, stream.tokens(), (3, 4), *stream.whole())
+
+
+@clause("CACHE-7")
 def test_a_cache_as_key_is_looked_at_and_not_written(subject):
     x = ATTENTION.tokens()
-    decoding = ATTENTION.start(subject, N + 1)
+    decoding = ATTENTION.start(subject, 4)  # one sample fills its slots
     decoding.feed(x[:, :4], hidden=RAGGED["right"])
     decoding = decoding.poison(np.nan)
     written = (~RAGGED["right"]).sum(1)
@@ -528,6 +565,32 @@ def test_nothing_is_projected_twice(subject, name):
             raise Differs(f"{text}: expected {wanted}, got {sent}")
 
 
+@clause("ATT-12")
+def test_decoding_in_training_drops_too(subject):
+    stream = Stream("attention", {"dropout": 1.0})
+    decoding, x = stream.start(subject, training=True), stream.tokens()
+    bias = stream.parameters()["out_proj.bias"]
+    for first, last in ((0, 1), (1, 4), (4, 5)):
+        got = stream.feed(decoding, x[:, first:last])
+        same(got, np.broadcast_to(bias, got.shape), f"tokens {first}..{last - 1}, all dropped")
+
+
+@clause("LAYER-5")
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+@pytest.mark.parametrize("name", ["encoder_layer", "decoder_layer"])
+def test_decoding_with_a_dropout_of_one_leaves_the_residuals_alone(subject, name, norm_first):
+    stream = Stream(name, {"dropout": 1.0, "norm_first": norm_first})
+    x, given, case = stream.tokens(), stream.given(), ModelCase(name, stream.changes)
+    inputs = {"tgt": x, "memory": given["memory"]} if "memory" in given else {"src": x}
+    silent = {
+        role: 0 * array if "out_proj" in role or "linear2" in role else array
+        for role, array in stream.parameters().items()
+    }
+    exact, naive = (steps["output"] for steps in case.expected(inputs, silent))
+    decoding = stream.start(subject, training=True)
+    stream.check_feeds(decoding, x, (1, 4, 7), exact, naive)
+
+
 # The whole model
 
 
@@ -550,6 +613,19 @@ def test_step_by_step_is_one_pass_for_each_prefix(subject, name, cached):
         arguments = (stream.kind, stream.config, stream.parameters(), inputs)
         got = subject.layer(*arguments, **options, **given)["output"]
         part(got, exact, naive, 0, f"prefix of {n}")
+
+
+@clause("CACHE-10")
+def test_a_mask_of_the_source_is_that_of_one_pass(subject):
+    require(subject, "cache", "layers")
+    stream, spec = STREAMS["transformer"], sliding_window(1)
+    x, given = stream.tokens(), stream.given()
+    inputs, masks = {"src": given.pop("src"), "tgt": x}, {"src_mask": spec, "tgt_mask": causal()}
+    arguments = (stream.kind, stream.config, stream.parameters(), inputs)
+    once = subject.layer(*arguments, **masks, **given)["output"]
+    decoding = stream.start(subject, src_mask=spec)
+    got = [stream.feed(decoding, x[:, first:last]) for first, last in ((0, 3), (3, 4), (4, 7))]
+    close(np.concatenate(got, 1), once, *stream.whole(), "output, in pieces and at once")
 
 
 PROMPTS = {
@@ -590,6 +666,19 @@ def test_greedy_decoding_takes_the_likeliest_token_until_the_end(subject, side, 
     got = subject.greedy(*arguments, eos_idx=eos, max_new_tokens=NEW, cached=cached)
     assert ended[0, 3:].all() and not ended.all(), "CACHE-10: nothing ends early"
     same(got, np.where(ended, 0, found), "tokens, padding after the end")
+
+
+@clause("CACHE-10")
+def test_greedy_tokens_fit_whatever_dtype_the_prompt_has(subject):
+    require(subject, "cache", "any_shape")
+    stream, prompt = Stream("seq2seq", {"tgt_vocab": 300}), PROMPTS["right"]
+    arguments = (stream.config, stream.parameters(), stream.given()["src"])
+    wide, narrow = (
+        subject.greedy(*arguments, prompt.astype(kind), eos_idx=2, max_new_tokens=2)
+        for kind in ("int32", "int8")
+    )
+    assert wide.max() > 127, "CACHE-10: the case has no token beyond 8 bits"
+    same(narrow, wide, "tokens behind an int8 prompt")
 
 
 # CACHE-12, keys and values that are not finite

@@ -68,7 +68,7 @@ def test_a_hidden_value_may_hold_anything(subject, fill, way):
 
 @clause("CLEAN-3")
 @pytest.mark.parametrize("way", ["lengths", "bias"])
-@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 3e38])
 @pytest.mark.parametrize("role", ["key", "value", "both"])
 @pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
 def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
@@ -206,7 +206,7 @@ def test_gradients_do_not_notice_what_their_rows_may_not_see(subject):
 
 
 @clause("CLEAN-3")
-@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 3e38])  # whose products overflow either way
 @pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
 def test_hidden_garbage_reaches_no_gradient_through_a_softcap(subject, through, fill):
     """In one key head of two, which two query heads share."""

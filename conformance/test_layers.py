@@ -42,6 +42,15 @@ def test_layer_is_the_papers(subject, kind, options):
 
 
 @clause("LAYER-1")
+def test_a_layer_far_from_zero_is_the_papers(subject):
+    """There the mean of squares less the square of the mean is below 0, whose root is NaN."""
+    case = ModelCase("encoder_layer", {"norm_first": True})
+    inputs = {name: x + np.float32(10_000) for name, x in case.inputs().items()}
+    exact, naive = (steps["output"] for steps in case.expected(inputs))
+    compare(case.run(subject, inputs)["output"], exact, naive, "output far from zero")
+
+
+@clause("LAYER-1")
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no_norm"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_stack_is_its_layers_and_a_last_norm(subject, kind, norm):

@@ -1,5 +1,6 @@
 """The chapter on masks: the documents' builders, and every question a `Mask` answers."""
 
+from contextlib import suppress
 from itertools import product
 
 import numpy as np
@@ -115,6 +116,26 @@ def test_what_a_mask_answers_is_not_what_it_holds(subject):
     assert answer is not array, "MASK-4: the caller's own array comes back"
     if hasattr(answer, "flags"):
         assert not np.shares_memory(answer, array), "MASK-4: the answer shares memory"
+
+
+@pytest.mark.untyped
+@clause("MASK-4")
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_a_mask_stays_as_it_was_built(subject, kind):
+    require(subject, "errors")
+    lengths, ids = np.array([3, 1, 2], kind), np.array([[1, 1, 2]] * 3, kind)
+    built = {
+        "padding": (subject.module.padding, lengths),
+        "prefix": (subject.module.prefix, lengths),
+        "segments": (subject.module.segments, ids),
+    }
+    for name, (builder, numbers) in built.items():
+        for array in (numbers.copy(), subject.cache_array(numbers)):
+            mask = builder(array)
+            before = subject.numpy(mask.allowed(3, 3))
+            with suppress(TypeError):  # JAX's arrays cannot be changed
+                array[...] = 0
+            same(subject.numpy(mask.allowed(3, 3)), before, f"{name} of numbers that changed")
 
 
 LAWS = {
@@ -362,10 +383,22 @@ BEYOND = np.array(
 
 @clause("MASK-8")
 @pytest.mark.parametrize("dtype", ["float64"])
-@pytest.mark.parametrize("pair", [False, True], ids=["positions", "pair"])
-def test_ids_beyond_32_bits_are_not_cut(subject, pair, dtype):
-    spec = segments(BEYOND[:, :5], BEYOND) if pair else segments(BEYOND)
-    check_steps(subject, Case("beyond", MAIN, spec, None if pair else 2), dtype)
+@pytest.mark.parametrize("kind", ["positions", "pair", "unsigned"])
+def test_ids_beyond_32_bits_are_not_cut(subject, kind, dtype):
+    spec = segments(abs(BEYOND).astype(np.uint32) if kind == "unsigned" else BEYOND)
+    if kind == "pair":
+        spec = segments(BEYOND[:, :5], BEYOND)
+    check_steps(subject, Case("beyond", MAIN, spec, None if kind == "pair" else 2), dtype)
+
+
+@pytest.mark.untyped
+@clause("MASK-8")
+@pytest.mark.parametrize("number", [2**63 + 1, 2**64 - 1])
+def test_ids_beyond_64_bits_are_refused(subject, number):
+    require(subject, "errors")
+    ids = np.array([[number, 1]], np.uint64)
+    with pytest.raises(ValueError, match=rf"query_ids must fit int\d\d: got {number}"):
+        subject.module.segments(ids)
 
 
 @clause("MASK-11")
@@ -379,6 +412,9 @@ def test_complements_over_complements_are_explained(subject, name):
         first = (text.splitlines()[0], other.splitlines()[0])
         wanted = subject.ask("explain", allow(expected), b, 0, t, s).splitlines()[0]
         assert first == (wanted, wanted), f"MASK-11: expected {wanted!r}, got {first}"
+        plain = subject.ask("explain", spec.parts[0].parts[0], b, 0, t, s)
+        parts, wanted = text.splitlines()[1:], plain.splitlines()[1:]
+        assert parts == wanted, f"MASK-11: parts of {name}: expected {wanted}, got {parts}"
 
 
 @clause("MASK-4")
@@ -389,6 +425,8 @@ def test_samples_and_heads_are_those_asked_for(subject, question):
     expected = reference.allowed(spec, MAIN.call, 1)
     form = {"allowed": expected, "hidden": ~expected, "additive": np.where(expected, 0.0, -np.inf)}
     same(got, form[question], question)
+    got = subject.ask(question, spec & padding([5]), 5, 7, query_offset=1, batch=0, heads=2)
+    assert got.shape == (0, 2, 5, 7), f"MASK-4: {question} of no sample: got {got.shape}"
 
 
 @clause("MASK-4")
@@ -398,10 +436,21 @@ def test_draw_shows_the_padding_of_the_sample_that_is_asked_for(subject):
     assert counts == [3, 1, 2], f"MASK-4: keys drawn by sample: expected 3, 1 and 2, got {counts}"
 
 
+@clause("MASK-11")
+def test_a_notebook_explains_the_cells_of_the_sample_that_is_drawn(subject):
+    require(subject, "errors")
+    mask = subject.mask(padding([3, 1, 2]))
+    tables = [mask.draw(1, 3, batch=b)._repr_html_() for b in range(3)]
+    counts = [table.count('title="allowed') for table in tables]
+    assert counts == [3, 1, 2], (
+        f"MASK-11: allowed cells by sample: expected 3, 1 and 2, got {counts}"
+    )
+
+
 @clause("MASK-7")
 @pytest.mark.parametrize("before", [2**30 - 1, 2**30 + 5, 2**31, 2**40])
 def test_windows_of_any_width_count_from_their_query(subject, before):
-    for offset in (0, 2**30 - 3, -(2**30)):
+    for offset in (0, 2**30, -(2**30)):
         spec, sizes = sliding_window(before, 1), (3, 2, 3, 7)
         expected = reference.allowed(spec, sizes, offset)
         same(allowed(subject, spec, sizes, offset), expected, f"window from {offset}")

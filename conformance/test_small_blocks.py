@@ -99,6 +99,22 @@ def test_what_is_no_number_in_the_last_block_reaches_those_who_see_it(subject, r
         compare(np.where(SEES[..., None], exact, got), exact, naive, what)
 
 
+@clause("CLEAN-2")
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_a_hidden_value_beyond_a_hidden_block_may_hold_anything(subject, fill):
+    """Its key is a number, so that only the sum of the last run of blocks shows it."""
+    require(subject, "attention", "any_shape")
+    hidden = np.array([0, 0, 1, 1, 0, 1, 0], bool)
+    case = Case("gap", mask=padding(hidden=np.tile(hidden, (3, 1))))
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    query, key, value = (np.array(x) for x in case.inputs("float32"))
+    value[:, :, 5] = fill
+    for setting in range(SMALL_BLOCKS):
+        with subject.small_blocks(setting):
+            got = subject.attention(query, key, value, **case.options("float32"))
+        compare(got, exact, naive, f"output in small blocks {setting}")
+
+
 EVEN = SQUARE._replace(D_v=11)
 LARGE = {"none": None, "causal": causal(), "lengths": padding(LENGTHS), "window": sliding_window(2),
          "both": causal() & padding(LENGTHS)}  # fmt: skip

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools.mutate import command, page, reach
+from tools.mutate import child, command, page, reach
 from tools.mutate.mutant import ROOT, SourceMutant, patches
 from tools.mutate.operators import EQUIVALENT, excused, of_file, operators
 from tools.mutate.verdicts import Verdicts
@@ -178,6 +178,28 @@ def test_cases_that_run_the_line_come_first_one_of_each_test():
     assert task["files"] == ["tests/test_t.py"] and task["text"] == one.text
 
 
+def test_cases_that_torch_compiles_are_taken_though_others_are_seen():
+    file = "attn_torch/m.py"
+    one = SourceMutant("a", file, "S.", SOURCE, SOURCE.index("SIZE + 1"), "SIZE + 1", "SIZE + 2")
+    at = {file: [10]}
+    cases = {"t[1]": [1.0, at], "t_one_graph": [2.0, {}], "t_compiled": [0.0, {}], "u": [1.0, {}]}
+    assert reach.reaching(one, cases) == {"t[1]", "t_one_graph"}  # one fails without a mutant
+
+
+def test_where_every_case_runs_the_bad_ones_are_left_out():
+    cases = {"good": [1.0, {"attn_numpy/m.py": [10]}], "bad": [0.0, {}], "far": [2.0, {}]}
+    map_ = SimpleNamespace(records={("tests", "numpy"): {"tests/test_t.py": cases}})
+    task = reach.Reach.task(map_, mutant(), "tests", every=True)
+    plugin = child.ChosenCases(ROOT, print, task)
+    items = [
+        SimpleNamespace(path=ROOT / "t.py", nodeid=f"t.py::{name}")
+        for name in ("good", "bad", "far", "new")
+    ]
+    plugin.known = {f"t.py::{name}" for name in plugin.known}
+    plugin.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["t.py::good", "t.py::far", "t.py::new"]
+
+
 # The verdict, from real processes
 
 FAKE = """
@@ -250,11 +272,42 @@ def verdicts(folder: Path, suite: str = "1", tests: str = "1") -> Verdicts:
     return found
 
 
-def test_a_catch_is_kept_until_the_file_changes(tmp_path):
+def test_a_catch_is_kept_until_the_file_or_its_test_changes(tmp_path, monkeypatch):
+    pins = {"conformance/test_a.py": "1", "tests/test_c.py": "1"}
+    monkeypatch.setattr("tools.mutate.verdicts.pin", lambda where, file: pins[file])
     one = mutant()
-    verdicts(tmp_path).keep(one, "conformance", {"case": "t", "seconds": 1})
-    assert verdicts(tmp_path, "2", "2").get(one)["case"] == "t"
+    verdicts(tmp_path).keep(one, "tests", {"survived": True, "seconds": 1})
+    catch = {"case": "conformance/test_a.py::t[x]", "seconds": 1}
+    verdicts(tmp_path).keep(one, "conformance", catch)
+    assert verdicts(tmp_path, "2", "2").get(one)["case"] == catch["case"]
     assert not verdicts(tmp_path).get(mutant(new="SIZE = 10"))
+    pins["tests/test_c.py"] = "2"
+    assert verdicts(tmp_path).get(one)
+    pins["conformance/test_a.py"] = "2"
+    assert not verdicts(tmp_path).get(one)
+
+
+def test_a_record_is_pinned_by_what_its_chapter_imports_and_all_share(tmp_path, monkeypatch):
+    files = ("shared.py", "test_a.py", "cases/b.py", "cases/c.py", "attn_numpy/m.py", "other.py")
+    texts = dict.fromkeys(files, "")
+    texts["test_a.py"] = "from .cases.b import f\nimport attn_numpy.m"
+    texts["cases/b.py"] = "from . import c"
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "attn_numpy").mkdir()
+    monkeypatch.setattr(reach, "ROOT", tmp_path)
+    monkeypatch.setitem(reach.SHARED, "conformance", [tmp_path / "shared.py"])
+    before, changed = "", []
+    for file in (*files, *files):  # each is written, then changed
+        (tmp_path / file).write_text(texts[file], "utf-8")
+        texts[file] += "\n1"
+        reach.pin.cache_clear()
+        reach.imports.cache_clear()
+        after = reach.pin("conformance", "test_a.py")
+        changed.append(file) if after != before else None
+        before = after
+    reach.pin.cache_clear()
+    reach.imports.cache_clear()
+    assert changed[-4:] == ["shared.py", "test_a.py", "cases/b.py", "cases/c.py"]
 
 
 def test_a_survivor_is_asked_again_when_the_tests_change(tmp_path):
@@ -291,7 +344,8 @@ def judged(tmp_path) -> tuple[list[SourceMutant], Verdicts]:
 
 def test_the_page_counts_and_lists(tmp_path):
     text = page.page(*judged(tmp_path))
-    assert "| `attn_numpy/m.py` | 5 | 4 | 1 | 1 | 1 | 1 |" in text
+    for name in ("numpy", "attn_numpy/m.py"):
+        assert f"| `{name}` | 5 | 4 | 1 | 1 | 1 | 1 |" in text
     assert "## Nobody catches\n\n- `numpy/nobody`: S.\n" in text
     assert "| `numpy/suite` | S. | conformance: `test_a.py::test_b` |" in text
     assert (
@@ -299,15 +353,37 @@ def test_the_page_counts_and_lists(tmp_path):
     )
 
 
+def run_with(monkeypatch, every: list[SourceMutant], found: Verdicts) -> None:
+    """Let the command find these mutants, and these verdicts after its run."""
+    monkeypatch.setattr(command, "patches", lambda: list(every))
+    monkeypatch.setattr(command, "operators", lambda backend: [])
+    monkeypatch.setattr(command, "run", lambda options, mutants: found)
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_the_exit_status_is_of_patches_that_nobody_catches(tmp_path, monkeypatch, capsys, drop):
     every, found = judged(tmp_path)
     every = [m for m in every if not (drop and m.name == "nobody")]
-    monkeypatch.setattr(command, "patches", lambda: every)
-    monkeypatch.setattr(command, "run", lambda options, mutants: found)
-    assert command.main(["--patches", "--page", str(tmp_path / "page.md")]) == int(not drop)
+    run_with(monkeypatch, every, found)
+    assert command.main(["--patches"]) == int(not drop)
     assert ("Nobody catches numpy/nobody" in capsys.readouterr().out) is not drop
-    assert (tmp_path / "page.md").exists()
+
+
+def test_the_page_is_of_all_mutants_whichever_were_asked_for(tmp_path, monkeypatch):
+    run_with(monkeypatch, *judged(tmp_path))
+    path = tmp_path / "page.md"
+    command.main(["suite", "--page", str(path)])
+    assert not path.exists()  # one that is named is looked at, and the page stays as it is
+    command.main(["--backend", "torch", "--page", str(path)])
+    assert "| `attn_numpy/m.py` | 5 | 4 | 1 | 1 | 1 | 1 |" in path.read_text("utf-8")
+
+
+def test_where_nothing_was_judged_in_time_the_command_says_so(tmp_path, monkeypatch, capsys):
+    every, found = judged(tmp_path)
+    run_with(monkeypatch, [m for m in every if m.name in ("same", "late")], found)
+    assert command.main([]) == 2
+    assert "must be judged in time: got nothing" in capsys.readouterr().err
+    assert command.main(["same"]) == 0  # nothing is to judge
 
 
 def test_an_unknown_name_is_refused(capsys, monkeypatch):

@@ -20,7 +20,8 @@ from .attention import BY_NAME, GROUPED, LENGTHS, MAIN, MASKED, PLAIN, SQUARE, C
 HOLES = np.array([[0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 1, 1]], bool)
 LEFT = np.arange(7) < np.array([0, 7, 3])[:, None]  # padding on the left: whole, empty, ragged
 ONE_HOLE = np.array([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0, 1]], bool)
-APART = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1]], bool)[:, None].repeat(5, 1)
+APART = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [0, 1, 0, 0, 0, 0, 0]], bool)
+APART = APART[:, None].repeat(5, 1)  # by head: in three, no two of which are cut alike
 DOCUMENTS = np.array([[4, 4, 4, 9, 9, 4, 4], [1, 2, 2, 2, 3, 3, 3], [5] * 7])
 
 
@@ -74,7 +75,7 @@ KINDS = {
 }
 
 
-TWO_HEADS = ("allow", "hide_for_all_samples", "heads_apart", "heads_and_samples_apart")
+HEADS = {"allow": 2, "hide_for_all_samples": 2, "heads_apart": 3, "heads_and_samples_apart": 3}
 
 
 def _crossed() -> list[tuple[Case, str]]:
@@ -93,8 +94,8 @@ def _crossed() -> list[tuple[Case, str]]:
     for name, (mask, offset, T) in KINDS.items():
         for mixed in (False, True):
             H, H_kv = next(heads)
-            if name in TWO_HEADS:
-                H, H_kv = 2, H_kv % 2 + 1
+            if name in HEADS:
+                H, H_kv = HEADS[name], HEADS[name] if H_kv % 2 else 1
             shape = MAIN._replace(H=H, H_kv=H_kv, T=T, D=4, D_v=next(widths))
             own: dict = {"bias": next(biases), "softcap": next(softcaps)} if mixed else {}
             own |= {"scale": next(scales), "empty_rows": next(policies), "seed": next(seeds)}

@@ -28,6 +28,18 @@ def multi(m, a, q=(2, 5, 12), *others, config=(12, 3), settings=None, **options)
     return attn(a(*q), *(a(*shape) for shape in others), **options)
 
 
+def offsets(a, *numbers):
+    return a.subject.array(np.array(numbers, np.int32))
+
+
+def changed(a, **settings):
+    """Return an attention whose settings were changed after it was made."""
+    attn = a.module(12, 3)
+    for name, value in settings.items():
+        setattr(attn, name, value)
+    return attn
+
+
 READINGS = (
     "query_offset is needed where T != S: 0 where queries and keys start together, "
     "S - T = 2 where the queries are the last positions: got None with T = 5 and S = 7"
@@ -81,6 +93,8 @@ ATTENTION = [
           lambda m, a: attend(m, a, softcap=0.0), True),
     Wrong("softcap_negative", ValueError, "softcap must be above 0: got -2",
           lambda m, a: attend(m, a, softcap=-2), True),
+    Wrong("softcap_nan", ValueError, "softcap must be above 0: got nan",
+          lambda m, a: attend(m, a, softcap=float("nan"))),
     Wrong("softcap_inf", ValueError, "softcap must be finite in float32, or None: got inf",
           lambda m, a: attend(m, a, softcap=float("inf")), True),
     Wrong("policy", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got 'mean'",
@@ -116,8 +130,18 @@ ATTENTION = [
     Wrong("offset_float_array", TypeError,
           "query_offset must be an int or integers (B,): got float32 array",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=a(2)), True),
+    Wrong("offset_float_without_mask", TypeError,
+          "query_offset must be an int or integers (B,): got float",
+          lambda m, a: attend(m, a, query_offset=1.5), True),
+    Wrong("query_masked", TypeError, "query must be an array: got MaskedArray",
+          lambda m, a: m.attention(np.ma.ones((2, 3, 5, 8)), a(2, 3, 7, 8), a(2, 3, 7, 8))),
     Wrong("offset_far", ValueError, "query_offset must lie in -2**30..2**30: got 1099511627776",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=2**40), True),
+    Wrong("offset_far_in_one_sample", ValueError,
+          "query_offset must lie in -2**30..2**30: got 1073741825",
+          lambda m, a: attend(m, a, mask=m.causal(), query_offset=offsets(a, 0, 2**30 + 1))),
+    Wrong("offset_bool", TypeError, "query_offset must be an int or integers (B,): got bool",
+          lambda m, a: attend(m, a, mask=m.causal(), query_offset=True)),
     Wrong("offset_batch", ValueError, "query_offset must be an int or (B,) = (2,): got (3,)",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=a(3, dtype="int32")), True),
 ]  # fmt: skip
@@ -165,6 +189,8 @@ MASKS = [
           lambda m, a: attend(m, a, mask=m.padding([5, 2, 1])), True),
     Wrong("padding_hidden_length", ValueError, "padding's hidden must fit (B, S) = (2, 7): got (2, 5)",
           lambda m, a: attend(m, a, mask=m.padding(hidden=a(2, 5, dtype="bool"))), True),
+    Wrong("padding_hidden_one_key", ValueError, "padding's hidden must fit (B, S) = (2, 7): got (1, 1)",
+          lambda m, a: attend(m, a, mask=m.padding(hidden=a(1, 1, dtype="bool")))),
     Wrong("padding_long", ValueError, "lengths must be at most S = 7: got 8",
           lambda m, a: attend(m, a, mask=m.padding([8, 1]))),
     Wrong("prefix_long", ValueError, "lengths must be at most S = 7: got 9",
@@ -248,6 +274,9 @@ MULTIHEAD = [
           lambda m, a: multi(m, a, settings={"empty_rows": "mean"})),
     Wrong("module_dropout", ValueError, "dropout must lie in 0..1: got 2",
           lambda m, a: multi(m, a, settings={"dropout": 2})),
+    Wrong("policy_set_later", ValueError,
+          "empty_rows must be 'zero', 'nan' or 'uniform': got 'none'",
+          lambda m, a: changed(a, empty_rows="none")(a(2, 5, 12))),
     Wrong("features", ValueError, "query must have 12 features: got 11",
           lambda m, a: multi(m, a, (2, 5, 11)), True),
     Wrong("kdim", ValueError, "key must have 6 features: got 12",

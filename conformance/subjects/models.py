@@ -104,9 +104,11 @@ class Models(Altering):
         found = {"output": output} | named(kind, weights)
         return {name: self.numpy(array) for name, array in found.items()}
 
-    def decoding(self, kind, config, parameters, *, capacity, compiled=False, **given):
+    def decoding(
+        self, kind, config, parameters, *, capacity, compiled=False, training=False, **given
+    ):
         with self.scope(_dtype(parameters)):
-            model = self.model(kind, config, parameters)
+            model = self.model(kind, config, parameters, training)
             return ModelDecoding(self, kind, model, _dtype(parameters), compiled).start(
                 capacity, given
             )
@@ -237,10 +239,10 @@ class ModelDecoding:
             self.before, self.cache = self.cache, cache
             return self.adapter.numpy(output)
 
-    def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def look(self, query: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
         """Attend from a query to the cache of an attention; return output and weights by head."""
         with self.adapter.scope(self.dtype):
-            options = {"average_weights": False}
+            options = {"average_weights": False} | self.adapter.options(options)
             call = partial(self.model, **options)
             if self.compiled:
                 call = self.adapter.compiled_decode(self.model, options, "__call__")[0]

@@ -170,7 +170,8 @@ class Subject(Protocol):
         """Start decoding with a model of one of these kinds, or of "attention".
 
         Given is `batch_size`, or `memory` or `src` with masks, as the model's `start` takes them;
-        `counted=True` fills `sent`, `compiled=True` decodes by one compiled function.
+        `counted=True` fills `sent`, `compiled=True` decodes by one compiled function, and with
+        `training=True` the model drops what it drops in training.
         """
 
     def greedy(self, config: dict, parameters: dict, src, prompt, **options) -> np.ndarray:
@@ -209,7 +210,7 @@ class Decoding(Protocol):
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         """Decode new tokens (B, T, E), `hidden` ones left out; return their output."""
 
-    def look(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def look(self, query: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
         """Attend to what an "attention" has stored, storing nothing: output, weights by head."""
 
     def copy(self) -> "Decoding":

@@ -3,7 +3,7 @@
 A mutant is caught by `conformance`, which everybody has who plugs in or copies a folder; else by
 `tests`, the project's own; else by nobody. First come the patches, then, as long as time is left,
 a sample of the changes by rule; what was judged before is not judged again while it stays true.
-Exit status 1: nobody catches a patch that is not marked `equivalent`.
+Exit status 1: nobody catches a patch that is not marked `equivalent`; 2: nothing was judged.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--suite", action="store_true", help="ask the suite, and not the tests")
     parser.add_argument("--unmapped", action="store_true", help="run every case, and keep nothing")
-    parser.add_argument("--page", type=Path, help="where the page goes, in Markdown")
+    parser.add_argument("--page", type=Path, help="what is known of all mutants; not with NAME")
     parser.add_argument("--folder", type=Path, default=".conformance/mutate", help="what is kept")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the workers are ended, too
@@ -52,11 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (BrokenError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if options.page:
-        write(options.page, mutants, verdicts)
+    if options.page and not options.names:
+        write(options.page, patches() + changes(BACKENDS), verdicts)
     print(summary(mutants, verdicts, options.suite))
-    missed = (m for m in mutants if m.kind == "patch" and not m.equivalent)
-    return int(any(verdicts.get(m, options.suite).get("survived") for m in missed))
+    asked = [mutant for mutant in mutants if not mutant.equivalent]
+    found = {mutant.id: verdicts.get(mutant, options.suite) for mutant in asked}
+    if asked and not any(found.values()):
+        print("something must be judged in time: got nothing, so raise --minutes", file=sys.stderr)
+        return 2
+    return int(any(m.kind == "patch" and found[m.id].get("survived") for m in asked))
 
 
 def chosen(options: argparse.Namespace) -> list[SourceMutant]:
@@ -69,8 +74,13 @@ def chosen(options: argparse.Namespace) -> list[SourceMutant]:
     if options.names:
         return [m for m in found if {m.name, m.id} & set(options.names) and m.backend in wanted]
     if not options.patches:
-        found += sampled([m for b in wanted for m in operators(b)], options.seed)
+        found += sampled(changes(wanted), options.seed)
     return [m for m in found if m.backend in wanted and m.file in (options.file or [m.file])]
+
+
+def changes(backends: Iterable[str]) -> list[SourceMutant]:
+    """Return every change by rule of these backends."""
+    return [mutant for backend in backends for mutant in operators(backend)]
 
 
 def sampled(mutants: list[SourceMutant], seed: int) -> list[SourceMutant]:
@@ -86,17 +96,16 @@ def run(options: argparse.Namespace, mutants: list[SourceMutant]) -> Verdicts:
     """Judge mutants until time is up; return what is known then."""
     folder = options.folder.absolute()
     reach = Reach(folder)
-    verdicts = Verdicts(folder, fresh=bool(options.unmapped or options.names))
-    wheres = WHERE[:1] if options.suite else WHERE
+    verdicts = Verdicts(folder)
     with Workers(folder, cores()) as workers, Progress(console=Console(stderr=True)) as bars:
-        for where in wheres:
+        for where in asked_of(options):
             for backend in dict.fromkeys(mutant.backend for mutant in mutants):
                 record(workers, bars, reach, where, backend)
         end = time.monotonic() + 60 * options.minutes
         late = not (options.all or options.names)
-        todo = [m for m in mutants if not verdicts.get(m, options.suite)]
+        todo = [m for m in mutants if anew(options) or not verdicts.get(m, options.suite)]
         bar = bars.add_task("mutants", total=len(todo))
-        ask = partial(judge, workers, reach, verdicts, wheres, options.unmapped)
+        ask = partial(judge, workers, reach, verdicts, options)
         in_time = (m for m in todo if not late or time.monotonic() < end)
         for mutant, answers in workers.map(ask, in_time):
             for where, answer in answers.items():
@@ -108,19 +117,27 @@ def run(options: argparse.Namespace, mutants: list[SourceMutant]) -> Verdicts:
     return verdicts
 
 
+def asked_of(options: argparse.Namespace) -> tuple[str, ...]:
+    return WHERE[:1] if options.suite else WHERE
+
+
+def anew(options: argparse.Namespace) -> bool:
+    """Return whether a mutant is judged although it was judged before."""
+    return bool(options.unmapped or options.names)
+
+
 def judge(
     workers: Workers,
     reach: Reach,
     verdicts: Verdicts,
-    wheres: tuple[str, ...],
-    every: bool,
+    options: argparse.Namespace,
     mutant: SourceMutant,
 ) -> dict[str, Verdict]:
     """Ask the suite, then the tests; return what is new."""
     answers: dict[str, Verdict] = {}
-    for where in wheres:
-        known = verdicts.earlier(mutant, where)
-        task = reach.task(mutant, where, every, verdicts.catchers(mutant))
+    for where in asked_of(options):
+        known = {} if anew(options) else verdicts.earlier(mutant, where)
+        task = reach.task(mutant, where, options.unmapped, verdicts.catchers(mutant))
         answers[where] = known or workers.ask(task)
         if "case" in answers[where]:
             break

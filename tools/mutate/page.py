@@ -62,7 +62,7 @@ def write(path: Path, mutants: list[SourceMutant], verdicts: Verdicts) -> None:
 
 
 def page(mutants: list[SourceMutant], verdicts: Verdicts) -> str:
-    """Return the page: counts file by file, what nobody catches, and every patch."""
+    """Return the page: counts by backend and file, what nobody catches, and every patch."""
     states = {mutant.id: state(mutant, verdicts) for mutant in mutants}
     judged = sum(map(bool, states.values()))
     lines = [
@@ -70,7 +70,8 @@ def page(mutants: list[SourceMutant], verdicts: Verdicts) -> str:
     ]
     for kind, title in (("patch", "Patches"), ("operator", "Changes by rule")):
         own = [mutant for mutant in mutants if mutant.kind == kind]
-        lines += [f"## {title}, file by file", "", *by_file(own, states), ""]
+        lines += [f"## {title}", "", *table(own, states, "backend"), ""]
+        lines += ["File by file:", "", *table(own, states, "file"), ""]
     lines += ["## Nobody catches", ""]
     lines += [f"- `{m.id}`: {m.sentence}" for m in mutants if states[m.id] == "nobody"] or ["None."]
     lines += ["", "## Every patch", "", "| patch | what is wrong | caught by |", "|---|---|---|"]
@@ -86,14 +87,14 @@ def page(mutants: list[SourceMutant], verdicts: Verdicts) -> str:
     return "\n".join([*lines, ""])
 
 
-def by_file(mutants: list[SourceMutant], states: dict[str, str]) -> list[str]:
-    """Return a table: how many of a file's mutants were judged, and who catches them."""
-    lines = ["| file | all | judged | conformance | tests only | nobody | equivalent |"]
+def table(mutants: list[SourceMutant], states: dict[str, str], group: str) -> list[str]:
+    """Return a table: how many mutants of each "backend" or "file" were judged, and who catches."""
+    lines = [f"| {group} | all | judged | conformance | tests only | nobody | equivalent |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
-    for file in sorted({mutant.file for mutant in mutants}):
-        own = [states[mutant.id] for mutant in mutants if mutant.file == file]
+    for name in sorted({getattr(mutant, group) for mutant in mutants}):
+        own = [states[mutant.id] for mutant in mutants if getattr(mutant, group) == name]
         numbers = [len(own), sum(map(bool, own)), *(own.count(word) for word in COLUMNS)]
-        lines.append(f"| `{file}` | {' | '.join(map(str, numbers))} |")
+        lines.append(f"| `{name}` | {' | '.join(map(str, numbers))} |")
     return lines
 
 

@@ -1,12 +1,14 @@
 """The map from a backend's lines to the cases that run them, kept file by file of tests.
 
-A record is pinned by what it was made of: the file of tests, and the backends that its cases reach.
+A record is pinned by what it was made of: the file of tests, what it imports, what all files of
+tests share, and the backends that its cases reach.
 """
 
 import ast
 import hashlib
 import json
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ from .child import LEFT_OUT, SUITE
 from .mutant import BACKENDS, ROOT, SourceMutant
 
 LIMIT = 1800.0  # seconds for one file
+SHARED = {  # what no file of tests imports by name
+    "conformance": [SUITE / "conftest.py", SUITE / "subjects", SUITE / "vectors"],
+    "tests": [ROOT / "tests" / "conftest.py"],
+}
+COMPILED = ("compil", "one_graph", "exported", "nobody_can_look")  # in the names of such cases
 Lines = dict[str, list[int]]
 
 
@@ -25,6 +32,51 @@ def digest(*paths: Path) -> str:
         if file.is_file() and file.suffix in (".py", ".json", ".toml", ".md", ".ini"):
             found.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return found.hexdigest()[:16]
+
+
+@cache
+def pin(where: str, file: str) -> str:
+    """Return a hash of a file of tests, by its path in the repository, and of what it is made of.
+
+    >>> pin("tests", "tests/test_mutate.py") == pin("tests", "tests/test_names.py")
+    False
+    """
+    path = ROOT / file
+    parts = imported(path) if path.suffix == ".py" and path.exists() else {path}
+    return digest(*sorted(parts), *SHARED[where])
+
+
+def imported(path: Path) -> set[Path]:
+    """Return a file and the repository's files that it imports, backends left out.
+
+    >>> found = imported(SUITE / "test_errors.py")
+    >>> SUITE / "cases" / "refusals.py" in found, SUITE / "cases" / "decoding.py" in found
+    (True, False)
+    """
+    found, new = set(), {path}
+    while new:
+        found |= new
+        new = {part for known in new for part in imports(known)} - found
+    return found
+
+
+@cache
+def imports(path: Path) -> set[Path]:
+    """Return the repository's files that one file imports itself."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    names: list[tuple[Path, str]] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [(ROOT, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parents[node.level - 1] if node.level else ROOT
+            start = f"{node.module}." if node.module else ""
+            names += [(above, start + alias.name) for alias in node.names]
+    words = {(above, tuple(name.split("."))) for above, name in names if name[:5] != "attn_"}
+    places = {above.joinpath(*w[:n]) for above, w in words for n in range(1, len(w) + 1)}
+    places |= {path.parent.joinpath(w[0]) for above, w in words if above == ROOT}
+    files = {place.with_suffix(".py") for place in places} | {p / "__init__.py" for p in places}
+    return {file for file in files if file.is_file()}
 
 
 def units(where: str, backend: str) -> list[str]:
@@ -51,7 +103,7 @@ class Reach:
         return self.folder / f"{where}-{whose}-{unit.replace('/', '-')}.json"
 
     def pin(self, where: str, unit: str) -> str:
-        return digest((SUITE if where == "conformance" else ROOT) / unit)
+        return pin(where, f"conformance/{unit}" if where == "conformance" else unit)
 
     def lacking(self, where: str, backend: str) -> Iterator[dict[str, Any]]:
         """Give the tasks that record what is not recorded, or no longer true."""
@@ -90,7 +142,7 @@ class Reach:
         """Return the task that judges a mutant: the cases that reach it, the cheapest first.
 
         The tests named in `first`, which have caught others of its file, come before them; then
-        the chapter of the file's name.
+        the chapter of the file's name. What compiles comes last.
         """
         task: dict[str, Any] = {
             "backend": mutant.backend,
@@ -102,6 +154,8 @@ class Reach:
         cases = {name: case for unit in recorded.values() for name, case in unit.items()}
         seconds = {name: own for name, (own, _) in cases.items()}
         if every:
+            bad = [name for name, (own, lines) in cases.items() if not own and not lines]
+            task |= {"order": {}, "known": bad}  # so that a case runs unless it is a bad one
             return task | {"limit": 120 + 10 * sum(seconds.values()), "seconds": seconds}
         chosen = reaching(mutant, cases)
         chapter = Path(mutant.file).stem
@@ -111,7 +165,7 @@ class Reach:
             chosen, key=lambda name: (seconds[name], name)
         ):  # a case of each test, then a second of each
             test = name.split("[")[0]
-            far = test not in first, f"test_{chapter}.py" not in test
+            far = compiles(name), test not in first, f"test_{chapter}.py" not in test
             ranks[name] = (*far, met.setdefault(test, 0), seconds[name])
             met[test] += 1
         ordered = sorted(chosen, key=ranks.__getitem__)
@@ -126,12 +180,12 @@ def reaching(mutant: SourceMutant, cases: dict[str, Any]) -> set[str]:
     """Return the cases that run what a mutant changes; where none does, those of its function.
 
     JAX traces once, so that a test's other cases are taken with those that were seen to run it.
-    What torch compiles is not seen: where nobody was seen, the cases that compile are taken too.
+    What torch compiles is not seen: the cases that compile, by their names, are taken too.
     """
     seen, *wider = around(mutant.source, *mutant.lines)
     chosen = running(cases, mutant.file, seen)
-    if not chosen and mutant.backend == "torch":
-        chosen = {n for n, (s, _) in cases.items() if s and "compil" in n.partition("::")[2]}
+    if mutant.backend == "torch":
+        chosen |= {name for name, (s, _) in cases.items() if s and compiles(name)}
     for lines in wider if not running(cases, mutant.file, seen) else ():
         if more := running(cases, mutant.file, lines):
             chosen |= more
@@ -140,6 +194,10 @@ def reaching(mutant: SourceMutant, cases: dict[str, Any]) -> set[str]:
         tests = {name.split("[")[0] for name in chosen}
         chosen |= {n for n, (s, _) in cases.items() if s and n.split("[")[0] in tests}
     return chosen
+
+
+def compiles(name: str) -> bool:
+    return any(word in name for word in COMPILED)
 
 
 def running(cases: dict[str, Any], file: str, lines: set[int]) -> set[str]:

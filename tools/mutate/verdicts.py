@@ -1,7 +1,7 @@
 """The verdicts of earlier runs, so that only what has changed is judged again.
 
-What the suite catches stays caught while the mutant's file reads the same. What it misses is judged
-again when the suite changes, or, for what the tests say, when they do.
+A catch stays true while the mutant's file and the test that catches it read the same. What nobody
+catches is judged again when the suite changes, or, for what the tests say, when they do.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from .child import SUITE
 from .mutant import ROOT, SourceMutant
-from .reach import digest
+from .reach import digest, pin
 
 Verdict = dict[str, Any]
 WHERE = ("conformance", "tests")  # who is asked, in this order
@@ -20,12 +20,12 @@ WHERE = ("conformance", "tests")  # who is asked, in this order
 class Verdicts:
     """A file of JSON lines, a verdict each; the last one of a mutant counts."""
 
-    def __init__(self, folder: Path, fresh: bool = False):
+    def __init__(self, folder: Path):
         self.path = folder / "verdicts.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.hashes = {"conformance": digest(SUITE), "tests": digest(ROOT / "tests")}
         self.known: dict[tuple[str, str], Verdict] = {}
-        if self.path.exists() and not fresh:
+        if self.path.exists():
             for line in self.path.read_text("utf-8").splitlines():
                 verdict = json.loads(line)
                 self.known[verdict["mutant"], verdict["where"]] = verdict
@@ -33,17 +33,22 @@ class Verdicts:
     def keep(self, mutant: SourceMutant, where: str, answer: Verdict, write: bool = True) -> None:
         """Keep a verdict."""
         verdict = answer | {"mutant": hashed(mutant), "file": mutant.file, "where": where}
-        verdict["asked"] = self.hashes[where]
+        verdict["asked"] = self.asked(verdict)
         self.known[verdict["mutant"], where] = verdict
         if not write:
             return
         with self.path.open("a", encoding="utf-8") as file:
             print(json.dumps(verdict), file=file)
 
+    def asked(self, verdict: Verdict) -> str:
+        """Return a hash of what a verdict depends on: the test that caught, else all of them."""
+        file, named, _ = verdict.get("case", "").partition("::")
+        return pin(verdict["where"], file) if named else self.hashes[verdict["where"]]
+
     def earlier(self, mutant: SourceMutant, where: str) -> Verdict:
         """Return what is known and still true of a mutant; nothing is an empty dict."""
         verdict = self.known.get((hashed(mutant), where), {})
-        return verdict if "case" in verdict or verdict.get("asked") == self.hashes[where] else {}
+        return verdict if verdict and verdict["asked"] == self.asked(verdict) else {}
 
     def catchers(self, mutant: SourceMutant) -> set[str]:
         """Return the tests that have caught other mutants of its file."""
