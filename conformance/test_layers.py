@@ -87,6 +87,34 @@ def test_tokens_become_logits(subject, positions):
 
 
 @clause("LAYER-1")
+def test_tokens_at_far_positions_become_logits(subject):
+    """Angles of hundreds of radians: made in float32 they would be off by more than rounding."""
+    require(subject, "layers")
+    call = ModelCase("seq2seq", {"num_encoder_layers": 1, "num_decoder_layers": 1})
+    rng = np.random.default_rng(22)
+    inputs = {"src": rng.integers(1, call.config["src_vocab"], (1, 5))}
+    inputs["tgt"] = rng.integers(1, call.config["tgt_vocab"], (1, 401))
+    parameters = call.parameters()
+    got = subject.layer("seq2seq", call.config, parameters, inputs)["output"]
+    exact, naive = (steps["output"] for steps in call.expected(inputs, parameters))
+    compare(got, exact, naive, "logits")
+
+
+@clause("LAYER-1")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_is_too_large_for_its_dtype_is_cut_off_by_relu(subject, dtype):
+    require(subject, "layers")
+    call = ModelCase("encoder_layer")
+    parameters, inputs = call.parameters(dtype), call.inputs(dtype)
+    parameters["norm1.weight"][0], parameters["norm1.bias"][0] = 0, 2
+    lowest = -4e4 if dtype == "float16" else -3e38
+    parameters["linear1.weight"][::2, 0] = lowest  # times 2 it is -inf, which relu makes 0
+    got = subject.layer(call.kind, call.config, parameters, inputs)["output"]
+    exact, naive = (steps["output"] for steps in call.expected(inputs, parameters))
+    compare(got, exact, naive, "output")
+
+
+@clause("LAYER-1")
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["encoder_layer", "decoder", "transformer"])
 def test_other_dtypes(subject, kind, dtype):

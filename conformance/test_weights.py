@@ -74,6 +74,15 @@ def test_what_is_saved_is_what_the_names_say(subject, tmp_path, name, dtype):
 
 
 @clause("WGT-1")
+def test_weights_are_saved_row_by_row_however_they_lie_in_memory(subject, tmp_path):
+    require(subject, "checkpoints")
+    call, path = MODELS["grouped"], tmp_path / "saved.safetensors"
+    parameters = {name: np.asfortranarray(x) for name, x in call.parameters("float32").items()}
+    subject.save(kind_of(call), call.config, parameters, path)
+    same_parameters(tensors.read(path)[0], parameters, "in the file")
+
+
+@clause("WGT-1")
 @pytest.mark.parametrize(("name", "dtype"), [*((n, "float32") for n in MODELS), *IN_OTHER_DTYPES])
 def test_a_saved_model_comes_back_bit_for_bit(subject, tmp_path, name, dtype):
     _, parameters = save(subject, name, dtype, tmp_path / "saved.safetensors")
