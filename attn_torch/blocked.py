@@ -228,7 +228,8 @@ class _Blocks(torch.autograd.Function):
             rule = "blocks are differentiable once, use attention or attention_steps"
             raise NotImplementedError(f"{rule}: got create_graph=True")
         query, key, value, bias, nonfinite = ctx.saved_tensors
-        grads = [None if x is None else torch.zeros_like(x) for x in (query, key, value, bias)]
+        inputs = query, key, value, bias  # a bias alone may have 16 bits, in which sums stall
+        grads = [None if x is None else torch.zeros_like(upcast(x)) for x in inputs]
         groups = query.shape[1] // key.shape[1]
         d_mean = d_output.new_zeros((*d_output.shape[:2], 1, d_output.shape[3]))
         whole = Cells(ctx.call.sizes, ctx.call.query_offset, device=query.device)
@@ -250,7 +251,7 @@ class _Blocks(torch.autograd.Function):
             work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
             grads[2] += d_mean.unflatten(1, (-1, groups)).sum(2) / ctx.call.sizes[3]
-        return *grads, None, None, None
+        return *grads, None, None, None  # autograd rounds to the dtype of the input
 
 
 def _threads(call: Call, blocks: list[Block], device: torch.device) -> int:

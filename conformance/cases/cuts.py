@@ -88,8 +88,8 @@ def _crossed() -> list[tuple[Case, str]]:
     policies = cycle(["zero", "uniform", "nan", "zero", "uniform"])
     dtypes = cycle(["float32", "float32", "bfloat16", "float32", "float16", "float64", "float32"])
     scales = cycle([None, None, -0.7, None, None, 1.5, None, None, 0.0, None, None, None, None])
-    biases = cycle(["heads", "rank4", None, "rank2", "BTS", "hiding", "BS"])
-    softcaps = cycle([None, 0.9, None, 0.9])
+    biases = cycle(["heads", "rank4", None, "rank2", "BTS", "hiding", "BS", None])
+    softcaps = cycle([*[None, 0.9] * 8, 0.9])
     found = []
     for name, (mask, offset, T) in KINDS.items():
         for mixed in (False, True):
