@@ -44,7 +44,9 @@ KERNEL = [  # torch's fused kernel serves: on a GPU only widths that are alike a
 ]
 FORMULA = [PLAIN, *MASKED, *SHAPES, *KERNEL]
 SCALES = [
-    Case(f"scale_{scale}_{'causal' if mask else 'plain'}", SQUARE, mask, scale=scale)
+    Case(
+        f"scale_{scale}_{'causal' if mask else 'plain'}", SQUARE._replace(D_v=11), mask, scale=scale
+    )
     for scale in (0.0, 1.0, -0.7)
     for mask in (None, causal())
 ]

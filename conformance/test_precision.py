@@ -5,7 +5,7 @@ import pytest
 
 from .cases import multihead
 from .cases.attention import BY_NAME, LENGTHS
-from .cases.compare import check_output
+from .cases.compare import check_gradients, check_output
 from .cases.decoding import STREAMS, B, Stream
 from .cases.models import ModelCase
 from .cases.transforms import OTHERS
@@ -48,6 +48,16 @@ def test_attention_of_mixed_dtypes_is_that_of_the_casts(subject, case, mix, half
     if "bias" in numbers:
         numbers["bias"] = numbers["bias"].astype(numpy_dtype(half))
     check_output(got, *own, "output", allowed=case.allowed(), **numbers)
+
+
+@clause("TRF-5")
+@pytest.mark.parametrize("half", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_gradients_in_one_dtype_are_not_cast(subject, case, half):
+    """Not where the backward pass runs under autocast, either."""
+    require(subject, "autocast", "gradients")
+    with subject.autocast(half):
+        check_gradients(subject, case)
 
 
 @clause("TRF-5")
