@@ -468,9 +468,7 @@ def test_the_memorys_padding_may_be_a_mask(subject):
 
 @clause("CACHE-7")
 def test_the_memorys_padding_is_the_caches_own(subject):
-    require(
-        subject, "errors", "cache", "any_shape"
-    )  # who compiles has arrays that nobody can change
+    require(subject, "errors", "cache", "any_shape")  # JAX's arrays cannot be changed
     stream, hidden = STREAMS["decoder"], subject.cache_array(SOURCE_HIDDEN)
     decoding = stream.start(subject, memory_key_padding_mask=hidden)
     hidden[...] = True
