@@ -51,6 +51,7 @@ project_pages = {
     "reference/contract": "conformance/CONTRACT.md",
     "reference/atlas": "docs/atlas.md",
     "reference/kill-matrix": "docs/kill-matrix.md",
+    "reference/mutation": "docs/mutation.md",
     "reference/benchmarks": "docs/benchmarks.md",
     "reference/plug-in": "docs/plug-in.md",
     "reference/vectors": "conformance/vectors/README.md",
