@@ -760,3 +760,24 @@ def test_ragged_samples_decode_to_nan_too(subject, projection):
         got = decoding.feed(x[:, first : first + 4], hidden=hidden)
         wanted = np.where(hidden[..., None], np.float32(0), np.float32(np.nan))
         same(got, np.broadcast_to(wanted, got.shape), f"tokens {first}..{first + 3}")
+
+
+@clause("CACHE-12")
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+def test_a_key_that_overflows_is_seen_by_every_later_token(subject, masked):
+    """In one dim it is infinite, and there all queries are -1: -inf, as if it were hidden."""
+    require(subject, "cache")
+    stream = STREAMS["attention"]
+    x, parameters = stream.tokens(), stream.parameters()
+    for name in ("q_proj", "k_proj", "v_proj"):
+        parameters[f"{name}.weight"][:, 0] = 0
+    parameters["k_proj.weight"][[0, 7], 0] = 10
+    parameters["q_proj.weight"][[0, 7]], parameters["q_proj.bias"][[0, 7]] = 0, -1
+    x[1, 1, 0] = 3e38
+    start = {"capacity": N, "batch_size": B}
+    decoding = subject.decoding(stream.kind, stream.config, parameters, **start)
+    got = [decoding.feed(x[:, :3], **({"attn_mask": causal()} if masked else {}))]
+    got = np.concatenate([*got, *(decoding.feed(x[:, t : t + 1]) for t in range(3, N))], 1)
+    same(got[1, 1:], np.full_like(got[1, 1:], np.nan), "tokens that see the key")
+    others = np.delete(got, 1, 0)
+    check_each(np.isfinite(others), others, "samples that do not", "finite")

@@ -430,3 +430,20 @@ def test_one_sample_with_the_sequence_first_is_that_sample(subject, name):
         check_shape(got, (5, 1, 14), "output")
         part[b] = got[:, 0]
         compare(part, exact["output"], naive["output"], f"output of sample {b}")
+
+
+@clause("EMPTY-3")
+def test_a_uniform_row_is_the_mean_of_values_beside_nan_in_another_sample(subject):
+    require(subject, "multihead", "empty_rows")
+    call = MultiHeadCase(CROSS.config | {"empty_rows": "uniform"}, S=7)
+    lengths = [4, 0, 7]
+    hidden = np.arange(7) >= np.array(lengths)[:, None]
+    allowed = np.broadcast_to(~hidden[:, None, None], (3, 2, 5, 7))
+    exact, naive = call.expected(allowed, empty_rows="uniform")
+    query, key, value = call.inputs()
+    key[0, 5], value[0, 6] = np.nan, np.inf  # hidden
+    config, parameters = call.config, call.parameters("float32")
+    got, _ = subject.multihead(
+        config, parameters, query, key, value, key_padding_mask=hidden, need_weights=False
+    )
+    compare(got[1:], exact["output"][1:], naive["output"][1:], "output of other samples")

@@ -140,6 +140,7 @@ def test_a_query_that_is_no_number_spoils_its_own_row(subject, name, fill):
 
 
 SHARED = {(case.name, policy): case for case in [
+    Case("none", GROUPED._replace(D_v=11)), Case("square", GROUPED._replace(T=7, D_v=11), causal()),
     Case("causal", GROUPED, causal(), 2), Case("lengths", GROUPED, padding(LENGTHS)),
     Case("window", GROUPED._replace(D_v=11), sliding_window(2, 1), 1),
     Case("softcap", GROUPED, causal() & padding(LENGTHS), 2, "heads", None, 0.9),

@@ -743,3 +743,12 @@ def test_jax_keeps_parameters_where_they_are():
     for array in weights.values():  # which JAX would use as they are
         array[...] = 7
     check_same(exported(attn_jax, model), before)
+
+
+@every
+def test_two_weights_of_one_model_are_exchanged(lib):
+    model = build(lib, "MultiHeadAttention", 12, 3)
+    weights, wanted, names = dict(lib.export_weights(model)), exported(lib, model), ("k", "v")
+    one, other = (f"{name}_proj.weight" for name in names)
+    lib.import_weights(model, weights | {one: weights[other], other: weights[one]})
+    check_same(exported(lib, model), wanted | {one: wanted[other], other: wanted[one]})
