@@ -96,6 +96,7 @@ def work(task: dict[str, Any], overlay: Path, tell: Callable[[dict], None]) -> N
     if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         tell({"survived": True})
     elif not plugin.told:  # the package cannot be imported, say
+        sys.stdout.flush()  # who is told reads at once what was printed
         tell({"case": "before the first case", "message": ""})
 
 
