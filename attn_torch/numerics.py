@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from .arrays import dtype_name, is_autocast, is_cast, is_concrete
 
@@ -47,13 +46,11 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
-    factor = max(abs(scale), 1.0)  # unscaled, too
-    if not query.is_cpu:  # one number for all is waited for once
-        norm = get_total_norm([x.detach() for x in (query, key, value)]).item()
-        return norm * norm * factor < HUGE
-    query_norm, key_norm, value_norm = _norm(query), _norm(key), _norm(value)
-    bounded = query_norm.item() * key_norm.item() * factor < HUGE
-    return bounded and math.isfinite(value_norm.item())
+    norms = [_norm(x) for x in (query, key, value)]
+    numbers = [x.item() for x in norms] if query.is_cpu else torch.stack(norms).tolist()  # one wait
+    query_norm, key_norm, value_norm = numbers
+    bounded = query_norm * key_norm * max(abs(scale), 1.0) < HUGE  # unscaled, too
+    return bounded and math.isfinite(value_norm)
 
 
 def largest(array: Tensor) -> float:
