@@ -126,6 +126,8 @@ FAR = [
     ),
     Case("window_ahead", MAIN, sliding_window(1, 3001), np.array([-3000, -2999, 2])),
     Case("causal_from_far", MAIN, causal(), np.array([5000, -3000, 3])),
+    Case("causal_moved_on", SQUARE._replace(D_v=SQUARE.D), causal(), 2),
+    Case("causal_moved_back", SQUARE._replace(D_v=SQUARE.D), causal(), -2),
     Case("prefix_from_far", MAIN, prefix([3, 0, 7]), np.array([-5000, 5000, -2])),
     Case(
         "segments_from_far", MAIN, segments([[1, 1, 2, 2, 2, 3, 3]] * 3), np.array([-4000, 4000, 3])

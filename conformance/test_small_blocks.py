@@ -246,3 +246,19 @@ def test_products_that_are_scaled_down_give_the_formula(subject, name, scale):
     if "steps" in subject.capabilities:
         got = subject.steps(query, key, value, **case.options("float32"))["output"]
         check_scaled(got, query, key, value, "output of the steps", allowed=allowed, scale=scale)
+
+
+@clause("ATT-9")
+@pytest.mark.parametrize("mask", [None, causal()], ids=["plain", "causal"])
+def test_sums_that_are_scaled_down_give_the_formula(subject, mask):
+    """Every product fits, and their sum over the width is larger than float32 holds."""
+    require(subject, "attention", "scale")
+    case = Case("sums", SQUARE._replace(D=67, D_v=67), mask, scale=1.25e-38)
+    query, key, value = case.inputs("float32")
+    large = np.float32(2.9e18)
+    query, key = np.sign(query) * large, np.sign(query + key / 2) * large
+    assert np.isinf(query @ key.swapaxes(2, 3)).any(), "no sum is too large"
+    assert (query.max() * key.max()) < 1e37, "a product alone is too large"
+    got = subject.attention(query, key, value, **case.options("float32"))
+    numbers = {"allowed": case.allowed(), "scale": case.scale}
+    check_scaled(got, query, key, value, "output", **numbers)

@@ -361,19 +361,40 @@ def test_hidden_garbage_changes_nothing_where_nobody_can_look(subject, role, fil
 @clause("TRF-7")
 @pytest.mark.parametrize("how", ["graph", "parameters", "mapped"])
 def test_nan_reaches_the_rows_that_may_attend_to_it_where_nobody_can_look(subject, how):
-    require(subject, "transforms")
-    case = Case("causal", mask=causal(), query_offset=np.array([0, 1, 2]))
+    """In one key head of two, which two query heads share."""
+    require(subject, "transforms", "grouped")
+    case = Case("causal", GROUPED, causal(), np.array([0, 1, 2]))
     inputs = dict(
         zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True)
     )
-    inputs["key"][:, :, 3] = np.nan
+    inputs["key"][:, 1, 3] = np.nan
     call = {"inputs": inputs, "options": case.options("float32")}
     got = subject.transformed(how, [call])[0][0]
-    reached = case.allowed()[..., 3]
+    reached = case.allowed()[..., 3] & (np.arange(4) >= 2)[:, None]
     same(np.isnan(got), np.broadcast_to(reached[..., None], got.shape), "NaN in the output")
     exact, naive = (steps["output"] for steps in case.expected("float32"))
     hidden = np.where(reached[..., None], exact, got)
     compare(hidden, exact, naive, "output of the rows that NaN does not reach")
+
+
+@clause("TRF-7")
+@pytest.mark.parametrize("how", ["graph", "parameters", "mapped"])
+@pytest.mark.parametrize("role", ["key", "value"])
+def test_the_mean_over_a_key_that_is_nan_is_nan_where_nobody_can_look(subject, role, how):
+    """Sample 1 is hidden whole; of its two key heads, one holds the NaN."""
+    require(subject, "transforms", "empty_rows", "grouped")
+    case = Case("uniform", GROUPED, padding(LENGTHS), empty_rows="uniform")
+    inputs = dict(
+        zip(("query", "key", "value"), map(np.array, case.inputs("float32")), strict=True)
+    )
+    inputs[role][1, 1, 6] = np.nan
+    call = {"inputs": inputs, "options": case.options("float32")}
+    got = subject.transformed(how, [call])[0][0]
+    lost = np.zeros(got.shape, bool)
+    lost[1, 2:] = True
+    same(np.isnan(got), lost, f"NaN in the {how} output")
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    compare(np.where(lost, exact, got), exact, naive, f"{how} output of the other rows")
 
 
 @clause("TRF-7")

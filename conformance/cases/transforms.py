@@ -115,6 +115,7 @@ class Along:
     """
 
     case: Case
+    fixed: tuple[str, ...] = ()  # inputs that are not differentiated by
 
     def directions(self) -> dict[str, np.ndarray]:
         B, H, H_kv, T, S, D, D_v = self.case.shape
@@ -123,21 +124,23 @@ class Along:
         if "bias" in numbers:
             shapes["bias"] = numbers["bias"].shape
         named = enumerate(shapes.items())
-        return {n: normal(90 + i, *s, dtype_name="float32") for i, (n, s) in named}
+        moved = {n: normal(90 + i, *s, dtype_name="float32") for i, (n, s) in named}
+        return moved | {name: np.zeros_like(moved[name]) for name in self.fixed}
 
     def check(self, subject, route: str) -> None:
         """Check every derivative that a route gives; a refusal must name the textbook path."""
         if "float64" not in subject.dtypes:
             raise NotOffered(f"{subject.name} has no float64")
         try:
-            call = doubled(call_of(self.case, True))
-            got = subject.derivatives(route, call, doubled(self.directions()))
+            call, along = doubled(call_of(self.case, True)), doubled(self.directions())
+            along = {name: array for name, array in along.items() if name not in self.fixed}
+            got = subject.derivatives(route, call, along)
         except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
             if "attention_steps" in str(error):
                 return
             raise
         exact, naive = self.expected()
-        names = {"tangent"} if route == "forward" else set(exact) - {"tangent"}
+        names = {"tangent"} if route == "forward" else set(exact) - {"tangent", *self.fixed}
         if not names <= set(got):
             raise Differs(f"derivatives: expected {sorted(names)}, got {sorted(got)}")
         for name, array in got.items():
@@ -161,3 +164,4 @@ _ALONG = {
     "long_softcap": Case("long_softcap", LONG, sliding_window(40, 3), 1, "heads", None, 0.9),
 }
 ALONG = {name: Along(case) for name, case in _ALONG.items()}
+ALONG["fixed_query"] = Along(_ALONG["causal_and_padding"], ("query",))
