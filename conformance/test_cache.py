@@ -764,14 +764,15 @@ def test_ragged_samples_decode_to_nan_too(subject, projection):
 
 @clause("CACHE-12")
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_a_key_that_overflows_is_seen_by_every_later_token(subject, masked):
-    """In one dim it is infinite, and there all queries are -1: -inf, as if it were hidden."""
+@pytest.mark.parametrize("role", ["key", "value"])
+def test_what_overflows_is_seen_by_every_later_token(subject, role, masked):
+    """A key is infinite in one dim, where all queries are -1: -inf, as if it were hidden."""
     require(subject, "cache")
     stream = STREAMS["attention"]
     x, parameters = stream.tokens(), stream.parameters()
     for name in ("q_proj", "k_proj", "v_proj"):
         parameters[f"{name}.weight"][:, 0] = 0
-    parameters["k_proj.weight"][[0, 7], 0] = 10
+    parameters[f"{role[0]}_proj.weight"][[0, 7], 0] = 10
     parameters["q_proj.weight"][[0, 7]], parameters["q_proj.bias"][[0, 7]] = 0, -1
     x[1, 1, 0] = 3e38
     start = {"capacity": N, "batch_size": B}

@@ -1,5 +1,6 @@
 """The chapter on masks: the documents' builders, and every question a `Mask` answers."""
 
+import operator
 from contextlib import suppress
 from itertools import product
 
@@ -290,6 +291,17 @@ def test_tile_agrees_with_allowed_everywhere(subject, name):
                 expected = verdict(allowed[:, :, r0:r1, s0:s1])
                 text = f"MASK-10: tile {r0}:{r1} x {s0}:{s1} at offset {offset}"
                 assert got == expected, f"{text}: expected {expected}, got {got}"
+
+
+@clause("MASK-10")
+@pytest.mark.parametrize(("both", "expected"), [(operator.or_, "all"), (operator.and_, "none")])
+@pytest.mark.parametrize("name", ["causal", "window", "prefix", "segments"])
+def test_a_tile_that_is_whole_only_cell_by_cell_is_whole(subject, name, both, expected):
+    """Of a mask and its complement neither allows a tile by itself."""
+    spec, offset = MASKS[name]
+    options = {"query_offset": offset, "batch": 3, "heads": 2}
+    got = subject.ask("tile", both(spec, ~spec), 5, 7, slice(0, 4), slice(0, 6), **options)
+    assert got == expected, f"MASK-10: expected {expected}, got {got}"
 
 
 @clause("MASK-11")
