@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from .cases.arrays import coins
+from .cases.arrays import coins, normal
 from .cases.compare import refused
 from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part, unless_handed_on
 from .cases.models import ModelCase
@@ -379,12 +379,15 @@ def test_uniform_is_the_mean_over_the_written_slots(subject):
     decoding.feed(x[:, :4], hidden=hidden)
     got = decoding.feed(x[:, 4:5], attn_mask=hide(np.ones((B, 2, 1, N), bool)))
     looked, _ = decoding.look(x[:, 5:6], attn_mask=np.full((1, N), -np.inf, np.float32))
+    bias, everything = normal(75, 1, N, dtype_name="float32"), np.ones((B, N), bool)
+    padded, _ = decoding.look(x[:, 5:6], attn_mask=bias, key_padding_mask=everything)
     for b in range(B):
         kept = x[b : b + 1, [*np.flatnonzero(~hidden[b]), 4]]
         wanted = stream.one_pass(kept, mask=~causal() & causal())
         last = kept.shape[1] - 1
         part(got[b : b + 1], *wanted, last, f"sample {b}, mean of its values")
         part(looked[b : b + 1], *wanted, last, f"sample {b}, that a bias hides, mean of its values")
+        part(padded[b : b + 1], *wanted, last, f"sample {b}, hidden beside a bias")
     alone = stream.start(subject).feed(x[:, :4], attn_mask=nothing)
     wanted = stream.one_pass(x[:, :4], mask=~causal() & causal())
     compare(alone, *wanted, "a prompt that may see nothing")

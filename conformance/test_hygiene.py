@@ -146,6 +146,25 @@ def test_visible_nan_reaches_exactly_those_who_see_it(subject, through, role, dt
 
 
 @clause("CLEAN-4")
+@pytest.mark.parametrize("as_mask", [False, True], ids=["array", "mask"])
+@pytest.mark.parametrize("head", [0, 1])
+def test_a_key_that_one_head_may_see_is_not_hidden(subject, head, as_mask):
+    """A query whose other head sees the NaN is NaN: the heads are joined."""
+    require(subject, "multihead", *([] if as_mask else ["attn_mask"]))
+    hidden = np.zeros((3, 2, 5, 7), bool)
+    hidden[:, head, :, 4] = hidden[0, :, :, 4] = hidden[:, :, 3, 4] = True
+    query, key, value = (np.array(x) for x in CROSS.inputs())
+    key[:, 4] = np.nan
+    mask = hide(hidden) if as_mask else hidden
+    got, _ = subject.multihead(
+        CROSS.config, CROSS.parameters("float32"), query, key, value,
+        attn_mask=mask, need_weights=False,
+    )  # fmt: skip
+    sees = ~hidden[..., 4].all(1)
+    same(np.isnan(got), np.broadcast_to(sees[..., None], got.shape), "NaN in the output")
+
+
+@clause("CLEAN-4")
 @pytest.mark.parametrize("masked", [False, True], ids=["seen", "hidden"])
 @pytest.mark.parametrize("shape", [(5, 7), (3, 2, 5, 7), (1, 2, 1, 7)], ids=["2", "4", "heads"])
 @pytest.mark.parametrize("through", ["attention", "steps", "blocked"])

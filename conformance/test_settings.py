@@ -121,6 +121,18 @@ def test_projected_keys_give_what_projecting_them_gives(subject, name):
     MODULE.check(subject, options | {"projected": True}, allowed, bias=bias)
 
 
+@clause("CACHE-7")
+def test_projected_keys_may_have_the_sequence_first(subject):
+    """There are as many keys as samples, and values are not the keys."""
+    require(subject, "multihead", "sequence_first")
+    call = MultiHeadCase(ALL, S=B, kdim=11, vdim=5)
+    inputs = [x.swapaxes(0, 1) for x in call.inputs()]
+    config, options = ALL | {"batch_first": False}, {"projected": True, "need_weights": False}
+    got, _ = subject.multihead(config, call.parameters("float32"), *inputs, **options)
+    exact, naive = call.expected(np.ones((B, 4, 5, B), bool))
+    compare(got.swapaxes(0, 1), exact["output"], naive["output"], "output")
+
+
 @clause("GRAD-2")
 @pytest.mark.parametrize("name", ["MODULE", "CROSS"])
 def test_gradients_of_projected_keys_reach_the_memory(subject, name):

@@ -425,6 +425,23 @@ def test_beyond_the_capacity_is_nan_where_nobody_can_look(subject):
             part(got, exact, naive, t, f"token {t}")
         else:
             same(got, np.full(got.shape, np.nan), f"token {t} of five slots")
+    for got, name in zip(decoding.look(x[:, :2]), ("output", "weights"), strict=True):
+        same(got, np.full(got.shape, np.nan), f"{name} of a look at them")
+
+
+@clause("TRF-7")
+def test_hidden_tokens_leave_the_last_slot_alone_where_nobody_can_look(subject):
+    """Each feed brings two tokens, and each sample stores one of them, the other, or none."""
+    require(subject, "transforms")
+    stream, hidden = STREAMS["attention"], np.array([[0, 1], [1, 0], [1, 1]], bool)
+    x = stream.tokens(length=8)
+    stored = np.stack([x[0, 0::2], x[1, 1::2], x[2, 0::2]])
+    exact, naive = stream.one_pass(stored)
+    decoding = stream.start(subject, 4, compiled=True)
+    for t in range(4):
+        got = decoding.feed(x[:, 2 * t : 2 * t + 2], hidden=hidden)
+        part(got[[0, 1], [0, 1]][:, None], exact[:2], naive[:2], t, f"token {t} of four slots")
+        same(got[hidden], np.zeros_like(got[hidden]), "hidden tokens")
 
 
 POSITIONAL = {
