@@ -89,6 +89,23 @@ def test_tied_parameters_come_back_tied(subject, tmp_path):
 
 
 @clause("WGT-5")
+@pytest.mark.parametrize("rounding", [2.0**-20, 0.5])
+def test_weights_that_break_a_tie_are_refused_and_nothing_is_written(subject, rounding):
+    require(subject, "checkpoints", "altered")
+    before = STACK.parameters()
+    tied = {n: before[n.replace("layers.1.linear1", "layers.0.linear1")] for n in before}
+    wrong = {name: 2 * array for name, array in tied.items()}
+    wrong["layers.1.linear1.bias"] = wrong["layers.1.linear1.bias"] * np.float32(1 + rounding)
+    with subject.altered("tied"):
+        arguments = (STACK.kind, STACK.config, before, wrong, "rosetta")
+        error, after = subject.import_weights(*arguments)
+    if error is None:
+        raise Differs(f"expected a refusal of tied weights that differ by {rounding:g}")
+    for name, array in after.items():
+        same(array, tied[name], f"{name} after the refusal")
+
+
+@clause("WGT-5")
 @pytest.mark.parametrize("layout", ["rosetta", "torch", "nnx"])
 def test_imported_arrays_are_copies(subject, layout):
     require(subject, "checkpoints")
