@@ -310,6 +310,8 @@ MULTIHEAD = [
           lambda m, a: multi(m, a, attn_mask=a(5)), True),
     Wrong("attn_mask_shape", ValueError, "attn_mask must fit (T, S) = (5, 7): got (7, 5)",
           lambda m, a: multi(m, a, (2, 5, 12), (2, 7, 12), attn_mask=a(7, 5)), True),
+    Wrong("attn_mask_row", ValueError, "attn_mask must fit (T, S) = (5, 7): got (1, 7)",
+          lambda m, a: multi(m, a, (2, 5, 12), (2, 7, 12), attn_mask=a(1, 7)), True),
     Wrong("attn_mask_batch_only", ValueError, "attn_mask must fit (B*H, T, S) = (6, 5, 5): got (2, 5, 5)",
           lambda m, a: multi(m, a, attn_mask=a(2, 5, 5, dtype="bool")), True),
     Wrong("attn_mask_without_offset", ValueError, READINGS,
