@@ -221,7 +221,7 @@ class Mask:
         """
         rows, columns, starts = checks.check_part(self, rows, columns, query_offset)
         starts = starts.reshape(-1, 1).to(rows.device) if is_array(starts) else starts
-        return self._part(rows, columns, (starts + rows).reshape(-1, len(rows)))
+        return self._part(rows, columns, torch.atleast_2d(starts + rows))
 
     def _part(self, rows: Tensor, columns: Tensor, positions: Tensor) -> "Mask":
         if self.parts:

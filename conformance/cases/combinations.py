@@ -22,8 +22,8 @@ class Plan(NamedTuple):
         return {name: values[0] for name, values in self.options.items()}
 
 
-POSITIONAL = ("causal", "window", "chunked", "prefix", "segments", "packed", "predicate", "and", "or",
-              "not")  # fmt: skip
+POSITIONAL = ("causal", "window", "chunked", "prefix", "segments", "packed", "predicate",
+              "and", "or", "not")  # fmt: skip
 BACKWARD = ("gradients", "blocked_gradients", "steps_gradients")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 POLICIES = ("zero", "nan", "uniform")

@@ -58,10 +58,10 @@ def is_allowed(spec: Spec, batch: int, head: int, row: int, column: int, offset:
 def _document(lengths, position: int) -> int | None:
     """Return the number of the document that a position is in, where they lie end to end."""
     start = 0
-    for number, length in enumerate(lengths):
+    for number, length in enumerate(map(int, lengths)):
         if start <= position < start + length:
             return number
-        start += int(length)
+        start += length
     return None
 
 
