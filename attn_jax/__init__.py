@@ -31,6 +31,7 @@ from .transformer import (
     TransformerWeights,
 )
 from .weights import export_weights, import_weights
+from .window import WindowCache
 
 __all__ = [
     "AttentionSteps",
@@ -45,6 +46,7 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "TransformerWeights",
+    "WindowCache",
     "allow",
     "attention",
     "attention_steps",

@@ -594,7 +594,7 @@ def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
 def check_room(cache: Any, counts: int | Array) -> None:
     """Check what shall be written against the capacity."""
     lengths = cache.lengths
-    if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
+    if cache.rolling or not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
         return
     written = arrays.to_numpy(lengths).astype(np.int64)
     if written.size and (lowest := written.min()) < 0:
@@ -631,11 +631,14 @@ def check_truncate(cache: Any, lengths: Any) -> Array:
     """Return how many slots of each sample remain."""
     check_cache(cache)
     check_room(cache, 0)  # a compiled call may have gone beyond
+    most = FARTHEST if cache.rolling else cache.capacity
     if _is_integer(lengths):
         check_count("lengths", lengths, 0)
-        _check_range("lengths", 0, lengths, cache.capacity)
+        _check_range("lengths", 0, lengths, most)
         lengths = arrays.full_like(cache.lengths, int(lengths))
-    check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
+    check_samples("lengths", lengths, len(cache.lengths), most)
+    if cache.rolling:
+        _check_kept(cache, lengths)
     if is_concrete(lengths) and is_concrete(cache.lengths):
         wanted, written = arrays.to_numpy(lengths), arrays.to_numpy(cache.lengths)
         if (wanted > written).any():
@@ -645,12 +648,31 @@ def check_truncate(cache: Any, lengths: Any) -> Array:
     return arrays.copy_like(lengths, cache.lengths)
 
 
+def _check_kept(cache: Any, lengths: Array) -> None:
+    """Refuse to go back to where a window looks at slots that may have been written again."""
+    if not (is_concrete(lengths) and is_concrete(cache.lengths)):
+        raise ValueError("lengths must be known to truncate the cache of a window: got traced ones")
+    kept, written = arrays.to_numpy(lengths), arrays.to_numpy(cache.lengths)
+    lost = (kept > 0) & (kept < written) & (written >= cache.capacity)
+    if lost.any():
+        sample = int(lost.argmax())
+        rule = f"lengths must be 0, or all, once the {cache.capacity} slots of a window are written"
+        raise ValueError(f"{rule}: got {int(kept[sample])} of {int(written[sample])}")
+
+
+def check_no_window(cache: Any, name: str) -> None:
+    if cache.rolling:
+        raise ValueError(f"{name} must be None where the cache has a window: got one beside it")
+
+
 def check_cached(
     query: Any, cache: Any, value: Any, dims: dict[str, int], dtype: str, batch_first: bool
 ) -> None:
     """Check a query against the weights and the cache that it looks at."""
     check_cache(cache)
     check_room(cache, 0)  # a compiled call may have gone beyond
+    if cache.rolling:
+        raise ValueError("key must be a cache without a window, which is for decode: got one")
     if value is not None:
         raise TypeError(f"value must be None where key is a cache: got {kind(value)}")
     check_features("query", query, _steps(batch_first), dims["query"], dtype)

@@ -464,6 +464,12 @@ def _chunked(at: Any, size: int) -> Any:
     return at.query // size == at.key // size
 
 
+def window_at(before: int, rows: np.ndarray, columns: np.ndarray) -> Mask:
+    """Return `sliding_window(before)` for positions of rows (B, T) and of columns (B, S)."""
+    rule = PartRule("sliding_window", _sliding_window)
+    return Mask("part", rule, (before, 0), (rows, columns), ("BT", "BS"))
+
+
 def prefix(lengths: Integer[np.ndarray, "B"] | Sequence[int]) -> Mask:
     """Allow every query the first `lengths[b]` keys of its sample, and the rest causally.
 
