@@ -33,7 +33,7 @@ MultiHeadAttention(embed_dim, num_heads, *, num_kv_heads=None, kdim=None, vdim=N
     dropout=0.0, batch_first=True, empty_rows='zero')
 MultiHeadAttention.__call__(query, key=None, value=None, *, key_padding_mask=None,
     attn_mask=None, need_weights=True, average_weights=True, query_offset=None)
-MultiHeadAttention.new_cache(batch_size, capacity)
+MultiHeadAttention.new_cache(batch_size, capacity=None, *, window=None)
 MultiHeadAttention.project(key, value=None)
 MultiHeadAttention.decode(x, cache, *, hidden=None, attn_mask=None)
 Seq2SeqTransformer(src_vocab, tgt_vocab, *, padding_idx=0, positions='sinusoidal', d_model=512,
@@ -76,7 +76,7 @@ TransformerEncoder(num_layers, d_model, nhead, dim_feedforward=2048, dropout=0.1
     activation='relu', layer_norm_eps=1e-05, batch_first=True, norm_first=False, bias=True,
     empty_rows='zero')
 TransformerEncoder.__call__(src, mask=None, src_key_padding_mask=None, *, need_weights=False)
-TransformerEncoder.start(batch_size, capacity)
+TransformerEncoder.start(batch_size, capacity=None, *, window=None)
 TransformerEncoder.decode(src, cache, *, hidden=None, mask=None)
 TransformerEncoderLayer(d_model, nhead, dim_feedforward=2048, dropout=0.1, *, activation='relu',
     layer_norm_eps=1e-05, batch_first=True, norm_first=False, bias=True, empty_rows='zero')
@@ -84,6 +84,9 @@ TransformerEncoderLayer.__call__(src, src_mask=None, src_key_padding_mask=None, 
     need_weights=False)
 TransformerEncoderLayer.decode(src, cache, *, hidden=None, src_mask=None)
 TransformerWeights(encoder, decoder)
+WindowCache(key, value, lengths)
+WindowCache.beside(key, value, counts)
+WindowCache.slots()
 allow(array)
 attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
