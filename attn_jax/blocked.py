@@ -97,7 +97,7 @@ def _heads(heads: int, group: int, most: int) -> int:
 
 
 def _reach(mask: Mask) -> int | float:
-    return sum(mask.settings) if mask.name == "sliding_window" else math.inf
+    return sum(mask.settings) if mask.name in ("sliding_window", "chunked") else math.inf
 
 
 def _even(length: int, most: int) -> int:

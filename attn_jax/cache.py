@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ class KVCache:
     key: Float[Array, "B H_kv C D"]
     value: Float[Array, "B H_kv C D"]
     lengths: Integer[Array | np.ndarray, "B"]
+
+    rolling: ClassVar[bool] = False
 
     @classmethod
     def empty(
@@ -88,12 +91,12 @@ class KVCache:
         key = _write(self.key, key, first, taken)
         value = _write(self.value, value, first, taken)
         lengths = self._overflow_where((first < 0) | (taken < 0) | (taken > steps), first + taken)
-        return KVCache(key, value, lengths)
+        return type(self)(key, value, lengths)
 
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
         checks.check_cache(self)
-        return KVCache(jnp.copy(self.key), jnp.copy(self.value), self.lengths.copy())
+        return type(self)(jnp.copy(self.key), jnp.copy(self.value), self.lengths.copy())
 
     __copy__ = copy  # one may be donated
 
@@ -103,13 +106,13 @@ class KVCache:
         checks.check_index(index, len(self.lengths))
         wrong = (index < 0) | (index >= len(self.lengths))
         lengths = self._overflow_where(wrong, take_samples(self.lengths, index))
-        return KVCache(take_samples(self.key, index), take_samples(self.value, index), lengths)
+        return type(self)(take_samples(self.key, index), take_samples(self.value, index), lengths)
 
     def truncate(self, lengths: int | Integer[Array, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
         kept = checks.check_truncate(self, lengths)
         wrong = (kept < 0) | (kept > self.lengths) | (self.lengths > self.capacity)
-        return KVCache(self.key, self.value, self._overflow_where(wrong, kept))
+        return type(self)(self.key, self.value, self._overflow_where(wrong, kept))
 
     def _overflow_where(
         self, wrong: Array | np.ndarray, lengths: Array | np.ndarray

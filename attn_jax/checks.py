@@ -30,8 +30,8 @@ def kind(value: Any) -> str:
     return f"{name} ({inside} is its array)" if inside else name
 
 
-def as_integers(name: str, value: Any, rank: int) -> Array:
-    """Return an array of integers of the given rank, made from an array or a list."""
+def as_integers(name: str, value: Any, axes: str) -> Array:
+    """Return an array of integers with the given axes, made from an array or a list."""
     parts = value if isinstance(value, list | tuple) else (value,)
     for part in (part for part in parts if type(part) is not int):
         if isinstance(part, np.ma.MaskedArray) or arrays.inside(part):
@@ -39,9 +39,8 @@ def as_integers(name: str, value: Any, rank: int) -> Array:
     array = value if is_array(value) else np.asarray(value)
     if not _are_integers(array) and 0 not in array.shape:
         raise TypeError(f"{name} must be integers: got {dtype_name(array)}")
-    if array.ndim != rank:
-        axes = "(B,)" if rank == 1 else "(B, S)"
-        raise ValueError(f"{name} must be {axes}: got {tuple(array.shape)}")
+    if array.ndim != len(axes):
+        raise ValueError(f"{name} must be {_call(axes)}: got {tuple(array.shape)}")
     signed = arrays.signed_copy(array)
     may_wrap = dtype_name(array) in ("uint32", "uint64")  # a wider signed one holds the others
     if may_wrap and _has_known_values(signed):
@@ -143,8 +142,8 @@ def check_tokens(tokens: Any, padding_idx: Any) -> None:
     check_token_array("tokens", tokens, ("B", "S"))
 
 
-def check_lengths(lengths: Any) -> Array:
-    lengths = as_integers("lengths", lengths, 1)
+def check_lengths(lengths: Any, axes: str = "B") -> Array:
+    lengths = as_integers("lengths", lengths, axes)
     if _has_known_values(lengths):
         lowest, _ = arrays.lowest_highest(lengths)
         if lowest < 0:
@@ -153,7 +152,7 @@ def check_lengths(lengths: Any) -> Array:
 
 
 def check_ids(name: str, ids: Any) -> Array:
-    ids = as_integers(name, ids, 2)
+    ids = as_integers(name, ids, "BS")
     if is_concrete(ids) and not arrays.is_representable(ids):  # two ids could become one
         lowest, highest = arrays.lowest_highest(ids)
         raise ValueError(f"{name} must fit int32: got {lowest}..{highest}")
@@ -188,12 +187,18 @@ def check_verdict(allowed: Any, sizes: tuple[int, int, int, int]) -> Array:
 def check_mask(mask: Any, sizes: tuple[int, int, int, int]) -> None:
     """Check every table of a mask against the call it is used in."""
     for leaf, name, axes, table in () if mask is None else mask.tables():
-        wanted = tuple([sizes[CALL.index(axis)] for axis in axes])
+        call = dict(zip(CALL, sizes, strict=True))  # a part's tables have other axes too
+        wanted = tuple([call.get(*pair) for pair in zip(axes, table.shape, strict=True)])
         pairs = () if table.shape == wanted else zip(axes, table.shape, wanted, strict=True)
         if not all([got == size or (got == 1 and axis in "BH") for axis, got, size in pairs]):
             rule = f"{leaf.name}'s {name} must fit {_call(axes)} = {wanted}"
             raise ValueError(f"{rule}: got {tuple(table.shape)}")
-        if name == "lengths" and _has_known_values(table):
+        if leaf.name == "packed" and _has_known_values(table):
+            longest = arrays.to_numpy(table).sum(1, dtype=np.int64).max()
+            if longest > sizes[3]:
+                rule = f"lengths of a sample must sum to at most S = {sizes[3]}"
+                raise ValueError(f"{rule}: got {longest}")
+        elif name == "lengths" and leaf.name != "part" and _has_known_values(table):
             _, longest = arrays.lowest_highest(table)
             if longest > sizes[3]:
                 raise ValueError(f"lengths must be at most S = {sizes[3]}: got {longest}")
@@ -203,11 +208,29 @@ def check_cell(mask: Any, cell: tuple[int, int, int, int]) -> None:
     for letter, index in zip(("batch", "head", "query", "key"), cell, strict=True):
         check_count(letter, index, 0)
     for leaf, name, axes, table in mask.tables():
-        inside = [cell[CALL.index(axis)] for axis in axes]
-        pairs = zip(axes, table.shape, inside, strict=True)
+        inside = dict(zip(CALL, cell, strict=True))
+        sizes = zip(axes, table.shape, strict=True)
+        pairs = [(axis, size, inside.get(axis, -1)) for axis, size in sizes]
         if not all(i < size or (size == 1 and axis in "BH") for axis, size, i in pairs):
             rule = f"a cell must lie inside {leaf.name}'s {name} {tuple(table.shape)}"
             raise ValueError(f"{rule}: got {cell}")
+
+
+def check_part(mask: Any, rows: Any, columns: Any, query_offset: Any) -> tuple[Array, Array, Any]:
+    """Return rows, columns and the offset of a part of a mask as positions."""
+    offset = check_query_offset(query_offset, None, (count_samples(query_offset), 1, 1, 1))
+    chosen = {"T": as_integers("rows", rows, "T"), "S": as_integers("columns", columns, "S")}
+    for (letter, index), name in zip(chosen.items(), ("rows", "columns"), strict=True):
+        if not _has_known_values(index):
+            continue
+        lowest, highest = arrays.lowest_highest(index)
+        _check_range(name, lowest, highest, FARTHEST - 1)
+        for leaf, of, axes, table in mask.tables():
+            if letter in axes and highest >= (size := table.shape[axes.index(letter)]):
+                rule = f"{name} must lie inside {leaf.name}'s {of}, 0..{size - 1}"
+                raise ValueError(f"{rule}: got {highest}")
+    rows, columns = (arrays.to_positions(index) for index in chosen.values())
+    return rows, columns, offset
 
 
 def _call(axes: Sequence[str]) -> str:
@@ -571,7 +594,7 @@ def check_append(cache: Any, key: Any, value: Any, counts: Any) -> None:
 def check_room(cache: Any, counts: int | Array) -> None:
     """Check what shall be written against the capacity."""
     lengths = cache.lengths
-    if not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
+    if cache.rolling or not is_concrete(lengths) or (is_array(counts) and not is_concrete(counts)):
         return
     written = arrays.to_numpy(lengths).astype(np.int64)
     if written.size and (lowest := written.min()) < 0:
@@ -608,11 +631,14 @@ def check_truncate(cache: Any, lengths: Any) -> Array:
     """Return how many slots of each sample remain."""
     check_cache(cache)
     check_room(cache, 0)  # a compiled call may have gone beyond
+    most = FARTHEST if cache.rolling else cache.capacity
     if _is_integer(lengths):
         check_count("lengths", lengths, 0)
-        _check_range("lengths", 0, lengths, cache.capacity)
+        _check_range("lengths", 0, lengths, most)
         lengths = arrays.full_like(cache.lengths, int(lengths))
-    check_samples("lengths", lengths, len(cache.lengths), cache.capacity)
+    check_samples("lengths", lengths, len(cache.lengths), most)
+    if cache.rolling:
+        _check_kept(cache, lengths)
     if is_concrete(lengths) and is_concrete(cache.lengths):
         wanted, written = arrays.to_numpy(lengths), arrays.to_numpy(cache.lengths)
         if (wanted > written).any():
@@ -622,12 +648,31 @@ def check_truncate(cache: Any, lengths: Any) -> Array:
     return arrays.copy_like(lengths, cache.lengths)
 
 
+def _check_kept(cache: Any, lengths: Array) -> None:
+    """Refuse to go back to where a window looks at slots that may have been written again."""
+    if not (is_concrete(lengths) and is_concrete(cache.lengths)):
+        raise ValueError("lengths must be known to truncate the cache of a window: got traced ones")
+    kept, written = arrays.to_numpy(lengths), arrays.to_numpy(cache.lengths)
+    lost = (kept > 0) & (kept < written) & (written >= cache.capacity)
+    if lost.any():
+        sample = int(lost.argmax())
+        rule = f"lengths must be 0, or all, once the {cache.capacity} slots of a window are written"
+        raise ValueError(f"{rule}: got {int(kept[sample])} of {int(written[sample])}")
+
+
+def check_no_window(cache: Any, name: str) -> None:
+    if cache.rolling:
+        raise ValueError(f"{name} must be None where the cache has a window: got one beside it")
+
+
 def check_cached(
     query: Any, cache: Any, value: Any, dims: dict[str, int], dtype: str, batch_first: bool
 ) -> None:
     """Check a query against the weights and the cache that it looks at."""
     check_cache(cache)
     check_room(cache, 0)  # a compiled call may have gone beyond
+    if cache.rolling:
+        raise ValueError("key must be a cache without a window, which is for decode: got one")
     if value is not None:
         raise TypeError(f"value must be None where key is a cache: got {kind(value)}")
     check_features("query", query, _steps(batch_first), dims["query"], dtype)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from .call import Call
-from .masks import Mask
+from .masks import Mask, PartRule
 
 Axes = tuple[str, ...]
 Sizes = tuple[int, int, int, int]
@@ -109,7 +109,15 @@ def place(mask: Mask, first: tuple[Array, Array]) -> Mask:
         return replace(mask, parts=tuple(place(part, first) for part in mask.parts))
     if mask.name != "predicate":
         return mask
-    return replace(mask, rule=Placed(mask.rule), arrays=(*first, *mask.arrays))
+    axes = mask.axes and ("", "", *mask.axes)
+    return replace(mask, rule=wrap(mask.rule, Placed), arrays=(*first, *mask.arrays), axes=axes)
+
+
+def wrap(rule: Any, function: Callable) -> Any:
+    """Wrap the rule of a predicate, or what a part's rule asks."""
+    if isinstance(rule, PartRule):
+        return replace(rule, rule=function(rule.rule))
+    return function(rule)
 
 
 def call_letters(call: Call) -> Any:

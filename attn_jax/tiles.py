@@ -48,6 +48,11 @@ class Interval:
     def __sub__(self, step: int) -> "Interval":
         return self + -step
 
+    def __floordiv__(self, size: int) -> "Interval":
+        if self.low.dtype.kind == "f":  # what is traced may be anything
+            return self
+        return Interval(self.low // size, self.high // size)
+
     def __le__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high <= low, self.low <= high)
@@ -76,7 +81,7 @@ class Cells:
     """Some rows and columns of a call of `sizes` (B, H, T, S), one value a cell.
 
     `query` and `key` are positions: queries start at `query_offset`, an int or one a sample. The
-    five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
+    methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
     With `xp=np` nothing is compiled, and what is concrete stays concrete while a function is
     traced; with `xp=jnp` everything is traced, and no (T, S) array becomes a constant.
     """
@@ -109,13 +114,27 @@ class Cells:
         return _to_concrete(table, self.xp)[:, None, None, self._columns]
 
     def positions(self, table: Array) -> Array:
-        """Look up by the query's position; one outside the table gets what stands at its edge."""
-        positions = self.query[:, 0, :, 0]
+        """Look up by the query's position."""
+        return self.look_up(table, self.query[:, 0, :, 0])[:, None, :, None]
+
+    def look_up(self, table: Array, positions: Array) -> Array:
+        """Look a sample's line up at (B, n) positions; outside of it, take what is at its edge."""
+        positions = _to_concrete(positions, self.xp)
         if not table.shape[1]:
-            return self.query * 0
+            return positions * 0
         inside = positions.clip(0, table.shape[1] - 1)
         xp = self.xp if is_concrete(inside) else jnp
-        return _to_concrete(table, xp)[xp.arange(table.shape[0])[:, None], inside][:, None, :, None]
+        return _to_concrete(table, xp)[xp.arange(table.shape[0])[:, None], inside]
+
+    def documents(self, lengths: Array) -> tuple[Array, Array]:
+        """Return in which document of `lengths` (B, N), laid end to end, query and key stand."""
+        query = count_ends(lengths, self.query[:, 0, :, 0], self.xp)
+        key = count_ends(lengths, self.key[:, 0, 0], self.xp)
+        return query[:, None, :, None], key[:, None, None]
+
+    def part(self, rows: Array, columns: Array) -> "PartCells":
+        """Return the same cells, told by where they stand in a larger call."""
+        return PartCells(self, rows, columns)
 
     def cells(self, table: Array) -> Array:
         return _to_concrete(table, self.xp)[:, :, self._rows, self._columns]
@@ -157,11 +176,16 @@ class Corner(Cells):
         return self._cut(table, "BS")
 
     def positions(self, table: Array) -> Array:
-        table = cut(jnp.asarray(table), (self._corner[0], 0), (1, table.shape[1]))
-        return super().positions(table)
+        return super().positions(self._cut_sample(table))
+
+    def documents(self, lengths: Array) -> tuple[Array, Array]:
+        return super().documents(self._cut_sample(lengths))
 
     def cells(self, table: Array) -> Array:
         return self._cut(table, "BHTS")
+
+    def _cut_sample(self, table: Array) -> Array:
+        return cut(jnp.asarray(table), (self._corner[0], 0), (1, table.shape[1]))
 
     def _cut(self, table: Array, axes: str) -> Array:
         """Take what lies under the tile, with a dim of 1 for every axis that the table lacks."""
@@ -176,6 +200,46 @@ def cut(array: Array, corner: Sequence[int | Array], shape: Sequence[int]) -> ja
     """Take a part of an array; where it has a dim of 1, that one, whatever the corner says."""
     sizes = [min(whole, part) for whole, part in zip(array.shape, shape, strict=True)]
     return lax.dynamic_slice(array, corner, sizes)
+
+
+class PartCells(Cells):
+    """Cells of a part of a mask: `rows` (B, T) and `columns` (B, S) are where they stand.
+
+    It is asked by the rules that go by positions only; tables of rows and columns are cut before.
+    """
+
+    def __init__(self, cells: Cells, rows: Array, columns: Array):
+        self.xp = cells.xp
+        self._cells, self._places = cells, (rows, columns)
+        self.query, self.key = cells.rows(rows), cells.columns(columns)
+
+    def samples(self, table: Array) -> Array:
+        return self._cells.samples(table)
+
+    def columns(self, table: Array) -> Array:
+        return self._cells.columns(self._cells.look_up(table, self._places[1]))
+
+    def positions(self, table: Array) -> Array:
+        return self._cells.rows(self._cells.look_up(table, self._places[0]))
+
+    def call(self, function: Callable) -> Array:
+        def placed(batch: Array, head: Array, *_: Array) -> Array:
+            return function(batch, head, self.query, self.key)
+
+        return self._cells.call(placed)
+
+
+def count_ends(lengths: Array, positions: Array, xp: ModuleType = jnp) -> Array:
+    """Count documents, of `lengths` (B, N) end to end, that are over at (B, n) positions."""
+    lengths, positions = _to_concrete(lengths, xp), _to_concrete(positions, xp)
+    if not (isinstance(lengths, np.ndarray) and isinstance(positions, np.ndarray)):
+        over = positions[:, :, None] >= jnp.cumsum(jnp.asarray(lengths), 1, dtype=int)[:, None]
+        return over.sum(2)  # XLA holds the sums only
+    ends = lengths.cumsum(1)
+    (samples,) = np.broadcast_shapes(ends.shape[:1], positions.shape[:1])
+    both = (np.broadcast_to(x, (samples, x.shape[1])) for x in (ends, positions))
+    counts = [np.searchsorted(a, v, side="right") for a, v in zip(*both, strict=True)]
+    return np.array(counts, int).reshape(samples, positions.shape[1])
 
 
 class Tiles:
@@ -197,6 +261,13 @@ class Tiles:
 
     def positions(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.positions(table))
+
+    def documents(self, lengths: Array) -> tuple[Verdict | Interval, Verdict | Interval]:
+        query, key = self._cells.documents(lengths)
+        return self._reduce(query), self._reduce(key)
+
+    def part(self, rows: Array, columns: Array) -> "Tiles":
+        return Tiles(self._cells.part(rows, columns), self._height, self._width)
 
     def cells(self, table: Array) -> Verdict | Interval:
         return self._reduce(self._cells.cells(table))

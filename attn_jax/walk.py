@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from . import checks
 from .call import Call
-from .devices import anywhere, evaluate
+from .devices import anywhere, evaluate, wrap
 from .masks import Mask
 from .numerics import HUGE, is_bounded, upcast
 from .split import Lanes
@@ -102,7 +102,10 @@ def closure_convert(call: Call, sizes: Callable = lambda: (1, 1, 1, 1)) -> Call:
             closed = jax.make_jaxpr(allowed)(*indices)
         kept = tuple(_held(closed.jaxpr))
         rule = Traced(closed.jaxpr, kept, str(closed.jaxpr), tuple(map(id, kept)))
-        return replace(mask, rule=rule, settings=(), arrays=tuple(closed.consts))
+        axes = mask.axes and (*("." * jnp.ndim(array) for array in closed.consts), *mask.axes)
+        arrays = (*closed.consts, *mask.arrays)
+        wrapped = wrap(mask.rule, lambda _: rule)
+        return replace(mask, rule=wrapped, settings=(), arrays=arrays, axes=axes)
 
     return call._replace(mask=convert(call.mask))
 

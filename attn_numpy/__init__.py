@@ -9,8 +9,10 @@ from .masks import (
     Mask,
     allow,
     causal,
+    chunked,
     hide,
     look_ahead_mask,
+    packed,
     padding,
     predicate,
     prefix,
@@ -29,6 +31,7 @@ from .transformer import (
     TransformerWeights,
 )
 from .weights import export_weights, import_weights
+from .window import WindowCache
 
 __all__ = [
     "AttentionSteps",
@@ -43,10 +46,12 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "TransformerWeights",
+    "WindowCache",
     "allow",
     "attention",
     "attention_steps",
     "causal",
+    "chunked",
     "draw_weights",
     "export_weights",
     "greedy_decode",
@@ -54,6 +59,7 @@ __all__ = [
     "import_weights",
     "load",
     "look_ahead_mask",
+    "packed",
     "padding",
     "predicate",
     "prefix",

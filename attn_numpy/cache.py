@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -28,6 +29,8 @@ class KVCache:
     value: Float[np.ndarray, "B H_kv C D"]
     lengths: Integer[np.ndarray, "B"]
     consumed: bool = field(default=False, init=False)
+
+    rolling: ClassVar[bool] = False
 
     @classmethod
     def empty(
@@ -80,7 +83,7 @@ class KVCache:
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
         checks.check_cache(self)
-        return KVCache(self.key.copy(), self.value.copy(), self.lengths.copy())
+        return type(self)(self.key.copy(), self.value.copy(), self.lengths.copy())
 
     __copy__ = copy  # else both would write to the same slots
 
@@ -88,7 +91,7 @@ class KVCache:
         """Return a cache of its own in which sample i goes on from sample `index[i]`."""
         checks.check_cache(self)
         checks.check_index(index, len(self.lengths))
-        return KVCache(self.key[index], self.value[index], self.lengths[index])
+        return type(self)(self.key[index], self.value[index], self.lengths[index])
 
     def truncate(self, lengths: int | Integer[np.ndarray, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
@@ -97,7 +100,7 @@ class KVCache:
     def _moved_to(self, lengths: np.ndarray) -> "KVCache":
         """Return a cache with the same slots and these lengths; this one is consumed."""
         self.consumed = True
-        return KVCache(self.key, self.value, lengths)
+        return type(self)(self.key, self.value, lengths)
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 from . import checks
 from .arrays import dtype_name, is_array, is_concrete, lowest_highest
 from .draw import LONGEST, Drawing, draw_cells, html_of, mask_table, sizes_of
-from .tiles import Cells, Tiles, Verdict
+from .tiles import Cells, Tiles, Verdict, count_ends
 
 Offset = int | Integer[np.ndarray, "..."] | None
 
@@ -57,8 +57,8 @@ def look_ahead_mask(tgt_len: int, src_len: int) -> Float[np.ndarray, "T S"]:
 class Mask:
     """Which (batch, head, query position, key position) is allowed, without being an array.
 
-    Made by `causal`, `sliding_window`, `prefix`, `padding`, `segments`, `allow`, `hide` and
-    `predicate`; combined with `&` (both), `|` (either) and `~` (not).
+    Made by `causal`, `sliding_window`, `chunked`, `prefix`, `padding`, `segments`, `packed`,
+    `allow`, `hide` and `predicate`; combined with `&` (both), `|` (either) and `~` (not).
 
     >>> mask = causal() & padding([3, 2])
     >>> print(mask.draw(4, 4))
@@ -101,8 +101,10 @@ class Mask:
         if self.parts:
             return f"({f' {self.name} '.join(map(repr, self.parts))})"
         shown = [_show(value) for value in (*self.settings, *self.arrays)]
-        pairs = zip(self.rule.arguments, shown, strict=True)
-        return f"{self.name}({', '.join(map('='.join, pairs))})"
+        texts = list(map("=".join, zip(self.rule.arguments, shown, strict=True)))
+        if not isinstance(self.rule, PartRule):
+            return f"{self.name}({', '.join(texts)})"
+        return f"{self.rule.name}({', '.join(texts[:-2])}).part({', '.join(texts[-2:])})"
 
     def leaves(self) -> "list[Mask]":
         """Return every part that is not itself a combination, from left to right."""
@@ -190,6 +192,42 @@ class Mask:
             verdict = Verdict(allowed, allowed)
         return "all" if verdict.all.all() else "partial" if verdict.any.any() else "none"
 
+    def part(
+        self,
+        rows: Integer[np.ndarray, "T"] | Sequence[int],
+        columns: Integer[np.ndarray, "S"] | Sequence[int],
+        query_offset: Offset = 0,
+    ) -> "Mask":
+        """Return the mask of some queries and some keys of a call, in any order, even repeated.
+
+        `rows` (T',) and `columns` (S',) count those of the whole call, whose first query stands at
+        `query_offset`. `part(r, c).allowed(T', S')` is `allowed(T, S)[:, :, r][..., c]`: what a
+        shard or a permuted layout asks. A part is moved by no other offset; its arrays are copies.
+        Raises TypeError unless rows and columns are integers, ValueError unless they are inside.
+
+        >>> print(causal().part([5, 0, 3], [0, 1, 4]).draw(3, 3))
+        ■ ■ ■
+        ■ · ·
+        ■ ■ ·
+        """
+        rows, columns, starts = checks.check_part(self, rows, columns, query_offset)
+        return self._part(rows, columns, np.reshape(starts, (-1, 1)) + rows)
+
+    def _part(self, rows: np.ndarray, columns: np.ndarray, positions: np.ndarray) -> "Mask":
+        if self.parts:
+            parts = [part._part(rows, columns, positions) for part in self.parts]
+            return replace(self, parts=tuple(parts), positional=False)
+        if self.rule is _packed:
+            return pair_documents(self.arrays[0], positions, columns[None])
+        if not self.positional and self.rule is not _padding:
+            tables = zip(self.arrays, self.axes, strict=True)
+            arrays = tuple([_take(*table, rows, columns) for table in tables])
+            return replace(self, arrays=arrays)
+        name = self.name if self.name == "predicate" else "part"  # that anything may be asked of
+        arrays = (*self.arrays, positions, columns[None])
+        axes = (*(letters.replace("S", "s") for letters in self.axes), "BT", "BS")
+        return Mask(name, PartRule(self.name, self.rule), self.settings, arrays, axes)
+
     def explain(
         self, batch: int, head: int, query: int, key: int, *, query_offset: Offset = 0
     ) -> str:
@@ -270,7 +308,8 @@ class Mask:
             for _, name, axes, table in self.tables():
                 known |= dict(zip(axes, table.shape, strict=True))
                 if name == "lengths" and len(table):
-                    longest = max(longest, lowest_highest(table)[1])
+                    totals = table.reshape(len(table), -1).sum(1)
+                    longest = max(longest, lowest_highest(totals)[1])
             if "S" not in known:
                 words = ", chosen here: draw(T, S) draws another size"
             S = known.get("S", longest)
@@ -311,6 +350,35 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
     for part in parts:
         checks.check_is_mask("a mask combines with masks only", part, Mask)
     return Mask(name, rule, parts=parts, positional=any(part.positional for part in parts))
+
+
+def _take(table: np.ndarray, axes: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    for letter, index in (("T", rows), ("S", columns)):
+        if letter in axes:
+            table = table.take(index, axes.index(letter))
+    return table
+
+
+@dataclass(frozen=True)
+class PartRule:
+    """The rule of a part: a rule that goes by positions, asked about where a part's cells stand."""
+
+    name: str
+    rule: Any
+
+    @property
+    def sentence(self) -> str:
+        """Say what the rule means."""
+        return self.rule.sentence
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Name the mask's settings and arrays."""
+        return (*self.rule.arguments, "rows", "columns")
+
+    def __call__(self, at: Any, *values: Any) -> Any:
+        """Ask the rule."""
+        return self.rule(at.part(*values[-2:]), *values[:-2])
 
 
 def _show(value: Any) -> str:
@@ -372,6 +440,34 @@ def _sliding_window(at: Any, before: int, after: int) -> Any:
     near, after = min(before, 2**30), min(after, 2**31 - 1)  # no sum may overflow 32 bits
     far = min(before - near, 2**30)
     return (at.query - near <= at.key + far) & (at.key - after <= at.query)
+
+
+def chunked(size: int) -> Mask:
+    """Allow a query the keys of its own chunk: positions go in chunks of `size`, the first from 0.
+
+    With `& causal()` it is chunked local attention, as in Llama 4. Raises ValueError for a size
+    below 1.
+
+    >>> print((chunked(2) & causal()).draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    · · ■ ·
+    · · ■ ■
+    """
+    checks.check_count("size", size, 1)
+    return Mask("chunked", _chunked, settings=(int(size),), positional=True)
+
+
+@_means("a query sees only the keys of its own chunk of `size` positions")
+def _chunked(at: Any, size: int) -> Any:
+    size = min(size, 2**31 - 1)  # which 32 bits hold, and no position reaches
+    return at.query // size == at.key // size
+
+
+def window_at(before: int, rows: np.ndarray, columns: np.ndarray) -> Mask:
+    """Return `sliding_window(before)` for positions of rows (B, T) and of columns (B, S)."""
+    rule = PartRule("sliding_window", _sliding_window)
+    return Mask("part", rule, (before, 0), (rows, columns), ("BT", "BS"))
 
 
 def prefix(lengths: Integer[np.ndarray, "B"] | Sequence[int]) -> Mask:
@@ -457,6 +553,36 @@ def _segments(at: Any, ids: np.ndarray) -> Any:
 @_means("a query sees only the keys of its own segment")
 def _segments_pair(at: Any, query_ids: np.ndarray, key_ids: np.ndarray) -> Any:
     return at.rows(query_ids) == at.columns(key_ids)
+
+
+def packed(lengths: Integer[np.ndarray, "B N"] | Sequence) -> Mask:
+    """Allow a query the keys of its own document, of `lengths` (B, N) laid end to end.
+
+    It is `segments` of the ids that they make, without these. What stands behind the last document
+    is in none: no key is allowed, no query attends; a length of 0 fills up a shorter list. Raises
+    TypeError unless lengths are integers, ValueError unless they are (B, N) and not negative.
+
+    >>> print((packed([[2, 1]]) & causal()).draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    · · ■ ·
+    · · · ·
+    """
+    lengths = checks.check_lengths(lengths, "BN")
+    return Mask("packed", _packed, arrays=(lengths,), axes=("BN",), positional=True)
+
+
+@_means("a query sees only the keys of its own document")
+def _packed(at: Any, lengths: np.ndarray) -> Any:
+    query, key = at.documents(lengths)
+    return (query == key) & (at.query >= 0) & (key < lengths.shape[1])
+
+
+def pair_documents(lengths: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Mask:
+    """Return `packed(lengths)` for positions of rows (B, T) and columns (B, S), as `segments`."""
+    query, key = count_ends(lengths, rows), count_ends(lengths, columns)
+    nowhere = (rows < 0) | (query == lengths.shape[1])
+    return segments(np.where(nowhere, -1, query), key)
 
 
 def allow(array: Bool[np.ndarray, "B H T S"]) -> Mask:

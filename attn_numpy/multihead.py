@@ -15,6 +15,7 @@ from .layers import Linear, Module
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import scale_or_default, without_warnings
 from .tiles import Cells, Tiles
+from .window import WindowCache
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -98,16 +99,24 @@ class MultiHeadAttention(Module):
             weights = weights.mean(1)
         return output, weights
 
-    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache for `decode`, of `capacity` slots a sample.
+    def new_cache(
+        self, batch_size: int, capacity: int | None = None, *, window: int | None = None
+    ) -> KVCache:
+        """Return an empty cache for `decode`, of `capacity` slots a sample, or of a window.
 
+        With `window=before` decoding is `sliding_window(before)`, in memory that does not grow.
         Its dtype is that of the weights, and float32 where there are no float weights:
         `KVCache.empty` makes others.
         """
+        checks.check_one_of("capacity", capacity, "window", window)
+        if window is not None:
+            checks.check_count("window", window, 0)
+        kind = KVCache if window is None else WindowCache
+        slots: Any = capacity if window is None else window + 1
         held = [getattr(owner, name) for owner, name in self.parameters().values()]
         held = [getattr(self.k_proj, "weight", None), *held]
         dtype = next((array.dtype for array in held if checks.float_name(array)), np.float32)
-        return KVCache.empty(batch_size, self.num_kv_heads, capacity, self.head_dim, dtype=dtype)
+        return kind.empty(batch_size, self.num_kv_heads, slots, self.head_dim, dtype=dtype)
 
     def project(
         self,
@@ -152,12 +161,31 @@ class MultiHeadAttention(Module):
     ) -> tuple[np.ndarray, KVCache]:
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
+        if isinstance(cache, WindowCache):
+            return self._decode_window(x, cache, counts)
         key, value = self._project_heads(x, x)
         cache = cache._append(key, value, counts)
         if mask is None:
             return self._attend_slots(x, cache, first), cache
         sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
         return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0], cache
+
+    def _decode_window(
+        self, x: np.ndarray, cache: WindowCache, counts: np.ndarray | None
+    ) -> tuple[np.ndarray, KVCache]:
+        """Decode into a ring: a step writes and looks at all slots, a chunk looks, then writes."""
+        key, value = self._project_heads(x, x)
+        if x.shape[1] == 1:
+            written = cache._append(key, value, counts)
+            slots = written.slots()
+            return self._attend_slots(x, slots, slots.lengths - 1), written
+        query = self._split_heads(self.q_proj(x), self.num_heads)
+        keys, values, mask = cache.beside(key, value, counts)
+        sizes = (*query.shape[:3], keys.shape[2])
+        checks.check_projected(query, keys, values, sizes)
+        output = attend(query, keys, values, self._new_call(sizes, mask, None, 0))
+        output = self._join_heads(output)
+        return output, cache._append(key, value, counts)
 
     def _check_inputs(
         self, query: np.ndarray, key: np.ndarray | KVCache | None, value: np.ndarray | None
@@ -196,6 +224,7 @@ class MultiHeadAttention(Module):
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
         if mask is not None:
+            checks.check_no_window(cache, "attn_mask")
             checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
             checks.check_mask(mask, (batch, self.num_heads, steps, cache.capacity))
             if hidden is not None:

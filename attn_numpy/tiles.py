@@ -43,6 +43,9 @@ class Interval:
     def __sub__(self, step: int) -> "Interval":
         return self + -step
 
+    def __floordiv__(self, size: int) -> "Interval":
+        return Interval(self.low // size, self.high // size)
+
     def __le__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high <= low, self.low <= high)
@@ -71,7 +74,7 @@ class Cells:
     """Some rows and columns of a call of `sizes` (B, H, T, S), one value a cell.
 
     `query` and `key` are positions: queries start at `query_offset`, an int or one a sample. The
-    five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
+    methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
     """
 
     def __init__(
@@ -101,12 +104,25 @@ class Cells:
         return table[:, None, None, self._columns]
 
     def positions(self, table: np.ndarray) -> np.ndarray:
-        """Look up by the query's position; one outside the table gets what stands at its edge."""
-        positions = self.query[:, 0, :, 0]
+        """Look up by the query's position."""
+        return self.look_up(table, self.query[:, 0, :, 0])[:, None, :, None]
+
+    def look_up(self, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Look a sample's line up at (B, n) positions; outside of it, take what is at its edge."""
         if not table.shape[1]:
-            return np.zeros_like(self.query)
+            return np.zeros_like(positions)
         inside = np.clip(positions, 0, table.shape[1] - 1)
-        return table[np.arange(len(table))[:, None], inside][:, None, :, None]
+        return table[np.arange(len(table))[:, None], inside]
+
+    def documents(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return in which document of `lengths` (B, N), laid end to end, query and key stand."""
+        query = count_ends(lengths, self.query[:, 0, :, 0])
+        key = count_ends(lengths, self.key[:, 0, 0])
+        return query[:, None, :, None], key[:, None, None]
+
+    def part(self, rows: np.ndarray, columns: np.ndarray) -> "PartCells":
+        """Return the same cells, told by where they stand in a larger call."""
+        return PartCells(self, rows, columns)
 
     def cells(self, table: np.ndarray) -> np.ndarray:
         return table[:, :, self._rows, self._columns]
@@ -116,6 +132,41 @@ class Cells:
         indices = (batch[:, None, None, None], head[None, :, None, None], self.query, self.key)
         sizes = (*self._sizes[:2], self.query.shape[2], self.key.shape[3])
         return checks.check_verdict(function(*indices), sizes)
+
+
+class PartCells(Cells):
+    """Cells of a part of a mask: `rows` (B, T) and `columns` (B, S) are where they stand.
+
+    It is asked by the rules that go by positions only; tables of rows and columns are cut before.
+    """
+
+    def __init__(self, cells: Cells, rows: np.ndarray, columns: np.ndarray):
+        self._cells, self._places = cells, (rows, columns)
+        self.query, self.key = cells.rows(rows), cells.columns(columns)
+
+    def samples(self, table: np.ndarray) -> np.ndarray:
+        return self._cells.samples(table)
+
+    def columns(self, table: np.ndarray) -> np.ndarray:
+        return self._cells.columns(self._cells.look_up(table, self._places[1]))
+
+    def positions(self, table: np.ndarray) -> np.ndarray:
+        return self._cells.rows(self._cells.look_up(table, self._places[0]))
+
+    def call(self, function: Callable) -> np.ndarray:
+        def placed(batch: np.ndarray, head: np.ndarray, *_: np.ndarray) -> np.ndarray:
+            return function(batch, head, self.query, self.key)
+
+        return self._cells.call(placed)
+
+
+def count_ends(lengths: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Count documents, of `lengths` (B, N) end to end, that are over at (B, n) positions."""
+    ends = lengths.cumsum(1)
+    (samples,) = np.broadcast_shapes(ends.shape[:1], positions.shape[:1])
+    both = (np.broadcast_to(x, (samples, x.shape[1])) for x in (ends, positions))
+    counts = [np.searchsorted(a, v, side="right") for a, v in zip(*both, strict=True)]
+    return np.array(counts, int).reshape(samples, positions.shape[1])
 
 
 class Tiles:
@@ -137,6 +188,13 @@ class Tiles:
 
     def positions(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.positions(table))
+
+    def documents(self, lengths: np.ndarray) -> tuple[Verdict | Interval, Verdict | Interval]:
+        query, key = self._cells.documents(lengths)
+        return self._reduce(query), self._reduce(key)
+
+    def part(self, rows: np.ndarray, columns: np.ndarray) -> "Tiles":
+        return Tiles(self._cells.part(rows, columns), self._height, self._width)
 
     def cells(self, table: np.ndarray) -> Verdict | Interval:
         return self._reduce(self._cells.cells(table))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -32,6 +33,8 @@ class KVCache:
     lengths: Integer[Tensor, "B"]
     consumed: bool = field(default=False, init=False)
     projected: bool = field(default=False, init=False)  # in one go, so that every slot is written
+
+    rolling: ClassVar[bool] = False
 
     @classmethod
     def empty(
@@ -117,7 +120,7 @@ class KVCache:
     def copy(self) -> "KVCache":
         """Return a cache of its own with the same content."""
         checks.check_cache(self)
-        return KVCache(self.key.clone(), self.value.clone(), self.lengths.clone())
+        return type(self)(self.key.clone(), self.value.clone(), self.lengths.clone())
 
     __copy__ = copy  # else both would write to the same slots
 
@@ -130,7 +133,7 @@ class KVCache:
         lengths = self.lengths[index]
         if not is_concrete(index):
             lengths = self._overflow_where((index < 0) | (index >= len(self.lengths)), lengths)
-        return KVCache(self.key[there], self.value[there], lengths)
+        return type(self)(self.key[there], self.value[there], lengths)
 
     def truncate(self, lengths: int | Integer[Tensor, "B"]) -> "KVCache":
         """Forget what stands behind the first `lengths` slots, one for all samples or one each."""
@@ -147,7 +150,7 @@ class KVCache:
     def _moved_to(self, lengths: Tensor) -> "KVCache":
         """Return a cache with the same slots and these lengths; this one is consumed."""
         self.consumed = True
-        return KVCache(self.key, self.value, lengths)
+        return type(self)(self.key, self.value, lengths)
 
 
 @dataclass(eq=False)

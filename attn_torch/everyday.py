@@ -203,7 +203,7 @@ def _dense(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 
 # The last answers about masks that have no table but copies that nobody else writes to.
 _kept: WeakKeyDictionary[Mask, dict[Callable, tuple]] = WeakKeyDictionary()
-_COPIES = ("causal", "sliding_window", "prefix", "padding", "segments")
+_COPIES = {"causal", "sliding_window", "chunked", "prefix", "padding", "segments", "packed", "part"}
 
 
 def _keep(compute: Callable, call: Call, more: Any) -> Any:

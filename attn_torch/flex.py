@@ -7,6 +7,7 @@ turn, so that whatever does not compile is answered another way.
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -22,7 +23,7 @@ from .arrays import is_array
 from .blocked import attention_blocked, empty_row_value
 from .call import Call
 from .fused import fused, has_exact_kernel, known_structure, ways_on_gpu
-from .masks import Mask
+from .masks import Mask, pair_documents
 from .numerics import is_bounded, split_nonfinite, upcast
 from .tiles import Cells, Tiles
 from .traced import allowed_cells, attend_traced
@@ -127,6 +128,12 @@ class ScalarCell:
         batch = self.batch if len(table) > 1 else 0
         return table[batch, self.head if table.shape[1] > 1 else 0, self._row, self.key]
 
+    def part(self, rows: Tensor, columns: Tensor) -> "ScalarCell":
+        """Return the same cell, told by where it stands in a larger call."""
+        cell = copy(self)
+        cell.query, cell.key = self.rows(rows), self.columns(columns)
+        return cell
+
     def call(self, function: Callable) -> Tensor:
         """Ask a predicate."""
         allowed = function(self.batch, self.head, self.query, self.key)
@@ -164,7 +171,7 @@ def _block_mask(mask: Mask, call: Call, device: torch.device) -> BlockMask:
     for dim, size in ((2, call.sizes[2]), (3, call.sizes[3])):
         if size % TILE:  # the last tile is not whole, so it is partial
             full.narrow(dim, -1, 1).fill_(False)
-    moved, offset = _moved(mask, device), call.query_offset
+    moved, offset = _moved(mask, cells), call.query_offset
     offset = offset if is_array(offset) else torch.tensor([offset])
     offset = offset.to(device, torch.int32)
 
@@ -183,10 +190,13 @@ def _listed(flags: Tensor) -> tuple[Tensor, Tensor]:
     return flags.sum(-1, dtype=torch.int32), columns.int()
 
 
-def _moved(mask: Mask, device: torch.device) -> Mask:
-    """Return a copy of a mask with its tables on a device."""
-    parts = tuple(_moved(part, device) for part in mask.parts)
-    return replace(mask, parts=parts, arrays=tuple(table.to(device) for table in mask.arrays))
+def _moved(mask: Mask, cells: Cells) -> Mask:
+    """Return a copy of a mask with its tables on the cells' device, documents by their numbers."""
+    if mask.name == "packed":
+        return pair_documents(mask.arrays[0], cells.query[:, 0, :, 0], cells.key[:, 0, 0])
+    parts = tuple(_moved(part, cells) for part in mask.parts)
+    arrays = tuple(table.to(cells.key.device) for table in mask.arrays)
+    return replace(mask, parts=parts, arrays=arrays)
 
 
 class _Program:
@@ -256,5 +266,5 @@ class _Once(torch.autograd.Function):
 def _structure(mask: Mask) -> Any:
     """Return what a mask's rule is made of, beside the values in its tables."""
     if mask.name == "predicate":
-        return getattr(mask.settings[0], "__code__", mask.settings)
+        return getattr(mask.settings[0], "__code__", mask.settings), mask.rule
     return mask.name, mask.settings, mask.rule, tuple(map(_structure, mask.parts))

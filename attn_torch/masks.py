@@ -9,7 +9,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from . import checks
 from .arrays import dtype_name, is_array, is_concrete, lowest_highest
 from .draw import LONGEST, Drawing, draw_cells, html_of, mask_table, sizes_of
-from .tiles import Cells, Tiles, Verdict
+from .tiles import Cells, Tiles, Verdict, count_ends
 
 Offset = int | Integer[Tensor, "..."] | None
 
@@ -60,8 +60,8 @@ def look_ahead_mask(tgt_len: int, src_len: int) -> Float[Tensor, "T S"]:
 class Mask:
     """Which (batch, head, query position, key position) is allowed, without being an array.
 
-    Made by `causal`, `sliding_window`, `prefix`, `padding`, `segments`, `allow`, `hide` and
-    `predicate`; combined with `&` (both), `|` (either) and `~` (not).
+    Made by `causal`, `sliding_window`, `chunked`, `prefix`, `padding`, `segments`, `packed`,
+    `allow`, `hide` and `predicate`; combined with `&` (both), `|` (either) and `~` (not).
 
     >>> mask = causal() & padding([3, 2])
     >>> print(mask.draw(4, 4))
@@ -104,8 +104,10 @@ class Mask:
         if self.parts:
             return f"({f' {self.name} '.join(map(repr, self.parts))})"
         shown = [_show(value) for value in (*self.settings, *self.arrays)]
-        pairs = zip(self.rule.arguments, shown, strict=True)
-        return f"{self.name}({', '.join(map('='.join, pairs))})"
+        texts = list(map("=".join, zip(self.rule.arguments, shown, strict=True)))
+        if not isinstance(self.rule, PartRule):
+            return f"{self.name}({', '.join(texts)})"
+        return f"{self.rule.name}({', '.join(texts[:-2])}).part({', '.join(texts[-2:])})"
 
     @property
     def device(self) -> torch.device | None:
@@ -199,6 +201,43 @@ class Mask:
             verdict = Verdict(allowed, allowed)
         return "all" if verdict.all.all() else "partial" if verdict.any.any() else "none"
 
+    def part(
+        self,
+        rows: Integer[Tensor, "T"] | Sequence[int],
+        columns: Integer[Tensor, "S"] | Sequence[int],
+        query_offset: Offset = 0,
+    ) -> "Mask":
+        """Return the mask of some queries and some keys of a call, in any order, even repeated.
+
+        `rows` (T',) and `columns` (S',) count those of the whole call, whose first query stands at
+        `query_offset`. `part(r, c).allowed(T', S')` is `allowed(T, S)[:, :, r][..., c]`: what a
+        shard or a permuted layout asks. A part is moved by no other offset; its arrays are copies.
+        Raises TypeError unless rows and columns are integers, ValueError unless they are inside.
+
+        >>> print(causal().part([5, 0, 3], [0, 1, 4]).draw(3, 3))
+        ■ ■ ■
+        ■ · ·
+        ■ ■ ·
+        """
+        rows, columns, starts = checks.check_part(self, rows, columns, query_offset)
+        starts = starts.reshape(-1, 1).to(rows.device) if is_array(starts) else starts
+        return self._part(rows, columns, torch.atleast_2d(starts + rows))
+
+    def _part(self, rows: Tensor, columns: Tensor, positions: Tensor) -> "Mask":
+        if self.parts:
+            parts = [part._part(rows, columns, positions) for part in self.parts]
+            return replace(self, parts=tuple(parts), positional=False)
+        if self.rule is _packed:
+            return pair_documents(self.arrays[0], positions, columns[None])
+        if not self.positional and self.rule is not _padding:
+            tables = zip(self.arrays, self.axes, strict=True)
+            arrays = tuple([_take(*table, rows, columns) for table in tables])
+            return replace(self, arrays=arrays)
+        name = self.name if self.name == "predicate" else "part"  # that anything may be asked of
+        arrays = (*self.arrays, positions, columns[None])
+        axes = (*(letters.replace("S", "s") for letters in self.axes), "BT", "BS")
+        return Mask(name, PartRule(self.name, self.rule), self.settings, arrays, axes)
+
     def explain(
         self, batch: int, head: int, query: int, key: int, *, query_offset: Offset = 0
     ) -> str:
@@ -279,7 +318,8 @@ class Mask:
             for _, name, axes, table in self.tables():
                 known |= dict(zip(axes, table.shape, strict=True))
                 if name == "lengths" and len(table):
-                    longest = max(longest, lowest_highest(table)[1])
+                    totals = table.reshape(len(table), -1).sum(1)
+                    longest = max(longest, lowest_highest(totals)[1])
             if "S" not in known:
                 words = ", chosen here: draw(T, S) draws another size"
             S = known.get("S", longest)
@@ -325,6 +365,35 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
 def _complement(cells: Any) -> Any:
     """Return ~cells, or ~tiles: under torch.compile `~` knows nothing but tensors."""
     return cells.__invert__()
+
+
+def _take(table: Tensor, axes: str, rows: Tensor, columns: Tensor) -> Tensor:
+    for letter, index in (("T", rows), ("S", columns)):
+        if letter in axes:
+            table = table.index_select(axes.index(letter), index.to(table.device))
+    return table
+
+
+@dataclass(frozen=True)
+class PartRule:
+    """The rule of a part: a rule that goes by positions, asked about where a part's cells stand."""
+
+    name: str
+    rule: Any
+
+    @property
+    def sentence(self) -> str:
+        """Say what the rule means."""
+        return self.rule.sentence
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Name the mask's settings and arrays."""
+        return (*self.rule.arguments, "rows", "columns")
+
+    def __call__(self, at: Any, *values: Any) -> Any:
+        """Ask the rule."""
+        return self.rule(at.part(*values[-2:]), *values[:-2])
 
 
 def _show(value: Any) -> str:
@@ -386,6 +455,34 @@ def _sliding_window(at: Any, before: int, after: int) -> Any:
     near, after = min(before, 2**30), min(after, 2**31 - 1)  # no sum may overflow 32 bits
     far = min(before - near, 2**30)
     return (at.query - near <= at.key + far) & (at.key - after <= at.query)
+
+
+def chunked(size: int) -> Mask:
+    """Allow a query the keys of its own chunk: positions go in chunks of `size`, the first from 0.
+
+    With `& causal()` it is chunked local attention, as in Llama 4. Raises ValueError for a size
+    below 1.
+
+    >>> print((chunked(2) & causal()).draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    · · ■ ·
+    · · ■ ■
+    """
+    checks.check_count("size", size, 1)
+    return Mask("chunked", _chunked, settings=(int(size),), positional=True)
+
+
+@_means("a query sees only the keys of its own chunk of `size` positions")
+def _chunked(at: Any, size: int) -> Any:
+    size = min(size, 2**31 - 1)  # which 32 bits hold, and no position reaches
+    return at.query // size == at.key // size
+
+
+def window_at(before: int, rows: Tensor, columns: Tensor) -> Mask:
+    """Return `sliding_window(before)` for positions of rows (B, T) and of columns (B, S)."""
+    rule = PartRule("sliding_window", _sliding_window)
+    return Mask("part", rule, (before, 0), (rows, columns), ("BT", "BS"))
 
 
 def prefix(lengths: Integer[Tensor, "B"] | Sequence[int]) -> Mask:
@@ -471,6 +568,36 @@ def _segments(at: Any, ids: Tensor) -> Any:
 @_means("a query sees only the keys of its own segment")
 def _segments_pair(at: Any, query_ids: Tensor, key_ids: Tensor) -> Any:
     return at.rows(query_ids) == at.columns(key_ids)
+
+
+def packed(lengths: Integer[Tensor, "B N"] | Sequence) -> Mask:
+    """Allow a query the keys of its own document, of `lengths` (B, N) laid end to end.
+
+    It is `segments` of the ids that they make, without these. What stands behind the last document
+    is in none: no key is allowed, no query attends; a length of 0 fills up a shorter list. Raises
+    TypeError unless lengths are integers, ValueError unless they are (B, N) and not negative.
+
+    >>> print((packed([[2, 1]]) & causal()).draw(4, 4))
+    ■ · · ·
+    ■ ■ · ·
+    · · ■ ·
+    · · · ·
+    """
+    lengths = checks.check_lengths(lengths, "BN")
+    return Mask("packed", _packed, arrays=(lengths,), axes=("BN",), positional=True)
+
+
+@_means("a query sees only the keys of its own document")
+def _packed(at: Any, lengths: Tensor) -> Any:
+    query, key = at.documents(lengths)
+    return (query == key) & (at.query >= 0) & (key < lengths.shape[1])
+
+
+def pair_documents(lengths: Tensor, rows: Tensor, columns: Tensor) -> Mask:
+    """Return `packed(lengths)` for positions of rows (B, T) and columns (B, S), as `segments`."""
+    query, key = count_ends(lengths, rows), count_ends(lengths, columns)
+    nowhere = (rows < 0) | (query == lengths.shape[1])
+    return segments(torch.where(nowhere, -1, query), key)
 
 
 def allow(array: Bool[Tensor, "B H T S"]) -> Mask:

@@ -16,6 +16,7 @@ from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
 from .tiles import Cells, Tiles
+from .window import WindowCache
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -98,12 +99,20 @@ class MultiHeadAttention(nn.Module):
             weights = weights.mean(1)
         return output, weights
 
-    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Return an empty cache for `decode`, of `capacity` slots a sample.
+    def new_cache(
+        self, batch_size: int, capacity: int | None = None, *, window: int | None = None
+    ) -> KVCache:
+        """Return an empty cache for `decode`, of `capacity` slots a sample, or of a window.
 
+        With `window=before` decoding is `sliding_window(before)`, in memory that does not grow.
         Its dtype is that of the weights, or autocast's where that is on, and float32 where there
         are no float weights: `KVCache.empty` makes others.
         """
+        checks.check_one_of("capacity", capacity, "window", window)
+        if window is not None:
+            checks.check_count("window", window, 0)
+        kind = KVCache if window is None else WindowCache
+        slots: Any = capacity if window is None else window + 1
         held = (getattr(self.k_proj, "weight", None), *self.parameters(), *self.buffers())
         arrays = [array for array in held if isinstance(array, Tensor)]
         floats = [array for array in arrays if checks.float_name(array)]
@@ -111,8 +120,8 @@ class MultiHeadAttention(nn.Module):
         device = next((array.device for array in (*floats, *arrays)), torch.get_default_device())
         if is_autocast(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device.type)
-        sizes = (batch_size, self.num_kv_heads, capacity, self.head_dim)
-        return KVCache.empty(*sizes, dtype=dtype, device=device)
+        sizes = (batch_size, self.num_kv_heads, slots, self.head_dim)
+        return kind.empty(*sizes, dtype=dtype, device=device)
 
     def project(
         self,
@@ -159,6 +168,8 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, KVCache]:
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
+        if isinstance(cache, WindowCache):
+            return self._decode_window(x, cache, counts)
         key, value = (cast_like(array, cache.key) for array in self._project_heads(x, x))
         if mask is not None:
             cache = cache._append(*mark_nonfinite(key, value), counts)
@@ -170,6 +181,25 @@ class MultiHeadAttention(nn.Module):
         key, value = (key, value) if sure else mark_nonfinite(key, value)
         cache = cache._append(key, value, counts)
         return self._attend_slots(query, cache, first, sure), cache
+
+    def _decode_window(
+        self, x: Tensor, cache: WindowCache, counts: Tensor | None
+    ) -> tuple[Tensor, KVCache]:
+        """Decode into a ring: a step writes and looks at all slots, a chunk looks, then writes."""
+        key, value = (cast_like(array, cache.key) for array in self._project_heads(x, x))
+        query = self._project_query(x, cache)
+        sure = surely_scored(query, key, value)
+        key, value = (key, value) if sure else mark_nonfinite(key, value)
+        if x.shape[1] == 1:
+            written = cache._append(key, value, counts)
+            slots = written.slots()
+            return self._attend_slots(query, slots, slots.lengths - 1, sure), written
+        keys, values, mask = cache.beside(key, value, counts)
+        sizes = (*query.shape[:3], keys.shape[2])
+        checks.check_projected(query, keys, values, sizes)
+        output = attend(query, keys, values, self._new_call(sizes, mask, None, 0))
+        output = self._join_heads(_nan_if_overflowed(output, cache.slots()))
+        return output, cache._append(key, value, counts)
 
     def _check_inputs(
         self, query: Tensor, key: Tensor | KVCache | None, value: Tensor | None
@@ -208,6 +238,7 @@ class MultiHeadAttention(nn.Module):
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
         if mask is not None:
+            checks.check_no_window(cache, "attn_mask")
             checks.check_is_mask("attn_mask must be a Mask", mask, Mask)
             checks.check_mask(mask, (batch, self.num_heads, steps, cache.capacity))
             if hidden is not None:

@@ -74,6 +74,10 @@ class BlockCells(Cells):
         """Look up by the query's position."""
         return super().positions(self._cut(table))
 
+    def documents(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return in which document query and key stand."""
+        return super().documents(self._cut(lengths))
+
     def cells(self, table: Tensor) -> Tensor:
         """Look up cell by cell."""
         table = self._cut(table)

@@ -44,6 +44,9 @@ class Interval:
     def __sub__(self, step: int) -> "Interval":
         return self + -step
 
+    def __floordiv__(self, size: int) -> "Interval":
+        return Interval(self.low // size, self.high // size)
+
     def __le__(self, other: "Interval | int") -> Verdict:
         low, high = _ends(other)
         return Verdict(self.high <= low, self.low <= high)
@@ -72,7 +75,7 @@ class Cells:
     """Some rows and columns of a call of `sizes` (B, H, T, S), one value a cell.
 
     `query` and `key` are positions: queries start at `query_offset`, an int or one a sample. The
-    five methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
+    methods look a mask's table up by the axes it has: (B,), (B, T), (B, S), (B, H, T, S).
     What they look up is moved to `device`, so a mask made on the CPU serves a GPU too.
     """
 
@@ -105,13 +108,27 @@ class Cells:
         return table[:, None, None, self._columns].to(self.key.device)
 
     def positions(self, table: Tensor) -> Tensor:
-        """Look up by the query's position; one outside the table gets what stands at its edge."""
-        positions = self.query[:, 0, :, 0]
+        """Look up by the query's position."""
+        return self.look_up(table, self.query[:, 0, :, 0])[:, None, :, None]
+
+    def look_up(self, table: Tensor, positions: Tensor) -> Tensor:
+        """Look a sample's line up at (B, n) positions; outside of it, take what is at its edge."""
+        positions = positions.to(self.key.device)
         if not table.shape[1]:
-            return torch.zeros_like(self.query)
+            return torch.zeros_like(positions)
         inside = positions.clamp(0, table.shape[1] - 1)
         sample = torch.arange(len(table), device=inside.device)[:, None]
-        return table.to(inside.device)[sample, inside][:, None, :, None]
+        return table.to(inside.device)[sample, inside]
+
+    def documents(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return in which document of `lengths` (B, N), laid end to end, query and key stand."""
+        query = count_ends(lengths, self.query[:, 0, :, 0])
+        key = count_ends(lengths, self.key[:, 0, 0])
+        return query[:, None, :, None], key[:, None, None]
+
+    def part(self, rows: Tensor, columns: Tensor) -> "PartCells":
+        """Return the same cells, told by where they stand in a larger call."""
+        return PartCells(self, rows, columns)
 
     def cells(self, table: Tensor) -> Tensor:
         return table[:, :, self._rows, self._columns].to(self.key.device)
@@ -120,6 +137,40 @@ class Cells:
         indices = (self.batch, self.head, self.query, self.key)
         sizes = (self.batch.shape[0], self.head.shape[1], self.query.shape[2], self.key.shape[3])
         return checks.check_verdict(function(*indices), sizes)
+
+
+class PartCells(Cells):
+    """Cells of a part of a mask: `rows` (B, T) and `columns` (B, S) are where they stand.
+
+    It is asked by the rules that go by positions only; tables of rows and columns are cut before.
+    """
+
+    def __init__(self, cells: Cells, rows: Tensor, columns: Tensor):
+        self._cells, self._places = cells, (rows, columns)
+        self.query, self.key = cells.rows(rows), cells.columns(columns)
+
+    def samples(self, table: Tensor) -> Tensor:
+        return self._cells.samples(table)
+
+    def columns(self, table: Tensor) -> Tensor:
+        return self._cells.columns(self._cells.look_up(table, self._places[1]))
+
+    def positions(self, table: Tensor) -> Tensor:
+        return self._cells.rows(self._cells.look_up(table, self._places[0]))
+
+    def call(self, function: Callable) -> Tensor:
+        def placed(batch: Tensor, head: Tensor, *_: Tensor) -> Tensor:
+            return function(batch, head, self.query, self.key)
+
+        return self._cells.call(placed)
+
+
+def count_ends(lengths: Tensor, positions: Tensor) -> Tensor:
+    """Count documents, of `lengths` (B, N) end to end, that are over at (B, n) positions."""
+    ends = lengths.to(positions.device, torch.int64).cumsum(1)
+    samples = torch.broadcast_shapes(ends.shape[:1], positions.shape[:1])
+    ends, positions = (x.expand(*samples, -1).contiguous() for x in (ends, positions))
+    return torch.searchsorted(ends, positions, right=True)
 
 
 class Tiles:
@@ -141,6 +192,13 @@ class Tiles:
 
     def positions(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.positions(table))
+
+    def documents(self, lengths: Tensor) -> tuple[Verdict | Interval, Verdict | Interval]:
+        query, key = self._cells.documents(lengths)
+        return self._reduce(query), self._reduce(key)
+
+    def part(self, rows: Tensor, columns: Tensor) -> "Tiles":
+        return Tiles(self._cells.part(rows, columns), self._height, self._width)
 
     def cells(self, table: Tensor) -> Verdict | Interval:
         return self._reduce(self._cells.cells(table))

@@ -440,8 +440,11 @@ class _Stack(nn.Module):
     def _last_norm(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)
 
-    def _new_caches(self, batch_size: int, capacity: int) -> tuple[KVCache, ...]:
-        return tuple(layer.self_attn.new_cache(batch_size, capacity) for layer in self.layers)
+    def _new_caches(
+        self, batch_size: int, capacity: int | None, window: int | None = None
+    ) -> tuple[KVCache, ...]:
+        attentions = [layer.self_attn for layer in self.layers]
+        return tuple([attn.new_cache(batch_size, capacity, window=window) for attn in attentions])
 
     def _check_depth(self, cache: StackCache) -> None:
         checks.check_is_cache(cache, StackCache)
@@ -507,9 +510,11 @@ class TransformerEncoder(_Stack):
         """Return the output, shaped like `src`; with `need_weights` each layer's weights too."""
         return self._run(src, (mask, src_key_padding_mask), need_weights)
 
-    def start(self, batch_size: int, capacity: int) -> StackCache:
-        """Return empty caches for `decode`, of `capacity` positions a sample."""
-        return StackCache(self._new_caches(batch_size, capacity))
+    def start(
+        self, batch_size: int, capacity: int | None = None, *, window: int | None = None
+    ) -> StackCache:
+        """Return empty caches for `decode`, of `capacity` positions a sample, or of a window."""
+        return StackCache(self._new_caches(batch_size, capacity, window))
 
     @torch.no_grad()
     def decode(

@@ -24,15 +24,23 @@ class Spec:
         return Spec("not", parts=(self,))
 
     def __repr__(self) -> str:
+        plain = {
+            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in self.arguments.items()
+        }
+        shown = ", ".join(f"{k}={v!r}" for k, v in plain.items())
+        if self.kind == "part":
+            return f"{self.parts[0]!r}.part({shown})"
         if self.kind == "not":
             return f"~{self.parts[0]!r}"
         if self.parts:
             sign = " & " if self.kind == "and" else " | "
             return f"({sign.join(map(repr, self.parts))})"
-        shown = {
-            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in self.arguments.items()
-        }
-        return f"{self.kind}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+        return f"{self.kind}({shown})"
+
+    def part(self, rows, columns, query_offset=0) -> "Spec":
+        """Return the mask of some queries and keys of a whole call."""
+        places = {"rows": np.array(rows, int), "columns": np.array(columns, int)}
+        return Spec("part", places | {"query_offset": query_offset}, (self,))
 
 
 def causal() -> Spec:
@@ -41,6 +49,10 @@ def causal() -> Spec:
 
 def sliding_window(before: int, after: int = 0) -> Spec:
     return Spec("sliding_window", {"before": before, "after": after})
+
+
+def chunked(size: int) -> Spec:
+    return Spec("chunked", {"size": size})
 
 
 def prefix(lengths) -> Spec:
@@ -58,6 +70,10 @@ def segments(query_ids, key_ids=None) -> Spec:
     return Spec("segments", {name: np.array(i) for name, i in ids.items() if i is not None})
 
 
+def packed(lengths) -> Spec:
+    return Spec("packed", {"lengths": np.array(lengths)})
+
+
 def allow(array) -> Spec:
     return Spec("allow", {"array": np.array(array, bool)})
 
@@ -70,12 +86,17 @@ def predicate(function: Callable) -> Spec:
     return Spec("predicate", {"function": function})
 
 
+POSITIONAL = ("causal", "sliding_window", "chunked", "prefix", "packed", "predicate")
+
+
 def positional(spec: Spec) -> bool:
     """Whether some part of a mask looks at positions, and so needs to know where queries start."""
+    if spec.kind == "part":
+        return False
     if spec.parts:
         return any(positional(part) for part in spec.parts)
     one_sided = spec.kind == "segments" and "key_ids" not in spec.arguments
-    return one_sided or spec.kind in ("causal", "sliding_window", "prefix", "predicate")
+    return one_sided or spec.kind in POSITIONAL
 
 
 def conjuncts(spec: Spec) -> list[Spec]:

@@ -9,7 +9,7 @@ from .cases.arrays import normal
 from .cases.attention import LENGTHS, MAIN, SQUARE, Case
 from .cases.compare import check_output, check_steps, refused
 from .contract import clause
-from .mask_spec import causal, padding, prefix, segments, sliding_window
+from .mask_spec import causal, chunked, packed, padding, prefix, segments, sliding_window
 from .oracle import reference
 from .oracle.tolerance import Differs, same
 from .subjects.protocol import TILE, require
@@ -18,6 +18,8 @@ CAUSAL = Case("causal", SQUARE, causal())
 POSITIONAL = {
     "causal": causal(),
     "window": sliding_window(1, 1),
+    "chunked": chunked(2),
+    "packed": packed([[3, 2, 2]] * 3),
     "prefix": prefix([3, 0, 7]),
     "segments": segments([[1, 1, 2, 2, 2, 3, 3]] * 3),
     "causal_and_padding": causal() & padding(LENGTHS),

@@ -48,6 +48,10 @@ def leaves(shape: Shape) -> st.SearchStrategy[mask_spec.Spec]:
         row = st.lists(st.integers(0, 3), min_size=length, max_size=length)
         return st.lists(row, min_size=B, max_size=B)
 
+    # As many documents, some of them empty, as cuts between 0 and at most S make
+    cuts = st.lists(st.lists(st.integers(0, S), min_size=3, max_size=3), min_size=B, max_size=B)
+    documents = cuts.map(lambda ends: np.diff(np.sort(ends), axis=1, prepend=0))
+
     def flags(kind):
         return st.builds(
             lambda seed, b, h, true: kind(coins(seed, b, h, T, S, true=true)),
@@ -57,6 +61,7 @@ def leaves(shape: Shape) -> st.SearchStrategy[mask_spec.Spec]:
     return st.one_of(
         st.just(mask_spec.causal()),
         st.builds(mask_spec.sliding_window, counts, counts),
+        st.builds(mask_spec.chunked, st.integers(1, S + 1)),
         st.builds(mask_spec.prefix, lengths),
         st.builds(mask_spec.padding, lengths),
         st.builds(
@@ -64,6 +69,7 @@ def leaves(shape: Shape) -> st.SearchStrategy[mask_spec.Spec]:
         ),
         st.builds(mask_spec.segments, ids(S)),
         st.builds(mask_spec.segments, ids(T), ids(S)),
+        st.builds(mask_spec.packed, documents),
         flags(mask_spec.allow),
         flags(mask_spec.hide),
     )
@@ -80,6 +86,27 @@ def masks(shape: Shape) -> st.SearchStrategy[mask_spec.Spec]:
         ),
         max_leaves=4,
     )
+
+
+@st.composite
+def parts(draw, shape: Shape, whole: Shape) -> mask_spec.Spec:
+    """Some rows and columns of a mask of a whole call, and maybe a part of that again."""
+    spec, offsets = draw(masks(whole)), st.integers(-3, whole.S)
+    each = st.lists(offsets, min_size=shape.B, max_size=shape.B).map(np.array)
+    sizes = (whole.T, whole.S)
+    if draw(st.booleans()):
+        between = draw(st.integers(1, 6)), draw(st.integers(1, 8))
+        spec = spec.part(*(draw(_places(*pair)) for pair in zip(between, sizes, strict=True)),
+                         draw(offsets | each))  # fmt: skip
+        sizes = between
+    places = [draw(_places(*pair)) for pair in zip((shape.T, shape.S), sizes, strict=True)]
+    spec = spec.part(*places, draw(offsets | each))
+    other = draw(st.none() | leaves(shape))
+    return spec if other is None else draw(st.sampled_from([spec & other, other | ~spec]))
+
+
+def _places(count: int, size: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, size - 1), min_size=count, max_size=count)
 
 
 @st.composite

@@ -11,7 +11,18 @@ from .cases.arrays import coins
 from .cases.attention import LENGTHS, MAIN, MASKS, Case
 from .cases.compare import check_output, check_steps, refused
 from .contract import clause
-from .mask_spec import allow, causal, hide, padding, predicate, prefix, segments, sliding_window
+from .mask_spec import (
+    allow,
+    causal,
+    chunked,
+    hide,
+    packed,
+    padding,
+    predicate,
+    prefix,
+    segments,
+    sliding_window,
+)
 from .oracle import reference
 from .oracle.tolerance import compare, same
 from .subjects.protocol import require
@@ -345,6 +356,8 @@ def test_explain_reads_a_complement_as_a_part(subject):
 POSITIONAL = {
     "causal": causal(),
     "window": sliding_window(1, 2),
+    "chunked": chunked(2),
+    "packed": packed([[3, 2, 0], [0, 4, 3], [1, 0, 0]]),
     "prefix": prefix([3, 0, 7]),
     "segments": segments([[4, 4, 4, 9, 9, 9, 9], [1, 2, 2, 2, 3, 3, 3], [5] * 7]),
 }
@@ -509,3 +522,149 @@ def test_one_mask_serves_any_call(subject):
         got = subject.module.attention(*inputs, mask=mask, query_offset=offset)
         exact, naive = (steps["output"] for steps in case.expected("float32"))
         compare(subject.numpy(got), exact, naive, f"output at {offset}")
+
+
+STARTS = {"first": 0, "inside": 3, "before": -4, "behind": 6, "each": np.array([-1, 5, 2])}
+
+
+@clause("MASK-13")
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 2**31 - 1, 2**40])
+def test_chunks_are_counted_from_position_0(subject, size, start):
+    got = allowed(subject, chunked(size), query_offset=STARTS[start])
+    for b, offset in enumerate(np.broadcast_to(STARTS[start], 3)):
+        for t in range(5):
+            keys = [s for s in range(7) if (t + offset) // size == s // size]
+            same(np.flatnonzero(got[b, 0, t]), keys, f"keys that position {t + offset} sees")
+
+
+@clause("MASK-13")
+@pytest.mark.parametrize("size", [1, 3, 2**31 - 1, 2**40])
+@pytest.mark.parametrize("offset", [2**30, -(2**30)])
+def test_far_chunks_are_chunks(subject, size, offset):
+    expected = reference.allowed(chunked(size), MAIN.call, offset)
+    same(allowed(subject, chunked(size), query_offset=offset), expected, f"chunks at {offset}")
+
+
+DOCUMENTS = {
+    "whole": [[3, 4], [7, 0], [1, 6]],
+    "short": [[3, 2, 1], [0, 0, 0], [0, 1, 0]],
+    "empty_between": [[0, 2, 0, 0, 3, 0], [2, 0, 2, 0, 2, 0], [0, 0, 0, 7, 0, 0]],
+    "one": [[5], [0], [7]],
+    "none": [[], [], []],
+    "of_all_samples": [[2, 4]],
+}
+
+
+@clause("MASK-13")
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_packed_documents_are_segments_of_their_ids(subject, name, start):
+    lengths = np.array(DOCUMENTS[name], int)
+    numbers = [np.repeat(np.arange(len(line)), line) for line in lengths]
+    ids = np.stack([np.pad(line, (0, 7 - len(line))) for line in numbers])
+    spec = segments(ids) & padding(lengths.sum(1))
+    offset = STARTS[start]
+    expected = reference.allowed(spec, MAIN.call, offset)
+    positions = np.broadcast_to(offset, 3)[:, None] + np.arange(5)
+    expected &= (positions < lengths.sum(1)[:, None])[:, None, :, None]
+    same(allowed(subject, packed(lengths), query_offset=offset), expected, f"packed {name}")
+
+
+@pytest.mark.untyped
+@clause("MASK-13")
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint32", "int64"])
+def test_lengths_of_documents_may_be_of_any_kind(subject, kind):
+    lengths = np.array([[100, 100, 50], [0, 127, 120], [1, 2, 3]], kind)
+    sizes = (3, 1, 3, 260)
+    expected = reference.allowed(packed(lengths), sizes, 198)
+    same(allowed(subject, packed(lengths), sizes, 198), expected, f"packed lengths of {kind}")
+
+
+@clause("MASK-13")
+def test_packed_documents_equal_the_same_documents_alone(subject):
+    require(subject, "attention")
+    rng = np.random.default_rng(32)
+    query, key, value = (rng.normal(size=(1, 2, 7, d)).astype(np.float32) for d in (11, 11, 13))
+    output = subject.attention(query, key, value, mask=packed([[3, 0, 2]]) & causal())
+    for start, stop in ((0, 3), (3, 5)):
+        part, length = np.s_[:, :, start:stop], stop - start
+        tri = np.broadcast_to(np.tri(length, dtype=bool), (1, 2, length, length))
+        inputs = (query[part], key[part], value[part])
+        check_output(output[part], *inputs, f"{start}..{stop}", allowed=tri)
+    assert not output[:, :, 5:].any(), "MASK-13: rows behind the last document are fully masked"
+
+
+ROWS = {"in_order": [1, 2, 3], "repeated": [4, 0, 4, 4], "one": [2], "none": []}
+COLUMNS = {"in_order": [2, 3, 4, 5], "repeated": [6, 6, 0, 3, 1], "one": [4], "none": []}
+
+
+@clause("MASK-14")
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", MASKS)
+def test_a_part_allows_what_the_whole_allows_there(subject, name, rows, columns):
+    spec, own = MASKS[name]
+    offset, (r, c) = 0 if own is None else own, (ROWS[rows], COLUMNS[columns])
+    expected = reference.allowed(spec, MAIN.call, offset)[:, :, r][..., c]
+    part, sizes = spec.part(r, c, offset), (3, 2, len(r), len(c))
+    same(allowed(subject, part, sizes), expected, "a part")
+    same(allowed(subject, part, sizes, 3), expected, "a part that an offset does not move")
+    options = {"batch": 3, "heads": 2}
+    for top, left in product(range(len(r)), range(len(c))):
+        for height, width in ((1, 1), (2, 3), (3, 2)):
+            at = slice(top, top + height), slice(left, left + width)
+            got = subject.ask("tile", part, *sizes[2:], *at, **options)
+            wanted = verdict(expected[:, :, at[0]][..., at[1]])
+            assert got == wanted, f"MASK-14: tile {at}: expected {wanted}, got {got}"
+
+
+@clause("MASK-14")
+@pytest.mark.parametrize("name", MASKS)
+def test_a_part_of_a_part_is_a_part(subject, name):
+    spec, own = MASKS[name]
+    offset = 0 if own is None else own
+    middle = spec.part([4, 2, 2, 0], [5, 1, 6, 0, 1, 3], offset)
+    part = (middle | padding([3, 0, 6])).part([3, 0, 1], [4, 0, 2], 2)
+    expected = reference.allowed(part, (3, 2, 3, 3))
+    same(allowed(subject, part, (3, 2, 3, 3)), expected, "a part of a part")
+
+
+@clause("MASK-14")
+@pytest.mark.parametrize("name", MASKS)
+def test_attention_of_a_part_is_that_of_its_rows_and_columns(subject, name):
+    require(subject, "attention")
+    spec, own = MASKS[name]
+    rows, columns, offset = [4, 0, 3, 3], [6, 0, 2, 1, 5], 0 if own is None else own
+    shape = MAIN._replace(T=4, S=5)
+    check_steps(subject, Case("part", shape, spec.part(rows, columns, offset)), "float32")
+
+
+@clause("MASK-14")
+@pytest.mark.parametrize("name", ["causal", "segments", "predicate", "causal_and_padding"])
+def test_a_part_is_explained_as_the_whole_is(subject, name):
+    spec, offset = MASKS[name]
+    rows, columns = [4, 0, 3], [6, 0, 2, 1]
+    part = spec.part(rows, columns, offset)
+    for b, t, s in product(range(3), range(3), range(4)):
+        got = subject.ask("explain", part, b, 1, t, s).splitlines()
+        place = (b, 1, rows[t], columns[s])
+        whole = subject.ask("explain", spec, *place, query_offset=offset).splitlines()
+        words = [[line.split()[0].rstrip(":") for line in text] for text in (got, whole)]
+        assert words[0] == words[1], f"MASK-14: {place}: expected {words[1]}, got {words[0]}"
+
+
+@clause("MASK-14")
+def test_shards_of_a_long_call_give_the_whole(subject):
+    require(subject, "attention")
+    T, spec = 131, causal() & packed([[50, 0, 60]]) & chunked(37)
+    order = np.random.default_rng(8).permutation(T)
+    rng = np.random.default_rng(33)
+    query, key, value = (rng.normal(size=(1, 2, T, 5)).astype(np.float32) for _ in range(3))
+    options = {"allowed": reference.allowed(spec, (1, 2, T, T))}
+    for rows in (order[:64], order[64:]):
+        part = spec.part(rows, order)
+        got = subject.attention(query[:, :, rows], key[:, :, order], value[:, :, order], mask=part)
+        options = {"allowed": reference.allowed(spec, (1, 2, T, T))[:, :, rows][..., order]}
+        inputs = (query[:, :, rows], key[:, :, order], value[:, :, order])
+        check_output(got, *inputs, "a shard", **options)

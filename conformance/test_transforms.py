@@ -150,7 +150,8 @@ def moved(case: Case) -> Case:
     return replace(case, seed=case.seed + 1)
 
 
-MAPPED = ["plain", "causal_and_padding", "causal_per_sample", "segments", "allow", "predicate"]
+MAPPED = ["plain", "causal_and_padding", "causal_per_sample", "segments", "packed", "part", "allow",
+          "predicate"]  # fmt: skip
 
 
 @clause("TRF-3")

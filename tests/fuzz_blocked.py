@@ -29,6 +29,11 @@ DTYPES = ["float64", "float32", "float16", "bfloat16"]
 LEAVES = {
     "causal": lambda rng, s, fixed: mask_spec.causal(),
     "sliding_window": lambda rng, s, fixed: mask_spec.sliding_window(*fixed.integers(0, 4, 2)),
+    "chunked": lambda rng, s, fixed: mask_spec.chunked(int(fixed.integers(1, 9))),
+    "packed": lambda rng, s, fixed: mask_spec.packed(rng.integers(0, s.S // 4 + 1, (s.B, 4))),
+    "part": lambda rng, s, fixed: (
+        mask_spec.causal() | mask_spec.padding(rng.integers(0, 9, s.B))
+    ).part(rng.integers(0, 20, s.T), rng.integers(0, 20, s.S), rng.integers(-3, 3, s.B)),
     "prefix": lambda rng, s, fixed: mask_spec.prefix(rng.integers(0, s.S + 1, s.B)),
     "padding": lambda rng, s, fixed: mask_spec.padding(rng.integers(0, s.S + 1, s.B)),
     "hidden": lambda rng, s, fixed: mask_spec.padding(hidden=rng.random((s.B, s.S)) < 0.4),

@@ -22,7 +22,8 @@ class Plan(NamedTuple):
         return {name: values[0] for name, values in self.options.items()}
 
 
-POSITIONAL = ("causal", "window", "prefix", "segments", "predicate", "and", "or", "not")
+POSITIONAL = ("causal", "window", "chunked", "prefix", "segments", "packed", "predicate",
+              "and", "or", "not")  # fmt: skip
 BACKWARD = ("gradients", "blocked_gradients", "steps_gradients")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 POLICIES = ("zero", "nan", "uniform")
@@ -30,8 +31,8 @@ ROWS_OF_NAN = "rows of NaN are the forward's only"
 
 ATTENTION = Plan(
     {
-        "mask": ("none", "causal", "window", "prefix", "padding", "hidden", "segments", "pair",
-                 "allow", "hide", "predicate", "and", "or", "not"),
+        "mask": ("none", "causal", "window", "chunked", "prefix", "padding", "hidden", "segments",
+                 "pair", "packed", "part", "allow", "hide", "predicate", "and", "or", "not"),
         "heads": ("equal", "grouped", "one"),
         "bias": ("none", "rank2", "rank4", "heads", "samples", "hiding"),
         "scale": ("none", "zero", "large", "negative"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..mask_spec import Spec, allow, causal, padding, segments, sliding_window
+from ..mask_spec import Spec, allow, causal, chunked, packed, padding, segments, sliding_window
 from ..oracle import expected
 from ..oracle.tolerance import Differs, compare
 from ..subjects.protocol import NotOffered
@@ -93,6 +93,8 @@ def grown(name: str) -> list[Case]:
             "hidden": (padding(hidden=hidden), None),
             "causal_and_lengths": (causal() & padding(lengths), lengths),
             "segments": (segments(ids[:, :T], ids), None),
+            "chunked": (chunked(2), lengths),
+            "packed": (packed(np.stack([lengths // 2, 0 * lengths, lengths // 3], 1)), 1),
             "allow": (allow(coins(i, B, 1, T, S)), None),
             "bias": (padding(lengths), None),
         }
@@ -103,7 +105,7 @@ def grown(name: str) -> list[Case]:
 
 
 GROWN = ["plain", "causal", "window", "lengths", "hidden", "causal_and_lengths", "segments",
-         "allow", "bias"]  # fmt: skip
+         "chunked", "packed", "allow", "bias"]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

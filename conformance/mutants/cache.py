@@ -267,3 +267,16 @@ class NanForgotten(Spoiled):
 
     def feed(self, x, **options):
         return np.nan_to_num(self.own.feed(x, **options))
+
+
+@breaks("decoding", "CACHE-13")
+def window_keeps_all(right, *arguments, capacity, window=None, **given):
+    """A cache of a window keeps every token, and every query sees them all."""
+    return right(*arguments, capacity=capacity if window is None else 64, **given)
+
+
+@breaks("decoding", "CACHE-13")
+def window_cache_short(right, *arguments, window=None, **given):
+    """A cache of a window of `before` keeps `before` tokens, the query's own among them."""
+    given |= {} if window is None else {"window": max(window - 1, 0)}
+    return right(*arguments, **given)

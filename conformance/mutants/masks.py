@@ -2,7 +2,18 @@
 
 import numpy as np
 
-from ..mask_spec import Spec, allow, hide, padding, predicate, prefix, segments, sliding_window
+from ..mask_spec import (
+    Spec,
+    allow,
+    chunked,
+    hide,
+    packed,
+    padding,
+    predicate,
+    prefix,
+    segments,
+    sliding_window,
+)
 from ..oracle.tolerance import finfo
 from .arithmetic import allowed_by, attended, recomputes, softmax, with_allowed
 from .mutant import breaks
@@ -195,6 +206,75 @@ def segments_not_compared(right, spec):
     if spec is not None and spec.kind == "segments":
         return right(segments(*(0 * ids for ids in spec.arguments.values())))
     return right(spec)
+
+
+@breaks("mask", "MASK-13", "MASK-4", "ATT-1")
+def chunks_from_one(right, spec):
+    """Chunks are counted from position 1: a query sees `size` keys that are shifted by one."""
+    if spec is None or spec.kind != "chunked":
+        return right(spec)
+    size = spec.arguments["size"]
+    return right(
+        predicate(lambda batch, head, query, key: (query - 1) // size == (key - 1) // size)
+    )
+
+
+@breaks("mask", "MASK-13")
+def chunks_cut_towards_zero(right, spec):
+    """Positions before the first are rounded towards 0, and see the first chunk."""
+    if spec is None or spec.kind != "chunked":
+        return right(spec)
+    size = spec.arguments["size"]
+    return right(chunked(size) | predicate(lambda b, h, q, k: (-q < size) & (q < 0) & (k < size)))
+
+
+@breaks("mask", "MASK-13", "MASK-4", "ATT-1")
+def one_document(right, spec):
+    """Packed documents see each other: their lengths are only summed."""
+    if spec is not None and spec.kind == "packed":
+        return right(packed(spec.arguments["lengths"].sum(1, keepdims=True)))
+    return right(spec)
+
+
+@breaks("mask", "MASK-13")
+def rest_is_a_document(right, spec):
+    """What stands behind the last document is taken for one more."""
+    if spec is not None and spec.kind == "packed":
+        lengths = spec.arguments["lengths"]
+        rest = padding(lengths.sum(1))
+        return right(packed(lengths) | ~rest & _behind(lengths.sum(1)))
+    return right(spec)
+
+
+def _behind(totals: np.ndarray) -> Spec:
+    return ~(predicate(lambda batch, head, query, key: query < totals.min()))
+
+
+@breaks("mask", "MASK-14", "ATT-1")
+def part_in_order(right, spec):
+    """A part's rows are taken for neighbours that begin with its first one."""
+    if spec is None or spec.kind != "part" or not len(spec.arguments["rows"]):
+        return right(spec)
+    rows = spec.arguments["rows"]
+    near = np.minimum(rows[0] + np.arange(len(rows)), rows.max())
+    return right(Spec("part", spec.arguments | {"rows": near}, spec.parts))
+
+
+@breaks("mask", "MASK-14")
+def part_columns_sorted(right, spec):
+    """A part's columns are put in order, as those of a slice are."""
+    if spec is None or spec.kind != "part":
+        return right(spec)
+    columns = np.sort(spec.arguments["columns"])
+    return right(Spec("part", spec.arguments | {"columns": columns}, spec.parts))
+
+
+@breaks("mask", "MASK-14")
+def part_at_zero(right, spec):
+    """A part forgets where the queries of the whole call start."""
+    if spec is None or spec.kind != "part":
+        return right(spec)
+    return right(Spec("part", spec.arguments | {"query_offset": 0}, spec.parts))
 
 
 @breaks("mask", "MASK-8", "MASK-4", "ATT-1")

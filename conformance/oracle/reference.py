@@ -26,6 +26,8 @@ def is_allowed(spec: Spec, batch: int, head: int, row: int, column: int, offset:
             return column <= position
         case "sliding_window":
             return -a["before"] <= column - position <= a["after"]
+        case "chunked":
+            return position // a["size"] == column // a["size"]
         case "prefix":
             return column < _of(a["lengths"], batch) or column <= position
         case "padding" if "lengths" in a:
@@ -37,13 +39,30 @@ def is_allowed(spec: Spec, batch: int, head: int, row: int, column: int, offset:
         case "segments":
             ids = _of(a["query_ids"], batch)
             return 0 <= position < len(ids) and ids[position] == ids[column]
+        case "packed":
+            document = _document(_of(a["lengths"], batch), position)
+            return document is not None and document == _document(_of(a["lengths"], batch), column)
         case "allow":
             return _of(_of(a["array"], batch), head)[row][column]
         case "hide":
             return not _of(_of(a["array"], batch), head)[row][column]
         case "predicate":
             return bool(a["function"](batch, head, position, column))
+        case "part":
+            place = int(a["rows"][row]), int(a["columns"][column])
+            offset = int(_of(np.ravel(a["query_offset"]), batch))
+            return is_allowed(spec.parts[0], batch, head, *place, offset)
     raise ValueError(f"a mask of the contract: got {spec.kind}")
+
+
+def _document(lengths, position: int) -> int | None:
+    """Return the number of the document that a position is in, where they lie end to end."""
+    start = 0
+    for number, length in enumerate(map(int, lengths)):
+        if start <= position < start + length:
+            return number
+        start += length
+    return None
 
 
 def _of(table, index: int):

@@ -192,16 +192,18 @@ class ModelDecoding:
             for name, attn in self._attentions():
                 self.adapter.count(attn.k_proj, self.sent.setdefault(name, []))
         given = self.adapter.options(given)
+        window = given.pop("window", None)
+        room = {"capacity": capacity} if window is None else {"window": window}
         if self.kind == "attention":
-            self.cache = self.model.new_cache(given["batch_size"], capacity)
+            self.cache = self.model.new_cache(given["batch_size"], **room)
         elif self.kind == "encoder_layer":
-            self.cache = self.model.self_attn.new_cache(given["batch_size"], capacity)
+            self.cache = self.model.self_attn.new_cache(given["batch_size"], **room)
         elif self.kind == "encoder":
-            self.cache = self.model.start(given["batch_size"], capacity)
+            self.cache = self.model.start(given["batch_size"], **room)
         elif self.kind == "decoder_layer":
             self.memory = (self.model.multihead_attn.project(given["memory"]),)
             batch = self.memory[0].key.shape[0]
-            self.cache = self.model.self_attn.new_cache(batch, capacity)
+            self.cache = self.model.self_attn.new_cache(batch, **room)
         else:
             first = given.pop("memory" if self.kind == "decoder" else "src")
             self.cache = self.model.start(first, capacity, **given)

@@ -63,6 +63,8 @@ class Rosetta(Models):
             case "not":
                 return ~parts[0]
         arguments = {name: self._cross(value) for name, value in spec.arguments.items()}
+        if spec.kind == "part":
+            return parts[0].part(**arguments)
         return getattr(self.module, spec.kind)(**arguments)
 
     def _cross(self, value):
@@ -89,6 +91,9 @@ class Rosetta(Models):
         if tree.kind == "not":
             own = self._builder(tree.parts[0], places)
             return lambda arrays: own(arrays).__invert__()  # torch's compiler knows no ~ of objects
+        if tree.kind == "part":
+            whole, own = (self._builder(x, places) for x in (tree.parts[0], tree.arguments))
+            return lambda arrays: whole(arrays).part(**own(arrays))
         if tree.parts:
             first, second = (self._builder(part, places) for part in tree.parts)
             if tree.kind == "and":

@@ -14,12 +14,22 @@ const of = (table, b) => table[table.length === 1 ? 0 : b];
 const RULES = {
   causal: ({ s, p }) => s <= p,
   sliding_window: ({ s, p }, { before, after = 0 }) => p - before <= s && s <= p + after,
+  chunked: ({ s, p }, { size }) => Math.floor(p / size) === Math.floor(s / size),
   prefix: ({ b, s, p }, { lengths }) => s < of(lengths, b) || s <= p,
   padding: ({ b, s }, { lengths, hidden }) => (hidden ? !of(hidden, b)[s] : s < of(lengths, b)),
   segments: ({ b, t, s, p }, { query_ids, key_ids }) => {
     const ids = of(query_ids, b);
     if (key_ids) return ids[t] === of(key_ids, b)[s];
     return p >= 0 && p < ids.length && ids[p] === ids[s];
+  },
+  packed: ({ b, s, p }, { lengths }) => {
+    let start = 0;
+    return of(lengths, b).some((length) => {
+      const inside = (place) => place >= start && place < start + length;
+      const both = inside(p) && inside(s);
+      start += length;
+      return both;
+    });
   },
   allow: (cell, { array }) => array(cell),
   hide: (cell, { array }) => !array(cell),
@@ -47,7 +57,7 @@ export function hiders(mask, cell) {
   return mask.kind === "or" && each.some((found) => !found.length) ? [] : each.flat();
 }
 
-const POSITIONAL = new Set(["causal", "sliding_window", "prefix"]);
+const POSITIONAL = new Set(["causal", "sliding_window", "chunked", "prefix", "packed"]);
 const leaves = (mask) => (mask.parts ? mask.parts.flatMap(leaves) : [mask]);
 
 /** Whether a mask looks at positions, which `offset` moves. */
@@ -59,7 +69,7 @@ function check(mask, T, S, offset) {
   if (offset === null && T !== S && isPositional(mask))
     throw new RangeError(`query_offset is needed where T != S: got T = ${T} and S = ${S}`);
   for (const { arguments: args } of leaves(mask))
-    for (const n of args?.lengths ?? [])
+    for (const n of (args?.lengths ?? []).flat())
       if (n < 0 || n > S) throw new RangeError(`a length must lie in 0..S = ${S}: got ${n}`);
 }
 

@@ -43,6 +43,9 @@ def allowed_keys(spec: Spec, query: tuple[int, int, int], offset: int, size: int
             return keys.intersection(upto)
         case "sliding_window":
             return keys.intersection(range(own - tables["before"], own + tables["after"] + 1))
+        case "chunked":
+            first = own // tables["size"] * tables["size"]
+            return keys.intersection(range(first, first + tables["size"]))
         case "prefix":
             return keys.intersection({*upto, *range(tables["lengths"])})
         case "padding" if "lengths" in tables:
@@ -51,6 +54,10 @@ def allowed_keys(spec: Spec, query: tuple[int, int, int], offset: int, size: int
             return keys.difference(_places(tables["hidden"]))
         case "segments":
             return _segment(tables, row, own)
+        case "packed":
+            ends = [0, *(int(end) for end in np.cumsum(tables["lengths"]))]
+            documents = map(range, ends, ends[1:])
+            return next((keys.intersection(span) for span in documents if own in span), set())
         case "allow":
             return _places(_of(tables["array"], head)[row])
         case "hide":
