@@ -88,9 +88,9 @@ WindowCache(key, value, lengths)
 WindowCache.beside(key, value, counts)
 WindowCache.slots()
 allow(array)
-attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
-attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
 causal()
 chunked(size)
