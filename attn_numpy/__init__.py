@@ -19,6 +19,7 @@ from .masks import (
     sliding_window,
 )
 from .multihead import MultiHeadAttention
+from .rotary import QKNorm, rotary
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
     Transformer,
@@ -35,6 +36,7 @@ __all__ = [
     "KVCache",
     "Mask",
     "MultiHeadAttention",
+    "QKNorm",
     "Seq2SeqTransformer",
     "StackCache",
     "Transformer",
@@ -57,6 +59,7 @@ __all__ = [
     "padding",
     "predicate",
     "prefix",
+    "rotary",
     "save",
     "segments",
     "sequence_mask",
