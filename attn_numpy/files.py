@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
     if type(value) in (Rotary, QKNorm):
         return {"class": type(value).__name__} | _pick(value, PARTS[type(value).__name__])
     if callable(value):
-        raise ValueError(f"{_fact(value)}, which is none of {', '.join(PARTS)}")
+        raise ValueError(f"a {type(value).__name__}, which is none of {', '.join(PARTS)}")
     if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value

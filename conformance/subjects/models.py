@@ -82,7 +82,7 @@ class Models(Altering):
 
     def settings(self, config: dict, dtype) -> dict:
         """Return a configuration with its `process_heads`, plain data, as the backend's own."""
-        if config.get("process_heads") is None:
+        if not isinstance(config.get("process_heads"), dict):
             return config
         return config | {"process_heads": self.process(config["process_heads"], dtype)}
 
