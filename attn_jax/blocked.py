@@ -157,9 +157,10 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
         return lax.switch(loop.kind(at), [lambda state: state, *ways], state)
 
     zeros = loop.zeros(query.shape[:2])
+    sink, total = (zeros - jnp.inf, zeros) if loop.call.sinks is None else loop.sinks(block)
     sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
-    running_max, total, sums = loop.over_keys(count, step, (zeros - jnp.inf, zeros, sums))
+    running_max, total, sums = loop.over_keys(count, step, (sink, total, sums))
     empty = running_max == -jnp.inf
     total = jnp.where(empty, 1, total)
     lse = jnp.where(empty, jnp.inf, running_max + jnp.log(total))
@@ -182,10 +183,15 @@ def _online_softmax_step(
 
 
 def backward(cuts: Cuts, inputs: tuple, lse: Array, output: Array, d_output: Array) -> tuple:
-    """Return the gradients of query, key, value and bias; nothing else takes one."""
-    like = [0, 1, 2] if inputs[3].bias is None else [0, 1, 2, 3]
+    """Return the gradients of query, key, value, bias and sinks; nothing else takes one."""
+    call, d_sinks = inputs[3], None
+    like = [0, 1, 2] if call.bias is None else [0, 1, 2, 3]
     grads = split(partial(_backward, cuts), like, *inputs, lse, output, d_output)
-    return tuple([*grads, None][:4])
+    if call.sinks is not None:  # a sink's weight, of a value of 0
+        weights = jnp.exp(upcast(call.sinks)[None, :, None] - lse)
+        d_weights = -(upcast(d_output) * output).sum(-1)
+        d_sinks = (weights * d_weights).sum((0, 2)).astype(call.sinks.dtype)
+    return (*[*grads, None][:4], d_sinks)
 
 
 def _backward(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:

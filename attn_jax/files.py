@@ -39,7 +39,7 @@ FORMAT = "attn-rosetta 1"
 
 # The settings that build a model again, by the names of its attributes.
 MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "head_dim", "kdim", "vdim", "bias",
-             "qkv_bias", "scale", "softcap", "process_heads", "dropout", "batch_first",
+             "qkv_bias", "scale", "softcap", "sinks", "process_heads", "dropout", "batch_first",
              "empty_rows"]  # fmt: skip
 LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
          "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
@@ -131,7 +131,10 @@ def _configuration(model: Any) -> dict[str, Any]:
     if isinstance(model, TransformerEncoder | TransformerDecoder):
         counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
         return counts | _pick(model.layers[0], LAYER)
-    return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
+    if isinstance(model, MultiHeadAttention):
+        names = [name for name in MULTIHEAD if name != "sinks"]
+        return _pick(model, names) | {"sinks": model.sinks is not None}
+    return _pick(model, LAYER)
 
 
 def _pick(module: Any, names: list[str]) -> dict[str, Any]:

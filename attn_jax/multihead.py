@@ -34,7 +34,8 @@ class MultiHeadAttention(nnx.Module):
     key/value head between neighbouring query heads. Raises ValueError where sizes do not divide.
 
     `head_dim` is embed_dim / num_heads where left out, `qkv_bias` is `bias`, and `scale` and
-    `softcap` are as in `attention`. `process_heads(query, key, positions)` returns the heads that
+    `softcap` are as in `attention`; `sinks=True` gives it a trained logit a head, 0 at first.
+    `process_heads(query, key, positions)` returns the heads that
     attend, of the same shapes, as `rotary` and `QKNorm` do: it is given query (B, H, T, D),
     key (B, H_kv, T, D) and where each token stands, integers (B, T) or (1, T). It runs before keys
     enter a cache, and only where keys are the query's own tokens: in self-attention and `decode`.
@@ -60,6 +61,7 @@ class MultiHeadAttention(nnx.Module):
         qkv_bias: bool | None = None,
         scale: float | None = None,
         softcap: float | None = None,
+        sinks: bool = False,
         process_heads: Callable | None = None,
         dropout: float = 0.0,
         batch_first: bool = True,
@@ -73,7 +75,8 @@ class MultiHeadAttention(nnx.Module):
         qkv_bias = bias if qkv_bias is None else qkv_bias
         checks.check_multihead(embed_dim, num_heads, num_kv_heads, head_dim, kdim, vdim)
         checks.check_settings(dropout, empty_rows, scale, softcap)
-        checks.check_switches(bias=bias, qkv_bias=qkv_bias, batch_first=batch_first)
+        checks.check_switches(bias=bias, qkv_bias=qkv_bias, sinks=sinks)
+        checks.check_switches(batch_first=batch_first)
         checks.check_process_heads(process_heads)
         head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
@@ -88,6 +91,7 @@ class MultiHeadAttention(nnx.Module):
         self.k_proj = new_linear(kdim, kv_dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.v_proj = new_linear(vdim, kv_dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.out_proj = new_linear(q_dim, embed_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.sinks = nnx.Param(jnp.zeros(num_heads, dtype)) if sinks else None
 
     def __call__(
         self,
@@ -266,9 +270,10 @@ class MultiHeadAttention(nnx.Module):
         check_rngs(dropout, self.rngs)
         scale = scale_or_default(self.scale, self.head_dim)
         softcap = None if self.softcap is None else float(self.softcap)
-        return Call(
-            sizes, mask, bias, scale, softcap, self.empty_rows, query_offset, dropout, self.rngs
-        )
+        sinks = None if self.sinks is None else self.sinks[...]
+        empty_rows = self.empty_rows if sinks is None else "zero"  # what is left goes to the sink
+        told = (mask, bias, scale, softcap, sinks, empty_rows)
+        return Call(sizes, *told, query_offset, dropout, self.rngs)
 
     def _full_cache(self, key: Array, value: Array) -> KVCache:
         """Return a full cache of projected heads."""
@@ -305,7 +310,7 @@ class MultiHeadAttention(nnx.Module):
             written = padding(cache.lengths)
             mask = written if call.mask is None else call.mask & written
             call = call._replace(mask=mask)
-            if self.empty_rows == "uniform":
+            if call.empty_rows == "uniform":
                 query, call = _uniform(query, mask, written, call)
         checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:

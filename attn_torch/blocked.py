@@ -58,7 +58,7 @@ def attention_blocked(
     True
     """
     widths = (query.shape[3], value.shape[3])
-    kernel = call.bias is None and call.softcap is None
+    kernel = call.bias is None and call.softcap is None and call.sinks is None
     kernel = kernel and has_exact_kernel(query.device.type, query.dtype, *widths)
     # On a CPU `fused` scales first, and rounds nothing to 16 bits.
     kernel = kernel and (query.is_cpu or bounded or products_fit(query, key))
@@ -105,7 +105,8 @@ def _attend_blocks(
         key, value, nonfinite = split_nonfinite(key, value)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
     blocks = plan(full, needed, tile, call, key.shape[1], query.device)
-    arrays = (upcast(query), upcast(key), upcast(value), bias, nonfinite)
+    sinks = None if call.sinks is None else call.sinks.to(query.device)
+    arrays = (upcast(query), upcast(key), upcast(value), bias, sinks, nonfinite)
     return _Blocks.apply(*arrays, call, blocks).to(query.dtype)
 
 
@@ -120,6 +121,7 @@ class _Part:
         query: Tensor,
         key: Tensor,
         bias: Tensor | None,
+        sinks: Tensor | None,
         nonfinite: Tensor | None,
     ):
         self.block, self.call, self.whole = block, call, whole
@@ -128,7 +130,7 @@ class _Part:
         self.nonfinite = None if nonfinite is None else nonfinite[self.at_keys]
         self.at_bias = None if bias is None else self._place(bias)
         self.query, self.key = self.join(query[self.at_rows]) * call.scale, key[self.at_keys]
-        self.weights, self.tanh, self.empty = self._weights(bias)
+        self.weights, self.tanh, self.empty = self._weights(bias, sinks)
 
     def join(self, rows: Tensor) -> Tensor:
         """(b, h * G, R, X) -> (b, h, G * R, X): a group's rows meet its one key head at once."""
@@ -146,7 +148,9 @@ class _Part:
         place = zip((*self.at_rows, self.block.columns), bias.shape, strict=True)
         return tuple(slice(None) if size == 1 else part for part, size in place)
 
-    def _weights(self, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _weights(
+        self, bias: Tensor | None, sinks: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return weights (b, h, G * R, C), tanh(scores / softcap) and which rows are empty."""
         scores, tanh, softcap = self.query @ self.key.mT, None, self.call.softcap
         if softcap is not None:
@@ -156,6 +160,11 @@ class _Part:
             scores.masked_fill_(self.nonfinite[:, :, None], torch.nan)
         cells = self.split(scores)
         self._hide(cells, bias)
+        if sinks is not None:  # one more column, and no row is empty
+            column = _known_sinks(sinks)[self.at_rows[1], None, None].expand(*cells.shape[:3], 1)
+            weights = torch.cat((scores, self.join(column)), -1).softmax(-1)
+            self.sink_weights = weights[..., -1:]
+            return weights[..., :-1], tanh, None
         empty = None if self.block.has_full else cells.amax(-1, keepdim=True) == -torch.inf
         if empty is not None and empty.device.type == "cpu" and not empty.any():
             empty = None
@@ -190,13 +199,14 @@ class _Blocks(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
+        sinks: Tensor | None,
         nonfinite: Tensor | None,
         call: Call,
         blocks: list[Block],
     ) -> Tensor:
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
-        empty_value = empty_row_value(call, value, nonfinite)
+        empty_value = empty_row_value(call._replace(sinks=sinks), value, nonfinite)
         whole = Cells(call.sizes, call.query_offset, device=query.device)
 
         def attend(blocks: Iterable[Block]) -> None:
@@ -205,7 +215,7 @@ class _Blocks(torch.autograd.Function):
                 if block.columns is None:
                     output[at] = empty_value[at[:2]]
                     continue
-                part = _Part(block, call, whole, query, key, bias, nonfinite)
+                part = _Part(block, call, whole, query, key, bias, sinks, nonfinite)
                 rows = part.split(part.weights @ value[part.at_keys])
                 if part.empty is not None:
                     rows = rows.where(~part.empty, empty_value[at[:2]])
@@ -223,13 +233,14 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None) -> tuple:
         if d_output is None:  # somebody else has given the gradients
-            return (None,) * 7
+            return (None,) * 8
         if torch.is_grad_enabled():
             rule = "blocks are differentiable once, use attention or attention_steps"
             raise NotImplementedError(f"{rule}: got create_graph=True")
-        query, key, value, bias, nonfinite = ctx.saved_tensors
+        query, key, value, bias, sinks, nonfinite = ctx.saved_tensors
         inputs = query, key, value, bias  # a bias alone may have 16 bits, in which sums stall
         grads = [None if x is None else torch.zeros_like(upcast(x)) for x in inputs]
+        grads.append(None if sinks is None else upcast(sinks).new_zeros(query.shape[:2]))
         groups = query.shape[1] // key.shape[1]
         d_mean = d_output.new_zeros((*d_output.shape[:2], 1, d_output.shape[3]))
         whole = Cells(ctx.call.sizes, ctx.call.query_offset, device=query.device)
@@ -239,7 +250,7 @@ class _Blocks(torch.autograd.Function):
                 at = block.queries(groups)
                 d_rows, empty = d_output[at], None
                 if block.columns is not None:
-                    part = _Part(block, ctx.call, whole, query, key, bias, nonfinite)
+                    part = _Part(block, ctx.call, whole, query, key, bias, sinks, nonfinite)
                     empty = part.empty
                     _backward_block(part, d_rows, value, grads)
                 if block.columns is None or empty is not None:
@@ -251,7 +262,9 @@ class _Blocks(torch.autograd.Function):
             work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
             grads[2] += d_mean.unflatten(1, (-1, groups)).sum(2) / ctx.call.sizes[3]
-        return *grads, None, None, None  # autograd rounds to the dtype of the input
+        *grads, d_sinks = grads
+        d_sinks = None if d_sinks is None else d_sinks.sum(0)  # of all samples
+        return *grads, d_sinks, None, None, None  # autograd rounds to the dtype of the input
 
 
 def _threads(call: Call, blocks: list[Block], device: torch.device) -> int:
@@ -267,6 +280,9 @@ def _threads(call: Call, blocks: list[Block], device: torch.device) -> int:
 def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:
     """Return what a fully masked row becomes: (B, H, 1, D_v)."""
     batch, heads = call.sizes[:2]
+    if call.sinks is not None:  # 0, or NaN from a sink that is not finite
+        row = 0 * _known_sinks(call.sinks)[None, :, None, None].to(value.dtype)
+        return row.expand(batch, -1, 1, value.shape[3])
     row = value.new_full((batch, value.shape[1], 1, 1), torch.nan)
     if call.empty_rows == "zero":
         row = torch.zeros_like(row)
@@ -277,9 +293,14 @@ def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tens
     return row.repeat_interleave(heads // value.shape[1], 1).expand(-1, -1, -1, value.shape[3])
 
 
+def _known_sinks(sinks: Tensor) -> Tensor:
+    """Return the sinks without -inf: the lowest number has the same weight, 0, beside a score."""
+    return upcast(sinks).clamp(min=torch.finfo(upcast(sinks).dtype).min)
+
+
 def _backward_block(part: _Part, d_output: Tensor, value: Tensor, grads: list) -> None:
-    """Add what one block gives to the gradients of query, key, value and bias."""
-    d_query, d_key, d_value, d_bias = grads
+    """Add what one block gives to the gradients of query, key, value, bias and sinks."""
+    d_query, d_key, d_value, d_bias, d_sinks = grads
     if part.empty is not None:
         d_output = d_output.masked_fill(part.empty, 0)
     d_output, weights, careful = part.join(d_output), part.weights, part.nonfinite is not None
@@ -288,7 +309,10 @@ def _backward_block(part: _Part, d_output: Tensor, value: Tensor, grads: list) -
     if careful:  # else 0 * inf, should a hidden gradient overflow
         d_scores.masked_fill_(weights == 0, 0)
     d_scores.mul_(weights)
-    d_scores.addcmul_(weights, d_scores.sum(-1, keepdim=True), value=-1)
+    means = d_scores.sum(-1, keepdim=True)
+    d_scores.addcmul_(weights, means, value=-1)
+    if d_sinks is not None:
+        d_sinks[part.at_rows[:2]] -= part.split(part.sink_weights * means).sum((2, 3))
     if d_bias is not None:
         at = part.at_bias
         d_bias[at] += part.split(d_scores).sum_to_size(d_bias[at].shape)

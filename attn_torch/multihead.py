@@ -29,7 +29,8 @@ class MultiHeadAttention(nn.Module):
     key/value head between neighbouring query heads. Raises ValueError where sizes do not divide.
 
     `head_dim` is embed_dim / num_heads where left out, `qkv_bias` is `bias`, and `scale` and
-    `softcap` are as in `attention`. `process_heads(query, key, positions)` returns the heads that
+    `softcap` are as in `attention`; `sinks=True` gives it a trained logit a head, 0 at first.
+    `process_heads(query, key, positions)` returns the heads that
     attend, of the same shapes, as `rotary` and `QKNorm` do: it is given query (B, H, T, D),
     key (B, H_kv, T, D) and where each token stands, integers (B, T) or (1, T). It runs before keys
     enter a cache, and only where keys are the query's own tokens: in self-attention and `decode`.
@@ -55,6 +56,7 @@ class MultiHeadAttention(nn.Module):
         qkv_bias: bool | None = None,
         scale: float | None = None,
         softcap: float | None = None,
+        sinks: bool = False,
         process_heads: Callable | None = None,
         dropout: float = 0.0,
         batch_first: bool = True,
@@ -69,7 +71,8 @@ class MultiHeadAttention(nn.Module):
         qkv_bias = bias if qkv_bias is None else qkv_bias
         checks.check_multihead(embed_dim, num_heads, num_kv_heads, head_dim, kdim, vdim)
         checks.check_settings(dropout, empty_rows, scale, softcap)
-        checks.check_switches(bias=bias, qkv_bias=qkv_bias, batch_first=batch_first)
+        checks.check_switches(bias=bias, qkv_bias=qkv_bias, sinks=sinks)
+        checks.check_switches(batch_first=batch_first)
         checks.check_process_heads(process_heads)
         head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
@@ -82,6 +85,8 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = new_linear(kdim, kv_dim, bias=qkv_bias, device=device, dtype=dtype)
         self.v_proj = new_linear(vdim, kv_dim, bias=qkv_bias, device=device, dtype=dtype)
         self.out_proj = new_linear(q_dim, embed_dim, bias=bias, device=device, dtype=dtype)
+        zeros = torch.zeros(num_heads, device=device, dtype=dtype) if sinks else None
+        self.sinks = None if zeros is None else nn.Parameter(zeros)
 
     def forward(
         self,
@@ -271,7 +276,10 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(self.scale, self.head_dim)
         softcap = None if self.softcap is None else float(self.softcap)
-        return Call(sizes, mask, bias, scale, softcap, self.empty_rows, query_offset, dropout, None)
+        sinks = self.sinks
+        empty_rows = self.empty_rows if sinks is None else "zero"  # what is left goes to the sink
+        told = (mask, bias, scale, softcap, sinks, empty_rows)
+        return Call(sizes, *told, query_offset, dropout, None)
 
     def _full_cache(self, key: Tensor, value: Tensor) -> KVCache:
         """Return a full cache of projected heads."""
@@ -310,7 +318,7 @@ class MultiHeadAttention(nn.Module):
             written = padding(cache.lengths)
             mask = written if call.mask is None else call.mask & written
             call = call._replace(mask=mask)
-            if self.empty_rows == "uniform":
+            if call.empty_rows == "uniform":
                 query, call = _uniform(query, mask, written, call)
         checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:
@@ -334,7 +342,7 @@ class MultiHeadAttention(nn.Module):
         sizes = (*query.shape[:3], last)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         checks.check_projected(query, key, value, sizes)
-        alone = lengths and sizes[2] == 1 and self.softcap is None
+        alone = lengths and sizes[2] == 1 and self.softcap is None and self.sinks is None
         if alone and (sure or not key.is_cpu) and not (self.training and self.dropout):
             # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths, self.scale))

@@ -30,6 +30,7 @@ SETTINGS = {
     "scale": {"scale": -0.7},
     "softcap": {"softcap": 0.8},
     "scale_and_softcap": {"scale": 2.0, "softcap": 1.3},
+    "sinks": {"sinks": True},
 }
 CUTS = {"ones": (1, 2, 3, 4, 5), "prompt": (4, 5, 6, 7), "chunks": (3, 5, 8)}
 

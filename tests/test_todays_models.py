@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[str, dict, str, dict]] = {
     "gemma": ("gemma.Gemma", {}, "gemma", NO_BIAS),
     "gemma-2": ("gemma2.Gemma2", {"query_pre_attn_scalar": 5, "attn_logit_softcapping": 3.0},
                 "gemma", NO_BIAS | {"scale": 5**-0.5, "softcap": 3.0}),
+    "gpt-oss": ("gpt_oss.GptOss", {"rope_parameters": YARN}, "gpt_oss", {"sinks": True}),
     "gemma-3": ("gemma3.Gemma3", {"query_pre_attn_scalar": 5, "rms_norm_eps": 1e-3,
                                   "rope_parameters": GEMMA_3},
                 "gemma", NO_BIAS | {"scale": 5**-0.5}),
@@ -71,7 +72,8 @@ def run(name: str, x: np.ndarray, dtype: torch.dtype, chunks: tuple[int, ...]) -
     if width is torch.float64 and is_default(name):
         frequencies = BASE ** (-torch.arange(0, HEAD_DIM, 2, dtype=width) / HEAD_DIM)
     angles = torch.arange(T, dtype=width)[None, :, None] * frequencies.to(width)
-    angles = torch.cat((angles, angles), -1)
+    if name != "gpt-oss":  # which turns halves by tables of half a head
+        angles = torch.cat((angles, angles), -1)
     tables = [(table * scaling).to(dtype) for table in (angles.cos(), angles.sin())]
     cache, outputs, start = DynamicCache(), [], 0
     for count in chunks:
@@ -106,8 +108,8 @@ def ours(name: str, backend: str, dtype: Any) -> tuple[Any, Any]:
     tensors = {name: tensor.numpy(force=True) for name, tensor in module.state_dict().items()}
     tensors = {name: array.astype(dtype) for name, array in tensors.items()}
     if "q_norm.weight" in tensors:
-        norm = {"then": process, "eps": changes["rms_norm_eps"], "dtype": dtype}
-        process = subject.new("QKNorm", HEAD_DIM, **norm)
+        norm = {"head_dim": HEAD_DIM, "then": process, "eps": changes["rms_norm_eps"]}
+        process = subject.norm(**norm, dtype=np.dtype(dtype))
     sizes = {"num_kv_heads": 2, "head_dim": HEAD_DIM, "process_heads": process, "dtype": dtype}
     attn = subject.new("MultiHeadAttention", EMBED, HEADS, **sizes, **settings)
     subject.module.import_weights(attn, tensors, layout)

@@ -42,6 +42,8 @@ class MultiHeadCase:
         if (self.config.get("process_heads") or {}).get("class") == "QKNorm":
             for name in ("q_norm", "k_norm"):
                 found[f"process_heads.{name}.weight"] = rng.normal(size=D)
+        if self.config.get("sinks"):
+            found["sinks"] = 1.5 * rng.normal(size=heads)
         return {name: array.astype(dtype(dtype_name)) for name, array in found.items()}
 
     def inputs(self, dtype_name: str = "float32") -> list[np.ndarray]:

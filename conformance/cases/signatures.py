@@ -29,8 +29,8 @@ Mask.explain(batch, head, query, key, *, query_offset=0)
 Mask.draw(T, S=None, *, batch=0, head=0, query_offset=None)
 Mask.sizes(batch, heads, T, S)
 MultiHeadAttention(embed_dim, num_heads, *, num_kv_heads=None, head_dim=None, kdim=None,
-    vdim=None, bias=True, qkv_bias=None, scale=None, softcap=None, process_heads=None,
-    dropout=0.0, batch_first=True, empty_rows='zero')
+    vdim=None, bias=True, qkv_bias=None, scale=None, softcap=None, sinks=False,
+    process_heads=None, dropout=0.0, batch_first=True, empty_rows='zero')
 MultiHeadAttention.__call__(query, key=None, value=None, *, key_padding_mask=None,
     attn_mask=None, need_weights=True, average_weights=True, query_offset=None)
 MultiHeadAttention.new_cache(batch_size, capacity)
@@ -87,9 +87,9 @@ TransformerEncoderLayer.__call__(src, src_mask=None, src_key_padding_mask=None, 
 TransformerEncoderLayer.decode(src, cache, *, hidden=None, src_mask=None)
 TransformerWeights(encoder, decoder)
 allow(array)
-attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
-attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
 causal()
 draw_weights(weights, *, query_labels=None, key_labels=None)

@@ -51,6 +51,13 @@ def steps_forget_the_scale(right, kind, config, *call, **options):
     return right(kind, config, *call, **options)
 
 
+@breaks("decoding", "MHA-9")
+def steps_forget_the_sinks(right, kind, config, parameters, **options):
+    """A step of decoding has no sink."""
+    lost = {n: np.full_like(x, -1e30) for n, x in parameters.items() if n == "sinks"}
+    return right(kind, config, parameters | lost, **options)
+
+
 # Rotary embeddings
 
 

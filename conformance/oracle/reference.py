@@ -61,11 +61,17 @@ def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], query_offset=No
     return allowed
 
 
-def softmax(logits: list[float], empty_rows: str) -> list[float]:
+LOWEST = -np.finfo(float).max.item()  # a sink of -inf: hidden keys alone are below it
+
+
+def softmax(logits: list[float], empty_rows: str, sink: float | None = None) -> list[float]:
     """Softmax of one row, where -inf is hidden and a row of nothing else goes by the policy.
 
-    In float64 no allowed logit of a case is -inf, so -inf can stand for hidden.
+    In float64 no allowed logit of a case is -inf, so -inf can stand for hidden. A sink is one more
+    logit, and its weight comes last.
     """
+    if sink is not None:
+        logits = [*logits, max(sink, LOWEST)]
     top = max(logits, default=-math.inf)
     if top == -math.inf:
         row = {"zero": 0.0, "nan": math.nan, "uniform": 1 / len(logits) if logits else math.nan}
@@ -76,14 +82,16 @@ def softmax(logits: list[float], empty_rows: str) -> list[float]:
 
 
 def attention(
-    query, key, value, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero"
-) -> dict[str, np.ndarray]:
-    """Return scores, masked_scores, weights and output, all float64."""
+    query, key, value, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
+    empty_rows="zero",
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return scores, masked_scores, weights of the keys and output, all float64."""
     query, key, value = (np.asarray(x).astype(np.float64) for x in (query, key, value))
     (B, H, T, D), (S, D_v) = query.shape, value.shape[2:]
     group = H // key.shape[1]
     scale = 1 / math.sqrt(D) if scale is None else scale
     bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias).astype(float), (B, H, T, S))
+    sinks = [None] * H if sinks is None else np.asarray(sinks).astype(float).tolist()
     scores, masked, weights = (np.zeros((B, H, T, S)) for _ in range(3))
     output = np.zeros((B, H, T, D_v))
     for b, h, t in product(range(B), range(H), range(T)):
@@ -95,27 +103,29 @@ def attention(
                 score = softcap * math.tanh(score / softcap)
             scores[b, h, t, s] = score
             masked[b, h, t, s] = score + bias[b, h, t, s] if allowed[b, h, t, s] else -math.inf
-        weights[b, h, t] = softmax(masked[b, h, t].tolist(), empty_rows)
+        weights[b, h, t] = softmax(masked[b, h, t].tolist(), empty_rows, sinks[h])[:S]
         for d in range(D_v):
             output[b, h, t, d] = math.fsum(
                 float(weights[b, h, t, s] * value[b, h // group, s, d]) for s in range(S)
             )
-        if not S and empty_rows != "zero":
+        if not S and empty_rows != "zero" and sinks[h] is None:
             output[b, h, t] = math.nan
     return {"scores": scores, "masked_scores": masked, "weights": weights, "output": output}
 
 
 def gradients(
-    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero"
-) -> dict[str, np.ndarray]:
-    """Return d sum(grad * output) by query, key, value and (where given) bias, float64."""
+    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
+    empty_rows="zero",
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return d sum(grad * output) by query, key, value and, where given, bias and sinks."""
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
-    steps = attention(query, key, value, allowed=allowed, **options)
+    steps = attention(query, key, value, allowed=allowed, sinks=sinks, **options)
     query, key, value, grad = (np.asarray(x).astype(np.float64) for x in (query, key, value, grad))
     (B, H, T, D), (S, D_v) = query.shape, value.shape[2:]
     group = H // key.shape[1]
     scale = 1 / math.sqrt(D) if scale is None else scale
     d_logits, d_scores = np.zeros((B, H, T, S)), np.zeros((B, H, T, S))
+    d_sinks: list[list[float]] = [[] for _ in range(H)]
     for b, h, t in product(range(B), range(H), range(T)):
         weights = steps["weights"][b, h, t]
         if np.isneginf(steps["masked_scores"][b, h, t]).all():
@@ -125,6 +135,9 @@ def gradients(
             for s in range(S)
         ]
         mean = math.fsum(float(weights[s] * d_weights[s]) for s in range(S))
+        if sinks is not None:  # its value is 0, so that its weight has no gradient of its own
+            row = softmax(steps["masked_scores"][b, h, t].tolist(), empty_rows, float(sinks[h]))
+            d_sinks[h].append(row[S] * (0 - mean))
         for s in range(S):
             d_logits[b, h, t, s] = weights[s] * (d_weights[s] - mean)
             slope = 1.0
@@ -146,6 +159,8 @@ def gradients(
     found = {"query": d_query, "key": d_key, "value": d_value}
     if bias is not None:
         found["bias"] = _sum_to(d_logits, np.shape(bias))
+    if sinks is not None:
+        found["sinks"] = np.array([math.fsum(terms) for terms in d_sinks])
     return found
 
 
@@ -206,6 +221,7 @@ def multihead(
     ]
     projected[0] = reference_heads.process(p, process, "q", projected[0], query_places)
     projected[1] = reference_heads.process(p, process, "k", projected[1], key_places)
+    options |= {"sinks": p["sinks"]} if "sinks" in p else {}
     steps = attention(*projected, **options)
     joined = join_heads(steps["output"])
     output = linear(joined, p["out_proj.weight"], p.get("out_proj.bias"))
@@ -229,9 +245,11 @@ def multihead_gradients(
     raw_q, raw_k, v = split.values()
     q = reference_heads.process(p, process, "q", raw_q, query_places)
     k = reference_heads.process(p, process, "k", raw_k, key_places)
+    options |= {"sinks": p["sinks"]} if "sinks" in p else {}
     joined = join_heads(attention(q, k, v, **options)["output"])
     found = _linear_gradients("out_proj", joined, p, grad)
     by_head = gradients(q, k, v, split_heads(found.pop("x"), heads), **options)
+    found |= {"sinks": by_head["sinks"]} if "sinks" in by_head else {}
     rows = (("q", "query", raw_q, query_places), ("k", "key", raw_k, key_places))
     for role, name, raw, places in rows:
         by_head[name], weights = reference_heads.process_gradients(

@@ -24,7 +24,7 @@ from .boundary import PluggedDecoding, ask, by_name, one, pair
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
 POLARITIES = ("attend", "hide", "add")
-OPTIONS = ("bias", "scale", "softcap", "dropout")
+OPTIONS = ("bias", "scale", "softcap", "sinks", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 # What an adapter cannot offer: the suite calls the project's own backends for it by name.
 OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting",
@@ -32,8 +32,8 @@ OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "trac
 METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
 METHODS |= {"parameters": "parameters", "cache": "decoding", "small_blocks": "small_blocks"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped", "scale": "scale",
-            "softcap": "softcap", "head_dim": "head_dim", "qkv_bias": "head_dim",
-            "process_heads": "process_heads"}  # fmt: skip
+            "softcap": "softcap", "sinks": "sinks", "head_dim": "head_dim",
+            "qkv_bias": "head_dim", "process_heads": "process_heads"}  # fmt: skip
 
 
 def mask_polarity(adapter: Any) -> str:
