@@ -107,7 +107,7 @@ def parallel() -> list[str]:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Make the environment that most sessions share."""
-    groups = group("examples", "onnx", "shapes", "combinations", "mutate", "lint", "site")
+    groups = group("examples", "onnx", "models", "shapes", "combinations", "mutate", "lint", "site")
     install(session, "-e", ".[all,conformance]", *groups)
 
 

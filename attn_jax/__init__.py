@@ -21,6 +21,7 @@ from .masks import (
     sliding_window,
 )
 from .multihead import MultiHeadAttention
+from .rotary import QKNorm, rotary
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
     Transformer,
@@ -38,6 +39,7 @@ __all__ = [
     "KVCache",
     "Mask",
     "MultiHeadAttention",
+    "QKNorm",
     "Seq2SeqTransformer",
     "StackCache",
     "Transformer",
@@ -63,6 +65,7 @@ __all__ = [
     "padding",
     "predicate",
     "prefix",
+    "rotary",
     "save",
     "segments",
     "sequence_mask",

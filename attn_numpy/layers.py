@@ -108,6 +108,24 @@ class LayerNorm(Module):
         return (y if self.bias is None else y + upcast(self.bias)).astype(x.dtype)
 
 
+class RMSNorm(Module):
+    """Root mean square 1 over the last axis, then weight; `eps` as in torch.
+
+    >>> RMSNorm(2)(np.array([[1.0, 7.0]], np.float32))
+    array([[0.2, 1.4]], dtype=float32)
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-6, dtype: DTypeLike = np.float32):
+        self.eps = eps
+        self.weight = np.ones(features, dtype)
+
+    @without_warnings
+    def __call__(self, x: Float[np.ndarray, "*batch E"]) -> Float[np.ndarray, "*batch E"]:
+        x_float = upcast(x)
+        y = x_float / np.sqrt((x_float**2).mean(-1, keepdims=True) + self.eps)
+        return (y * upcast(self.weight)).astype(x.dtype)
+
+
 class Embedding(Module):
     """A row of `weight` for each token; the row of `padding_idx` starts at zero.
 

@@ -1,5 +1,6 @@
 """Multi-head attention with torch's call: `attn(query, key, value, ...)`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,14 @@ class MultiHeadAttention(Module):
     Weights start Xavier-uniform, every bias at zero. `num_kv_heads` below `num_heads` shares each
     key/value head between neighbouring query heads. Raises ValueError where sizes do not divide.
 
-    Source: "Attention Is All You Need", section 3.2.2.
+    `head_dim` is embed_dim / num_heads where left out, `qkv_bias` is `bias`, and `scale` and
+    `softcap` are as in `attention`; `sinks=True` gives it a trained logit a head, 0 at first.
+    `process_heads(query, key, positions)` returns the heads that
+    attend, of the same shapes, as `rotary` and `QKNorm` do: it is given query (B, H, T, D),
+    key (B, H_kv, T, D) and where each token stands, integers (B, T) or (1, T). It runs before keys
+    enter a cache, and only where keys are the query's own tokens: in self-attention and `decode`.
+
+    Source: "Attention Is All You Need", section 3.2.2; grouped heads: "GQA", section 2.2.
 
     >>> attn = MultiHeadAttention(512, 8, rng=np.random.default_rng(0))
     >>> output, weights = attn(np.ones((2, 7, 512), np.float32))
@@ -41,9 +49,15 @@ class MultiHeadAttention(Module):
         num_heads: int,
         *,
         num_kv_heads: int | None = None,
+        head_dim: int | None = None,
         kdim: int | None = None,
         vdim: int | None = None,
         bias: bool = True,
+        qkv_bias: bool | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
+        process_heads: Callable | None = None,
         dropout: float = 0.0,
         batch_first: bool = True,
         empty_rows: str = "zero",
@@ -53,17 +67,25 @@ class MultiHeadAttention(Module):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
-        checks.check_multihead(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, empty_rows)
-        checks.check_switches(bias=bias, batch_first=batch_first)
+        qkv_bias = bias if qkv_bias is None else qkv_bias
+        checks.check_multihead(embed_dim, num_heads, num_kv_heads, head_dim, kdim, vdim)
+        checks.check_settings(dropout, empty_rows, scale, softcap)
+        checks.check_switches(bias=bias, qkv_bias=qkv_bias, sinks=sinks)
+        checks.check_switches(batch_first=batch_first)
+        checks.check_process_heads(process_heads)
+        head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
-        self.kdim, self.vdim, self.head_dim = kdim, vdim, embed_dim // num_heads
+        self.kdim, self.vdim, self.head_dim = kdim, vdim, head_dim
+        self.scale, self.softcap, self.process_heads = scale, softcap, process_heads
         self.dropout, self.batch_first, self.empty_rows = dropout, batch_first, empty_rows
-        self.bias, self.rng = bias, np.random.default_rng(rng)
-        kv_dim = num_kv_heads * self.head_dim
-        self.q_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rng=self.rng)
-        self.k_proj = Linear(kdim, kv_dim, bias=bias, dtype=dtype, rng=self.rng)
-        self.v_proj = Linear(vdim, kv_dim, bias=bias, dtype=dtype, rng=self.rng)
-        self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, rng=self.rng)
+        self.bias, self.qkv_bias = bias, qkv_bias
+        self.rng = np.random.default_rng(rng)
+        q_dim, kv_dim = num_heads * head_dim, num_kv_heads * head_dim
+        self.q_proj = Linear(embed_dim, q_dim, bias=qkv_bias, dtype=dtype, rng=self.rng)
+        self.k_proj = Linear(kdim, kv_dim, bias=qkv_bias, dtype=dtype, rng=self.rng)
+        self.v_proj = Linear(vdim, kv_dim, bias=qkv_bias, dtype=dtype, rng=self.rng)
+        self.out_proj = Linear(q_dim, embed_dim, bias=bias, dtype=dtype, rng=self.rng)
+        self.sinks = np.zeros(num_heads, dtype) if sinks else None
 
     @without_warnings
     def __call__(
@@ -87,14 +109,19 @@ class MultiHeadAttention(Module):
         weights: (B, T, S) as the mean over heads, (B, H, T, S) with `average_weights=False`, None
         with `need_weights=False`. Raises as `attention` does.
         """
+        if self.process_heads is not None:
+            checks.check_same_tokens(key is None or key is query, query_offset)
         query, keys, values = self._check_inputs(query, key, value)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
+        heads = self._project_query(query)
         if not isinstance(keys, KVCache):
             if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
                 rows = (call.sizes, call.query_offset)
                 keys, values = _zero_hidden_keys(keys, values, call.mask, *rows)
-            keys = self._project(keys, values)
-        output, weights = self._attend(query, keys, call, need_weights)
+            projected, values = self._project_heads(keys, values)
+            heads, projected = self._process(heads, projected)
+            keys = self._full_cache(projected, values)
+        output, weights = self._attend(heads, keys, call, need_weights)
         if weights is not None and average_weights:
             weights = weights.mean(1)
         return output, weights
@@ -124,9 +151,13 @@ class MultiHeadAttention(Module):
         value: Float[np.ndarray, "_ _ vdim"] | None = None,
     ) -> KVCache:
         """Project keys and values once, for many calls: a full cache, to be given as `key`."""
+        if self.process_heads is not None:
+            checks.check_same_tokens(False, None)
         value = key if value is None else value
         checks.check_memory(key, value, self._dims(), self._dtype(key), self.batch_first)
-        return self._project(self._batch_first(key), self._batch_first(value))
+        return self._full_cache(
+            *self._project_heads(self._batch_first(key), self._batch_first(value))
+        )
 
     def decode(
         self,
@@ -161,25 +192,30 @@ class MultiHeadAttention(Module):
     ) -> tuple[np.ndarray, KVCache]:
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
-        if isinstance(cache, WindowCache):
-            return self._decode_window(x, cache, counts)
         key, value = self._project_heads(x, x)
+        query, key = self._process(self._project_query(x), key, first)
+        if isinstance(cache, WindowCache):
+            return self._decode_window(query, key, value, cache, counts)
         cache = cache._append(key, value, counts)
         if mask is None:
-            return self._attend_slots(x, cache, first), cache
+            return self._attend_slots(query, cache, first), cache
         sizes = (x.shape[0], self.num_heads, x.shape[1], cache.capacity)
-        return self._attend(x, cache, self._new_call(sizes, mask, None, first), False)[0], cache
+        call = self._new_call(sizes, mask, None, first)
+        return self._attend(query, cache, call, False)[0], cache
 
     def _decode_window(
-        self, x: np.ndarray, cache: WindowCache, counts: np.ndarray | None
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        cache: WindowCache,
+        counts: np.ndarray | None,
     ) -> tuple[np.ndarray, KVCache]:
         """Decode into a ring: a step writes and looks at all slots, a chunk looks, then writes."""
-        key, value = self._project_heads(x, x)
-        if x.shape[1] == 1:
+        if query.shape[2] == 1:
             written = cache._append(key, value, counts)
             slots = written.slots()
-            return self._attend_slots(x, slots, slots.lengths - 1), written
-        query = self._split_heads(self.q_proj(x), self.num_heads)
+            return self._attend_slots(query, slots, slots.lengths - 1), written
         keys, values, mask = cache.beside(key, value, counts)
         sizes = (*query.shape[:3], keys.shape[2])
         checks.check_projected(query, keys, values, sizes)
@@ -256,32 +292,49 @@ class MultiHeadAttention(Module):
         bias: np.ndarray | None,
         query_offset: int | np.ndarray,
     ) -> Call:
-        checks.check_settings(self.dropout, self.empty_rows)
+        checks.check_settings(self.dropout, self.empty_rows, self.scale, self.softcap)
         dropout = self.dropout if self.training else 0.0
-        scale = scale_or_default(None, self.head_dim)
-        return Call(
-            sizes, mask, bias, scale, None, None, self.empty_rows, query_offset, dropout, self.rng
-        )
+        scale = scale_or_default(self.scale, self.head_dim)
+        softcap = None if self.softcap is None else float(self.softcap)
+        sinks = self.sinks
+        empty_rows = self.empty_rows if sinks is None else "zero"  # what is left goes to the sink
+        told = (mask, bias, scale, softcap, sinks, empty_rows)
+        return Call(sizes, *told, query_offset, dropout, self.rng)
 
-    def _project(self, key: np.ndarray, value: np.ndarray) -> KVCache:
-        lengths = np.full(key.shape[0], key.shape[1])
-        return KVCache(*self._project_heads(key, value), lengths)
+    def _full_cache(self, key: np.ndarray, value: np.ndarray) -> KVCache:
+        """Return a full cache of projected heads."""
+        return KVCache(key, value, np.full(key.shape[0], key.shape[2]))
+
+    def _project_query(self, x: np.ndarray) -> np.ndarray:
+        return self._split_heads(self.q_proj(x), self.num_heads)
 
     def _project_heads(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         key, value = self.k_proj(key), self.v_proj(value)
         heads = self.num_kv_heads
         return self._split_heads(key, heads), self._split_heads(value, heads)
 
+    def _process(
+        self, query: np.ndarray, key: np.ndarray, first: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Let `process_heads` change the heads of tokens from position `first` on, or from 0."""
+        if self.process_heads is None:
+            return query, key
+        positions = np.arange(query.shape[2])[None]
+        if first is not None:
+            positions = first[:, None] + positions
+        processed = self.process_heads(query, key, positions)
+        return checks.check_processed(processed, query, key)
+
     def _attend(
-        self, x: np.ndarray, cache: KVCache, call: Call, need_weights: bool
+        self, query: np.ndarray, cache: KVCache, call: Call, need_weights: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Attend from x to what is written; return the output, and the weights where needed."""
-        query, weights = self._split_heads(self.q_proj(x), self.num_heads), None
+        """Attend to what is written; return the output, and the weights where needed."""
+        weights = None
         if not cache.is_full():
             written = padding(cache.lengths)
             mask = written if call.mask is None else call.mask & written
             call = call._replace(mask=mask)
-            if self.empty_rows == "uniform":
+            if call.empty_rows == "uniform":
                 query, call = _uniform(query, mask, written, call)
         checks.check_projected(query, cache.key, cache.value, call.sizes)
         if need_weights:
@@ -293,23 +346,20 @@ class MultiHeadAttention(Module):
     def _attend_cached(self, x: np.ndarray, cache: KVCache, call: Call) -> np.ndarray:
         """Attend from checked x to a cache; x and the output are laid out as the caller's."""
         checks.check_live(cache)  # it may be the one that was just written to
-        return self._attend(self._batch_first(x), cache, call, False)[0]
+        query = self._project_query(self._batch_first(x))
+        return self._attend(query, cache, call, False)[0]
 
-    def _attend_slots(self, x: np.ndarray, cache: KVCache, first: np.ndarray) -> np.ndarray:
+    def _attend_slots(self, query: np.ndarray, cache: KVCache, first: np.ndarray) -> np.ndarray:
         """Attend causally from tokens from position `first` on, one for each sample."""
-        batch, steps = x.shape[:2]
-        query, last = (
-            self._split_heads(self.q_proj(x), self.num_heads),
-            cache.lengths.max(initial=0),
-        )
+        last = cache.lengths.max(initial=0)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
-        sizes = (batch, self.num_heads, steps, int(last))
+        sizes = (*query.shape[:3], int(last))
         checks.check_projected(query, key, value, sizes)
         mask: Mask | None = causal()
         position: int | np.ndarray = first
         if len(first) and (first == first[0]).all():
             position = int(first[0])
-            mask = None if steps == 1 else mask  # the newest token is allowed every key
+            mask = None if sizes[2] == 1 else mask  # the newest token is allowed every key
         call = self._new_call(sizes, mask, None, position)
         return self._join_heads(attend(query, key, value, call))
 
@@ -321,7 +371,7 @@ class MultiHeadAttention(Module):
     def _join_heads(self, x: np.ndarray) -> np.ndarray:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
         x = x.swapaxes(1, 2)
-        output = self.out_proj(x.reshape(*x.shape[:2], self.embed_dim))
+        output = self.out_proj(x.reshape(*x.shape[:2], self.num_heads * self.head_dim))
         checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
         return self._batch_first(output)
 

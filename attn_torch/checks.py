@@ -19,7 +19,10 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 FARTHEST = 2**30  # positions must fit 32 bits
 LARGEST = 2.0**127  # a power of 2 that float32 holds
 EMPTY_ROWS = ("zero", "nan", "uniform")
+LAYOUTS = ("rosetta", "torch", "nnx", "llama", "qwen3", "gemma", "gpt_oss")
+UNKNOWN = ("scale", "softcap", "sinks", "process_heads")  # to torch.nn and flax.nnx
 CALL = ("B", "H", "T", "S")
+LATER = {"head_dim", "qkv_bias", "scale", "softcap", "sinks", "process_heads"}  # not in older files
 
 
 def kind(value: Any) -> str:
@@ -316,16 +319,7 @@ def check_attention(
     dropout: Any,
 ) -> None:
     check_shapes(query, key, value)
-    if scale is not None:
-        check_number("scale", scale)
-    if softcap is not None:
-        check_number("softcap", softcap)
-        if not softcap > 0:
-            raise ValueError(f"softcap must be above 0: got {softcap}")
-        if softcap > LARGEST:  # 0 * inf; without a cap it is None
-            raise ValueError(f"softcap must be finite in float32, or None: got {softcap}")
-    check_empty_rows(empty_rows)
-    check_dropout(dropout)
+    check_settings(dropout, empty_rows, scale, softcap)
     if bias is not None:
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
     if sinks is not None:
@@ -401,10 +395,18 @@ def check_same_length(keys: int, values: int) -> None:
         raise ValueError(f"key and value must share a length: got {keys} and {values}")
 
 
-def check_settings(dropout: Any, empty_rows: Any) -> None:
-    """Check what a user may have set since the module was made."""
-    check_dropout(dropout)
+def check_settings(dropout: Any, empty_rows: Any, scale: Any, softcap: Any) -> None:
+    """Check what a call is told in numbers and words; a module's may be set after it was made."""
+    if scale is not None:
+        check_number("scale", scale)
+    if softcap is not None:
+        check_number("softcap", softcap)
+        if not softcap > 0:
+            raise ValueError(f"softcap must be above 0: got {softcap}")
+        if softcap > LARGEST:  # 0 * inf; without a cap it is None
+            raise ValueError(f"softcap must be finite in float32, or None: got {softcap}")
     check_empty_rows(empty_rows)
+    check_dropout(dropout)
 
 
 def check_unchanged(before: Sequence[int], now: Sequence[int]) -> None:
@@ -460,22 +462,90 @@ def check_multihead(
     embed_dim: Any,
     num_heads: Any,
     num_kv_heads: Any,
+    head_dim: Any,
     kdim: Any,
     vdim: Any,
-    dropout: Any,
-    empty_rows: Any,
 ) -> None:
-    names = ("embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim")
-    for name, size in zip(names, (embed_dim, num_heads, num_kv_heads, kdim, vdim), strict=True):
+    sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    sizes |= {} if head_dim is None else {"head_dim": head_dim}
+    for name, size in (sizes | {"kdim": kdim, "vdim": vdim}).items():
         check_count(name, size, 1)
-    if embed_dim % num_heads:
+    if head_dim is None and embed_dim % num_heads:
         got = f"{embed_dim} and {num_heads}"
         raise ValueError(f"embed_dim must be a multiple of num_heads: got {got}")
     if num_heads % num_kv_heads:
         got = f"{num_heads} and {num_kv_heads}"
         raise ValueError(f"num_heads must be a multiple of num_kv_heads: got {got}")
-    check_dropout(dropout)
-    check_empty_rows(empty_rows)
+
+
+def check_process_heads(process_heads: Any) -> None:
+    if process_heads is not None and not callable(process_heads):
+        rule = "process_heads must be a function of query, key and positions"
+        raise TypeError(f"{rule}: got {kind(process_heads)}")
+
+
+def check_same_tokens(same: bool, query_offset: Any) -> None:
+    """Check that keys are the query's own tokens, which stand at 0..T - 1: else heads mismatch."""
+    if not same:
+        rule = "process_heads needs keys that are the query's own tokens, leave key out or decode"
+        raise ValueError(f"{rule}: got others")
+    if query_offset is not None and not (_is_integer(query_offset) and query_offset == 0):
+        got = query_offset if _is_integer(query_offset) else kind(query_offset)
+        raise ValueError(f"query_offset must be 0 where process_heads is given: got {got}")
+
+
+def check_processed(processed: Any, query: Array, key: Array) -> tuple[Array, Array]:
+    """Return what `process_heads` returned, if it is heads of the same shapes."""
+    pair = isinstance(processed, tuple | list) and len(processed) == 2
+    if not pair or not all(is_array(array) for array in processed):
+        got = ", ".join(map(kind, processed)) if pair else kind(processed)
+        raise TypeError(f"process_heads must return a query and a key: got {got}")
+    for name, array, before in zip(("query", "key"), processed, (query, key), strict=True):
+        if array.shape != before.shape:
+            rule = f"process_heads must keep the {name} {tuple(before.shape)}"
+            raise ValueError(f"{rule}: got {tuple(array.shape)}")
+    return processed[0], processed[1]
+
+
+def check_rotary(base: Any, dim: Any, scale: Any, frequencies: Any) -> None:
+    for name, value in {"base": base, "scale": scale}.items():
+        check_number(name, value)
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be above 0 and finite: got {value}")
+    if dim is not None:
+        check_count("dim", dim, 2)
+        if dim % 2:
+            raise ValueError(f"dim must be even: got {dim}")
+    if frequencies is None:
+        return
+    if dim is not None or base != 10000.0:
+        got = f"dim = {dim}" if dim is not None else f"base = {base}"
+        raise ValueError(f"frequencies stand in for base and dim: got {got} beside them")
+    if not isinstance(frequencies, list | tuple) or not frequencies:
+        got = "none" if isinstance(frequencies, list | tuple) else kind(frequencies)
+        raise TypeError(f"frequencies must be a list of numbers, one for two features: got {got}")
+    for frequency in frequencies:
+        check_number("a frequency", frequency)
+        if not math.isfinite(frequency):
+            raise ValueError(f"a frequency must be finite: got {frequency}")
+
+
+def check_turned(dim: int | None, head_dim: int) -> int:
+    """Return how many features of a head are turned, two by two."""
+    if dim is None and head_dim % 2:
+        raise ValueError(f"head_dim must be even where rotary has no dim: got {head_dim}")
+    if dim is not None and dim > head_dim:
+        raise ValueError(f"rotary's dim must be at most head_dim = {head_dim}: got {dim}")
+    return head_dim if dim is None else dim
+
+
+def check_norm(head_dim: Any, eps: Any, then: Any) -> None:
+    check_count("head_dim", head_dim, 1)
+    check_number("eps", eps)
+    if not 1 / LARGEST <= eps <= LARGEST:  # a head of zeros would be NaN
+        raise ValueError(f"eps must be above 0 and finite in float32: got {eps}")
+    if then is not None and not callable(then):
+        raise TypeError(f"then must be a function of query, key and positions: got {kind(then)}")
 
 
 def check_inputs(
@@ -843,14 +913,21 @@ def check_greedy(
 
 
 def check_layout(layout: Any, attentions: Mapping[str, Any]) -> None:
-    if not isinstance(layout, str) or layout not in ("rosetta", "torch", "nnx"):
-        raise ValueError(f"layout must be 'rosetta', 'torch' or 'nnx': got {layout!r}")
-    if layout == "nnx" and list(attentions) != [""]:
-        raise ValueError("layout 'nnx' is that of one MultiHeadAttention: got another model")
-    grouped = [attn for attn in attentions.values() if attn.num_kv_heads != attn.num_heads]
-    if layout == "torch" and grouped:
-        got = f"{grouped[0].num_kv_heads} for {grouped[0].num_heads}"
-        raise ValueError(f"layout 'torch' has as many key heads as query heads: got {got}")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        rule = f"layout must be {', '.join(map(repr, LAYOUTS[:-1]))} or {LAYOUTS[-1]!r}"
+        raise ValueError(f"{rule}: got {layout!r}")
+    if layout not in ("rosetta", "torch") and list(attentions) != [""]:
+        raise ValueError(f"layout {layout!r} is that of one MultiHeadAttention: got another model")
+    for attn in attentions.values() if layout in ("torch", "nnx") else ():
+        if attn.num_kv_heads != attn.num_heads and layout == "torch":
+            got = f"{attn.num_kv_heads} for {attn.num_heads}"
+            raise ValueError(f"layout 'torch' has as many key heads as query heads: got {got}")
+        if attn.num_heads * attn.head_dim != attn.embed_dim and layout == "torch":
+            got = f"{attn.num_heads} heads of {attn.head_dim} for {attn.embed_dim}"
+            raise ValueError(f"layout 'torch' has heads that make up embed_dim: got {got}")
+        others = [name for name in UNKNOWN if getattr(attn, name) is not None]
+        if others:  # weights alone would compute something else there
+            raise ValueError(f"layout {layout!r} has no {' and no '.join(others)}: got one")
 
 
 def check_has_values(abstract: Sequence[str]) -> None:
@@ -889,7 +966,7 @@ def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, bi
             raise ValueError(f"{name} must have parameters, one quantized has none: got none")
     names = {f"{name}.{part}" for name in projections for part in parts}
     held = {name for name in weights if name.startswith(prefix)}
-    if layout != "rosetta" and held != names:
+    if layout in ("torch", "nnx") and held != names:
         got = ", ".join(sorted(held ^ names))
         raise ValueError(f"layout {layout!r} has a weight and a bias a projection: got {got}")
     if layout == "torch" and len({dtype_name(weights[name]) for name in names}) > 1:
@@ -939,25 +1016,54 @@ def check_ties(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def wrong_configuration(
-    settings: Any, names: Sequence[str], weights: Mapping[str, Array]
+    settings: Any,
+    names: Sequence[str],
+    parts: Mapping[str, Sequence[str]],
+    weights: Mapping[str, Array],
 ) -> str | None:
     """Say why a file may not have these settings: what it asks for would be built first."""
-    if not isinstance(settings, dict) or set(settings) != set(names):
+    if not isinstance(settings, dict) or not set(names) - LATER <= set(settings) <= set(names):
         return "its settings are not those of its class"
-    for name in {"bias", "batch_first", "norm_first", "norm"} & set(names):
+    for name in {"bias", "qkv_bias", "sinks", "batch_first", "norm_first", "norm"} & set(settings):
         if not isinstance(settings[name], bool):
             return f"{name} = {settings[name]!r}, neither true nor false"
     for name, array in weights.items():
         if dtype_name(array) not in FLOATS:
             return f"{name} of {dtype_name(array)}"
-    sizes = {name: value for name, value in settings.items() if type(value) is int}
-    width = sizes.get("d_model", sizes.get("embed_dim", 1))
     held = sum(math.prod(array.shape) for array in weights.values())
-    for name, value in sizes.items():  # nearly every matrix has the model's width on one side
-        other = width // max(sizes.get("num_heads", 1), 1) if name in ("kdim", "vdim") else width
-        if value < 0 or value * other > held:
+    sizes = {name: value for name, value in settings.items() if type(value) is int}
+    for name, value in sizes.items():  # every matrix of a model has its width on one side
+        if value < 0 or value * sizes.get("d_model", 1) > held:
             return f"{name} = {value}, beyond its arrays"
+    if "embed_dim" in sizes and (reason := _wrong_projections(sizes, held)):
+        return reason
+    return _wrong_part(settings.get("process_heads"), parts, held)
+
+
+def _wrong_projections(sizes: Mapping[str, int], held: int) -> str | None:
+    width, heads = sizes["embed_dim"], max(sizes.get("num_heads", 1), 1)
+    head_dim = sizes.get("head_dim", width // heads)
+    kv_heads = sizes.get("num_kv_heads", heads)
+    for name, count in {"embed_dim": heads, "kdim": kv_heads, "vdim": kv_heads}.items():
+        if sizes.get(name, width) * count * head_dim > held:
+            return f"{name} = {sizes.get(name, width)} for {count} heads, beyond its arrays"
     return None
+
+
+def _wrong_part(
+    settings: Any, parts: Mapping[str, Sequence[str]], held: int, inside: bool = False
+) -> str | None:
+    """Say why a file may not have such a part; one part may hold another, and no more."""
+    if settings is None:
+        return None
+    name = settings.get("class") if isinstance(settings, dict) else None
+    if not isinstance(name, str) or set(settings) != {"class", *parts.get(name, ())}:
+        return "a part whose settings are not those of its class"
+    if name not in parts or (inside and "then" in settings):
+        return f"a part {name}, which it cannot have"
+    if type(settings.get("head_dim", 1)) is not int or settings.get("head_dim", 1) > held:
+        return f"head_dim = {settings['head_dim']!r} of {name}, beyond its arrays"
+    return _wrong_part(settings.get("then"), parts, held, inside=True)
 
 
 def check_model_class(model: Any, classes: Sequence[type]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import checks
 from .arrays import dtype_name
 from .multihead import MultiHeadAttention
+from .rotary import QKNorm, Rotary, rotary
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
     Transformer,
@@ -36,8 +37,9 @@ from .weights import (
 FORMAT = "attn-rosetta 1"
 
 # The settings that build a model again, by the names of its attributes.
-MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "bias", "dropout",
-             "batch_first", "empty_rows"]  # fmt: skip
+MULTIHEAD = ["embed_dim", "num_heads", "num_kv_heads", "head_dim", "kdim", "vdim", "bias",
+             "qkv_bias", "scale", "softcap", "sinks", "process_heads", "dropout", "batch_first",
+             "empty_rows"]  # fmt: skip
 LAYER = ["d_model", "nhead", "dim_feedforward", "dropout", "activation", "layer_norm_eps",
          "batch_first", "norm_first", "bias", "empty_rows"]  # fmt: skip
 STACK = ["num_layers", "norm", *LAYER]
@@ -52,6 +54,11 @@ CLASSES: dict[str, Any] = {
     "Transformer": (Transformer, BOTH),
     "Seq2SeqTransformer": (Seq2SeqTransformer, [*TOKENS, *BOTH]),
 }
+# What a setting may be made of, under the name of its class.
+PARTS = {
+    "Rotary": ["base", "dim", "interleaved", "scale", "frequencies"],
+    "QKNorm": ["head_dim", "then", "eps"],
+}
 # What a model has that no file keeps: its mode, its random source, and how its weights start.
 TRANSIENT = {"training", "deterministic", "rng", "rngs", "param_dtype", "reset_parameters"}
 
@@ -61,8 +68,9 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Tied parameters come back tied; the mode (training or not), hooks and devices are not kept.
     Raises ValueError for a model that `load` could not build again: a subclass, one with parts
-    added, replaced or pruned, of several dtypes, or whose layers have different settings; and
-    ImportError where safetensors, which only files need, is not installed.
+    added, replaced or pruned, a `process_heads` that is neither `rotary` nor `QKNorm`, of several
+    dtypes, or whose layers have different settings; and ImportError where safetensors, which only
+    files need, is not installed.
     """
     files = safetensors_package()
     model = getattr(model, "_orig_mod", model)  # a compiled model's own
@@ -102,7 +110,7 @@ def _check_kept(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, An
     try:
         settings = _configuration(model)
         model_class, names = CLASSES[type(model).__name__]
-        reason = checks.wrong_configuration(settings, names, weights)
+        reason = checks.wrong_configuration(settings, names, PARTS, weights)
         if reason:
             raise ValueError(reason)
         twin = _build_abstract(model_class, settings, next(iter(weights.values())).dtype)
@@ -123,7 +131,10 @@ def _configuration(model: Any) -> dict[str, Any]:
     if isinstance(model, TransformerEncoder | TransformerDecoder):
         counts = {"num_layers": len(model.layers), "norm": model.norm is not None}
         return counts | _pick(model.layers[0], LAYER)
-    return _pick(model, MULTIHEAD if isinstance(model, MultiHeadAttention) else LAYER)
+    if isinstance(model, MultiHeadAttention):
+        names = [name for name in MULTIHEAD if name != "sinks"]
+        return _pick(model, names) | {"sinks": model.sinks is not None}
+    return _pick(model, LAYER)
 
 
 def _pick(module: Any, names: list[str]) -> dict[str, Any]:
@@ -131,7 +142,11 @@ def _pick(module: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the number of a NumPy number, which JSON does not know."""
+    """Return what JSON knows: the number of a NumPy number, the settings of a part."""
+    if type(value) in (Rotary, QKNorm):
+        return {"class": type(value).__name__} | _pick(value, PARTS[type(value).__name__])
+    if callable(value):
+        raise ValueError(f"a {type(value).__name__}, which is none of {', '.join(PARTS)}")
     if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value
@@ -175,10 +190,24 @@ def _read_configuration(
     except (ValueError, RecursionError) as error:
         raise checks.not_ours(path, "no configuration") from error
     model_class, names = CLASSES[metadata["class"]]
-    reason = checks.wrong_configuration(settings, names, arrays)
+    reason = checks.wrong_configuration(settings, names, PARTS, arrays)
     if reason:
         raise checks.not_ours(path, reason)
     return model_class, settings
+
+
+def _build_parts(settings: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Return settings in which parts have taken the place of their settings."""
+    return {name: _build_part(value, **options) for name, value in settings.items()}
+
+
+def _build_part(value: Any, **options: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    settings = _build_parts(value, **options)
+    return (
+        rotary(**settings) if settings.pop("class") == "Rotary" else QKNorm(**settings, **options)
+    )
 
 
 # What frameworks make different
@@ -186,7 +215,8 @@ def _read_configuration(
 
 def _build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> Any:
     """Build a model to be compared or filled, without drawing its weights where that can be."""
-    return model_class(**settings, dtype=dtype, device="meta")
+    options = {"dtype": dtype, "device": "meta"}
+    return model_class(**_build_parts(settings, **options), **options)
 
 
 def _describe(model: nn.Module, path: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Torch's fused attention kernel: where it serves, and how it is called without its traps."""
 
-import math
 from itertools import groupby
 
 import torch
@@ -9,7 +8,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .arrays import is_array, is_autocast
 from .call import Call
-from .numerics import HUGE, largest, no_autocast, split_nonfinite, surely_finite, upcast
+from .numerics import (
+    HUGE,
+    largest,
+    no_autocast,
+    scale_or_default,
+    split_nonfinite,
+    surely_finite,
+    upcast,
+)
 from .plan import SCORES
 
 COMPILED = 2**20  # cells of one head, from which on a kernel is compiled for a mask
@@ -116,7 +123,9 @@ def fused(
     return output if output.dtype == query.dtype else output.to(query.dtype)
 
 
-def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+def fused_step(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float | None = None
+) -> Tensor:
     """Attend with one query a sample, which is allowed the sample's first `lengths[b]` keys.
 
     No mask is needed: samples of one length share a call. Keys are not looked through, which would
@@ -124,8 +133,8 @@ def fused_step(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) ->
     """
     if is_autocast(query.device):
         with no_autocast(query):
-            return fused_step(query, key, value, lengths)
-    scale, shape = 1 / math.sqrt(query.shape[3]), query.shape
+            return fused_step(query, key, value, lengths, scale)
+    scale, shape = scale_or_default(scale, query.shape[3]), query.shape
     query = query.reshape(len(query), key.shape[1], -1, query.shape[3])  # a group's heads as rows
     outputs, start = [], 0
     for length, run in groupby(lengths):

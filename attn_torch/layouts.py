@@ -1,4 +1,4 @@
-"""Weight layouts: how torch.nn and flax.nnx name and lay out one attention's weights.
+"""Weight layouts: how torch.nn, flax.nnx and transformers name and lay out an attention's weights.
 
 A writer turns our entries into those of the layout, a reader turns them back. All three backends
 have this file byte for byte.
@@ -70,5 +70,41 @@ def _from_nnx(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weight
     return read | ({"out_proj.bias": weights["out.bias"]} if attn.bias else {})
 
 
-WRITERS = {"rosetta": _same, "torch": _to_torch, "nnx": _to_nnx}
-READERS = {"rosetta": _same, "torch": _from_torch, "nnx": _from_nnx}
+# What transformers has other names for; Llama's are those of Mistral, Qwen, Gemma and GPT-OSS.
+LLAMA = {
+    "out_proj": "o_proj",
+    "process_heads.q_norm": "q_norm",
+    "process_heads.k_norm": "k_norm",
+}
+
+
+def _to_llama(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weights:
+    return _rename(weights, LLAMA)
+
+
+def _from_llama(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weights:
+    return _rename(weights, {theirs: ours for ours, theirs in LLAMA.items()})
+
+
+def _rename(weights: Weights, names: dict[str, str]) -> Weights:
+    """Give each weight the other name of the part that it belongs to."""
+    parts = {name: name.rpartition(".")[::2] for name in weights}
+    renamed = {n: f"{names.get(part, part)}.{last}" for n, (part, last) in parts.items()}
+    return {renamed[name].removeprefix("."): array for name, array in weights.items()}
+
+
+def _to_gemma(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weights:
+    """Write norms less 1, as Gemma multiplies by 1 + weight; in 16 bits that rounds once."""
+    written = _to_llama(weights, prefix, attn)
+    return {name: array - 1 if "_norm." in name else array for name, array in written.items()}
+
+
+def _from_gemma(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weights:
+    read = _from_llama(weights, prefix, attn)
+    return {name: array + 1 if "_norm." in name else array for name, array in read.items()}
+
+
+WRITERS = {"rosetta": _same, "torch": _to_torch, "nnx": _to_nnx, "gemma": _to_gemma}
+READERS = {"rosetta": _same, "torch": _from_torch, "nnx": _from_nnx, "gemma": _from_gemma}
+WRITERS |= dict.fromkeys(("llama", "qwen3", "gpt_oss"), _to_llama)
+READERS |= dict.fromkeys(("llama", "qwen3", "gpt_oss"), _from_llama)

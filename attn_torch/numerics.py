@@ -87,11 +87,11 @@ def zero_where_empty(query: Tensor, empty: Tensor) -> Tensor:
     return torch.where(empty & ~torch.isfinite(query), 0, query)
 
 
-def surely_scored(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def surely_scored(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all three are finite and their scores, too, where a look costs little."""
     if key.device.type != "cpu" or not is_concrete(query):
         return False
-    return is_bounded(query, key, value, 1.0)
+    return is_bounded(query, key, value, scale)
 
 
 def mark_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 A parameter's name is the path to it, such as `encoder.layers.0.self_attn.q_proj.weight`; matrices
 are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in_proj_weight and so
-on) and of flax.nnx.MultiHeadAttention (kernels by head). Nothing is ever unpickled.
+on) and of flax.nnx.MultiHeadAttention (kernels by head); "llama" (Mistral's and Qwen 2's, too),
+"qwen3", "gemma" (1 to 3) and "gpt_oss" are those of one attention in transformers. Nothing is ever
+unpickled.
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,7 @@ from .multihead import MultiHeadAttention
 
 
 def export_weights(model: nn.Module, layout: str = "rosetta") -> dict[str, Tensor]:
-    """Return a model's weights by name, in the layout "rosetta", "torch" or "nnx".
+    """Return a model's weights by name, in the layout "rosetta" or another library's.
 
     Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx; and
     where a weight is no parameter with values: pruned, quantized, abstract.

@@ -29,13 +29,21 @@ class MultiHeadCase:
     def parameters(self, dtype_name: str) -> dict[str, np.ndarray]:
         """Return random parameters, biases too: (out, in) matrices."""
         E, (heads, kv_heads) = self.config["embed_dim"], self.heads
-        kv = E // heads * kv_heads
-        shapes = {"q_proj": (E, E), "k_proj": (kv, self.kdim), "v_proj": (kv, self.vdim)}
+        D = self.config.get("head_dim") or E // heads
+        q, kv = D * heads, D * kv_heads
+        shapes = {"q_proj": (q, E), "k_proj": (kv, self.kdim), "v_proj": (kv, self.vdim)}
         rng, found = np.random.default_rng(self.seed + 7), {}
-        for name, (out, into) in (shapes | {"out_proj": (E, E)}).items():
+        biases = dict.fromkeys(shapes, self.config.get("qkv_bias"))
+        for name, (out, into) in (shapes | {"out_proj": (E, q)}).items():
             found[f"{name}.weight"] = rng.normal(size=(out, into)) / np.sqrt(into)
-            if self.config.get("bias", True):
+            own = biases.get(name)
+            if self.config.get("bias", True) if own is None else own:
                 found[f"{name}.bias"] = rng.normal(size=out)
+        if (self.config.get("process_heads") or {}).get("class") == "QKNorm":
+            for name in ("q_norm", "k_norm"):
+                found[f"process_heads.{name}.weight"] = rng.normal(size=D)
+        if self.config.get("sinks"):
+            found["sinks"] = 1.5 * rng.normal(size=heads)
         return {name: array.astype(dtype(dtype_name)) for name, array in found.items()}
 
     def inputs(self, dtype_name: str = "float32") -> list[np.ndarray]:
@@ -51,7 +59,7 @@ class MultiHeadCase:
 
     def expected(self, allowed, *, empty_rows="zero", dtype_name="float32", bias=None):
         """Return output and weights, exact and naive; `allowed` is bool (B, H, T, S)."""
-        options = {"allowed": allowed, "empty_rows": empty_rows}
+        options = {"allowed": allowed, "empty_rows": empty_rows} | self.told()
         options |= self._bias(bias)
         arguments = (self.parameters(dtype_name), *self.heads, *self.inputs(dtype_name))
         return expected.multihead(*arguments, **options)
@@ -83,6 +91,15 @@ class MultiHeadCase:
             compare(weights, exact["weights"], naive["weights"], "weights")
         return got, weights
 
+    def told(self) -> dict:
+        """Return what the oracle is told of the configuration, beside its sizes."""
+        told = {n: self.config[n] for n in ("scale", "softcap") if self.config.get(n) is not None}
+        if self.config.get("process_heads"):
+            places = np.arange(self.T)[None]
+            told |= {"process": self.config["process_heads"]}
+            told |= {"query_places": places, "key_places": places}
+        return told
+
     def _bias(self, bias) -> dict[str, np.ndarray]:
         if bias is None:
             return {}
@@ -92,10 +109,12 @@ class MultiHeadCase:
     def expected_gradients(self, allowed, keep=slice(None), bias=None) -> tuple[dict, dict]:
         """Return the gradients of sum(grad * output), exact and naive, over some samples."""
         inputs = [x[keep] for x in (*self.inputs(), self.grad())]
+        if self.config.get("process_heads"):
+            inputs[1:3] = None, None
         arguments = (self.parameters("float32"), *self.heads, *inputs)
         options = {"allowed": allowed} | self._bias(bias)
         options = {name: np.asarray(array)[keep] for name, array in options.items()}
-        return expected.multihead_gradients(*arguments, **options)
+        return expected.multihead_gradients(*arguments, **options, **self.told())
 
     def check_gradients(
         self, subject: Subject, options: dict, allowed, bias=None
@@ -103,6 +122,7 @@ class MultiHeadCase:
         """Run the call backwards and check every gradient against the oracle; return them."""
         require(subject, "gradients")
         parameters, (query, key, value) = self.parameters("float32"), self.inputs()
+        key, value = (None, None) if self.config.get("process_heads") else (key, value)
         got = subject.multihead_gradients(
             self.config, parameters, query, key, value, self.grad(), **options
         )

@@ -303,7 +303,99 @@ MASKS = [
 ]  # fmt: skip
 
 PADDING = "key_padding_mask"
+OWN_TOKENS = (
+    "process_heads needs keys that are the query's own tokens, leave key out or decode: got"
+)
+FUNCTION = "must be a function of query, key and positions: got"
+
+
+def processed(m, a, process=None, *others, **options):
+    """Return a call of an attention with rotary embeddings, or with another process."""
+    return multi(m, a, (2, 5, 12), *others, settings={"process_heads": process or m.rotary()},
+                 **options)  # fmt: skip
+
+
+def turned(m, a, *settings, D=6, **options):
+    return m.rotary(*settings, **options)(a(2, 4, 5, D), a(2, 2, 5, D), a(1, 5, dtype="int32"))
+
+
+def norm(m, a, *settings, **options):
+    return a.subject.norm(**dict(zip(("head_dim", "then"), settings, strict=False)) | options)
+
+
 MULTIHEAD = [
+    Wrong("head_dim", ValueError, "head_dim must be at least 1: got 0",
+          lambda m, a: a.module(12, 3, head_dim=0)),
+    Wrong("head_dim_float", TypeError, "head_dim must be an integer: got float",
+          lambda m, a: a.module(12, 3, head_dim=4.0)),
+    Wrong("qkv_bias", TypeError, "qkv_bias must be True or False: got int",
+          lambda m, a: a.module(12, 3, qkv_bias=1)),
+    Wrong("scale_of_a_module", TypeError, "scale must be a number: got str",
+          lambda m, a: a.module(12, 3, scale="small")),
+    Wrong("softcap_of_a_module", ValueError, "softcap must be above 0: got 0.0",
+          lambda m, a: a.module(12, 3, softcap=0.0)),
+    Wrong("softcap_changed", ValueError, "softcap must be above 0: got -1.0",
+          lambda m, a: changed(a, softcap=-1.0)(a(2, 5, 12))),
+    Wrong("process_heads", TypeError, f"process_heads {FUNCTION} str",
+          lambda m, a: a.module(12, 3, process_heads="rotary")),
+    Wrong("process_other_key", ValueError, f"{OWN_TOKENS} others",
+          lambda m, a: processed(m, a, None, (2, 5, 12)), True),
+    Wrong("process_cache", ValueError, f"{OWN_TOKENS} others",
+          lambda m, a: a.module(12, 3, process_heads=m.rotary())(
+              a(2, 5, 12), a.module(12, 3).new_cache(2, 7))),
+    Wrong("process_projected", ValueError, f"{OWN_TOKENS} others",
+          lambda m, a: a.module(12, 3, process_heads=m.rotary()).project(a(2, 5, 12)), True),
+    Wrong("process_offset", ValueError,
+          "query_offset must be 0 where process_heads is given: got 2",
+          lambda m, a: processed(m, a, query_offset=2), True),
+    Wrong("process_offsets", ValueError,
+          "query_offset must be 0 where process_heads is given: got int32 array",
+          lambda m, a: processed(m, a, query_offset=a(2, dtype="int32")), True),
+    Wrong("process_returns_nothing", TypeError,
+          "process_heads must return a query and a key: got NoneType",
+          lambda m, a: processed(m, a, lambda query, key, places: None), True),
+    Wrong("process_returns_numbers", TypeError,
+          "process_heads must return a query and a key: got float32 array, int",
+          lambda m, a: processed(m, a, lambda query, key, places: (query, 3)), True),
+    Wrong("process_returns_other_shapes", ValueError,
+          "process_heads must keep the key (2, 3, 5, 4): got (2, 3, 4, 4)",
+          lambda m, a: processed(m, a, lambda query, key, places: (query, key[:, :, 1:])), True),
+    Wrong("rotary_base", TypeError, "base must be a number: got str",
+          lambda m, a: m.rotary("large")),
+    Wrong("rotary_base_zero", ValueError, "base must be above 0 and finite: got 0",
+          lambda m, a: m.rotary(0)),
+    Wrong("rotary_scale", ValueError, "scale must be above 0 and finite: got inf",
+          lambda m, a: m.rotary(scale=float("inf"))),
+    Wrong("rotary_dim", ValueError, "dim must be even: got 3", lambda m, a: m.rotary(dim=3)),
+    Wrong("rotary_no_dim", ValueError, "dim must be at least 2: got 0",
+          lambda m, a: m.rotary(dim=0)),
+    Wrong("rotary_interleaved", TypeError, "interleaved must be True or False: got int",
+          lambda m, a: m.rotary(interleaved=1)),
+    Wrong("rotary_frequencies", TypeError,
+          "frequencies must be a list of numbers, one for two features: got float",
+          lambda m, a: m.rotary(frequencies=3.0)),
+    Wrong("rotary_no_frequencies", TypeError,
+          "frequencies must be a list of numbers, one for two features: got none",
+          lambda m, a: m.rotary(frequencies=[])),
+    Wrong("rotary_frequency", TypeError, "a frequency must be a number: got str",
+          lambda m, a: m.rotary(frequencies=["fast"])),
+    Wrong("rotary_frequency_nan", ValueError, "a frequency must be finite: got nan",
+          lambda m, a: m.rotary(frequencies=[float("nan")])),
+    Wrong("rotary_both", ValueError,
+          "frequencies stand in for base and dim: got dim = 2 beside them",
+          lambda m, a: m.rotary(dim=2, frequencies=[1.0])),
+    Wrong("rotary_both_bases", ValueError,
+          "frequencies stand in for base and dim: got base = 500.0 beside them",
+          lambda m, a: m.rotary(500.0, frequencies=[1.0])),
+    Wrong("rotary_odd_heads", ValueError, "head_dim must be even where rotary has no dim: got 5",
+          lambda m, a: turned(m, a, D=5), True),
+    Wrong("rotary_beyond_heads", ValueError, "rotary's dim must be at most head_dim = 6: got 8",
+          lambda m, a: turned(m, a, dim=8), True),
+    Wrong("norm_head_dim", ValueError, "head_dim must be at least 1: got 0",
+          lambda m, a: norm(m, a, 0)),
+    Wrong("norm_eps_of_zero", ValueError, "eps must be above 0 and finite in float32: got 0.0",
+          lambda m, a: norm(m, a, 6, eps=0.0)),
+    Wrong("norm_then", TypeError, f"then {FUNCTION} int", lambda m, a: norm(m, a, 6, 3)),
     Wrong("embed_dim", ValueError, "embed_dim must be a multiple of num_heads: got 12 and 5",
           lambda m, a: multi(m, a, config=(12, 5))),
     Wrong("kv_heads", ValueError, "num_heads must be a multiple of num_kv_heads: got 6 and 4",

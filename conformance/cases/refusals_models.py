@@ -128,6 +128,7 @@ def with_weights(m, a, attn):
     return weights | {"q_proj.weight": a(12, 12, dtype="float16"), "extra": a(3)}
 
 
+LAYOUT = "layout must be 'rosetta', 'torch', 'nnx', 'llama', 'qwen3', 'gemma' or 'gpt_oss': got"
 FULL = "capacity must hold every token: got"
 WRITTEN = "must be at most what is written: got"
 LAYERS = [
@@ -427,10 +428,23 @@ TOKENS = [
 ]  # fmt: skip
 
 WEIGHTS = [
-    Wrong("layout", ValueError, "layout must be 'rosetta', 'torch' or 'nnx': got 'keras'",
+    Wrong("layout", ValueError, f"{LAYOUT} 'keras'",
           lambda m, a: m.export_weights(attention(a), "keras")),
     Wrong("layout_of_layers", ValueError, "layout 'nnx' is that of one MultiHeadAttention: got another model",
           lambda m, a: m.export_weights(a.new(ENCODER, 12, 3, 8), "nnx")),
+    Wrong("layout_of_llama", ValueError,
+          "layout 'llama' is that of one MultiHeadAttention: got another model",
+          lambda m, a: m.export_weights(a.new(ENCODER, 12, 3, 8), "llama")),
+    Wrong("layout_of_wide_heads", ValueError,
+          "layout 'torch' has heads that make up embed_dim: got 3 heads of 6 for 12",
+          lambda m, a: m.export_weights(attention(a, head_dim=6), "torch")),
+    Wrong("layout_of_rotary", ValueError, "layout 'nnx' has no softcap and no process_heads: got one",
+          lambda m, a: m.export_weights(
+              attention(a, softcap=3.0, process_heads=m.rotary()), "nnx")),
+    Wrong("file_of_a_process", ValueError,
+          "model must be what load builds of its settings, keep others by export_weights: "
+          "got a function, which is none of Rotary, QKNorm",
+          lambda m, a: m.save(attention(a, process_heads=lambda q, k, places: (q, k)), "nowhere")),
     Wrong("layout_of_groups", ValueError, "layout 'torch' has as many key heads as query heads: got 1 for 3",
           lambda m, a: m.export_weights(attention(a, num_kv_heads=1), "torch")),
     Wrong("weights_list", TypeError, "weights must be a mapping or a path: got list",
@@ -442,7 +456,7 @@ WEIGHTS = [
     Wrong("weights_dtype", ValueError,
           "weights must be those of the model: got extra, which is unexpected; q_proj.weight float16 for float32",
           lambda m, a: m.import_weights(attention(a, bias=False), with_weights(m, a, attention(a, bias=False)))),
-    Wrong("weights_layout", ValueError, "layout must be 'rosetta', 'torch' or 'nnx': got None",
+    Wrong("weights_layout", ValueError, f"{LAYOUT} None",
           lambda m, a: m.import_weights(attention(a), {}, None)),
     Wrong("weights_bias_k", ValueError, "bias_k and bias_v have no counterpart here: got bias_k",
           lambda m, a: m.import_weights(attention(a), {"bias_k": a(1, 1, 12)}, "torch")),

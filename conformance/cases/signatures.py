@@ -29,13 +29,16 @@ Mask.part(rows, columns, query_offset=0)
 Mask.explain(batch, head, query, key, *, query_offset=0)
 Mask.draw(T, S=None, *, batch=0, head=0, query_offset=None)
 Mask.sizes(batch, heads, T, S)
-MultiHeadAttention(embed_dim, num_heads, *, num_kv_heads=None, kdim=None, vdim=None, bias=True,
-    dropout=0.0, batch_first=True, empty_rows='zero')
+MultiHeadAttention(embed_dim, num_heads, *, num_kv_heads=None, head_dim=None, kdim=None,
+    vdim=None, bias=True, qkv_bias=None, scale=None, softcap=None, sinks=False,
+    process_heads=None, dropout=0.0, batch_first=True, empty_rows='zero')
 MultiHeadAttention.__call__(query, key=None, value=None, *, key_padding_mask=None,
     attn_mask=None, need_weights=True, average_weights=True, query_offset=None)
 MultiHeadAttention.new_cache(batch_size, capacity=None, *, window=None)
 MultiHeadAttention.project(key, value=None)
 MultiHeadAttention.decode(x, cache, *, hidden=None, attn_mask=None)
+QKNorm(head_dim, then=None, *, eps=1e-06)
+QKNorm.__call__(query, key, positions)
 Seq2SeqTransformer(src_vocab, tgt_vocab, *, padding_idx=0, positions='sinusoidal', d_model=512,
     nhead=8, num_encoder_layers=6, num_decoder_layers=6, dim_feedforward=2048, dropout=0.1,
     activation='relu', layer_norm_eps=1e-05, batch_first=True, norm_first=False, bias=True,
@@ -105,6 +108,7 @@ packed(lengths)
 padding(lengths=None, *, hidden=None)
 predicate(function)
 prefix(lengths)
+rotary(base=10000.0, *, dim=None, interleaved=False, scale=1.0, frequencies=None)
 save(model, path)
 segments(query_ids, key_ids=None)
 sequence_mask(tokens, padding_idx)

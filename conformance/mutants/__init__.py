@@ -23,6 +23,7 @@ CHAPTERS = {
     "half": "16 bits and dtypes",
     "gradients": "Gradients",
     "multihead": "Multi-head attention",
+    "heads": "Heads before they attend",
     "layers": "Layers and models",
     "cache": "Decoding with a cache",
     "weights": "Files and layouts of weights",

@@ -22,10 +22,11 @@ ATTENTION = {
     "features": {"query": 3, "key": 3},
 }  # fmt: skip
 MULTIHEAD = {
-    "queries": {"query": 1, "grad": 1, "allowed": 2, "bias": -2, "weights": 2, "output": 1},
-    "keys": {"key": 1, "value": 1, "allowed": 3, "bias": -1, "weights": 3},
+    "queries": {"query": 1, "grad": 1, "allowed": 2, "bias": -2, "weights": 2, "output": 1,
+                "query_places": -1},
+    "keys": {"key": 1, "value": 1, "allowed": 3, "bias": -1, "weights": 3, "key_places": -1},
     "samples": {"query": 0, "key": 0, "value": 0, "grad": 0, "allowed": 0, "bias": -4, "weights": 0,
-                "output": 0},
+                "output": 0, "query_places": 0, "key_places": 0},
 }  # fmt: skip
 
 DIRECTIONS = {"query": "d_query", "key": "d_key", "value": "d_value", "bias": "d_bias",
@@ -88,10 +89,17 @@ def multihead(parameters, heads, kv_heads, query, key, value, **options) -> tupl
 def multihead_gradients(
     parameters, heads, kv_heads, query, key, value, grad, **options
 ) -> tuple[dict, dict]:
-    """Return the gradients by parameter and input of multi-head attention, exact and naive."""
+    """Return the gradients by parameter and input of multi-head attention, exact and naive.
+
+    A key of None is the query: there is one gradient, by the query.
+    """
+    alone, key, value = key is None, *((query, query) if key is None else (key, value))
     fixed = {"parameters": parameters, "heads": heads, "kv_heads": kv_heads}
     inputs = {"query": query, "key": key, "value": value, "grad": grad}
-    return _expect("multihead_gradients", MULTIHEAD, **fixed, **inputs, **options)
+    answers = _expect("multihead_gradients", MULTIHEAD, **fixed, **inputs, **options)
+    for answer in answers if alone else ():
+        answer["query"] = answer["query"] + answer.pop("key") + answer.pop("value")
+    return answers
 
 
 @remembered

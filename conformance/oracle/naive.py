@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from . import naive_heads
+
 
 def upcast(array) -> np.ndarray:
     """Return float64 as it is, anything narrower in float32."""
@@ -149,28 +151,63 @@ def join_heads(x) -> np.ndarray:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
+def _processed(parameters, process, split, query_places, key_places, options) -> list:
+    """Return query and key as they attend."""
+    rows = zip("qk", split[:2], (query_places, key_places), strict=True)
+    folded = options.get("folded", False)
+    return [naive_heads.process(parameters, process, *row, folded) for row in rows]
+
+
 def multihead(
-    parameters: dict, heads: int, kv_heads: int, query, key, value, **options
-) -> dict[str, np.ndarray]:
+    parameters: dict, heads: int, kv_heads: int, query, key, value,
+    process=None, query_places=None, key_places=None, **options,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the output (B, T, E) and the weights (B, H, T, S)."""
     inputs = {"q_proj": (query, heads), "k_proj": (key, kv_heads), "v_proj": (value, kv_heads)}
     split = [split_heads(linear(x, parameters, n), count) for n, (x, count) in inputs.items()]
+    if process is not None:
+        split[0], split[1] = _processed(
+            parameters, process, split, query_places, key_places, options
+        )
+    options |= {"sinks": parameters["sinks"]} if "sinks" in parameters else {}
     steps = attention(*split, **options)
     output = linear(join_heads(steps["output"]), parameters, "out_proj")
     return {"output": output, "weights": steps["weights"]}
 
 
 def multihead_gradients(
-    parameters: dict, heads: int, kv_heads: int, query, key, value, grad, **options
-) -> dict[str, np.ndarray]:
+    parameters: dict, heads: int, kv_heads: int, query, key, value, grad,
+    process=None, query_places=None, key_places=None, **options,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the gradients of sum(grad * output) by every parameter and input."""
     inputs = {"q_proj": query, "k_proj": key, "v_proj": value}
     counts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
     split = [split_heads(linear(x, parameters, n), counts[n]) for n, x in inputs.items()]
+    raw = split[:2]
+    if process is not None:
+        split[0], split[1] = _processed(
+            parameters, process, split, query_places, key_places, options
+        )
+    options |= {"sinks": parameters["sinks"]} if "sinks" in parameters else {}
     joined = join_heads(attention(*split, **options)["output"])
     found = _linear_gradients("out_proj", joined, parameters, grad)
     q, k, v = split
     by_head = gradients(q, k, v, split_heads(found.pop("x"), heads), **options)
+    found |= {"sinks": by_head["sinks"]} if "sinks" in by_head else {}
+    if process is not None:
+        rows = zip(("query", "key"), "qk", raw, (query_places, key_places), strict=True)
+        for name, role, x, places in rows:
+            call = (
+                parameters,
+                process,
+                role,
+                x,
+                places,
+                by_head[name],
+                options.get("folded", False),
+            )
+            by_head[name], weights = naive_heads.process_gradients(*call)
+            found |= weights
     for name, role in zip(inputs, ("query", "key", "value"), strict=True):
         found |= _linear_gradients(name, inputs[name], parameters, join_heads(by_head[role]))
         found[role] = found.pop("x")

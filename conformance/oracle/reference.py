@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 
 from ..mask_spec import Spec
+from . import reference_heads
 
 
 def is_allowed(spec: Spec, batch: int, head: int, row: int, column: int, offset: int) -> bool:
@@ -223,8 +224,9 @@ def join_heads(x: np.ndarray) -> np.ndarray:
 
 
 def multihead(
-    parameters: dict[str, np.ndarray], heads: int, kv_heads: int, query, key, value, **options
-) -> dict[str, np.ndarray]:
+    parameters: dict[str, np.ndarray], heads: int, kv_heads: int, query, key, value,
+    process=None, query_places=None, key_places=None, **options,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the output (B, T, E) and the weights (B, H, T, S) of multi-head attention."""
     p = {name: np.asarray(array).astype(np.float64) for name, array in parameters.items()}
     query, key, value = (np.asarray(x).astype(np.float64) for x in (query, key, value))
@@ -236,6 +238,9 @@ def multihead(
             ("v_proj", value, kv_heads),
         )
     ]
+    projected[0] = reference_heads.process(p, process, "q", projected[0], query_places)
+    projected[1] = reference_heads.process(p, process, "k", projected[1], key_places)
+    options |= {"sinks": p["sinks"]} if "sinks" in p else {}
     steps = attention(*projected, **options)
     joined = join_heads(steps["output"])
     output = linear(joined, p["out_proj.weight"], p.get("out_proj.bias"))
@@ -243,8 +248,9 @@ def multihead(
 
 
 def multihead_gradients(
-    parameters: dict[str, np.ndarray], heads: int, kv_heads: int, query, key, value, grad, **options
-) -> dict[str, np.ndarray]:
+    parameters: dict[str, np.ndarray], heads: int, kv_heads: int, query, key, value, grad,
+    process=None, query_places=None, key_places=None, **options,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return d sum(grad * output) by every parameter and by query, key and value."""
     p = {name: np.asarray(array).astype(np.float64) for name, array in parameters.items()}
     inputs = {"q_proj": query, "k_proj": key, "v_proj": value}
@@ -255,10 +261,20 @@ def multihead_gradients(
         name: split_heads(linear(x, p[f"{name}.weight"], p.get(f"{name}.bias")), counts[name])
         for name, x in inputs.items()
     }
-    joined = join_heads(attention(*split.values(), **options)["output"])
+    raw_q, raw_k, v = split.values()
+    q = reference_heads.process(p, process, "q", raw_q, query_places)
+    k = reference_heads.process(p, process, "k", raw_k, key_places)
+    options |= {"sinks": p["sinks"]} if "sinks" in p else {}
+    joined = join_heads(attention(q, k, v, **options)["output"])
     found = _linear_gradients("out_proj", joined, p, grad)
-    q, k, v = split.values()
     by_head = gradients(q, k, v, split_heads(found.pop("x"), heads), **options)
+    found |= {"sinks": by_head["sinks"]} if "sinks" in by_head else {}
+    rows = (("q", "query", raw_q, query_places), ("k", "key", raw_k, key_places))
+    for role, name, raw, places in rows:
+        by_head[name], weights = reference_heads.process_gradients(
+            p, process, role, raw, places, by_head[name]
+        )
+        found |= weights
     for name, role in zip(inputs, ("query", "key", "value"), strict=True):
         found |= _linear_gradients(name, inputs[name], p, join_heads(by_head[role]))
         found[role] = found.pop("x")

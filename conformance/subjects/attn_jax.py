@@ -155,7 +155,11 @@ class Adapter(JaxTransforms, Rosetta):
             module = model
             for step in path:
                 module = module[int(step)] if step.isdigit() else getattr(module, step)
-            own = kind if kind == "bias" else next(n for n in WEIGHTS if hasattr(module, n))
+            own = (
+                kind
+                if kind in ("bias", "sinks")
+                else next(n for n in WEIGHTS if hasattr(module, n))
+            )
             array = self.array(array)
             getattr(module, own)[...] = array.T if own == "kernel" else array
 
@@ -184,13 +188,9 @@ class Adapter(JaxTransforms, Rosetta):
 
     def module_with(self, config, parameters, training=False, seed=None):
         dtype = parameters["q_proj.weight"].dtype if parameters else np.float32
+        config = self.settings(config, dtype)
         attn = attn_jax.MultiHeadAttention(**config, dtype=dtype, rngs=nnx.Rngs(seed or 0))
-        for name, array in parameters.items():
-            projection, kind = name.split(".")
-            if kind == "weight":
-                getattr(attn, projection).kernel[...] = self.array(array).T
-            else:
-                getattr(attn, projection).bias[...] = self.array(array)
+        self.put(attn, parameters)
         attn.train() if training else attn.eval()
         return attn
 
@@ -213,13 +213,13 @@ class Adapter(JaxTransforms, Rosetta):
         with self.scope(query.dtype.name):
             attn = self.module_with(config, parameters, training, seed)
             inputs = {"query": query, "key": key, "value": value}
-            inputs = {name: self.array(x) for name, x in inputs.items()}
+            inputs = {name: self.array(x) for name, x in inputs.items() if x is not None}
             options, grad = self.options(options), self.array(grad)
 
             @nnx.jit
             def found(attn, inputs):
                 def loss(attn, inputs):
-                    given: Any = [inputs[name] for name in ("query", "key", "value")]
+                    given: Any = [inputs.get(name) for name in ("query", "key", "value")]
                     given = projected_by(attn, *given) if projected else given
                     return (attn(*given, **options)[0] * grad).sum()
 

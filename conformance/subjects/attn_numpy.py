@@ -65,6 +65,9 @@ class Adapter(Rosetta):
     def new(self, name, *args, seed=None, **settings):
         return getattr(attn_numpy, name)(*args, **settings, **self.random(seed or 0))
 
+    def norm(self, **settings):
+        return self.module.QKNorm(**settings)
+
     def put(self, model, parameters):
         places = model.parameters()
         for name, array in parameters.items():
@@ -85,19 +88,13 @@ class Adapter(Rosetta):
 
     def module_with(self, config, parameters, training=False, seed=None):
         dtype = parameters["q_proj.weight"].dtype if parameters else np.float32
+        config = self.settings(config, dtype)
         attn = attn_numpy.MultiHeadAttention(**config, dtype=dtype, **self.random(seed or 0))
-        for name, array in parameters.items():
-            projection, kind = name.split(".")
-            setattr(getattr(attn, projection), kind, self.array(array))
+        self.put(attn, parameters)
         return attn.train(training)
 
     def parameters(self, config):
-        attn = self.module_with(config, {})
-        found: dict = {}
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            projection = getattr(attn, name)
-            found |= {f"{name}.weight": projection.weight, f"{name}.bias": projection.bias}
-        return {name: array for name, array in found.items() if array is not None}
+        return self.take(self.module_with(config, {}))
 
 
 class AroundNumpy(Module):

@@ -145,6 +145,9 @@ class Adapter(TorchTransforms, Rosetta):
         if seed is not None:
             torch.manual_seed(seed)
         dtype = self.array(parameters["q_proj.weight"]).dtype if parameters else None
+        config = self.settings(
+            config, parameters["q_proj.weight"].dtype if parameters else "float32"
+        )
         attn = attn_torch.MultiHeadAttention(**config, device=self.device, dtype=dtype)
         if parameters:
             attn.load_state_dict({name: self.array(x) for name, x in parameters.items()})
@@ -160,7 +163,8 @@ class Adapter(TorchTransforms, Rosetta):
     ):  # fmt: skip
         attn = self.module_with(config, parameters, training, seed)
         inputs = {"query": query, "key": key, "value": value}
-        leaves = {name: self.array(x).clone().requires_grad_() for name, x in inputs.items()}
+        inputs = {name: self.array(x) for name, x in inputs.items() if x is not None}
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
         given = projected_by(attn, *leaves.values()) if projected else leaves.values()
         attn(*given, **self.options(options))[0].backward(self.array(grad))
         leaves |= dict(attn.named_parameters())

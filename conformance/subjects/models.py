@@ -80,8 +80,34 @@ class Models(Altering):
         """Return a model that is about to be given its parameters."""
         return self.new(name, **settings)
 
+    def settings(self, config: dict, dtype) -> dict:
+        """Return a configuration with its `process_heads`, plain data, as the backend's own."""
+        if not isinstance(config.get("process_heads"), dict):
+            return config
+        return config | {"process_heads": self.process(config["process_heads"], dtype)}
+
+    def process(self, spec: dict, dtype):
+        """Return what `rotary` or `QKNorm` makes of settings."""
+        settings = {name: value for name, value in spec.items() if name != "class"}
+        if spec["class"] == "rotary":
+            return self.module.rotary(**settings)
+        if settings.get("then") is not None:
+            settings["then"] = self.process(settings["then"], dtype)
+        return self.norm(dtype=dtype, **settings)
+
+    def processed(self, spec: dict, *heads: np.ndarray) -> list[np.ndarray]:
+        """Return query and key as a process changes them, at positions that are given."""
+        with self.scope(heads[0].dtype.name):
+            arrays = (self.array(x) for x in heads)
+            return [self.numpy(x) for x in self.process(spec, heads[0].dtype)(*arrays)]
+
+    def norm(self, **settings):
+        """Return a `QKNorm`."""
+        return self.new("QKNorm", **settings)
+
     def model(self, kind: str, config: dict, parameters: dict, training=False, seed=None):
         first = next(iter(parameters.values()), np.zeros(1, np.float32))
+        config = self.settings(config, first.dtype)
         model = self.fresh(CLASSES[kind], seed=seed, dtype=first.dtype, **config)
         self.put(model, parameters)
         model.train() if training else model.eval()

@@ -35,6 +35,8 @@ CAPABILITIES = {
     "attn_mask": "torch's two mask arguments, key_padding_mask and attn_mask, as they are",
     "parameters": "the parameters that a new module starts with",
     "widths": "keys and values of their own widths",
+    "head_dim": "heads of a width of their own, and a bias of their own",
+    "process_heads": "rotary embeddings and QK-norm, as functions of heads and positions",
     "sequence_first": "inputs with the sequence before the batch",
     "layers": "Transformer layers, stacks and models",
     "cache": "decoding with a cache",
@@ -129,6 +131,9 @@ class Subject(Protocol):
 
     def altered(self, how: str) -> AbstractContextManager:
         """Return the context in which every model is altered after it is built."""
+
+    def processed(self, spec: dict, query, key, positions) -> list[np.ndarray]:
+        """Return query and key as a `process_heads` changes them, which is given as plain data."""
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         """Return the registered parameters of a new multi-head attention, (out, in) matrices."""
