@@ -19,6 +19,7 @@ from .masks import (
     sliding_window,
 )
 from .multihead import MultiHeadAttention
+from .partial import Partial, attention_part, finish, merge
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
     Transformer,
@@ -35,6 +36,7 @@ __all__ = [
     "KVCache",
     "Mask",
     "MultiHeadAttention",
+    "Partial",
     "Seq2SeqTransformer",
     "StackCache",
     "Transformer",
@@ -45,15 +47,18 @@ __all__ = [
     "TransformerWeights",
     "allow",
     "attention",
+    "attention_part",
     "attention_steps",
     "causal",
     "draw_weights",
     "export_weights",
+    "finish",
     "greedy_decode",
     "hide",
     "import_weights",
     "load",
     "look_ahead_mask",
+    "merge",
     "padding",
     "predicate",
     "prefix",

@@ -415,6 +415,39 @@ def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, i
         raise ValueError(f"{rule}: got {tuple(bias.shape)}")
 
 
+# Partial results
+
+
+def check_partial(partial: Any, partial_class: type[Any]) -> None:
+    if not isinstance(partial, partial_class):
+        raise TypeError(f"a part must be a Partial, as attention_part gives: got {kind(partial)}")
+    shapes = [tuple(array.shape) for array in partial]
+    if len(shapes[0]) != 4 or not shapes[0][:3] == shapes[1] == shapes[2]:
+        rule = "a part must have sums (B, H, T, D_v), maximum (B, H, T) and total (B, H, T)"
+        raise ValueError(f"{rule}: got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+
+
+def check_partials(partials: Sequence, partial_class: type[Any]) -> None:
+    if not partials:
+        raise ValueError("merge needs at least one part: got none")
+    for partial in partials:
+        check_partial(partial, partial_class)
+    shapes = [tuple(partial.sums.shape) for partial in partials]
+    dtypes = [dtype_name(partial.sums) for partial in partials]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"parts must share a shape: got {' and '.join(map(str, shapes))}")
+    if len(set(dtypes)) > 1:
+        raise TypeError(f"parts must share a dtype: got {' and '.join(dtypes)}")
+
+
+def check_finish(partial: Any, partial_class: type[Any], empty_rows: Any) -> None:
+    check_partial(partial, partial_class)
+    check_empty_rows(empty_rows)
+    if empty_rows == "uniform":
+        rule = "empty_rows must be 'zero' or 'nan', a part does not know the mean of all values"
+        raise ValueError(f"{rule}: got 'uniform'")
+
+
 # Multi-head attention
 
 

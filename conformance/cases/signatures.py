@@ -35,6 +35,9 @@ MultiHeadAttention.__call__(query, key=None, value=None, *, key_padding_mask=Non
 MultiHeadAttention.new_cache(batch_size, capacity)
 MultiHeadAttention.project(key, value=None)
 MultiHeadAttention.decode(x, cache, *, hidden=None, attn_mask=None)
+Partial(sums, maximum, total)
+Partial.output: property
+Partial.lse: property
 Seq2SeqTransformer(src_vocab, tgt_vocab, *, padding_idx=0, positions='sinusoidal', d_model=512,
     nhead=8, num_encoder_layers=6, num_decoder_layers=6, dim_feedforward=2048, dropout=0.1,
     activation='relu', layer_norm_eps=1e-05, batch_first=True, norm_first=False, bias=True,
@@ -86,16 +89,20 @@ TransformerWeights(encoder, decoder)
 allow(array)
 attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
+attention_part(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+    query_offset=None)
 attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
 causal()
 draw_weights(weights, *, query_labels=None, key_labels=None)
 export_weights(model, layout='rosetta')
+finish(partial, empty_rows='zero')
 greedy_decode(model, src, prompt, *, eos_idx, max_new_tokens, capacity=None, cached=True)
 hide(array)
 import_weights(model, weights, layout='rosetta')
 load(path)
 look_ahead_mask(tgt_len, src_len)
+merge(*partials)
 padding(lengths=None, *, hidden=None)
 predicate(function)
 prefix(lengths)

@@ -16,7 +16,7 @@ from .memo import remembered
 # Which axis of which array runs along the queries, the keys, and a third sum.
 ATTENTION = {
     "queries": {"query": 2, "grad": 2, "allowed": 2, "bias": -2, "scores": 2, "masked_scores": 2,
-                "weights": 2, "output": 2},
+                "weights": 2, "output": 2, "grad_lse": 2},
     "keys": {"key": 2, "value": 2, "allowed": 3, "bias": -1, "scores": 3, "masked_scores": 3,
              "weights": 3},
     "features": {"query": 3, "key": 3},
