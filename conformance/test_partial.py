@@ -230,11 +230,12 @@ def test_4096_equal_weights_in_parts_sum_to_one(subject, dtype_name):
 @clause("ATT-16")
 @pytest.mark.parametrize("scale", [1.0, -1.0])
 def test_an_overflowing_row_of_a_part_is_not_an_empty_one(subject, scale):
-    """Alone it is NaN, or the mean; beside a part of logits that are numbers it weighs nothing."""
+    """Alone it is NaN, or the value of the largest; beside a part of logits that are numbers it weighs nothing."""
     query = np.full((1, 1, 1, 3), 1e20, np.float32)
     far = np.full((1, 1, 2, 3), np.float32(-scale * 1e20))  # each logit is -inf in float32
+    far[:, :, 1] *= 3
     near, ones = np.zeros((1, 1, 2, 3), np.float32), np.ones((1, 1, 2, 3), np.float32)
-    lost = {"key": far, "value": ones, "scale": scale}
+    lost = {"key": far, "value": np.array([[[[1] * 3, [5] * 3]]], np.float32), "scale": scale}
     number = {"key": near, "value": 3 * ones, "scale": scale}
     for given in ([lost], [lost, lost]):
         got = subject.merged(query, given, empty_rows="zero")["output"]

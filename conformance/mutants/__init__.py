@@ -22,6 +22,7 @@ CHAPTERS = {
     "empty": "Empty rows and hidden positions",
     "half": "16 bits and dtypes",
     "gradients": "Gradients",
+    "partial": "Parts of a call",
     "multihead": "Multi-head attention",
     "layers": "Layers and models",
     "cache": "Decoding with a cache",
