@@ -103,21 +103,39 @@ def _add(arrays: list[Array]) -> Array:
 
 
 def finish(
-    partial: Partial, dtype: Any = None, empty_rows: str = "zero"
+    partial: Partial,
+    dtype: Any = None,
+    empty_rows: str = "zero",
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H T D_v"]:
     """Divide the sums by their total: the output of attention to all the keys of a part.
 
     It is rounded once, to `dtype`, if there is one. A fully masked row is 0 or NaN: `empty_rows`
     "zero" or "nan". Raises ValueError for "uniform", as no part knows the mean of all values.
+    `sinks` are one more logit a head in the softmax, with no value: then such a row is 0.
 
     >>> part = Partial(jnp.ones((1, 1, 1, 2)), jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), 4.0))
     >>> finish(part)
     Array([[[[0.25, 0.25]]]], dtype=float32)
     """
-    checks.check_finish(partial, Partial, empty_rows)
+    checks.check_finish(partial, Partial, empty_rows, sinks)
+    if sinks is not None:
+        partial, empty_rows = merge(partial, _sink(partial, sinks)), "zero"
     empty_row_divisor = jnp.nan if empty_rows == "nan" else 1.0
     output = partial.sums / _divisor(partial, empty_row_divisor)[..., None]
     return output if dtype is None else output.astype(dtype)
+
+
+def _sink(partial: Partial, sinks: Array) -> Partial:
+    """Return the part of one key a head, whose logit is the sink and whose value is 0."""
+    sinks, shape = sinks.astype(partial.sums.dtype)[:, None], partial.total.shape
+    nothing = sinks == -jnp.inf
+    sinks = jnp.maximum(sinks, np.nextafter(np.finfo(sinks.dtype).min, sinks.dtype.type(0)))
+    maximum = lax.stop_gradient(sinks)
+    total = jnp.exp(jnp.where(nothing, 0, sinks - maximum))
+    maximum, total = jnp.where(nothing, -jnp.inf, maximum), jnp.where(nothing, 0, total)
+    sums = jnp.zeros_like(partial.sums)
+    return Partial(sums, jnp.broadcast_to(maximum, shape), jnp.broadcast_to(total, shape))
 
 
 def _divisor(partial: Partial, empty_row_divisor: float) -> Array:

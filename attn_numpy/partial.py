@@ -96,21 +96,39 @@ def _add(arrays: list[np.ndarray]) -> np.ndarray:
 
 @without_warnings
 def finish(
-    partial: Partial, dtype: Any = None, empty_rows: str = "zero"
+    partial: Partial,
+    dtype: Any = None,
+    empty_rows: str = "zero",
+    sinks: Float[np.ndarray, " H"] | None = None,
 ) -> Float[np.ndarray, "B H T D_v"]:
     """Divide the sums by their total: the output of attention to all the keys of a part.
 
     It is rounded once, to `dtype`, if there is one. A fully masked row is 0 or NaN: `empty_rows`
     "zero" or "nan". Raises ValueError for "uniform", as no part knows the mean of all values.
+    `sinks` are one more logit a head in the softmax, with no value: then such a row is 0.
 
     >>> part = Partial(np.ones((1, 1, 1, 2)), np.zeros((1, 1, 1)), np.full((1, 1, 1), 4.0))
     >>> finish(part)
     array([[[[0.25, 0.25]]]])
     """
-    checks.check_finish(partial, Partial, empty_rows)
+    checks.check_finish(partial, Partial, empty_rows, sinks)
+    if sinks is not None:
+        partial, empty_rows = merge(partial, _sink(partial, sinks)), "zero"
     empty_row_divisor = np.nan if empty_rows == "nan" else 1.0
     output = partial.sums / _divisor(partial, empty_row_divisor)[..., None]
     return output if dtype is None else output.astype(dtype)
+
+
+def _sink(partial: Partial, sinks: np.ndarray) -> Partial:
+    """Return the part of one key a head, whose logit is the sink and whose value is 0."""
+    sinks, shape = sinks.astype(partial.sums.dtype)[:, None], partial.total.shape
+    nothing = sinks == -np.inf
+    sinks = np.maximum(sinks, np.nextafter(np.finfo(sinks.dtype).min, sinks.dtype.type(0)))
+    maximum = sinks
+    total = np.exp(np.where(nothing, 0, sinks - maximum))
+    maximum, total = np.where(nothing, -np.inf, maximum), np.where(nothing, 0, total)
+    sums = np.zeros_like(partial.sums)
+    return Partial(sums, np.broadcast_to(maximum, shape), np.broadcast_to(total, shape))
 
 
 def _divisor(partial: Partial, empty_row_divisor: float) -> np.ndarray:
@@ -136,7 +154,7 @@ def _attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) -
 
 def _is_far(bias: np.ndarray) -> bool:
     """Whether a bias may push a score out of float32, as the lowest number does as a fill."""
-    return bool(np.where(bias == -np.inf, 0, bias).min() < -1e38)
+    return float(np.where(bias == -np.inf, 0, bias).min()) < -1e38
 
 
 @without_warnings

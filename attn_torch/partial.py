@@ -110,21 +110,39 @@ def _add(arrays: list[Tensor]) -> Tensor:
 
 
 def finish(
-    partial: Partial, dtype: torch.dtype | None = None, empty_rows: str = "zero"
+    partial: Partial,
+    dtype: torch.dtype | None = None,
+    empty_rows: str = "zero",
+    sinks: Float[Tensor, " H"] | None = None,
 ) -> Float[Tensor, "B H T D_v"]:
     """Divide the sums by their total: the output of attention to all the keys of a part.
 
     It is rounded once, to `dtype`, if there is one. A fully masked row is 0 or NaN: `empty_rows`
     "zero" or "nan". Raises ValueError for "uniform", as no part knows the mean of all values.
+    `sinks` are one more logit a head in the softmax, with no value: then such a row is 0.
 
     >>> part = Partial(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1), torch.full((1, 1, 1), 4.0))
     >>> finish(part)
     tensor([[[[0.2500, 0.2500]]]])
     """
-    checks.check_finish(partial, Partial, empty_rows)
+    checks.check_finish(partial, Partial, empty_rows, sinks)
+    if sinks is not None:
+        partial, empty_rows = merge(partial, _sink(partial, sinks)), "zero"
     empty_row_divisor = torch.nan if empty_rows == "nan" else 1.0
     output = partial.sums / _divisor(partial, empty_row_divisor)[..., None]
     return output if dtype is None else output.to(dtype)
+
+
+def _sink(partial: Partial, sinks: Tensor) -> Partial:
+    """Return the part of one key a head, whose logit is the sink and whose value is 0."""
+    sinks, shape = sinks.to(partial.sums)[:, None], partial.total.shape
+    nothing = sinks == -torch.inf
+    sinks = torch.maximum(sinks, _above_lowest(sinks))
+    maximum = sinks.detach()
+    total = torch.exp(torch.where(nothing, 0, sinks - maximum))
+    maximum, total = torch.where(nothing, -torch.inf, maximum), torch.where(nothing, 0, total)
+    sums = torch.zeros_like(partial.sums)
+    return Partial(sums, torch.broadcast_to(maximum, shape), torch.broadcast_to(total, shape))
 
 
 def _divisor(partial: Partial, empty_row_divisor: float) -> Tensor:
@@ -164,7 +182,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Partial:
 
 def _is_far(bias: Tensor) -> bool:
     """Whether a bias may push a score out of float32, as the lowest number does as a fill."""
-    return bool(torch.where(bias == -torch.inf, 0, bias).detach().amin() < -1e38)
+    return float(torch.where(bias == -torch.inf, 0, bias).detach().amin()) < -1e38
+
+
+def _above_lowest(array: Tensor) -> Tensor:
+    """Return the number beside the lowest of a dtype, which marks what overflowed."""
+    limits = torch.finfo(array.dtype)
+    return torch.full((), limits.min * (1 - limits.eps), dtype=array.dtype, device=array.device)
 
 
 def _attend_textbook(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Partial:
@@ -177,8 +201,8 @@ def _attend_textbook(query: Tensor, key: Tensor, value: Tensor, call: Call) -> P
         scores = attend_steps(query, key, value, call).masked_scores
         allowed = allowed_cells(call, query.device)
         lowest = torch.finfo(scores.dtype).min
-        above = lowest * (1 - torch.finfo(scores.dtype).eps)
-        scores = torch.where(scores == -torch.inf, lowest, torch.clamp(scores, min=above))
+        raised = torch.maximum(scores, _above_lowest(scores))
+        scores = torch.where(scores == -torch.inf, lowest, raised)
         scores = torch.where(allowed, scores, -torch.inf)
         maximum = scores.new_full(call.sizes[:3], -torch.inf)
         if call.sizes[3]:

@@ -9,12 +9,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, Case
+from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, Case, move
+from .cases.attention import FAR as FROM_ZERO
 from .cases.cuts import CUT, HALVES, KINDS, dirtied
 from .cases.parts import (
     check_merged,
     check_merged_gradients,
     even_split,
+    gathered,
     pieces,
     splits,
     without_mean,
@@ -22,6 +24,7 @@ from .cases.parts import (
 from .cases.sizes import TRUE_SIZES
 from .contract import clause
 from .mask_spec import allow, causal, padding
+from .oracle import expected
 from .oracle.tolerance import MERGED, Differs, check_each, compare, dtype, same
 from .subjects.protocol import SMALL_BLOCKS, NotOffered, require
 
@@ -230,7 +233,7 @@ def test_4096_equal_weights_in_parts_sum_to_one(subject, dtype_name):
 @clause("ATT-16")
 @pytest.mark.parametrize("scale", [1.0, -1.0])
 def test_an_overflowing_row_of_a_part_is_not_an_empty_one(subject, scale):
-    """Alone it is NaN, or the value of the largest; beside a part of logits that are numbers it weighs nothing."""
+    """Alone it is NaN, or the largest's value; beside logits that are numbers it weighs nothing."""
     query = np.full((1, 1, 1, 3), 1e20, np.float32)
     far = np.full((1, 1, 2, 3), np.float32(-scale * 1e20))  # each logit is -inf in float32
     far[:, :, 1] *= 3
@@ -295,10 +298,80 @@ def test_parts_at_true_sizes_are_the_whole_call(subject, case):
     if "gradients" not in subject.capabilities:
         return
     exact, rough = case.answers("gradients", "float32")
-    found = subject.merged_gradients(query, given, {"output": grad})
-    order = np.argsort(np.concatenate(split))
-    for name in ("query", "key", "value"):
-        whole = found[name]
-        if name != "query":
-            whole = np.concatenate(found[name], 2)[:, :, order]
-        compare(whole, exact[name], rough[name], f"gradient of {name} of parts", MERGED)
+    found = gathered(subject.merged_gradients(query, given, {"output": grad}), exact, split)
+    for name in exact:
+        compare(found[name], exact[name], rough[name], f"gradient of {name} of parts", MERGED)
+
+
+@clause("ATT-16")
+@pytest.mark.parametrize("far", FROM_ZERO)
+def test_gradients_of_parts_far_from_zero_are_the_whole_calls(subject, far):
+    """One key takes all of a row's weight, so that what cancels is all that there is."""
+    require(subject, "gradients")
+    case = BY_NAME["causal_and_padding"]
+    inputs, grads = move(case, far), {"output": case.grad("float32")}
+    call = (*inputs, grads["output"])
+    exact, rough = expected.gradients(*call, allowed=case.allowed())
+    more = expected.cancelled(*call, allowed=case.allowed())
+    split = even_split(7, 4)
+    given = pieces(case, "float32", split, inputs)
+    got = gathered(subject.merged_gradients(inputs[0], given, grads), exact, split)
+    for name in exact:
+        words = f"gradient of {name} far from zero"
+        compare(got[name], exact[name], rough[name], words, MERGED, more[name])
+
+
+SINKS = np.array([0.7, -1.3, 2.1, 0.0], np.float32)
+
+
+def with_sinks(case: Case, sinks: np.ndarray, numbers: dict) -> tuple[tuple, dict]:
+    """Return a call in which a sink is one more key, of which the score is the bias alone."""
+    query, key, value = case.inputs("float32")
+    key, value = (np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))) for x in (key, value))
+    bias = np.broadcast_to(numbers["bias"], (1, len(sinks), 1, case.shape.S))
+    bias = np.concatenate([bias, sinks[None, :, None, None]], -1)
+    allowed = np.pad(case.allowed(), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=True)
+    return (query, key, value), numbers | {"bias": bias, "allowed": allowed}
+
+
+@clause("ATT-16")
+@pytest.mark.parametrize("policy", ["zero", "nan"])
+def test_sinks_join_the_total_of_what_is_merged(subject, policy):
+    """As a key without a value would: a fully masked row is 0, and sinks have gradients, too."""
+    case = Case("sinks", GROUPED, causal() & padding(LENGTHS), 2, "heads")
+    numbers = case.numbers("float32")
+    inputs, options = with_sinks(case, SINKS, numbers)
+    exact, rough = (steps["output"] for steps in expected.attention(*inputs, **options))
+    split = even_split(7, 5)
+    given, query = pieces(case, "float32", split), inputs[0]
+    got = subject.merged(query, given, sinks=SINKS, empty_rows=policy)["output"]
+    compare(got, exact, rough, "output with sinks", MERGED)
+    require(subject, "gradients")
+    grads = {"output": case.grad("float32")}
+    exact, rough = expected.gradients(*inputs, grads["output"], **options)
+    more = expected.cancelled(*inputs, grads["output"], **options)
+    for answer in (exact, rough):
+        answer["sinks"] = answer["bias"][0, :, 0, -1]
+        answer["bias"] = answer["bias"][..., :-1]
+        answer |= {name: answer[name][:, :, :-1] for name in ("key", "value")}
+    got = gathered(subject.merged_gradients(query, given, grads, sinks=SINKS), exact, split)
+    for name in exact:
+        words = f"gradient of {name} with sinks"
+        compare(got[name], exact[name], rough[name], words, MERGED, more.get(name, more["bias"]))
+
+
+@clause("ATT-16")
+def test_a_sink_may_be_any_number(subject):
+    """-inf is none, the lowest number next to none, NaN and inf make NaN of their head's rows."""
+    case = Case("any_sink", GROUPED._replace(H=6, H_kv=2), padding([7, 0, 4]))
+    query, given = (
+        case.inputs("float32")[0],
+        pieces(case, "float32", [np.arange(3), np.arange(3, 7)]),
+    )
+    lowest = np.finfo(np.float32).min
+    sinks = np.array([-np.inf, lowest, np.nan, np.inf, -np.inf, 3e38], np.float32)
+    got = subject.merged(query, given, sinks=sinks, empty_rows="nan")["output"]
+    exact, rough = (np.array(steps["output"]) for steps in case.expected("float32"))
+    for answer in (exact, rough):
+        answer[:, 2:4], answer[:, 5] = np.nan, 0
+    compare(got, exact, rough, "output with sinks", MERGED)

@@ -73,21 +73,24 @@ def check_merged_gradients(
     """Check the gradients of a split call's output and log-sum-exp against the whole call's."""
     whole, numbers = case.inputs(dtype_name), case.numbers(dtype_name)
     wide = "float64" if dtype_name == "float64" else "float32"
-    grads = {
-        "output": case.grad(dtype_name),
-        "lse": normal(9, *case.shape.call[:3], dtype_name=wide),
-    }
-    exact, rough = expected.gradients(
-        *whole, grads["output"], allowed=case.allowed(), **numbers, grad_lse=grads["lse"]
-    )
+    lse = normal(9, *case.shape.call[:3], dtype_name=wide)
+    grads = {"output": case.grad(dtype_name), "lse": lse}
+    call = (*whole, grads["output"])
+    options = {"allowed": case.allowed(), "grad_lse": lse} | numbers
+    exact, rough = expected.gradients(*call, **options)
+    more = expected.cancelled(*call, **options)
     given = pieces(case, dtype_name, split, inputs)
-    got = subject.merged_gradients(whole[0], given, grads)
-    got |= {
-        name: _whole(got[name], name, exact[name].shape, split) for name in got if name != "query"
-    }
+    got = gathered(subject.merged_gradients(whole[0], given, grads), exact, split)
     for name in exact:
         check_dtype(got[name], rough[name].dtype, f"gradient of {name} {what}")
-        compare(got[name], exact[name], rough[name], f"gradient of {name} {what}", MERGED)
+        words = f"gradient of {name} {what}"
+        compare(got[name], exact[name], rough[name], words, MERGED, more[name])
+
+
+def gathered(found: dict, exact: dict, split: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return gradients by whole arrays, of which `merged_gradients` gave one a piece."""
+    names = found.keys() & {"key", "value", "bias"}
+    return found | {name: _whole(found[name], name, exact[name].shape, split) for name in names}
 
 
 def _whole(parts: list[np.ndarray], name: str, shape: tuple, split: list[np.ndarray]) -> np.ndarray:

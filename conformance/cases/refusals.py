@@ -185,6 +185,12 @@ PARTS = [
           "empty_rows must be 'zero' or 'nan', a part does not know the mean of all values: "
           "got 'uniform'",
           lambda m, a: m.finish(parts(m, a), empty_rows="uniform"), True),
+    Wrong("finish_sinks_list", TypeError, "sinks must be an array: got list",
+          lambda m, a: m.finish(parts(m, a), sinks=[1.0] * 3)),
+    Wrong("finish_sinks_shape", ValueError, "sinks must be (H,) = (3,): got (2,)",
+          lambda m, a: m.finish(parts(m, a), sinks=a(2)), True),
+    Wrong("finish_sinks_ints", TypeError, f"sinks {FLOATS}: got int32",
+          lambda m, a: m.finish(parts(m, a), sinks=a(3, dtype="int32")), True),
     Wrong("finish_policy", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got 'mean'",
           lambda m, a: m.finish(parts(m, a), empty_rows="mean"), True),
 ]  # fmt: skip

@@ -96,7 +96,7 @@ attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=
 causal()
 draw_weights(weights, *, query_labels=None, key_labels=None)
 export_weights(model, layout='rosetta')
-finish(partial, empty_rows='zero')
+finish(partial, empty_rows='zero', sinks=None)
 greedy_decode(model, src, prompt, *, eos_idx, max_new_tokens, capacity=None, cached=True)
 hide(array)
 import_weights(model, weights, layout='rosetta')

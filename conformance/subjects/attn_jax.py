@@ -156,16 +156,20 @@ class Adapter(JaxTransforms, Rosetta):
             names = {"key", "value", "bias"} & pieces[0].keys()
             leaves = [{name: piece.pop(name) for name in names} for piece in pieces]
 
-            def call(query, leaves):
-                both = zip(pieces, leaves, strict=True)
-                whole = [piece | own for piece, own in both]
-                part, output = self.finished(query, whole, self.options(options))
+            more = self.options(options)
+            alone = {"query": self.array(query)}
+            alone |= {name: more.pop(name) for name in {"sinks"} & more.keys()}
+
+            def call(alone, leaves):
+                both, own = zip(pieces, leaves, strict=True), dict(alone)
+                given = own.pop("query"), [piece | arrays for piece, arrays in both]
+                part, output = self.finished(*given, more | own)
                 return [{"output": output, "lse": part.lse}[name] for name in grads]
 
-            pull = jax.vjp(call, self.array(query), leaves)[1]
-            d_query, by_piece = pull([self.array(grad) for grad in grads.values()])
+            pull = jax.vjp(call, alone, leaves)[1]
+            d_alone, by_piece = pull([self.array(grad) for grad in grads.values()])
             found = {name: [self.numpy(own[name]) for own in by_piece] for name in names}
-            return found | {"query": self.numpy(d_query)}
+            return found | {name: self.numpy(array) for name, array in d_alone.items()}
 
     def new(self, name, *args, seed=None, **settings):
         return getattr(attn_jax, name)(*args, **settings, rngs=nnx.Rngs(seed or 0))

@@ -152,13 +152,18 @@ class Adapter(TorchTransforms, Rosetta):
             ]
             for piece, leaf in zip(pieces, leaves[name], strict=False):
                 piece[name] = leaf
-        part, output = self.finished(query, pieces, self.options(options))
+        options = self.options(options)
+        if "sinks" in options:
+            options["sinks"] = options["sinks"].clone().requires_grad_()
+            leaves["sinks"] = [options["sinks"]]
+        part, output = self.finished(query, pieces, options)
         arrays = [{"output": output, "lse": part.lse}[name] for name in grads]
         torch.autograd.backward(arrays, [self.array(grad) for grad in grads.values()])
         found = {
             name: [self.numpy(x.grad) for x in parts] for name, parts in leaves.items() if parts
         }
-        return found | {"query": found["query"][0]}
+        alone = {name: found[name][0] for name in ("query", "sinks") if name in found}
+        return found | alone
 
     def module_with(self, config, parameters, training=False, seed=None):
         if seed is not None:

@@ -105,8 +105,8 @@ class Subject(Protocol):
     def merged_gradients(self, query, pieces: list[dict], grads: dict, **options) -> dict:
         """Return gradients of the merged part's sum(grad * array), by the arrays of `grads`.
 
-        These are of "output" and "lse". Gradients are by query, and for key, value and bias lists
-        of one a piece.
+        These are of "output" and "lse". Gradients are by query and sinks, and for key, value and
+        bias lists of one a piece.
         """
 
     def small_blocks(self, setting: int) -> AbstractContextManager:
