@@ -51,6 +51,7 @@ def attention(
     bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
     empty_rows: str = "zero",
     query_offset: int | Integer[Array | np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
@@ -61,12 +62,15 @@ def attention(
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
     is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    `sinks` are one more logit a head in the softmax of each row, with no value: they are neither
+    scaled, capped nor masked, the weights sum to less than 1, and a fully masked row is 0.
     Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
     As everywhere in JAX, a NumPy array that is given must not be written to before the output and
     its gradients are there. `jax_debug_infs` is not supported: it stops at the -inf of hidden keys.
 
-    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
+    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2;
+    sinks: "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 5, 4))
     >>> from attn_jax import causal
@@ -74,9 +78,8 @@ def attention(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    call = check_call(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rngs
-    )
+    options = (mask, bias, scale, softcap, sinks, empty_rows, query_offset, dropout, rngs)
+    call = check_call(query, key, value, *options)
     return attend(query, key, value, call)
 
 
@@ -89,6 +92,7 @@ def attention_steps(
     bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
     empty_rows: str = "zero",
     query_offset: int | Integer[Array | np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
@@ -97,8 +101,8 @@ def attention_steps(
     """Attend, and return every step: scores, masked scores, weights, output.
 
     scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
-    hidden; weights are taken before dropout. Takes and raises what `attention` does, and for
-    lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
+    hidden; weights are those of the keys, before dropout. Takes and raises what `attention` does,
+    and for lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 1, 2, 4))
     >>> from attn_jax import causal
@@ -107,9 +111,8 @@ def attention_steps(
     """
     rank = checks.check_same_rank(query, key, value)
     query, key, value = (_in_rank_four(array) for array in (query, key, value))
-    call = check_call(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rngs
-    )
+    options = (mask, bias, scale, softcap, sinks, empty_rows, query_offset, dropout, rngs)
+    call = check_call(query, key, value, *options)
     steps = attend_steps(query, key, value, call)
     return AttentionSteps(*(_in_rank(rank, step) for step in steps))
 
@@ -222,13 +225,18 @@ def _textbook(query: Array, key: Array, value: Array, call: Call) -> Array:
 
 
 def _derivative(kept: tuple, moves: tuple) -> Array:
-    """Return by what the output moves with query, key, value and bias: `kept[0]` is the call's."""
+    """Return by what the output moves with query, key, value, bias and sinks.
 
-    def textbook(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-        return _textbook(query, key, value, call._replace(bias=bias))
+    `kept[0]` are those of the call.
+    """
+
+    def textbook(
+        query: Array, key: Array, value: Array, bias: Array | None, sinks: Array | None
+    ) -> Array:
+        return _textbook(query, key, value, call._replace(bias=bias, sinks=sinks))
 
     *inputs, call = kept[0]
-    inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias), moves))
+    inputs, moves = jax.tree.map(upcast, ((*inputs, call.bias, call.sinks), moves))
     return jax.linearize(textbook, *inputs)[1](*moves)
 
 
@@ -237,10 +245,10 @@ def _attend_known_jvp(known: CudnnCall, primals: tuple, tangents: tuple) -> tupl
     """Move with the inputs as the textbook does; a gradient, its transpose, is the kernel's."""
 
     def transpose(kept: tuple, d_output: Array) -> tuple:
-        return (*backward_known(known, kept[0], d_output), None)
+        return (*backward_known(known, kept[0], d_output), None, None)
 
     output = attend_known(known, *primals)
-    moves = (*tangents[:3], None)
+    moves = (*tangents[:3], None, None)
     d_output = apply_linear(_derivative, transpose, (primals,), moves)
     return output, d_output.astype(output.dtype)
 
@@ -257,7 +265,7 @@ def _attend_tiles_jvp(
         return backward(cuts, inputs, lse, output, d_output)
 
     kept = (primals, *lax.stop_gradient((lse, output)))
-    moves = (*tangents[:3], tangents[3].bias)
+    moves = (*tangents[:3], tangents[3].bias, tangents[3].sinks)
     # Only `transpose` takes the log-sum-exp, and what that moves by is the derivative's to say.
     d_output = apply_linear(_derivative, transpose, kept, moves)
     return (output, lse), (d_output, jnp.zeros_like(lse))
@@ -275,7 +283,7 @@ def _weigh(
     scores = jnp.where(lost, jnp.nan, scores)
     masked_scores = scores if call.bias is None else scores + upcast(call.bias)
     masked_scores = jnp.where(allowed, masked_scores, -jnp.inf)
-    return scores, masked_scores, _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
+    return scores, masked_scores, _softmax(masked_scores, allowed, nonfinite, call)
 
 
 def allowed_cells(call: Call) -> Array:
@@ -286,16 +294,22 @@ def allowed_cells(call: Call) -> Array:
     return allowed if call.bias is None else allowed & (call.bias != -jnp.inf)
 
 
-def _softmax(masked_scores: Array, allowed: Array, nonfinite: Array, empty_rows: str) -> Array:
-    """Softmax over the keys; `empty_rows` says what a fully masked row becomes."""
+def _softmax(masked_scores: Array, allowed: Array, nonfinite: Array, call: Call) -> Array:
+    """Softmax over the keys, and the sink; what a fully masked row becomes without one."""
     empty = jnp.broadcast_to(~allowed, masked_scores.shape).all(-1, keepdims=True)
     # Equal scores instead of -inf, so that 0/0 never comes up. NaN is put in after the softmax:
     # on a CPU, XLA's exp may answer NaN with stale memory.
     lost = jnp.isnan(masked_scores).any(-1, keepdims=True)
+    if call.sinks is not None:
+        sinks = upcast(call.sinks).reshape(1, -1, 1, 1)
+        lost |= ~(sinks < jnp.inf)
+        columns = masked_scores, jnp.broadcast_to(sinks, lost.shape)
+        masked_scores = jnp.concatenate(columns, -1)
     weights = jax.nn.softmax(jnp.where(empty | lost, 0, masked_scores), -1)
-    if empty_rows == "uniform":  # a key that is not finite counts again
+    weights = weights if call.sinks is None else weights[..., :-1]
+    if call.empty_rows == "uniform":  # a key that is not finite counts again
         lost |= empty & nonfinite.any(-1)[:, :, None, None]
-    elif empty_rows == "nan":
+    elif call.empty_rows == "nan":
         lost |= empty
     else:
         weights = jnp.where(empty, 0, weights)

@@ -168,9 +168,10 @@ def pass_keys(loop: TileLoop, block: Block) -> tuple[Array, Array, Array]:
         return lax.switch(loop.kind(at), [lambda state: state, *ways], state)
 
     zeros = loop.zeros(query.shape[:2])
+    sink, total = (zeros - jnp.inf, zeros) if loop.call.sinks is None else loop.sinks(block)
     sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
-    return loop.over_keys(count, step, (zeros - jnp.inf, zeros, sums))
+    return loop.over_keys(count, step, (sink, total, sums))
 
 
 def _online_softmax_step(
@@ -187,8 +188,14 @@ def _online_softmax_step(
 
 
 def backward(cuts: Cuts, inputs: tuple, lse: Array, output: Array, d_output: Array) -> tuple:
-    """Return the gradients of query, key, value and bias; nothing else takes one."""
-    return backward_tiles(cuts, inputs, lse, (upcast(d_output) * output).sum(-1), d_output)
+    """Return the gradients of query, key, value, bias and sinks; nothing else takes one."""
+    call, d_sinks = inputs[3], None
+    delta = (upcast(d_output) * output).sum(-1)
+    grads = backward_tiles(cuts, inputs, lse, delta, d_output)
+    if call.sinks is not None:  # a sink's weight, of a value of 0
+        weights = jnp.exp(upcast(call.sinks)[None, :, None] - lse)
+        d_sinks = (weights * -delta).sum((0, 2)).astype(call.sinks.dtype)
+    return *grads, d_sinks
 
 
 def backward_tiles(cuts: Cuts, inputs: tuple, lse: Array, delta: Array, d_output: Array) -> tuple:

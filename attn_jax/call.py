@@ -24,6 +24,7 @@ class Call(NamedTuple):
     bias: Array | None  # (T, S), or rank 4 with dims of 1
     scale: float
     softcap: float | None
+    sinks: Array | None  # (H,)
     empty_rows: str
     query_offset: int | Array | np.ndarray
     dropout: float
@@ -38,13 +39,14 @@ def check_call(
     bias: Array | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Array | None = None,
     empty_rows: str = "zero",
     query_offset: int | Array | np.ndarray | None = None,
     dropout: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Call:
     """Refuse a wrong call, as `attention` says; return what is left to do."""
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    checks.check_attention(query, key, value, bias, scale, softcap, sinks, empty_rows, dropout)
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
     batch, heads, queries, head_dim = query.shape
@@ -54,7 +56,10 @@ def check_call(
     check_rngs(dropout, rngs)
     scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
-    return Call(sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), rngs)
+    empty_rows = "zero" if sinks is not None else empty_rows  # what is left goes to the sink
+    return Call(
+        sizes, mask, bias, scale, softcap, sinks, empty_rows, query_offset, float(dropout), rngs
+    )
 
 
 def check_rngs(dropout: float, rngs: nnx.Rngs | None) -> None:
@@ -71,13 +76,13 @@ def expand_bias(call: Call) -> Call:
 
 
 def _flatten(call: Call) -> tuple[tuple, tuple]:
-    leaves = (call.mask, call.bias, call.scale, call.softcap, call.query_offset)
+    leaves = (call.mask, call.bias, call.scale, call.softcap, call.sinks, call.query_offset)
     return leaves, (call.sizes, call.empty_rows, call.dropout)
 
 
 def _unflatten(static: tuple, leaves: tuple) -> Call:
-    (sizes, empty_rows, dropout), (mask, bias, scale, softcap, query_offset) = static, leaves
-    return Call(sizes, mask, bias, scale, softcap, empty_rows, query_offset, dropout, None)
+    (sizes, empty_rows, dropout), (mask, bias, scale, softcap, sinks, offset) = static, leaves
+    return Call(sizes, mask, bias, scale, softcap, sinks, empty_rows, offset, dropout, None)
 
 
 jax.tree_util.register_pytree_node(Call, _flatten, _unflatten)

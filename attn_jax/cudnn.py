@@ -48,11 +48,13 @@ def known_to_cudnn(dtype: Any, head_dim: int, value_dim: int, call: Call) -> Cud
     """Return what to tell cuDNN, and None where it does not know such a call.
 
     No bias: cuDNN takes -inf in one for a large number, and a fully masked row for the mean. No
-    dense mask in float16: scores can reach the number that hides a key there.
+    sinks. No dense mask in float16: scores can reach the number that hides a key there.
     """
     if dtype not in (jnp.float16, jnp.bfloat16) or head_dim != value_dim:
         return None
-    if head_dim % 8 or head_dim > 128 or call.softcap is not None or call.bias is not None:
+    if head_dim % 8 or head_dim > 128:
+        return None
+    if any(option is not None for option in (call.bias, call.softcap, call.sinks)):
         return None
     if not isinstance(call.scale, float):
         return None

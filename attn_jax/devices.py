@@ -117,9 +117,10 @@ def call_letters(call: Call) -> Any:
     bias = None if call.bias is None else "BHTS"[-call.bias.ndim :]
     mask = None if call.mask is None else _mask_letters(call.mask)
     softcap = None if call.softcap is None else ""
+    sinks = None if call.sinks is None else "H"
     offset = "B" * jnp.ndim(call.query_offset)
-    letters: Any = {"mask": mask, "bias": bias, "softcap": softcap, "query_offset": offset}
-    return call._replace(scale=cast(Any, ""), **letters)
+    letters: Any = {"mask": mask, "bias": bias, "softcap": softcap, "sinks": sinks}
+    return call._replace(scale=cast(Any, ""), query_offset=cast(Any, offset), **letters)
 
 
 def _mask_letters(mask: Mask) -> Mask:

@@ -238,7 +238,7 @@ class MultiHeadAttention(nnx.Module):
         check_rngs(dropout, self.rngs)
         scale = scale_or_default(None, self.head_dim)
         return Call(
-            sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, self.rngs
+            sizes, mask, bias, scale, None, None, self.empty_rows, query_offset, dropout, self.rngs
         )
 
     def _project(self, key: Array, value: Array) -> KVCache:

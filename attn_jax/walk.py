@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +243,13 @@ class TileLoop:
         """Return a block's queries, scaled, with 0 for what is not finite."""
         query = upcast(self.read(self.query, block))
         return jnp.where(jnp.isfinite(query), query, 0) * self.scale
+
+    def sinks(self, block: Block) -> tuple[Array, Array]:
+        """Return the maximum and the sum of rows in which there is only the sink."""
+        sinks = upcast(cut(cast(Array, self.call.sinks), block[1:2], (self.heads,)))
+        sinks = jnp.where(sinks == -jnp.inf, sinks, jnp.maximum(sinks, self.lowest[1]))
+        rows = self.zeros(self.shape[:3]) + sinks[None, :, None]
+        return self.grouped(rows), jnp.ones_like(self.grouped(rows))
 
     def keys(self, at: tuple, masked: bool) -> list[Array]:
         """Return a tile's keys and values; where they may not be finite, 0 stands for that."""

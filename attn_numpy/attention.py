@@ -34,6 +34,7 @@ def attention(
     bias: Float[np.ndarray, "T S"] | Float[np.ndarray, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[np.ndarray, " H"] | None = None,
     empty_rows: str = "zero",
     query_offset: int | Integer[np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
@@ -44,9 +45,12 @@ def attention(
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
     is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    `sinks` are one more logit a head in the softmax of each row, with no value: they are neither
+    scaled, capped nor masked, the weights sum to less than 1, and a fully masked row is 0.
     Raises ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
-    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
+    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2;
+    sinks: "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2.
 
     >>> rng = np.random.default_rng(0)
     >>> query, key, value = rng.normal(size=(3, 1, 2, 5, 4))
@@ -55,9 +59,8 @@ def attention(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    call = check_call(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rng
-    )
+    options = (mask, bias, scale, softcap, sinks, empty_rows, query_offset, dropout, rng)
+    call = check_call(query, key, value, *options)
     return attend(query, key, value, call)
 
 
@@ -70,6 +73,7 @@ def attention_steps(
     bias: Float[np.ndarray, "T S"] | Float[np.ndarray, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[np.ndarray, " H"] | None = None,
     empty_rows: str = "zero",
     query_offset: int | Integer[np.ndarray, "..."] | None = None,
     dropout: float = 0.0,
@@ -78,8 +82,8 @@ def attention_steps(
     """Attend, and return every step: scores, masked scores, weights, output.
 
     scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
-    hidden; weights are taken before dropout. Takes and raises what `attention` does, and for
-    lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
+    hidden; weights are those of the keys, before dropout. Takes and raises what `attention` does,
+    and for lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
 
     >>> query, key, value = np.random.default_rng(0).normal(size=(3, 1, 1, 2, 4))
     >>> from attn_numpy import causal
@@ -88,9 +92,8 @@ def attention_steps(
     """
     rank = checks.check_same_rank(query, key, value)
     query, key, value = (_in_rank_four(array) for array in (query, key, value))
-    call = check_call(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, rng
-    )
+    options = (mask, bias, scale, softcap, sinks, empty_rows, query_offset, dropout, rng)
+    call = check_call(query, key, value, *options)
     steps = attend_steps(query, key, value, call)
     return AttentionSteps(*(_in_rank(rank, step) for step in steps))
 
@@ -131,7 +134,7 @@ def attend_steps(
     scores = np.where(nonfinite[:, :, None, :], np.nan, scores)
     masked_scores = scores if call.bias is None else scores + upcast(call.bias)
     masked_scores = np.where(allowed, masked_scores, -np.inf)
-    weights = _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
+    weights = _softmax(masked_scores, allowed, nonfinite, call)
     output = _drop(weights, call.dropout, call.rng) @ v  # (B, H, T, D_v)
     if not call.sizes[3] and call.empty_rows != "zero":
         output[...] = np.nan  # the mean over no key at all is 0/0
@@ -147,17 +150,23 @@ def allowed_cells(call: Call) -> np.ndarray:
 
 
 def _softmax(
-    masked_scores: np.ndarray, allowed: np.ndarray, nonfinite: np.ndarray, empty_rows: str
+    masked_scores: np.ndarray, allowed: np.ndarray, nonfinite: np.ndarray, call: Call
 ) -> np.ndarray:
-    """Softmax over the keys; `empty_rows` says what a fully masked row becomes."""
+    """Softmax over the keys, and the sink; what a fully masked row becomes without one."""
     empty = np.broadcast_to(~allowed, masked_scores.shape).all(-1, keepdims=True)
-    if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
-        fill = np.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
+    if call.sinks is not None:
+        sinks = upcast(call.sinks)[:, None, None]
+        sinks = np.where(empty, np.maximum(sinks, np.finfo(sinks.dtype).min), sinks)
+        masked_scores = np.concatenate((masked_scores, sinks), -1)
+    elif call.empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
+        fill = np.nan if call.empty_rows == "uniform" else 0.0  # for keys that are not finite
         equal = np.where(nonfinite[:, :, None, :], fill, np.zeros_like(masked_scores))
         masked_scores = np.where(empty, equal, masked_scores)
     exp = np.exp(masked_scores - masked_scores.max(-1, keepdims=True, initial=-np.inf))
     weights = exp / exp.sum(-1, keepdims=True)
-    return np.where(empty, 0, weights) if empty_rows == "zero" else weights
+    if call.sinks is not None:
+        return weights[..., :-1]
+    return np.where(empty, 0, weights) if call.empty_rows == "zero" else weights
 
 
 def _drop(weights: np.ndarray, dropout: float, rng: np.random.Generator | None) -> np.ndarray:

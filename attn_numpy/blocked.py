@@ -287,7 +287,10 @@ def _attend_block(
     for tile, at in plan.partial:
         cut = _cut(hidden[tile], samples, heads)[..., plan.kept]
         _hide(scores[..., at], cut, careful or work.bias is not None)
-    largest, total = _exponentiate(weights)
+    sinks = work.call.sinks
+    if sinks is not None:  # one for each row, as the rows stand
+        sinks = upcast(sinks)[heads].repeat(query.shape[2]).reshape(1, *tall.shape[1:3], 1)
+    largest, total = _exponentiate(weights, sinks)
     (_, values, at), *others = met
     output = weights[..., at] @ values
     for _, values, at in others:
@@ -361,21 +364,24 @@ def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
     return array[tuple([slice(None) if size == 1 else part for size, part in sizes])]
 
 
-def _exponentiate(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _exponentiate(scores: np.ndarray, sinks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Turn scores into exp(score - largest) in place.
 
-    Returns the largest ones, and the sums: 0 for fully masked rows.
+    Returns the largest ones, and the sums: 0 for fully masked rows. A sink is among the numbers
+    that the largest is sought in, and in the sum.
     """
     shape, width = (*scores.shape[:-1], 1), scores.shape[-1]
-    if not width:
-        return np.zeros(shape, scores.dtype), np.zeros(shape, scores.dtype)
-    # For short rows this takes two thirds of the time of .max(-1).
-    largest = np.maximum.reduceat(scores.reshape(-1), np.arange(0, scores.size, width))
+    largest = np.full(shape, -np.inf, scores.dtype)
+    if width:  # for short rows this takes two thirds of the time of .max(-1)
+        largest = np.maximum.reduceat(scores.reshape(-1), np.arange(0, scores.size, width))
+        largest = largest.reshape(shape)
     largest = np.maximum(largest, np.finfo(scores.dtype).min)  # -inf - -inf would be NaN
-    largest = largest.reshape(shape)
+    if sinks is not None:
+        largest = np.maximum(largest, sinks)
     scores -= largest
     np.exp(scores, out=scores)
-    return largest, scores @ np.ones((width, 1), scores.dtype)  # faster than .sum(-1)
+    total = scores @ np.ones((width, 1), scores.dtype)  # faster than .sum(-1)
+    return largest, total if sinks is None else total + np.exp(sinks - largest)
 
 
 def _empty_row_value(work: _Work, samples: slice, shared: slice) -> np.ndarray | float:

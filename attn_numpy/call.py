@@ -17,6 +17,7 @@ class Call(NamedTuple):
     bias: np.ndarray | None  # (T, S), or rank 4 with dims of 1
     scale: float
     softcap: float | None
+    sinks: np.ndarray | None  # (H,)
     empty_rows: str
     query_offset: int | np.ndarray
     dropout: float
@@ -31,13 +32,14 @@ def check_call(
     bias: np.ndarray | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: np.ndarray | None = None,
     empty_rows: str = "zero",
     query_offset: int | np.ndarray | None = None,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Call:
     """Refuse a wrong call, as `attention` says; return what is left to do."""
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    checks.check_attention(query, key, value, bias, scale, softcap, sinks, empty_rows, dropout)
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
     batch, heads, queries, head_dim = query.shape
@@ -46,4 +48,7 @@ def check_call(
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
     scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
-    return Call(sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), rng)
+    empty_rows = "zero" if sinks is not None else empty_rows  # what is left goes to the sink
+    return Call(
+        sizes, mask, bias, scale, softcap, sinks, empty_rows, query_offset, float(dropout), rng
+    )

@@ -288,6 +288,7 @@ def check_attention(
     bias: Any,
     scale: Any,
     softcap: Any,
+    sinks: Any,
     empty_rows: Any,
     dropout: Any,
 ) -> None:
@@ -304,6 +305,8 @@ def check_attention(
     check_dropout(dropout)
     if bias is not None:
         check_bias("bias", bias, query, (*query.shape[:3], key.shape[2]))
+    if sinks is not None:
+        check_sinks(sinks, query)
 
 
 def check_same_rank(query: Any, key: Any, value: Any) -> int:
@@ -400,11 +403,7 @@ def check_dropout(dropout: Any) -> None:
 
 
 def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, int]) -> None:
-    if not is_array(bias):
-        raise TypeError(f"{name} must be an array: got {kind(bias)}")
-    dtypes = sorted({"float32", dtype_name(query)})
-    if dtype_name(bias) not in dtypes and not arrays.is_cast(bias, dtype_name(query)):
-        raise TypeError(f"{name} must be {' or '.join(dtypes)}: got {dtype_name(bias)}")
+    check_float_beside(name, bias, query)
     if bias.ndim not in (2, 4):
         raise ValueError(f"{name} must be (T, S) or (B, H, T, S): got {tuple(bias.shape)}")
     wanted = tuple(sizes[-bias.ndim :])
@@ -413,6 +412,22 @@ def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, i
     if not all(got == size or (loose and got == 1) for got, size in pairs):
         rule = f"{name} must fit {_call(CALL[-bias.ndim :])} = {wanted}"
         raise ValueError(f"{rule}: got {tuple(bias.shape)}")
+
+
+def check_sinks(sinks: Any, query: Array) -> None:
+    check_float_beside("sinks", sinks, query)
+    heads = query.shape[1]
+    if tuple(sinks.shape) != (heads,):
+        raise ValueError(f"sinks must be (H,) = ({heads},): got {tuple(sinks.shape)}")
+
+
+def check_float_beside(name: str, array: Any, query: Array) -> None:
+    """Check an array that is float32 or has the query's dtype."""
+    if not is_array(array):
+        raise TypeError(f"{name} must be an array: got {kind(array)}")
+    dtypes = sorted({"float32", dtype_name(query)})
+    if dtype_name(array) not in dtypes and not arrays.is_cast(array, dtype_name(query)):
+        raise TypeError(f"{name} must be {' or '.join(dtypes)}: got {dtype_name(array)}")
 
 
 # Partial results

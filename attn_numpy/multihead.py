@@ -231,7 +231,7 @@ class MultiHeadAttention(Module):
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(None, self.head_dim)
         return Call(
-            sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, self.rng
+            sizes, mask, bias, scale, None, None, self.empty_rows, query_offset, dropout, self.rng
         )
 
     def _project(self, key: np.ndarray, value: np.ndarray) -> KVCache:

@@ -48,6 +48,7 @@ def attention(
     bias: Float[Tensor, "T S"] | Float[Tensor, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     empty_rows: str = "zero",
     query_offset: int | Integer[Tensor, "..."] | None = None,
     dropout: float = 0.0,
@@ -58,11 +59,14 @@ def attention(
     `scale` is 1/sqrt(D) where left out; `softcap` caps a score to +-softcap by tanh before `bias`
     is added and the mask applied. Query head h reads key/value head h // (H / H_kv). A fully
     masked row is 0, NaN or the mean over all S keys: `empty_rows` "zero", "nan", "uniform".
+    `sinks` are one more logit a head in the softmax of each row, with no value: they are neither
+    scaled, capped nor masked, the weights sum to less than 1, and a fully masked row is 0.
     Without dropout no (T, S) matrix is held, nor in the first derivative. The second and further
     ones, forward mode and `torch.func` are right too, and hold it, as the steps do. Raises
     ValueError for shapes and ranges, TypeError for kinds and dtypes.
 
-    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2.
+    Source: "Attention Is All You Need", section 3.2.1; grouped heads: "GQA", section 2.2;
+    sinks: "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2.
 
     >>> query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     >>> from attn_torch import causal
@@ -70,9 +74,8 @@ def attention(
     >>> bool((output[:, :, 0] == value[:, :, 0]).all())  # its own key is all it is allowed
     True
     """
-    call = check_call(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, generator
-    )
+    options = (mask, bias, scale, softcap, sinks, empty_rows, query_offset, dropout, generator)
+    call = check_call(query, key, value, *options)
     return attend(query, key, value, call)
 
 
@@ -85,6 +88,7 @@ def attention_steps(
     bias: Float[Tensor, "T S"] | Float[Tensor, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     empty_rows: str = "zero",
     query_offset: int | Integer[Tensor, "..."] | None = None,
     dropout: float = 0.0,
@@ -93,8 +97,8 @@ def attention_steps(
     """Attend, and return every step: scores, masked scores, weights, output.
 
     scores are softcap(query . key * scale); masked_scores have the bias added and -inf where
-    hidden; weights are taken before dropout. Takes and raises what `attention` does, and for
-    lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
+    hidden; weights are those of the keys, before dropout. Takes and raises what `attention` does,
+    and for lessons also (B, T, D), one head, and (T, D), one sample; every step keeps the rank.
 
     >>> query, key, value = torch.randn(3, 1, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     >>> from attn_torch import causal
@@ -103,9 +107,8 @@ def attention_steps(
     """
     rank = checks.check_same_rank(query, key, value)
     query, key, value = (_in_rank_four(array) for array in (query, key, value))
-    call = check_call(
-        query, key, value, mask, bias, scale, softcap, empty_rows, query_offset, dropout, generator
-    )
+    options = (mask, bias, scale, softcap, sinks, empty_rows, query_offset, dropout, generator)
+    call = check_call(query, key, value, *options)
     steps = attend_steps(query, key, value, call)
     return AttentionSteps(*(_in_rank(rank, step) for step in steps))
 
@@ -140,6 +143,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         return attend_steps(query, key, value, call).output
     if early is not None and bounded:
         output = early
+    elif call.sinks is not None:
+        output = attention_blocked(query, key, value, call, bounded)
     elif query.is_cpu:
         output = attention_on_cpu(query, key, value, call, bounded)
     elif query.is_cuda:
@@ -149,17 +154,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     if not output.requires_grad:
         return output
 
-    def textbook(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        return attend_steps(query, key, value, call._replace(bias=bias)).output
+    def textbook(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
+        return attend_steps(query, key, value, call._replace(bias=bias, sinks=sinks)).output
 
-    return differentiable_again(output, call, textbook, query, key, value, call.bias)
+    return differentiable_again(output, call, textbook, query, key, value, call.bias, call.sinks)
 
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
     query, key, value = cast_alike(query, key, value)
-    if call.bias is not None:
-        call = call._replace(bias=call.bias.to(query.device))
+    bias, sinks = (x if x is None else x.to(query.device) for x in (call.bias, call.sinks))
+    call = call._replace(bias=bias, sinks=sinks)
     with no_autocast(query):
         allowed = allowed_cells(call, query.device)
         q, k, v = (upcast(array) for array in (query, key, value))
@@ -175,7 +182,7 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
         scores = torch.where(nonfinite[:, :, None, :], torch.nan, scores)
         masked_scores = scores if call.bias is None else scores + upcast(call.bias)
         masked_scores = torch.where(allowed, masked_scores, -torch.inf)
-        weights = _softmax(masked_scores, allowed, nonfinite, call.empty_rows)
+        weights = _softmax(masked_scores, allowed, nonfinite, call)
         # A weight of 0 takes no gradient: that of a huge hidden value would be 0 * inf.
         kept = weights.masked_fill(weights == 0, 0)
         output = _drop(kept, call.dropout, call.generator) @ v  # (B, H, T, D_v)
@@ -184,15 +191,21 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
         return AttentionSteps(scores, masked_scores, weights, output.to(query.dtype))
 
 
-def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, empty_rows: str) -> Tensor:
-    """Softmax over the keys; `empty_rows` says what a fully masked row becomes."""
+def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, call: Call) -> Tensor:
+    """Softmax over the keys, and the sink; what a fully masked row becomes without one."""
     empty = torch.broadcast_to(~allowed, masked_scores.shape).all(-1, keepdim=True)
-    if empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
-        fill = torch.nan if empty_rows == "uniform" else 0.0  # for keys that are not finite
+    if call.sinks is not None:
+        sinks = upcast(call.sinks)[:, None, None]
+        sinks = torch.where(empty, sinks.clamp(min=torch.finfo(sinks.dtype).min), sinks)
+        masked_scores = torch.cat((masked_scores, sinks), -1)
+    elif call.empty_rows != "nan":  # equal scores instead of -inf, so that 0/0 never comes up
+        fill = torch.nan if call.empty_rows == "uniform" else 0.0  # for keys that are not finite
         equal = torch.where(nonfinite[:, :, None, :], fill, torch.zeros_like(masked_scores))
         masked_scores = torch.where(empty, equal, masked_scores)
     weights = masked_scores.softmax(-1)
-    return torch.where(empty, 0, weights) if empty_rows == "zero" else weights
+    if call.sinks is not None:
+        return weights[..., :-1]
+    return torch.where(empty, 0, weights) if call.empty_rows == "zero" else weights
 
 
 def _drop(weights: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:

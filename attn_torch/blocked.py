@@ -58,7 +58,7 @@ def attention_blocked(
     True
     """
     widths = (query.shape[3], value.shape[3])
-    kernel = call.bias is None and call.softcap is None
+    kernel = call.bias is None and call.softcap is None and call.sinks is None
     kernel = kernel and has_exact_kernel(query.device.type, query.dtype, *widths)
     # On a CPU `fused` scales first, and rounds nothing to 16 bits.
     kernel = kernel and (query.is_cpu or bounded or products_fit(query, key))
@@ -108,7 +108,9 @@ def cut(
         key, value, nonfinite = split_nonfinite(key, value)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
     blocks = plan(*tiles, tile, call, key.shape[1], query.device)
-    return upcast(query), upcast(key), upcast(value), bias, nonfinite, call, blocks
+    sinks = None if call.sinks is None else call.sinks.to(query.device)
+    arrays = (upcast(query), upcast(key), upcast(value), bias, sinks, nonfinite)
+    return *arrays, call, blocks
 
 
 class BlockPart:
@@ -122,6 +124,7 @@ class BlockPart:
         query: Tensor,
         key: Tensor,
         bias: Tensor | None,
+        sinks: Tensor | None,
         nonfinite: Tensor | None,
     ):
         self.block, self.call, self.whole = block, call, whole
@@ -130,7 +133,7 @@ class BlockPart:
         self.nonfinite = None if nonfinite is None else nonfinite[self.at_keys]
         self.at_bias = None if bias is None else self._place(bias)
         self.query, self.key = self.join(query[self.at_rows]) * call.scale, key[self.at_keys]
-        self.weights, self.tanh, self.empty = self._weights(bias)
+        self.weights, self.tanh, self.empty = self._weights(bias, sinks)
 
     def join(self, rows: Tensor) -> Tensor:
         """(b, h * G, R, X) -> (b, h, G * R, X): a group's rows meet its one key head at once."""
@@ -148,7 +151,9 @@ class BlockPart:
         place = zip((*self.at_rows, self.block.columns), bias.shape, strict=True)
         return tuple(slice(None) if size == 1 else part for part, size in place)
 
-    def _weights(self, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _weights(
+        self, bias: Tensor | None, sinks: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return weights (b, h, G * R, C), tanh(scores / softcap) and which rows are empty."""
         scores, tanh, softcap = self.query @ self.key.mT, None, self.call.softcap
         if softcap is not None:
@@ -158,6 +163,11 @@ class BlockPart:
             scores.masked_fill_(self.nonfinite[:, :, None], torch.nan)
         cells = self.split(scores)
         self._hide(cells, bias)
+        if sinks is not None:  # one more column, and no row is empty
+            column = _known_sinks(sinks)[self.at_rows[1], None, None].expand(*cells.shape[:3], 1)
+            weights = torch.cat((scores, self.join(column)), -1).softmax(-1)
+            self.sink_weights = weights[..., -1:]
+            return weights[..., :-1], tanh, None
         empty = None if self.block.has_full else cells.amax(-1, keepdim=True) == -torch.inf
         if empty is not None and empty.device.type == "cpu" and not empty.any():
             empty = None
@@ -196,13 +206,14 @@ class _Blocks(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
+        sinks: Tensor | None,
         nonfinite: Tensor | None,
         call: Call,
         blocks: list[Block],
     ) -> Tensor:
         batch, heads, queries, _ = call.sizes
         output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
-        empty_value = empty_row_value(call, value, nonfinite)
+        empty_value = empty_row_value(call._replace(sinks=sinks), value, nonfinite)
         whole = Cells(call.sizes, call.query_offset, device=query.device)
 
         def attend(blocks: Iterable[Block]) -> None:
@@ -211,7 +222,7 @@ class _Blocks(torch.autograd.Function):
                 if block.columns is None:
                     output[at] = empty_value[at[:2]]
                     continue
-                part = BlockPart(block, call, whole, query, key, bias, nonfinite)
+                part = BlockPart(block, call, whole, query, key, bias, sinks, nonfinite)
                 rows = part.split(part.weights @ value[part.at_keys])
                 if part.empty is not None:
                     rows = rows.where(~part.empty, empty_value[at[:2]])
@@ -229,13 +240,14 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None) -> tuple:
         if d_output is None:  # somebody else has given the gradients
-            return (None,) * 7
+            return (None,) * 8
         if torch.is_grad_enabled():
             rule = "blocks are differentiable once, use attention or attention_steps"
             raise NotImplementedError(f"{rule}: got create_graph=True")
-        query, key, value, bias, nonfinite = ctx.saved_tensors
+        query, key, value, bias, sinks, nonfinite = ctx.saved_tensors
         inputs = query, key, value, bias  # a bias alone may have 16 bits, in which sums stall
         grads = [None if x is None else torch.zeros_like(upcast(x)) for x in inputs]
+        grads.append(None if sinks is None else upcast(sinks).new_zeros(query.shape[:2]))
         groups = query.shape[1] // key.shape[1]
         d_mean = d_output.new_zeros((*d_output.shape[:2], 1, d_output.shape[3]))
         whole = Cells(ctx.call.sizes, ctx.call.query_offset, device=query.device)
@@ -245,7 +257,7 @@ class _Blocks(torch.autograd.Function):
                 at = block.queries(groups)
                 d_rows, empty = d_output[at], None
                 if block.columns is not None:
-                    part = BlockPart(block, ctx.call, whole, query, key, bias, nonfinite)
+                    part = BlockPart(block, ctx.call, whole, query, key, bias, sinks, nonfinite)
                     empty = part.empty
                     backward_block(part, d_rows, value, grads)
                 if block.columns is None or empty is not None:
@@ -257,7 +269,9 @@ class _Blocks(torch.autograd.Function):
             work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
             grads[2] += d_mean.unflatten(1, (-1, groups)).sum(2) / ctx.call.sizes[3]
-        return *grads, None, None, None  # autograd rounds to the dtype of the input
+        *grads, d_sinks = grads
+        d_sinks = None if d_sinks is None else d_sinks.sum(0)  # of all samples
+        return *grads, d_sinks, None, None, None  # autograd rounds to the dtype of the input
 
 
 def count_threads(call: Call, blocks: list[Block], device: torch.device) -> int:
@@ -273,6 +287,9 @@ def count_threads(call: Call, blocks: list[Block], device: torch.device) -> int:
 def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tensor:
     """Return what a fully masked row becomes: (B, H, 1, D_v)."""
     batch, heads = call.sizes[:2]
+    if call.sinks is not None:  # 0, or NaN from a sink that is not finite
+        row = 0 * _known_sinks(call.sinks)[None, :, None, None].to(value.dtype)
+        return row.expand(batch, -1, 1, value.shape[3])
     row = value.new_full((batch, value.shape[1], 1, 1), torch.nan)
     if call.empty_rows == "zero":
         row = torch.zeros_like(row)
@@ -283,14 +300,19 @@ def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tens
     return row.repeat_interleave(heads // value.shape[1], 1).expand(-1, -1, -1, value.shape[3])
 
 
+def _known_sinks(sinks: Tensor) -> Tensor:
+    """Return the sinks without -inf: the lowest number has the same weight, 0, beside a score."""
+    return upcast(sinks).clamp(min=torch.finfo(upcast(sinks).dtype).min)
+
+
 def backward_block(
     part: BlockPart, d_output: Tensor, value: Tensor, grads: list, d_total: Tensor | None = None
 ) -> None:
-    """Add what one block gives to the gradients of query, key, value and bias.
+    """Add what one block gives to the gradients of query, key, value, bias and sinks.
 
     `d_total` is that of the sum of weights, (b, h * G, R, 1), where weights are not divided by it.
     """
-    d_query, d_key, d_value, d_bias = grads
+    d_query, d_key, d_value, d_bias, d_sinks = grads
     if part.empty is not None:
         d_output = d_output.masked_fill(part.empty, 0)
     d_output, weights, careful = part.join(d_output), part.weights, part.nonfinite is not None
@@ -299,10 +321,10 @@ def backward_block(
     if careful:  # else 0 * inf, should a hidden gradient overflow
         d_scores.masked_fill_(weights == 0, 0)
     d_scores.mul_(weights)
-    if d_total is None:
-        d_scores.addcmul_(weights, d_scores.sum(-1, keepdim=True), value=-1)
-    else:
-        d_scores.addcmul_(weights, part.join(d_total))
+    means = d_scores.sum(-1, keepdim=True) if d_total is None else -part.join(d_total)
+    d_scores.addcmul_(weights, means, value=-1)
+    if d_sinks is not None:
+        d_sinks[part.at_rows[:2]] -= part.split(part.sink_weights * means).sum((2, 3))
     if d_bias is not None:
         at = part.at_bias
         d_bias[at] += part.split(d_scores).sum_to_size(d_bias[at].shape)

@@ -18,6 +18,7 @@ class Call(NamedTuple):
     bias: Tensor | None  # (T, S), or rank 4 with dims of 1
     scale: float
     softcap: float | None
+    sinks: Tensor | None  # (H,)
     empty_rows: str
     query_offset: int | Tensor
     dropout: float
@@ -32,13 +33,14 @@ def check_call(
     bias: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     empty_rows: str = "zero",
     query_offset: int | Tensor | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Call:
     """Refuse a wrong call, as `attention` says; return what is left to do."""
-    checks.check_attention(query, key, value, bias, scale, softcap, empty_rows, dropout)
+    checks.check_attention(query, key, value, bias, scale, softcap, sinks, empty_rows, dropout)
     if mask is not None:
         checks.check_is_mask("mask must be a Mask", mask, Mask)
     batch, heads, queries, head_dim = query.shape
@@ -47,6 +49,16 @@ def check_call(
     query_offset = checks.check_query_offset(query_offset, mask, sizes)
     scale = scale_or_default(scale, head_dim)
     softcap = None if softcap is None else float(softcap)
+    empty_rows = "zero" if sinks is not None else empty_rows  # what is left goes to the sink
     return Call(
-        sizes, mask, bias, scale, softcap, empty_rows, query_offset, float(dropout), generator
+        sizes,
+        mask,
+        bias,
+        scale,
+        softcap,
+        sinks,
+        empty_rows,
+        query_offset,
+        float(dropout),
+        generator,
     )

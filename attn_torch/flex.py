@@ -50,11 +50,12 @@ def attention_on_gpu(
 
 def launch_kernel(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor | None:
     """Call the kernel where it alone answers, as if all were finite; None for other calls."""
-    plain = call.bias is None and call.softcap is None and known_structure(call)
+    plain = call.bias is None and call.softcap is None and call.sinks is None
     widths = query.shape[3], value.shape[3]
-    if not plain or not has_exact_kernel("cuda", query.dtype, *widths):
+    known = known_structure(call) if plain else ""
+    if not known or not has_exact_kernel("cuda", query.dtype, *widths):
         return None
-    return fused(query, key, value, call.scale, plain == "causal", finite=True)
+    return fused(query, key, value, call.scale, known == "causal", finite=True)
 
 
 def attend_flex(

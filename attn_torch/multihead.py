@@ -242,7 +242,9 @@ class MultiHeadAttention(nn.Module):
         checks.check_settings(self.dropout, self.empty_rows)
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(None, self.head_dim)
-        return Call(sizes, mask, bias, scale, None, self.empty_rows, query_offset, dropout, None)
+        return Call(
+            sizes, mask, bias, scale, None, None, self.empty_rows, query_offset, dropout, None
+        )
 
     def _project(self, key: Tensor, value: Tensor) -> KVCache:
         place = key.device if key.is_meta else "cpu"

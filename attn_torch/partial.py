@@ -235,6 +235,7 @@ class _Sums(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
+        sinks: None,
         nonfinite: Tensor | None,
         call: Call,
         blocks: list[Block],
@@ -248,7 +249,7 @@ class _Sums(torch.autograd.Function):
             for block in blocks:
                 if block.columns is None:
                     continue
-                part = _SumsPart(block, call, whole, query, key, bias, nonfinite)
+                part = _SumsPart(block, call, whole, query, key, bias, None, nonfinite)
                 rows = part.split(part.weights @ value[part.at_keys])
                 largest, count = part.maximum, part.split(part.weights.sum(-1, keepdim=True))
                 if part.empty is not None:
@@ -270,12 +271,12 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_sums: Tensor | None, _: None, d_total: Tensor | None) -> tuple:
         if d_sums is None and d_total is None:  # somebody else has given the gradients
-            return (None,) * 7
+            return (None,) * 8
         if torch.is_grad_enabled():
             rule = "blocks are differentiable once, use attention_part"
             raise NotImplementedError(f"{rule}: got create_graph=True")
-        query, key, value, bias, nonfinite = ctx.saved_tensors
-        grads = [None if x is None else torch.zeros_like(upcast(x)) for x in ctx.saved_tensors[:4]]
+        query, key, value, bias, _, nonfinite = ctx.saved_tensors
+        grads = [None if x is None else torch.zeros_like(upcast(x)) for x in ctx.saved_tensors[:5]]
         zero = query.new_zeros(())
         if d_sums is None:
             d_sums = zero.expand(*ctx.call.sizes[:3], value.shape[3])
@@ -286,7 +287,7 @@ class _Sums(torch.autograd.Function):
             for block in chain.from_iterable(lists):
                 if block.columns is None:
                     continue
-                part = _SumsPart(block, ctx.call, whole, query, key, bias, nonfinite)
+                part = _SumsPart(block, ctx.call, whole, query, key, bias, None, nonfinite)
                 d_rows, d_count = d_sums[part.at_rows], d_total[part.at_rows][..., None]
                 if part.empty is not None:
                     d_count = d_count.where(~part.empty, 0)

@@ -35,8 +35,8 @@ def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
     """Whether the way may depend on values: nothing is recorded, transformed or has none."""
     if is_making_graph() or _is_transforming():
         return False
-    bias = () if call.bias is None else (call.bias,)
-    return all(map(has_values, (query, key, value, *bias, *tables(call))))
+    others = (x for x in (call.bias, call.sinks) if x is not None)
+    return all(map(has_values, (query, key, value, *others, *tables(call))))
 
 
 def tables(call: Call) -> Iterator[Tensor]:
@@ -80,9 +80,10 @@ _is_in_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def kernel_serves(query: Tensor, value: Tensor, call: Call) -> bool:
     """Whether torch's kernel can stand in the graph; where not, the textbook can.
 
-    It knows no softcap, has no gradient of a bias, and none of `torch.func`'s transformations.
+    It knows no softcap and no sinks, has no gradient of a bias, and none of `torch.func`'s
+    transformations.
     """
-    if call.softcap is not None or query.is_meta or _is_transforming():
+    if call.softcap is not None or call.sinks is not None or query.is_meta or _is_transforming():
         return False
     if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
         return False

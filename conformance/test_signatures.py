@@ -50,12 +50,13 @@ def check_default(left_out, default, other, naive, what: str) -> None:
 
 
 CALL = Case("defaults", SQUARE, sliding_window(3, 1) & padding(LENGTHS), scale=None)
-DECLARED = {"bias", "scale", "softcap", "empty_rows", "dropout"}
+DECLARED = {"bias", "scale", "softcap", "sinks", "empty_rows", "dropout"}
 DEFAULTS = {  # of attention: the default, and another value
     "mask": (None, causal()),
     "bias": (None, normal(5, 7, 7, dtype_name="float32")),
     "scale": (11**-0.5, 0.7),
     "softcap": (None, 0.7),
+    "sinks": (None, normal(5, SQUARE.H, dtype_name="float32")),
     "empty_rows": ("zero", "uniform"),
     "query_offset": (0, 1),
     "dropout": (0.0, 0.5),

@@ -255,6 +255,7 @@ GRADIENTS = {
     "softcap": {"softcap": 0.7},
     "softcap_and_bias": {"softcap": 0.7, "bias": normal(15, 2, 3), "scale": 1.3},
     "uniform": {"empty_rows": "uniform", "bias": normal(16, 2, 3)},
+    "sinks": {"sinks": normal(17, 4), "bias": normal(18, 2, 3), "softcap": 0.7},
 }
 
 
@@ -263,8 +264,7 @@ def test_gradients_are_the_slopes_of_the_forward(name):
     options = dict(GRADIENTS[name])
     shapes = {"query": (2, 4, 2, 2), "key": (2, 2, 3, 2), "value": (2, 2, 3, 3)}
     arrays = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
-    if "bias" in options:
-        arrays["bias"] = options.pop("bias")
+    arrays |= {name: options.pop(name) for name in ("bias", "sinks") if name in options}
     grad = normal(20, 2, 4, 2, 3)
 
     def objective(arrays):
@@ -274,6 +274,29 @@ def test_gradients_are_the_slopes_of_the_forward(name):
     check_slopes(objective, arrays, found, abs(grad).sum() * largest(arrays["value"]))
     if options.get("empty_rows") != "uniform":
         assert not found["query"][1, 2, 0].any(), "the query of a fully masked row"
+
+
+def test_a_sink_is_a_key_without_a_value():
+    arrays = normal(1, 2, 4, 2, 2), normal(2, 2, 2, 3, 2), normal(3, 2, 2, 3, 3)
+    sinks = np.array([0.5, -np.inf, 30.0, -2.0])
+    found = reference.attention(*arrays, allowed=PART, sinks=sinks)
+    more = np.zeros((2, 2, 1, 2)), np.zeros((2, 2, 1, 3))  # scores of 0, to which the bias is added
+    key, value = (np.concatenate(pair, 2) for pair in zip(arrays[1:], more, strict=True))
+    bias = np.zeros((1, 4, 1, 4))
+    bias[0, :, 0, 3] = sinks
+    allowed = np.concatenate((PART, np.ones((2, 4, 2, 1), bool)), 3)
+    alike = reference.attention(arrays[0], key, value, allowed=allowed, bias=bias)
+    np.testing.assert_array_equal(found["output"], alike["output"])
+    np.testing.assert_array_equal(found["weights"], alike["weights"][..., :3])
+
+
+@pytest.mark.parametrize("sink", [np.nan, np.inf])
+def test_a_sink_that_is_not_finite_spoils_its_head(sink):
+    arrays = normal(1, 2, 4, 2, 2), normal(2, 2, 2, 3, 2), normal(3, 2, 2, 3, 3)
+    sinks = np.array([0.0, sink, 0.0, 0.0])
+    output = reference.attention(*arrays, allowed=PART, sinks=sinks)["output"]
+    assert np.isnan(output[:, 1]).all()
+    assert np.isfinite(output[:, [0, 2, 3]]).all()
 
 
 def test_gradients_of_a_hiding_bias_are_those_of_the_mask():

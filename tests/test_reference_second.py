@@ -5,7 +5,8 @@ import pytest
 
 from conformance.oracle import expected, reference
 
-SHAPES = {"query": (2, 4, 3, 5), "key": (2, 2, 7, 5), "value": (2, 2, 7, 3), "bias": (1, 4, 1, 7)}
+SHAPES = {"query": (2, 4, 3, 5), "key": (2, 2, 7, 5), "value": (2, 2, 7, 3), "bias": (1, 4, 1, 7),
+          "sinks": (4,)}  # fmt: skip
 OPTIONS = {
     "plain": {},
     "softcap": {"softcap": 0.9},
@@ -20,11 +21,11 @@ def drawn(seed: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_second_derivatives_are_differences_of_first_ones(name, has_bias):
+@pytest.mark.parametrize("more", [(), ("bias",), ("sinks",), ("bias", "sinks")])
+def test_second_derivatives_are_differences_of_first_ones(name, more):
     inputs, along, grad = drawn(1), drawn(2), np.random.default_rng(3).normal(size=(2, 4, 3, 3))
-    if not has_bias:
-        del inputs["bias"], along["bias"]
+    for absent in {"bias", "sinks"} - set(more):
+        del inputs[absent], along[absent]
     allowed = np.random.default_rng(4).random((2, 4, 3, 7)) < 0.6
     allowed[1, 2, 1] = False  # a fully masked row
     options = OPTIONS[name] | {"allowed": allowed}
@@ -34,9 +35,7 @@ def test_second_derivatives_are_differences_of_first_ones(name, has_bias):
         first = reference.gradients(**moved, grad=grad, **options)
         return first | {"tangent": reference.attention(**moved, **options)["output"]}
 
-    bias = {"bias": inputs.pop("bias")} if has_bias else {}
-    exact, naive = expected.seconds(**inputs, **bias, grad=grad, directions=along, **options)
-    inputs |= bias
+    exact, naive = expected.seconds(**inputs, grad=grad, directions=along, **options)
     step, before, after = 1e-5, at(-1e-5), at(1e-5)
     assert set(exact) == set(naive) == set(after)
     for part, wanted in exact.items():

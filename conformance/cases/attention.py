@@ -67,6 +67,14 @@ def bias_of(kind: str, shape: Shape, dtype_name: str) -> np.ndarray:
     return normal(5, *sizes, dtype_name=dtype_name)
 
 
+def sinks_of(kind: str, heads: int, dtype_name: str) -> np.ndarray:
+    """Return a logit a head: "normal", or "none_in_head_0", which is -inf there."""
+    sinks = normal(8, heads, dtype_name=dtype_name)
+    if kind == "none_in_head_0":
+        sinks[0] = -np.inf
+    return sinks
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One call, without its numbers; `inputs` and `options` make them."""
@@ -80,6 +88,7 @@ class Case:
     softcap: float | None = None
     empty_rows: str = "zero"
     seed: int = 0
+    sinks: str | None = None
 
     def inputs(self, dtype_name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         B, H, H_kv, T, S, D, D_v = self.shape
@@ -97,6 +106,8 @@ class Case:
         """Return the options that oracle and subject take alike."""
         bias = None if self.bias is None else bias_of(self.bias, self.shape, dtype_name)
         options = {"bias": bias, "scale": self.scale, "softcap": self.softcap}
+        if self.sinks is not None:
+            options["sinks"] = sinks_of(self.sinks, self.shape.H, dtype_name)
         options = {name: value for name, value in options.items() if value is not None}
         return options | {"empty_rows": self.empty_rows}
 

@@ -87,11 +87,11 @@ TransformerEncoderLayer.__call__(src, src_mask=None, src_key_padding_mask=None, 
 TransformerEncoderLayer.decode(src, cache, *, hidden=None, src_mask=None)
 TransformerWeights(encoder, decoder)
 allow(array)
-attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
 attention_part(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
     query_offset=None)
-attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
 causal()
 draw_weights(weights, *, query_labels=None, key_labels=None)

@@ -28,7 +28,8 @@ MULTIHEAD = {
                 "output": 0},
 }  # fmt: skip
 
-DIRECTIONS = {"query": "d_query", "key": "d_key", "value": "d_value", "bias": "d_bias"}
+DIRECTIONS = {"query": "d_query", "key": "d_key", "value": "d_value", "bias": "d_bias",
+              "sinks": "d_sinks"}  # fmt: skip
 SECOND = {
     along: axes | {DIRECTIONS[name]: axes[name] for name in DIRECTIONS.keys() & axes.keys()}
     for along, axes in ATTENTION.items()

@@ -26,6 +26,7 @@ def attention(
     bias=None,
     scale=None,
     softcap=None,
+    sinks=None,
     empty_rows="zero",
     folded=False,
     dropped=1.0,
@@ -48,8 +49,14 @@ def attention(
             scores = softcap * np.tanh(scores * (1 / softcap) if folded else scores / softcap)
         masked = np.where(allowed, scores if bias is None else scores + upcast(bias), -np.inf)
         top = masked.max(-1, keepdims=True, initial=-np.inf)
-        shifted = masked - np.where(np.isneginf(top), 0, top)
+        if sinks is not None:
+            sinks = upcast(sinks)[:, None, None]
+            top, empty_rows = np.maximum(top, sinks), "zero"
+        base = np.where(np.isneginf(top), 0, top)
+        shifted = masked - base
         total = np.exp(shifted).sum(-1, keepdims=True)
+        if sinks is not None:
+            total = total + np.exp(sinks - base)
         weights = np.exp(shifted - np.log(total)) if folded else np.exp(shifted) / total
     fill = {"zero": 0.0, "nan": np.nan, "uniform": 1 / max(key.shape[2], 1)}[empty_rows]
     weights = np.where(np.isneginf(top), fill, weights).astype(query.dtype)
@@ -67,14 +74,15 @@ def log_sum_exp(masked_scores) -> np.ndarray:
 
 
 def gradients(
-    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero",
-    folded=False, dropped=1.0, grad_lse=None,
+    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
+    empty_rows="zero", folded=False, dropped=1.0, grad_lse=None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the gradients of sum(grad * output), each rounded to its input's dtype.
 
     `dropped` is what dropout multiplies the weights by, `grad_lse` the log-sum-exp's gradient.
     """
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
+    options["sinks"] = sinks
     steps = attention(query, key, value, allowed=allowed, **options, folded=folded)
     q, k, v, g = upcast(query), upcast(key), upcast(value), upcast(grad)
     group = q.shape[1] // k.shape[1]
@@ -98,6 +106,10 @@ def gradients(
         axes = tuple(i for i in range(4) if shape[i] == 1 and d_logits.shape[i] != 1)
         found["bias"] = d_logits.sum(axes, keepdims=True).reshape(np.shape(bias))
         found["bias"] = found["bias"].astype(np.asarray(bias).dtype)
+    if sinks is not None:
+        mean = (steps["weights"] * d_weights).sum(-1)
+        found["sinks"] = -(_sink_weights(steps["masked_scores"], sinks) * mean).sum((0, 2))
+        found["sinks"] = found["sinks"].astype(np.asarray(sinks).dtype)
     return found
 
 
@@ -108,6 +120,15 @@ def _logit_gradients(steps: dict, d_weights, folded: bool, more=None):
     found = weights * d_weights - weights * mean if folded else weights * (d_weights - mean)
     empty = np.isneginf(steps["masked_scores"]).all(-1, keepdims=True)
     return np.where(empty, 0, found)
+
+
+def _sink_weights(masked, sinks):
+    """Return what is left of each row for its sink, (B, H, T)."""
+    sinks = upcast(sinks)[:, None]
+    top = np.maximum(masked.max(-1, initial=-np.inf), sinks)
+    top = np.where(np.isneginf(top), 0, top)
+    total = np.exp(masked - top[..., None]).sum(-1)
+    return np.exp(sinks - top) / np.maximum(total + np.exp(sinks - top), 1)
 
 
 def _slope(scores, softcap, folded: bool):

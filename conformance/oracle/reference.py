@@ -60,11 +60,17 @@ def allowed(spec: Spec | None, sizes: tuple[int, int, int, int], query_offset=No
     return allowed
 
 
-def softmax(logits: list[float], empty_rows: str) -> list[float]:
+LOWEST = -np.finfo(float).max.item()  # a sink of -inf: hidden keys alone are below it
+
+
+def softmax(logits: list[float], empty_rows: str, sink: float | None = None) -> list[float]:
     """Softmax of one row, where -inf is hidden and a row of nothing else goes by the policy.
 
-    In float64 no allowed logit of a case is -inf, so -inf can stand for hidden.
+    In float64 no allowed logit of a case is -inf, so -inf can stand for hidden. A sink is one more
+    logit, and its weight comes last.
     """
+    if sink is not None:
+        logits = [*logits, max(sink, LOWEST)]
     top = max(logits, default=-math.inf)
     if top == -math.inf:
         row = {"zero": 0.0, "nan": math.nan, "uniform": 1 / len(logits) if logits else math.nan}
@@ -75,14 +81,16 @@ def softmax(logits: list[float], empty_rows: str) -> list[float]:
 
 
 def attention(
-    query, key, value, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero"
-) -> dict[str, np.ndarray]:
-    """Return scores, masked_scores, weights and output, all float64."""
+    query, key, value, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
+    empty_rows="zero",
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return scores, masked_scores, weights of the keys and output, all float64."""
     query, key, value = (np.asarray(x).astype(np.float64) for x in (query, key, value))
     (B, H, T, D), (S, D_v) = query.shape, value.shape[2:]
     group = H // key.shape[1]
     scale = 1 / math.sqrt(D) if scale is None else scale
     bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias).astype(float), (B, H, T, S))
+    sinks = [None] * H if sinks is None else np.asarray(sinks).astype(float).tolist()
     scores, masked, weights = (np.zeros((B, H, T, S)) for _ in range(3))
     output = np.zeros((B, H, T, D_v))
     for b, h, t in product(range(B), range(H), range(T)):
@@ -94,12 +102,12 @@ def attention(
                 score = softcap * math.tanh(score / softcap)
             scores[b, h, t, s] = score
             masked[b, h, t, s] = score + bias[b, h, t, s] if allowed[b, h, t, s] else -math.inf
-        weights[b, h, t] = softmax(masked[b, h, t].tolist(), empty_rows)
+        weights[b, h, t] = softmax(masked[b, h, t].tolist(), empty_rows, sinks[h])[:S]
         for d in range(D_v):
             output[b, h, t, d] = math.fsum(
                 float(weights[b, h, t, s] * value[b, h // group, s, d]) for s in range(S)
             )
-        if not S and empty_rows != "zero":
+        if not S and empty_rows != "zero" and sinks[h] is None:
             output[b, h, t] = math.nan
     return {"scores": scores, "masked_scores": masked, "weights": weights, "output": output}
 
@@ -115,20 +123,21 @@ def log_sum_exp(masked_scores) -> np.ndarray:
 
 
 def gradients(
-    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, empty_rows="zero",
-    grad_lse=None,
+    query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
+    empty_rows="zero", grad_lse=None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return d sum(grad * output) by query, key, value and (where given) bias, float64.
+    """Return d sum(grad * output) by query, key, value and, where given, bias and sinks.
 
-    With `grad_lse`, (B, H, T), of sum(grad * output) + sum(grad_lse * log-sum-exp).
+    With `grad_lse`, (B, H, T), of sum(grad * output) + sum(grad_lse * log-sum-exp) without a sink.
     """
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
-    steps = attention(query, key, value, allowed=allowed, **options)
+    steps = attention(query, key, value, allowed=allowed, sinks=sinks, **options)
     query, key, value, grad = (np.asarray(x).astype(np.float64) for x in (query, key, value, grad))
     (B, H, T, D), (S, D_v) = query.shape, value.shape[2:]
     group = H // key.shape[1]
     scale = 1 / math.sqrt(D) if scale is None else scale
     d_logits, d_scores = np.zeros((B, H, T, S)), np.zeros((B, H, T, S))
+    d_sinks: list[list[float]] = [[] for _ in range(H)]
     for b, h, t in product(range(B), range(H), range(T)):
         weights = steps["weights"][b, h, t]
         if np.isneginf(steps["masked_scores"][b, h, t]).all():
@@ -139,6 +148,9 @@ def gradients(
         ]
         mean = math.fsum(float(weights[s] * d_weights[s]) for s in range(S))
         mean -= 0.0 if grad_lse is None else float(grad_lse[b, h, t])
+        if sinks is not None:  # its value is 0, so that its weight has no gradient of its own
+            row = softmax(steps["masked_scores"][b, h, t].tolist(), empty_rows, float(sinks[h]))
+            d_sinks[h].append(row[S] * (0 - mean))
         for s in range(S):
             d_logits[b, h, t, s] = weights[s] * (d_weights[s] - mean)
             slope = 1.0
@@ -160,6 +172,8 @@ def gradients(
     found = {"query": d_query, "key": d_key, "value": d_value}
     if bias is not None:
         found["bias"] = _sum_to(d_logits, np.shape(bias))
+    if sinks is not None:
+        found["sinks"] = np.array([math.fsum(terms) for terms in d_sinks])
     return found
 
 

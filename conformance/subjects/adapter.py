@@ -24,7 +24,7 @@ from .boundary import PluggedDecoding, ask, by_name, one, pair
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
 POLARITIES = ("attend", "hide", "add")
-OPTIONS = ("bias", "scale", "softcap", "dropout")
+OPTIONS = ("bias", "scale", "softcap", "sinks", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 # What an adapter cannot offer: the suite calls the project's own backends for it by name.
 OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "parts", "compiled", "traced",

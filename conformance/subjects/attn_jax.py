@@ -45,7 +45,7 @@ def _gradients(leaves, traced, grad, path, static):
 
 def _recomputed(*inputs, **options):
     """Attend by `jax.checkpoint`, to which masks and arrays are given."""
-    traced = {n: options.pop(n) for n in ("mask", "query_offset", "bias") if n in options}
+    traced = {n: options.pop(n) for n in ("mask", "query_offset", "bias", "sinks") if n in options}
 
     @jax.checkpoint
     def call(query, key, value, traced):
@@ -113,7 +113,8 @@ class Adapter(JaxTransforms, Rosetta):
         with self.scope(query.dtype.name):
             arrays = [self.array(x) for x in (query, key, value)]
             options = self.options(options)
-            traced = {name: options.pop(name) for name in ("mask", "bias") if name in options}
+            arrays_of = ("mask", "bias", "sinks")
+            traced = {name: options.pop(name) for name in arrays_of if name in options}
             own = attn_jax.attention_steps if through == "steps" else attn_jax.attention
 
             @jax.jit
@@ -130,8 +131,9 @@ class Adapter(JaxTransforms, Rosetta):
             leaves = {name: self.array(x) for name, x in inputs.items()}
             seed = {n: options.pop(n) for n in ("seed",) if n in options}
             options = self.options(options) | seed
-            if options.get("bias") is not None:
-                leaves["bias"] = options.pop("bias")
+            for name in ("bias", "sinks"):
+                if options.get(name) is not None:
+                    leaves[name] = options.pop(name)
             traced = {n: options.pop(n) for n in ("mask", "query_offset") if n in options}
             static = tuple(options.items())
             found = _gradients(leaves, traced, self.array(grad), self.path(through), static)

@@ -134,8 +134,9 @@ class Adapter(TorchTransforms, Rosetta):
         inputs = {"query": query, "key": key, "value": value}
         leaves = {name: self.array(x).clone().requires_grad_() for name, x in inputs.items()}
         options = self.options(options)
-        if options.get("bias") is not None:
-            leaves["bias"] = options["bias"] = options["bias"].clone().requires_grad_()
+        for name in ("bias", "sinks"):
+            if options.get(name) is not None:
+                leaves[name] = options[name] = options[name].clone().requires_grad_()
         output = self.path(through)(*list(leaves.values())[:3], **options)
         output.backward(self.array(grad))
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}

@@ -20,6 +20,7 @@ CAPABILITIES = {
     "bias": "an additive bias beside the mask",
     "scale": "a scale of one's choice",
     "softcap": "a softcap",
+    "sinks": "a sink, one more logit in the softmax of a head's rows",
     "grouped": "query heads that share key heads",
     "causal": "a causal mask of its own",
     "dropout": "dropout",
@@ -117,7 +118,7 @@ class Subject(Protocol):
         """
 
     def gradients(self, query, key, value, grad, **options) -> dict[str, np.ndarray]:
-        """Return the gradients of sum(grad * output) by query, key, value and bias.
+        """Return the gradients of sum(grad * output) by query, key, value, bias and sinks.
 
         `through="steps"` takes the textbook path and "blocked" the other, in tiles of TILE;
         "compiled" takes the compiled call, "remat" the one that is recomputed on the way back.

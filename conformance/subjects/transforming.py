@@ -80,7 +80,8 @@ class Transforming:
                 own = {"inputs": own, "options": more}
                 return run(own | ({"parameters": given} if kind else {}))
 
-            leaves = arrays.get("parameters", arrays["inputs"] | {"bias": options.get("bias")})
+            learned = arrays["inputs"] | {n: options.get(n) for n in ("bias", "sinks")}
+            leaves = arrays.get("parameters", learned)
             leaves = tuple(leaves[name] for name in names)
             along = tuple(self.array(x) for x in directions.values())
             found = self.differentiate(route, output, arrays["grad"], leaves, along)

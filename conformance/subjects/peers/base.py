@@ -112,7 +112,8 @@ class FunctionPeer(Peer):
 
     def gradients(self, query, key, value, grad, **options):
         fitted = self.fitted(query, key, value, options)
-        leaves = fitted.inputs | ({"bias": options.pop("bias")} if "bias" in options else {})
+        learned = [name for name in ("bias", "sinks") if name in options]
+        leaves = fitted.inputs | {name: options.pop(name) for name in learned}
         with self.scope(query.dtype.name):
             options = self.arrays(options)
 
