@@ -155,17 +155,18 @@ def _steps(
 ) -> AttentionSteps:
     """The formula, compiled once for each set of shapes and each structure of a mask."""
     if dropout_key is None:
-        return _steps_here(query, key, value, call)
+        return steps_here(query, key, value, call)
     drawn = jax.random.bernoulli(dropout_key, 1 - call.dropout, call.sizes)
-    return _steps_here(query, key, value, call, drawn)
+    return steps_here(query, key, value, call, drawn)
 
 
 @by_device
-def _steps_here(
+def steps_here(
     query: Array, key: Array, value: Array, call: Call, drawn: Array | None = None
 ) -> AttentionSteps:
+    """Return every step, by array operations alone; `drawn` says what dropout keeps."""
     call = expand_bias(call)
-    allowed = _allowed(call)
+    allowed = allowed_cells(call)
     q, k, v = (upcast(array) for array in (query, key, value))
     q = zero_where_empty(q, ~allowed.any(-1, keepdims=True))
     k, v, nonfinite = split_nonfinite(k, v)
@@ -188,7 +189,7 @@ def _steps_here(
 def _attend_one_query(query: Array, key: Array, value: Array, call: Call) -> Array:
     """The formula for one query a head, with the keys that it is allowed made an array of."""
     call = expand_bias(call)
-    allowed = _allowed(call)
+    allowed = allowed_cells(call)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:2], 1, call.sizes[3]))
     call = call._replace(mask=allow(allowed), query_offset=0)
     return _attend_or_textbook(*vary_alike((query, key, value, call)))
@@ -206,7 +207,7 @@ def _attend_or_textbook(query: Array, key: Array, value: Array, call: Call) -> A
     q = q * jnp.asarray(call.scale, q.dtype)
     scores = multiply("bkgd,bksd->bkgs", q, key).reshape(*query.shape[:3], -1)
     none = jnp.zeros((1, 1, 1), bool)
-    weights = _weigh(scores, none, _allowed(call), call)[2]
+    weights = _weigh(scores, none, allowed_cells(call), call)[2]
     weights = weights.reshape(*shared, key.shape[2])
     output = multiply("bkgs,bksd->bkgd", weights, value).reshape(*query.shape[:3], -1)
     fine = jnp.isfinite(scores).all() & jnp.isfinite(output).all()
@@ -285,7 +286,7 @@ def _weigh(
     return scores, masked_scores, _softmax(masked_scores, allowed, nonfinite, call)
 
 
-def _allowed(call: Call) -> Array:
+def allowed_cells(call: Call) -> Array:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
     allowed = jnp.ones((1, 1, 1, 1), dtype=bool)
     if call.mask is not None:

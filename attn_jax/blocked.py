@@ -20,7 +20,7 @@ from .masks import Mask
 from .numerics import upcast
 from .split import Lanes, split
 from .tiles import cut
-from .walk import Tile, TileLoop, closure_convert
+from .walk import Block, Tile, TileLoop, closure_convert
 
 # Queries by keys, and how many heads at once, forward and backward. Found on two CPU cores, causal,
 # float32, at (1, 8, 4096, 64) and (8, 8, 512, 64), with sides of 128 to 1024 and 1 to 8 heads. XLA
@@ -72,7 +72,7 @@ def attention_blocked(
     return _attend(cuts, query, key, value, closure_convert(call))
 
 
-def _tiles(cuts: Cuts, call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
+def fit_tiles(cuts: Cuts, call: Call, kv_heads: int, lanes: Lanes) -> tuple[Tile, Tile]:
     """Fit a tile to a call: for the forward pass, and with fewer heads for the backward one."""
     _, heads, queries, keys = call.sizes
     tile = (cuts.rows, cuts.columns)
@@ -128,7 +128,7 @@ def attend_tiles(
 
 def _attend_tiles(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:
     _, key, value, call = inputs
-    loop = TileLoop(_tiles(cuts, call, key.shape[1], lanes)[0], lanes, *inputs)
+    loop = TileLoop(fit_tiles(cuts, call, key.shape[1], lanes)[0], lanes, *inputs)
     lse = loop.zeros(call.sizes[:3])
     output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
@@ -149,6 +149,17 @@ def _attend_tiles(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:
 def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Array]:
     """Write a block's log-sum-exp and output: inf and 0 for a fully masked row."""
     block = loop.block(work)
+    running_max, total, sums = pass_keys(loop, block)
+    empty = running_max == -jnp.inf
+    total = jnp.where(empty, 1, total)
+    lse = jnp.where(empty, jnp.inf, running_max + jnp.log(total))
+    lost = (running_max == jnp.inf) | (running_max == loop.lowest[0])
+    rows = (jnp.where(lost, jnp.nan, lse), sums / total[..., None])
+    return [loop.write(array, block, part) for array, part in zip(written, rows, strict=True)]
+
+
+def pass_keys(loop: TileLoop, block: Block) -> tuple[Array, Array, Array]:
+    """Let a block's keys pass by: return the maximum, sum and weighted values of its rows."""
     query = loop.queries(block)
 
     def step(i: Array, state: tuple) -> tuple:
@@ -160,13 +171,7 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
     sink, total = (zeros - jnp.inf, zeros) if loop.call.sinks is None else loop.sinks(block)
     sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
-    running_max, total, sums = loop.over_keys(count, step, (sink, total, sums))
-    empty = running_max == -jnp.inf
-    total = jnp.where(empty, 1, total)
-    lse = jnp.where(empty, jnp.inf, running_max + jnp.log(total))
-    lost = (running_max == jnp.inf) | (running_max == loop.lowest[0])
-    rows = (jnp.where(lost, jnp.nan, lse), sums / total[..., None])
-    return [loop.write(array, block, part) for array, part in zip(written, rows, strict=True)]
+    return loop.over_keys(count, step, (sink, total, sums))
 
 
 def _online_softmax_step(
@@ -185,19 +190,28 @@ def _online_softmax_step(
 def backward(cuts: Cuts, inputs: tuple, lse: Array, output: Array, d_output: Array) -> tuple:
     """Return the gradients of query, key, value, bias and sinks; nothing else takes one."""
     call, d_sinks = inputs[3], None
-    like = [0, 1, 2] if call.bias is None else [0, 1, 2, 3]
-    grads = split(partial(_backward, cuts), like, *inputs, lse, output, d_output)
+    delta = (upcast(d_output) * output).sum(-1)
+    grads = backward_tiles(cuts, inputs, lse, delta, d_output)
     if call.sinks is not None:  # a sink's weight, of a value of 0
         weights = jnp.exp(upcast(call.sinks)[None, :, None] - lse)
-        d_weights = -(upcast(d_output) * output).sum(-1)
-        d_sinks = (weights * d_weights).sum((0, 2)).astype(call.sinks.dtype)
-    return (*[*grads, None][:4], d_sinks)
+        d_sinks = (weights * -delta).sum((0, 2)).astype(call.sinks.dtype)
+    return *grads, d_sinks
+
+
+def backward_tiles(cuts: Cuts, inputs: tuple, lse: Array, delta: Array, d_output: Array) -> tuple:
+    """Return the gradients where weights are exp(score - lse), (B, H, T).
+
+    A weight's gradient is d_output . value - delta; lse is inf for a fully masked row.
+    """
+    like = [0, 1, 2] if inputs[3].bias is None else [0, 1, 2, 3]
+    grads = split(partial(_backward, cuts), like, *inputs, lse, delta, d_output)
+    return tuple([*grads, None][:4])
 
 
 def _backward(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:
     query, key, value, call, *rows = inputs
     lse, _, d_output = rows
-    loop = TileLoop(_tiles(cuts, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
+    loop = TileLoop(fit_tiles(cuts, call, key.shape[1], lanes)[1], lanes, query, key, value, call)
     arrays = [x for x in (query, key, value, call.bias) if x is not None]
     grads = [loop.zeros(x.shape) for x in arrays]
     grads[1:3] = (jnp.swapaxes(x, 2, 3) for x in grads[1:3])
@@ -214,10 +228,10 @@ def _backward_block(loop: TileLoop, rows: tuple, work: Array, grads: list[Array]
     """Add what one block of queries gives to every gradient."""
     block = loop.block(work)
     query = loop.queries(block)
-    lse, output, d_output = (upcast(loop.read(array, block)) for array in rows)
+    lse, delta, d_output = (upcast(loop.read(array, block)) for array in rows)
     lost = jnp.isnan(lse)
     d_output = jnp.where(lost[..., None], jnp.nan, d_output)
-    rows = (d_output, jnp.where(lost, jnp.inf, lse), (d_output * output).sum(-1))
+    rows = (d_output, jnp.where(lost, jnp.inf, lse), delta)
     turned = (query.swapaxes(1, 2), d_output.swapaxes(1, 2))
 
     def step(i: Array, state: list[Array]) -> list[Array]:

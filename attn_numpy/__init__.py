@@ -21,6 +21,7 @@ from .masks import (
     sliding_window,
 )
 from .multihead import MultiHeadAttention
+from .partial import Partial, attention_part, finish, merge
 from .rotary import QKNorm, rotary
 from .seq2seq import Seq2SeqTransformer
 from .transformer import (
@@ -39,6 +40,7 @@ __all__ = [
     "KVCache",
     "Mask",
     "MultiHeadAttention",
+    "Partial",
     "QKNorm",
     "Seq2SeqTransformer",
     "StackCache",
@@ -51,16 +53,19 @@ __all__ = [
     "WindowCache",
     "allow",
     "attention",
+    "attention_part",
     "attention_steps",
     "causal",
     "chunked",
     "draw_weights",
     "export_weights",
+    "finish",
     "greedy_decode",
     "hide",
     "import_weights",
     "load",
     "look_ahead_mask",
+    "merge",
     "packed",
     "padding",
     "predicate",

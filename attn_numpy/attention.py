@@ -122,7 +122,7 @@ def attend_steps(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call
 ) -> AttentionSteps:
     """Return every step of a checked call."""
-    allowed = _allowed(call)
+    allowed = allowed_cells(call)
     q, k, v = (upcast(array) for array in (query, key, value))
     k, v, nonfinite = split_nonfinite(k, v)
     groups = call.sizes[1] // key.shape[1]
@@ -141,7 +141,7 @@ def attend_steps(
     return AttentionSteps(scores, masked_scores, weights, output.astype(query.dtype))
 
 
-def _allowed(call: Call) -> np.ndarray:
+def allowed_cells(call: Call) -> np.ndarray:
     """Return where both the mask and the bias allow a key, broadcasting to (B, H, T, S)."""
     allowed = np.ones((1, 1, 1, 1), dtype=bool)
     if call.mask is not None:

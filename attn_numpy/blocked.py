@@ -60,6 +60,7 @@ class _Work(NamedTuple):
     verdict: Verdict  # of every tile: (B or 1, H or 1, blocks of rows, blocks of columns)
     widest: int  # the most keys that a block of rows meets
     output: np.ndarray
+    parts: tuple[np.ndarray, np.ndarray] | None  # maximum and total, where these are asked for
 
 
 def attention_blocked(
@@ -87,6 +88,21 @@ def attention_blocked(
     >>> np.allclose(output, attention_steps(query, key, value, mask=causal()).output)
     True
     """
+    output = np.empty((*call.sizes[:3], value.shape[3]), query.dtype)
+    attend_into(output, query, key, value, call, tile)
+    return output
+
+
+def attend_into(
+    output: np.ndarray,
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    call: Call,
+    tile: tuple[int, int] | None = None,
+    parts: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """Write the output, or what it is the quotient of: sums, and as `parts` maximum and total."""
     sizes = call.sizes
     tile = _choose_tile(sizes) if tile is None else tile
     verdict = _evaluate_tiles(call, tile)
@@ -109,10 +125,10 @@ def attention_blocked(
         call.mask is not None and sizes[3] <= tile[1],
         Verdict(*(_widen(part, *part.shape[:2], *blocks) for part in verdict)),
         widest,
-        np.empty((*sizes[:3], value.shape[3]), query.dtype),
+        output,
+        parts,
     )
     _share_out(work)
-    return work.output
 
 
 def _choose_tile(sizes: tuple[int, int, int, int]) -> tuple[int, int]:
@@ -274,18 +290,30 @@ def _attend_block(
     sinks = work.call.sinks
     if sinks is not None:  # one for each row, as the rows stand
         sinks = upcast(sinks)[heads].repeat(query.shape[2]).reshape(1, *tall.shape[1:3], 1)
-    total = _exponentiate(weights, sinks)
+    largest, total = _exponentiate(weights, sinks)
     (_, values, at), *others = met
     output = weights[..., at] @ values
     for _, values, at in others:
         output += weights[..., at] @ values
     if not careful and not is_surely_finite(output):
         return _attend_block(work, rows, part, plan, hidden, workspace, careful=True)
+    if work.parts is not None:
+        return _write_parts(work, (samples, heads, rows), output, largest, total)
     if work.call.empty_rows != "zero" and not total.all():
         np.copyto(output, _empty_row_value(work, samples, shared), where=total == 0)
     place = work.output[samples, heads, rows]
     total = np.maximum(total, 1).reshape(*place.shape[:3], 1)  # for others it is at least 1
     np.divide(output.reshape(place.shape), total, out=place, casting="unsafe")
+
+
+def _write_parts(
+    work: _Work, at: _Share, sums: np.ndarray, largest: np.ndarray, total: np.ndarray
+) -> None:
+    """Write a block's sums, maximum and total; the maximum of a fully masked row is -inf."""
+    place, (maximums, totals) = work.output[at], cast(tuple, work.parts)
+    place[...] = sums.reshape(place.shape)
+    totals[at] = total.reshape(place.shape[:3])
+    maximums[at] = np.where(total == 0, -np.inf, largest).reshape(place.shape[:3])
 
 
 def _score_with_care(
@@ -336,23 +364,24 @@ def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
     return array[tuple([slice(None) if size == 1 else part for size, part in sizes])]
 
 
-def _exponentiate(scores: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:
-    """Turn scores into exp(score - largest) in place; return the sums, 0 for fully masked rows.
+def _exponentiate(scores: np.ndarray, sinks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Turn scores into exp(score - largest) in place.
 
-    A sink is among the numbers that the largest is sought in, and in the sum.
+    Returns the largest ones, and the sums: 0 for fully masked rows. A sink is among the numbers
+    that the largest is sought in, and in the sum.
     """
-    width = scores.shape[-1]
-    largest = scores.dtype.type(-np.inf)
+    shape, width = (*scores.shape[:-1], 1), scores.shape[-1]
+    largest = np.full(shape, -np.inf, scores.dtype)
     if width:  # for short rows this takes two thirds of the time of .max(-1)
         largest = np.maximum.reduceat(scores.reshape(-1), np.arange(0, scores.size, width))
-        largest = largest.reshape(*scores.shape[:-1], 1)
+        largest = largest.reshape(shape)
     largest = np.maximum(largest, np.finfo(scores.dtype).min)  # -inf - -inf would be NaN
     if sinks is not None:
         largest = np.maximum(largest, sinks)
     scores -= largest
     np.exp(scores, out=scores)
-    total = scores @ np.ones((scores.shape[-1], 1), scores.dtype)  # faster than .sum(-1)
-    return total if sinks is None else total + np.exp(sinks - largest)
+    total = scores @ np.ones((width, 1), scores.dtype)  # faster than .sum(-1)
+    return largest, total if sinks is None else total + np.exp(sinks - largest)
 
 
 def _empty_row_value(work: _Work, samples: slice, shared: slice) -> np.ndarray | float:

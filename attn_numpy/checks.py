@@ -455,6 +455,47 @@ def check_float_beside(name: str, array: Any, query: Array) -> None:
         raise TypeError(f"{name} must be {' or '.join(dtypes)}: got {dtype_name(array)}")
 
 
+# Partial results
+
+
+def check_partial(partial: Any, partial_class: type[Any]) -> None:
+    if not isinstance(partial, partial_class):
+        raise TypeError(f"a part must be a Partial, as attention_part gives: got {kind(partial)}")
+    for name, array in zip(("sums", "maximum", "total"), partial, strict=True):
+        if not is_array(array):
+            raise TypeError(f"{name} must be an array: got {kind(array)}")
+    shapes = [tuple(array.shape) for array in partial]
+    if len(shapes[0]) != 4 or not shapes[0][:3] == shapes[1] == shapes[2]:
+        rule = "a part must have sums (B, H, T, D_v), maximum (B, H, T) and total (B, H, T)"
+        raise ValueError(f"{rule}: got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+
+
+def check_partials(partials: Sequence, partial_class: type[Any]) -> None:
+    if not partials:
+        raise ValueError("merge needs at least one part: got none")
+    for partial in partials:
+        check_partial(partial, partial_class)
+    shapes = [tuple(partial.sums.shape) for partial in partials]
+    dtypes = [dtype_name(partial.sums) for partial in partials]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"parts must share a shape: got {' and '.join(map(str, shapes))}")
+    if len(set(dtypes)) > 1:
+        raise TypeError(f"parts must share a dtype: got {' and '.join(dtypes)}")
+
+
+def check_finish(partial: Any, partial_class: type[Any], empty_rows: Any, sinks: Any) -> None:
+    check_partial(partial, partial_class)
+    if sinks is not None:
+        check_rank_and_dtype("sinks", sinks, ("H",))
+        heads = partial.sums.shape[1]
+        if tuple(sinks.shape) != (heads,):
+            raise ValueError(f"sinks must be (H,) = ({heads},): got {tuple(sinks.shape)}")
+    check_empty_rows(empty_rows)
+    if empty_rows == "uniform":
+        rule = "empty_rows must be 'zero' or 'nan', a part does not know the mean of all values"
+        raise ValueError(f"{rule}: got 'uniform'")
+
+
 # Multi-head attention
 
 

@@ -21,7 +21,7 @@ from .masks import Mask
 from .numerics import (
     cast_alike,
     is_bounded,
-    largest,
+    may_overflow,
     no_autocast,
     split_nonfinite,
     upcast,
@@ -139,7 +139,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     # A GPU begins with what is most often right, before anybody waits for what it must be told.
     early = launch_kernel(query, key, value, call) if query.is_cuda else None
     bounded = is_bounded(query, key, value, call.scale)
-    if not bounded and _may_overflow(query, key, call.scale):
+    if not bounded and may_overflow(query, key, call.scale):
         return attend_steps(query, key, value, call).output
     if early is not None and bounded:
         output = early
@@ -189,11 +189,6 @@ def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Atten
         if not call.sizes[3] and call.empty_rows != "zero":
             output = output + torch.nan  # the mean over no key at all is 0/0
         return AttentionSteps(scores, masked_scores, weights, output.to(query.dtype))
-
-
-def _may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
-    """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
-    return largest(query) * largest(key) * query.shape[3] * abs(scale) > 1e38
 
 
 def _softmax(masked_scores: Tensor, allowed: Tensor, nonfinite: Tensor, call: Call) -> Tensor:

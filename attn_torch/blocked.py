@@ -66,10 +66,13 @@ def attention_blocked(
     if kernel and known:
         return fused(query, key, value, call.scale, known == "causal", bounded)
     tile = (ROWS, COLUMNS) if tile is None else tile
-    return _attend_blocks(query, key, value, call, bounded, tile, kernel)
+    tiles = evaluate_tiles(call, tile, query.device)
+    if kernel and tiles[0].all():
+        return fused(query, key, value, call.scale, False, bounded)
+    return _Blocks.apply(*cut(query, key, value, call, bounded, tile, tiles)).to(query.dtype)
 
 
-def _evaluate_tiles(
+def evaluate_tiles(
     call: Call, tile: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return which tiles are full and which are needed: (B or 1, H or 1, T-tiles, S-tiles)."""
@@ -83,19 +86,19 @@ def _evaluate_tiles(
     return full, needed
 
 
-def _attend_blocks(
+def cut(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     call: Call,
     bounded: bool,
     tile: tuple[int, int],
-    kernel: bool,
-) -> Tensor:
-    """Attend block by block, or by the fused kernel after all, should everything be allowed."""
-    full, needed = _evaluate_tiles(call, tile, query.device)
-    if kernel and full.all():
-        return fused(query, key, value, call.scale, False, bounded)
+    tiles: tuple[Tensor, Tensor],
+) -> tuple:
+    """Cut a call into blocks, by the tiles that are full and that are needed.
+
+    Returns what `_Blocks` takes: the arrays, the call and its blocks.
+    """
     bias, nonfinite = call.bias, None
     if bias is not None:
         bias = bias.to(query.device)
@@ -104,13 +107,13 @@ def _attend_blocks(
     if not bounded or (bias is not None and bias.detach().amax().isnan()):
         key, value, nonfinite = split_nonfinite(key, value)
     tile = tile if call.mask is not None else (tile[0], call.sizes[3])
-    blocks = plan(full, needed, tile, call, key.shape[1], query.device)
+    blocks = plan(*tiles, tile, call, key.shape[1], query.device)
     sinks = None if call.sinks is None else call.sinks.to(query.device)
     arrays = (upcast(query), upcast(key), upcast(value), bias, sinks, nonfinite)
-    return _Blocks.apply(*arrays, call, blocks).to(query.dtype)
+    return *arrays, call, blocks
 
 
-class _Part:
+class BlockPart:
     """One block's share of a call, and its weights; made again in the backward pass."""
 
     def __init__(
@@ -170,7 +173,11 @@ class _Part:
             empty = None
         if empty is not None:  # no 0/0; what comes of it is selected away
             torch.maximum(cells, torch.where(empty, 0.0, -torch.inf), out=cells)
-        return scores.softmax(-1), tanh, empty
+        return self.exponentiate(scores), tanh, empty
+
+    def exponentiate(self, scores: Tensor) -> Tensor:
+        """Return the weights of masked scores, which may be written to."""
+        return scores.softmax(-1)
 
     def _hide(self, cells: Tensor, bias: Tensor | None) -> None:
         """Add the bias and put -inf where a cell is hidden, in place."""
@@ -215,13 +222,13 @@ class _Blocks(torch.autograd.Function):
                 if block.columns is None:
                     output[at] = empty_value[at[:2]]
                     continue
-                part = _Part(block, call, whole, query, key, bias, sinks, nonfinite)
+                part = BlockPart(block, call, whole, query, key, bias, sinks, nonfinite)
                 rows = part.split(part.weights @ value[part.at_keys])
                 if part.empty is not None:
                     rows = rows.where(~part.empty, empty_value[at[:2]])
                 output[at] = rows
 
-        work_together(attend, blocks, _threads(call, blocks, query.device))
+        work_together(attend, blocks, count_threads(call, blocks, query.device))
         return output
 
     @staticmethod
@@ -250,14 +257,14 @@ class _Blocks(torch.autograd.Function):
                 at = block.queries(groups)
                 d_rows, empty = d_output[at], None
                 if block.columns is not None:
-                    part = _Part(block, ctx.call, whole, query, key, bias, sinks, nonfinite)
+                    part = BlockPart(block, ctx.call, whole, query, key, bias, sinks, nonfinite)
                     empty = part.empty
-                    _backward_block(part, d_rows, value, grads)
+                    backward_block(part, d_rows, value, grads)
                 if block.columns is None or empty is not None:
                     d_rows = d_rows if empty is None else d_rows.where(empty, 0)
                     d_mean[at[:2]] += d_rows.sum(2, keepdim=True)
 
-        threads = _threads(ctx.call, ctx.blocks, query.device) if bias is None else 1
+        threads = count_threads(ctx.call, ctx.blocks, query.device) if bias is None else 1
         with no_autocast(query):  # who asks for a gradient may have it on
             work_together(give_back, split_heads(ctx.blocks, key.shape[1], threads), threads)
         if ctx.call.empty_rows == "uniform":
@@ -267,7 +274,7 @@ class _Blocks(torch.autograd.Function):
         return *grads, d_sinks, None, None, None  # autograd rounds to the dtype of the input
 
 
-def _threads(call: Call, blocks: list[Block], device: torch.device) -> int:
+def count_threads(call: Call, blocks: list[Block], device: torch.device) -> int:
     """Return how many threads of ours share the blocks out; 1 leaves each block to torch's own."""
     if device.type != "cpu" or (
         call.mask is not None and any(leaf.name == "predicate" for leaf in call.mask.leaves())
@@ -298,8 +305,13 @@ def _known_sinks(sinks: Tensor) -> Tensor:
     return upcast(sinks).clamp(min=torch.finfo(upcast(sinks).dtype).min)
 
 
-def _backward_block(part: _Part, d_output: Tensor, value: Tensor, grads: list) -> None:
-    """Add what one block gives to the gradients of query, key, value, bias and sinks."""
+def backward_block(
+    part: BlockPart, d_output: Tensor, value: Tensor, grads: list, d_total: Tensor | None = None
+) -> None:
+    """Add what one block gives to the gradients of query, key, value, bias and sinks.
+
+    `d_total` is that of the sum of weights, (b, h * G, R, 1), where weights are not divided by it.
+    """
     d_query, d_key, d_value, d_bias, d_sinks = grads
     if part.empty is not None:
         d_output = d_output.masked_fill(part.empty, 0)
@@ -309,7 +321,7 @@ def _backward_block(part: _Part, d_output: Tensor, value: Tensor, grads: list) -
     if careful:  # else 0 * inf, should a hidden gradient overflow
         d_scores.masked_fill_(weights == 0, 0)
     d_scores.mul_(weights)
-    means = d_scores.sum(-1, keepdim=True)
+    means = d_scores.sum(-1, keepdim=True) if d_total is None else -part.join(d_total)
     d_scores.addcmul_(weights, means, value=-1)
     if d_sinks is not None:
         d_sinks[part.at_rows[:2]] -= part.split(part.sink_weights * means).sum((2, 3))

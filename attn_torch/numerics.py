@@ -58,6 +58,11 @@ def largest(array: Tensor) -> float:
     return float(torch.where(array.isnan(), 0, array).detach().abs().max())
 
 
+def may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
+    """Whether a logit may leave float32: only the textbook path can tell it from a hidden one."""
+    return largest(query) * largest(key) * query.shape[3] * abs(scale) > 1e38
+
+
 def surely_finite(key: Tensor, value: Tensor) -> bool:
     """Whether both are finite, where a look neither waits for a device nor breaks a graph."""
     if key.device.type != "cpu" or not is_concrete(key):

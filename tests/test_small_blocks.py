@@ -117,7 +117,7 @@ def test_torch_takes_every_branch(notes):
     notes.spy(everyday, "_attend_parts", parts)
     notes.spy(everyday, "products_fit", lambda found, *_: {"products: fit": found})
     notes.spy(blocked, "plan", blocks)
-    notes.spy(blocked, "_Part", part)
+    notes.spy(blocked, "BlockPart", part)
     notes.spy(
         blocked,
         "work_together",

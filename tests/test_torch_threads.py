@@ -53,13 +53,13 @@ def _three_cores(monkeypatch):
 @pytest.fixture
 def names(monkeypatch) -> list[tuple[str, int]]:
     """On which thread each block was attended to or given back, and how many torch may use."""
-    seen, real = [], blocked._Part
+    seen, real = [], blocked.BlockPart
 
     def note(*args):
         seen.append((threading.current_thread().name.split("_")[0], torch.get_num_threads()))
         return real(*args)
 
-    monkeypatch.setattr(blocked, "_Part", note)
+    monkeypatch.setattr(blocked, "BlockPart", note)
     return seen
 
 
@@ -149,7 +149,7 @@ def test_a_bias_is_given_back_on_one_thread(names):
 
 def test_small_calls_share_nothing_out(names, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(blocked, "_Part", partial(_note_alone, names, blocked._Part))
+    monkeypatch.setattr(blocked, "BlockPart", partial(_note_alone, names, blocked.BlockPart))
     attention(*(x[:1, :2] for x in inputs()), mask=sliding_window(3))
     assert names == [OWN] * len(names) != []
 

@@ -23,6 +23,14 @@ def attend(m, a, q=(2, 3, 5, 8), k=(2, 3, 7, 8), v=(2, 3, 7, 4), **options):
     return m.attention(a(*q), a(*k), a(*v), **options)
 
 
+def part(m, a, q=(2, 3, 5, 8), k=(2, 3, 7, 8), v=(2, 3, 7, 4), **options):
+    return m.attention_part(a(*q), a(*k), a(*v), **options)
+
+
+def parts(m, a, sums=(2, 3, 5, 4), maximum=(2, 3, 5), total=(2, 3, 5), dtype="float32"):
+    return m.Partial(*(a(*shape, dtype=dtype) for shape in (sums, maximum, total)))
+
+
 def multi(m, a, q=(2, 5, 12), *others, config=(12, 3), settings=None, **options):
     attn = a.module(*config, **settings or {})
     return attn(a(*q), *(a(*shape) for shape in others), **options)
@@ -156,6 +164,47 @@ ATTENTION = [
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=True)),
     Wrong("offset_batch", ValueError, "query_offset must be an int or (B,) = (2,): got (3,)",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=a(3, dtype="int32")), True),
+]  # fmt: skip
+
+NO_PART = "a part must be a Partial, as attention_part gives"
+FIELDS = "a part must have sums (B, H, T, D_v), maximum (B, H, T) and total (B, H, T)"
+PARTS = [
+    Wrong("part_head_dim", ValueError, "query and key must share head_dim: got 8 and 7",
+          lambda m, a: part(m, a, k=(2, 3, 7, 7)), True),
+    Wrong("part_without_offset", ValueError, READINGS,
+          lambda m, a: part(m, a, mask=m.causal()), True),
+    Wrong("part_bare_mask", TypeError, f"{BARE}: got bool array",
+          lambda m, a: part(m, a, mask=a(2, 3, 5, 7, dtype="bool")), True),
+    Wrong("merge_nothing", ValueError, "merge needs at least one part: got none",
+          lambda m, a: m.merge()),
+    Wrong("merge_list", TypeError, f"{NO_PART}: got list", lambda m, a: m.merge([parts(m, a)] * 2)),
+    Wrong("merge_array", TypeError, f"{NO_PART}: got float32 array",
+          lambda m, a: m.merge(parts(m, a), a(2, 3, 5, 4)), True),
+    Wrong("merge_shapes", ValueError,
+          "parts must share a shape: got (2, 3, 5, 4) and (2, 3, 6, 4)",
+          lambda m, a: m.merge(parts(m, a), part(m, a, q=(2, 3, 6, 8))), True),
+    Wrong("merge_dtypes", TypeError, "parts must share a dtype: got float32 and float16",
+          lambda m, a: m.merge(parts(m, a), parts(m, a, dtype="float16")), True),
+    Wrong("merge_fields", ValueError, f"{FIELDS}: got (2, 3, 5, 4), (2, 3, 5) and (2, 3, 5, 1)",
+          lambda m, a: m.merge(parts(m, a, total=(2, 3, 5, 1))), True),
+    Wrong("merge_no_arrays", TypeError, "sums must be an array: got float",
+          lambda m, a: m.merge(m.Partial(1.0, 0.0, 1.0))),
+    Wrong("finish_tuple", TypeError, f"{NO_PART}: got tuple",
+          lambda m, a: m.finish(tuple(parts(m, a)))),
+    Wrong("finish_fields", ValueError, f"{FIELDS}: got (2, 3, 4), (2, 3, 5) and (2, 3, 5)",
+          lambda m, a: m.finish(parts(m, a, sums=(2, 3, 4))), True),
+    Wrong("finish_uniform", ValueError,
+          "empty_rows must be 'zero' or 'nan', a part does not know the mean of all values: "
+          "got 'uniform'",
+          lambda m, a: m.finish(parts(m, a), empty_rows="uniform"), True),
+    Wrong("finish_sinks_list", TypeError, "sinks must be an array: got list",
+          lambda m, a: m.finish(parts(m, a), sinks=[1.0] * 3)),
+    Wrong("finish_sinks_shape", ValueError, "sinks must be (H,) = (3,): got (2,)",
+          lambda m, a: m.finish(parts(m, a), sinks=a(2)), True),
+    Wrong("finish_sinks_ints", TypeError, f"sinks {FLOATS}: got int32",
+          lambda m, a: m.finish(parts(m, a), sinks=a(3, dtype="int32")), True),
+    Wrong("finish_policy", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got 'mean'",
+          lambda m, a: m.finish(parts(m, a), empty_rows="mean"), True),
 ]  # fmt: skip
 
 MASKS = [
@@ -452,4 +501,4 @@ MULTIHEAD = [
           lambda m, a: multi(m, a, (2, 5, 12), (2, 7, 12), attn_mask=m.causal()), True),
 ]  # fmt: skip
 
-WRONG = [*ATTENTION, *MASKS, *MULTIHEAD]
+WRONG = [*ATTENTION, *PARTS, *MASKS, *MULTIHEAD]

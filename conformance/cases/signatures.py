@@ -37,6 +37,9 @@ MultiHeadAttention.__call__(query, key=None, value=None, *, key_padding_mask=Non
 MultiHeadAttention.new_cache(batch_size, capacity=None, *, window=None)
 MultiHeadAttention.project(key, value=None)
 MultiHeadAttention.decode(x, cache, *, hidden=None, attn_mask=None)
+Partial(sums, maximum, total)
+Partial.output: property
+Partial.lse: property
 QKNorm(head_dim, then=None, *, eps=1e-06)
 QKNorm.__call__(query, key, positions)
 Seq2SeqTransformer(src_vocab, tgt_vocab, *, padding_idx=0, positions='sinusoidal', d_model=512,
@@ -93,17 +96,21 @@ WindowCache.slots()
 allow(array)
 attention(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
+attention_part(query, key, value, *, mask=None, bias=None, scale=None, softcap=None,
+    query_offset=None)
 attention_steps(query, key, value, *, mask=None, bias=None, scale=None, softcap=None, sinks=None,
     empty_rows='zero', query_offset=None, dropout=0.0)
 causal()
 chunked(size)
 draw_weights(weights, *, query_labels=None, key_labels=None)
 export_weights(model, layout='rosetta')
+finish(partial, empty_rows='zero', sinks=None)
 greedy_decode(model, src, prompt, *, eos_idx, max_new_tokens, capacity=None, cached=True)
 hide(array)
 import_weights(model, weights, layout='rosetta')
 load(path)
 look_ahead_mask(tgt_len, src_len)
+merge(*partials)
 packed(lengths)
 padding(lengths=None, *, hidden=None)
 predicate(function)

@@ -22,6 +22,7 @@ CHAPTERS = {
     "empty": "Empty rows and hidden positions",
     "half": "16 bits and dtypes",
     "gradients": "Gradients",
+    "partial": "Parts of a call",
     "multihead": "Multi-head attention",
     "heads": "Heads before they attend",
     "layers": "Layers and models",

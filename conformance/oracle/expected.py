@@ -16,7 +16,7 @@ from .memo import remembered
 # Which axis of which array runs along the queries, the keys, and a third sum.
 ATTENTION = {
     "queries": {"query": 2, "grad": 2, "allowed": 2, "bias": -2, "scores": 2, "masked_scores": 2,
-                "weights": 2, "output": 2},
+                "weights": 2, "output": 2, "grad_lse": 2},
     "keys": {"key": 2, "value": 2, "allowed": 3, "bias": -1, "scores": 3, "masked_scores": 3,
              "weights": 3},
     "features": {"query": 3, "key": 3},
@@ -47,6 +47,36 @@ def gradients(query, key, value, grad, **options) -> tuple[dict, dict]:
     """Return the gradients of sum(grad * output), exact and naive."""
     inputs = {"query": query, "key": key, "value": value, "grad": grad}
     return _expect("gradients", ATTENTION, **inputs, **options)
+
+
+def cancelled(
+    query, key, value, grad, *, allowed, grad_lse=None, bias=None, **options
+) -> dict[str, float]:
+    """Return one rounding, in float32, of the terms that cancel in the gradients of parts.
+
+    A score's gradient is weight x (grad . value - mean). In one call both are rounded alike; a part
+    gets them as two gradients, of its sums and its total, which miss each other by a rounding.
+    """
+    q, k, v, g = (np.abs(x.astype(np.float64)) for x in (query, key, value, grad))
+    wide = {"bias": None if bias is None else bias.astype(np.float64)} | options
+    weights = naive.attention(*map(_as_double, (query, key, value)), allowed=allowed, **wide)
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat(groups, 1), v.repeat(groups, 1)
+    terms = np.einsum("bhtd,bhsd->bhts", g, v)
+    terms = terms if grad_lse is None else terms + np.abs(grad_lse.astype(np.float64))[..., None]
+    terms = weights["weights"] * terms * np.finfo(np.float32).eps
+    scale = options.get("scale")
+    scale = q.shape[3] ** -0.5 if scale is None else abs(scale)
+    sums = {
+        "query": np.einsum("bhts,bhsd->bhtd", terms, k) * scale,
+        "key": np.einsum("bhts,bhtd->bhsd", terms, q) * scale * groups,
+        "value": np.zeros(1),
+    }
+    if bias is not None:
+        shape = (1,) * (4 - bias.ndim) + bias.shape
+        along = tuple(i for i in range(4) if shape[i] == 1)
+        sums["bias"] = terms.sum(along)
+    return {name: float(array.max(initial=0.0)) for name, array in sums.items()}
 
 
 def dropped(query, key, value, grad, **options) -> tuple[dict, dict]:

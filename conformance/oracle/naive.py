@@ -67,13 +67,21 @@ def attention(
     return {"scores": scores, "masked_scores": masked, "weights": weights, "output": output}
 
 
+def log_sum_exp(masked_scores) -> np.ndarray:
+    """Return the logarithm of each row's sum of exp(score), -inf for a fully masked row."""
+    top = masked_scores.max(-1, keepdims=True, initial=-np.inf)
+    exp = np.exp(masked_scores - np.where(np.isneginf(top), 0, top))
+    with np.errstate(divide="ignore"):
+        return (top + np.log(exp.sum(-1, keepdims=True)))[..., 0]
+
+
 def gradients(
     query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
-    empty_rows="zero", folded=False, dropped=1.0,
+    empty_rows="zero", folded=False, dropped=1.0, grad_lse=None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the gradients of sum(grad * output), each rounded to its input's dtype.
 
-    `dropped` is what dropout multiplies the weights by.
+    `dropped` is what dropout multiplies the weights by, `grad_lse` the log-sum-exp's gradient.
     """
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
     options["sinks"] = sinks
@@ -84,7 +92,8 @@ def gradients(
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     dropped = np.asarray(dropped, steps["weights"].dtype)
     d_weights = np.einsum("bhtd,bhsd->bhts", g, v_all) * dropped
-    d_logits = _logit_gradients(steps, d_weights, folded)
+    more = None if grad_lse is None else upcast(grad_lse)[..., None]
+    d_logits = _logit_gradients(steps, d_weights, folded, more)
     slope = _slope(steps["scores"], softcap, folded)
     d_scores = d_logits * slope if folded else d_logits * slope * scale
     last = scale if folded else 1.0
@@ -106,9 +115,10 @@ def gradients(
     return found
 
 
-def _logit_gradients(steps: dict, d_weights, folded: bool):
+def _logit_gradients(steps: dict, d_weights, folded: bool, more=None):
     weights = steps["weights"]
     mean = (weights * d_weights).sum(-1, keepdims=True)
+    mean = mean if more is None else mean - more
     found = weights * d_weights - weights * mean if folded else weights * (d_weights - mean)
     empty = np.isneginf(steps["masked_scores"]).all(-1, keepdims=True)
     return np.where(empty, 0, found)

@@ -132,11 +132,24 @@ def attention(
     return {"scores": scores, "masked_scores": masked, "weights": weights, "output": output}
 
 
+def log_sum_exp(masked_scores) -> np.ndarray:
+    """Return the logarithm of each row's sum of exp(score), -inf for a fully masked row."""
+    found = np.full(masked_scores.shape[:3], -math.inf)
+    for at in np.ndindex(found.shape):
+        top = max(masked_scores[at].tolist(), default=-math.inf)
+        if top > -math.inf:
+            found[at] = top + math.log(math.fsum(math.exp(x - top) for x in masked_scores[at]))
+    return found
+
+
 def gradients(
     query, key, value, grad, *, allowed, bias=None, scale=None, softcap=None, sinks=None,
-    empty_rows="zero",
+    empty_rows="zero", grad_lse=None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return d sum(grad * output) by query, key, value and, where given, bias and sinks."""
+    """Return d sum(grad * output) by query, key, value and, where given, bias and sinks.
+
+    With `grad_lse`, (B, H, T), of sum(grad * output) + sum(grad_lse * log-sum-exp) without a sink.
+    """
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
     steps = attention(query, key, value, allowed=allowed, sinks=sinks, **options)
     query, key, value, grad = (np.asarray(x).astype(np.float64) for x in (query, key, value, grad))
@@ -154,6 +167,7 @@ def gradients(
             for s in range(S)
         ]
         mean = math.fsum(float(weights[s] * d_weights[s]) for s in range(S))
+        mean -= 0.0 if grad_lse is None else float(grad_lse[b, h, t])
         if sinks is not None:  # its value is 0, so that its weight has no gradient of its own
             row = softmax(steps["masked_scores"][b, h, t].tolist(), empty_rows, float(sinks[h]))
             d_sinks[h].append(row[S] * (0 - mean))

@@ -27,8 +27,8 @@ POLARITIES = ("attend", "hide", "add")
 OPTIONS = ("bias", "scale", "softcap", "sinks", "dropout")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 # What an adapter cannot offer: the suite calls the project's own backends for it by name.
-OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting",
-        "transforms", "second", "autocast", "altered", "process_heads"}  # fmt: skip
+OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "parts", "compiled", "traced",
+        "counting", "transforms", "second", "autocast", "altered", "process_heads"}  # fmt: skip
 METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
 METHODS |= {"parameters": "parameters", "cache": "decoding", "small_blocks": "small_blocks"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped", "scale": "scale",

@@ -139,6 +139,40 @@ class Adapter(JaxTransforms, Rosetta):
             found = _gradients(leaves, traced, self.array(grad), self.path(through), static)
             return {name: self.numpy(x) for name, x in found.items()}
 
+    def finished_compiled(self, query, pieces, options):
+        static = [
+            {name: piece.pop(name) for name in {"scale", "softcap"} & piece.keys()}
+            for piece in pieces
+        ]
+
+        @jax.jit
+        def call(query, pieces):
+            both = zip(pieces, static, strict=True)
+            return self.finished(query, [piece | own for piece, own in both], options)
+
+        return call(query, pieces)
+
+    def merged_gradients(self, query, pieces, grads, **options):
+        with self.scope(query.dtype.name):
+            pieces = self.crossed(pieces)
+            names = {"key", "value", "bias"} & pieces[0].keys()
+            leaves = [{name: piece.pop(name) for name in names} for piece in pieces]
+
+            more = self.options(options)
+            alone = {"query": self.array(query)}
+            alone |= {name: more.pop(name) for name in {"sinks"} & more.keys()}
+
+            def call(alone, leaves):
+                both, own = zip(pieces, leaves, strict=True), dict(alone)
+                given = own.pop("query"), [piece | arrays for piece, arrays in both]
+                part, output = self.finished(*given, more | own)
+                return [{"output": output, "lse": part.lse}[name] for name in grads]
+
+            pull = jax.vjp(call, alone, leaves)[1]
+            d_alone, by_piece = pull([self.array(grad) for grad in grads.values()])
+            found = {name: [self.numpy(own[name]) for own in by_piece] for name in names}
+            return found | {name: self.numpy(array) for name, array in d_alone.items()}
+
     def new(self, name, *args, seed=None, **settings):
         return getattr(attn_jax, name)(*args, **settings, rngs=nnx.Rngs(seed or 0))
 

@@ -121,11 +121,11 @@ class Adapter(TorchTransforms, Rosetta):
         named = found._asdict() if through == "steps" else {"output": found}
         return {name: self.numpy(array) for name, array in named.items()}
 
-    def _compile(self, function):
+    def _compile(self, function, **options):
         """Compile afresh: after a few shapes of one function torch would go on uncompiled."""
         self.need_compiler()
         torch.compiler.reset()
-        return torch.compile(function)
+        return torch.compile(function, **options)
 
     def need_compiler(self):
         _need_compiler(self.device)
@@ -140,6 +140,31 @@ class Adapter(TorchTransforms, Rosetta):
         output = self.path(through)(*list(leaves.values())[:3], **options)
         output.backward(self.array(grad))
         return {name: self.numpy(leaf.grad) for name, leaf in leaves.items()}
+
+    def finished_compiled(self, *given):
+        return self._compile(self.finished, fullgraph=True)(*given)
+
+    def merged_gradients(self, query, pieces, grads, **options):
+        query, pieces = self.array(query).clone().requires_grad_(), self.crossed(pieces)
+        leaves: dict = {"query": [query]}
+        for name in ("key", "value", "bias"):
+            leaves[name] = [
+                piece[name].clone().requires_grad_() for piece in pieces if name in piece
+            ]
+            for piece, leaf in zip(pieces, leaves[name], strict=False):
+                piece[name] = leaf
+        options = self.options(options)
+        if "sinks" in options:
+            options["sinks"] = options["sinks"].clone().requires_grad_()
+            leaves["sinks"] = [options["sinks"]]
+        part, output = self.finished(query, pieces, options)
+        arrays = [{"output": output, "lse": part.lse}[name] for name in grads]
+        torch.autograd.backward(arrays, [self.array(grad) for grad in grads.values()])
+        found = {
+            name: [self.numpy(x.grad) for x in parts] for name, parts in leaves.items() if parts
+        }
+        alone = {name: found[name][0] for name in ("query", "sinks") if name in found}
+        return found | alone
 
     def module_with(self, config, parameters, training=False, seed=None):
         if seed is not None:

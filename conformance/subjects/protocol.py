@@ -27,6 +27,7 @@ CAPABILITIES = {
     "empty_rows": "a choice of what a row becomes that may see nothing",
     "gradients": "gradients",
     "blocked": "a path that walks the mask's tiles",
+    "parts": "attention to some of the keys, and parts that merge",
     "small_blocks": "blocks so small that small calls take every path",
     "compiled": "a compiled form of attention",
     "traced": "calls whose arrays have no values yet",
@@ -94,6 +95,22 @@ class Subject(Protocol):
 
     def blocked(self, query, key, value, *, tile: tuple[int, int], **options) -> np.ndarray:
         """Attend tile by tile, in tiles of so many queries by keys."""
+
+    def merged(self, query, pieces: list[dict], **options) -> dict[str, np.ndarray]:
+        """Attend to each piece of the keys, merge the parts and finish.
+
+        A piece has key, value and what `attention_part` takes beside them, or is a list of
+        pieces, to be merged first; options are `finish`'s, without a dtype. Returns sums, maximum,
+        total and lse of the merged part, and its output in the dtype of the query; those of a
+        compiled call with `through="compiled"`.
+        """
+
+    def merged_gradients(self, query, pieces: list[dict], grads: dict, **options) -> dict:
+        """Return gradients of the merged part's sum(grad * array), by the arrays of `grads`.
+
+        These are of "output" and "lse". Gradients are by query and sinks, and for key, value and
+        bias lists of one a piece.
+        """
 
     def small_blocks(self, setting: int) -> AbstractContextManager:
         """Return the context in which calls of a few queries and keys are cut as large ones are.

@@ -139,6 +139,33 @@ class Rosetta(Models):
             call = self.path("blocked", tile)
             return self.numpy(call(*arrays, **self.options(options)))
 
+    def merged(self, query, pieces, *, through="attention", **options):
+        with self.scope(query.dtype.name):
+            call = self.finished if through == "attention" else self.finished_compiled
+            part, output = call(self.array(query), self.crossed(pieces), self.options(options))
+            arrays = part._asdict() | {"lse": part.lse, "output": output}
+            return {name: self.numpy(array) for name, array in arrays.items()}
+
+    def finished_compiled(self, query, pieces, options):
+        """Return what `finished` does, of one compiled call."""
+        raise NotImplementedError
+
+    def crossed(self, pieces: list) -> list:
+        """Translate the pieces of a split call; those in a list of their own are merged first."""
+        return [self.crossed(x) if isinstance(x, list) else self.options(x) for x in pieces]
+
+    def finished(self, query, pieces, options):
+        """Return the part that pieces give together, and its output."""
+        part = self._merged(query, pieces)
+        return part, self.module.finish(part, query.dtype, **options)
+
+    def _merged(self, query, pieces):
+        call = self.module.attention_part
+        parts = [
+            self._merged(query, x) if isinstance(x, list) else call(query, **x) for x in pieces
+        ]
+        return self.module.merge(*parts)
+
     def path(self, through: str, tile=TILE):
         """Return one of the ways to an output, as a function of attention's arguments."""
         if through == "blocked":
