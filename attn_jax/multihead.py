@@ -217,7 +217,7 @@ class MultiHeadAttention(nnx.Module):
             slots = written.slots()
             return self._attend_slots(query, slots, slots.lengths - 1), written
         keys, values, mask = cache.beside(key, value, counts)
-        sizes = (*query.shape[:3], keys.shape[2])
+        sizes = (query.shape[0], self.num_heads, query.shape[2], keys.shape[2])
         checks.check_projected(query, keys, values, sizes)
         output = attend(query, keys, values, self._new_call(sizes, mask, None, 0))
         output = self._join_heads(_nan_if_overflowed(output, cache.slots()))
@@ -324,7 +324,7 @@ class MultiHeadAttention(nnx.Module):
             return query, key
         positions = jnp.arange(query.shape[2])[None]
         if first is not None:
-            positions = first[:, None] + positions
+            positions = jnp.asarray(first)[:, None] + positions
         processed = self.process_heads(query, key, positions)
         return checks.check_processed(processed, query, key)
 
@@ -355,7 +355,7 @@ class MultiHeadAttention(nnx.Module):
 
     def _attend_slots(self, query: Array, cache: KVCache, first: Array | np.ndarray) -> Array:
         """Attend causally from tokens from position `first` on, one for each sample."""
-        sizes = (*query.shape[:3], cache.capacity)
+        sizes = (query.shape[0], self.num_heads, query.shape[2], cache.capacity)
         call = self._new_call(sizes, causal(), None, first)
         checks.check_projected(query, cache.key, cache.value, sizes)
         output = attend(query, cache.key, cache.value, call)

@@ -535,7 +535,7 @@ def check_same_tokens(same: bool, query_offset: Any) -> None:
         raise ValueError(f"query_offset must be 0 where process_heads is given: got {got}")
 
 
-def check_processed(processed: Any, query: Array, key: Array) -> tuple[Array, Array]:
+def check_processed(processed: Any, query: Array, key: Array) -> tuple[Any, Any]:
     """Return what `process_heads` returned, if it is heads of the same shapes."""
     pair = isinstance(processed, tuple | list) and len(processed) == 2
     if not pair or not all(is_array(array) for array in processed):

@@ -18,7 +18,7 @@ VECTORS = load()
 ONE = "ATT-1.causal"
 # What data can express of the contract. The rest needs a second call, a class or a clock.
 EXPRESSIBLE = {
-    *(f"MASK-{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 12)),
+    *(f"MASK-{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 12, 13)),
     *(f"ATT-{n}" for n in range(1, 9)),
     *(f"EMPTY-{n}" for n in (1, 2, 3, 4, 6, 8, 9)),
     *(f"CLEAN-{n}" for n in range(1, 7)),

@@ -1,6 +1,7 @@
 """Calls of multi-head attention: configuration, parameters and inputs, and their expectation."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -112,20 +113,20 @@ class MultiHeadCase:
         if self.config.get("process_heads"):
             inputs[1:3] = None, None
         arguments = (self.parameters("float32"), *self.heads, *inputs)
-        options = {"allowed": allowed} | self._bias(bias)
+        options: dict = {"allowed": allowed} | self._bias(bias)
         options = {name: np.asarray(array)[keep] for name, array in options.items()}
-        return expected.multihead_gradients(*arguments, **options, **self.told())
+        return expected.multihead_gradients(*arguments, **options | self.told())
 
     def check_gradients(
         self, subject: Subject, options: dict, allowed, bias=None
     ) -> dict[str, np.ndarray]:
         """Run the call backwards and check every gradient against the oracle; return them."""
         require(subject, "gradients")
-        parameters, (query, key, value) = self.parameters("float32"), self.inputs()
-        key, value = (None, None) if self.config.get("process_heads") else (key, value)
-        got = subject.multihead_gradients(
-            self.config, parameters, query, key, value, self.grad(), **options
-        )
+        parameters, inputs = self.parameters("float32"), list[Any](self.inputs())
+        if self.config.get("process_heads"):
+            inputs[1:] = None, None
+        arguments = (*inputs, self.grad())
+        got = subject.multihead_gradients(self.config, parameters, *arguments, **options)
         exact, naive = self.expected_gradients(allowed, bias=bias)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")
