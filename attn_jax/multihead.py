@@ -322,11 +322,11 @@ class MultiHeadAttention(nnx.Module):
         """Let `process_heads` change the heads of tokens from position `first` on, or from 0."""
         if self.process_heads is None:
             return query, key
-        positions = jnp.arange(query.shape[2])[None]
-        if first is not None:
-            positions = jnp.asarray(first)[:, None] + positions
-        processed = self.process_heads(query, key, positions)
-        return checks.check_processed(processed, query, key)
+        places = jnp.arange(query.shape[2])[None]
+        positions = places if first is None else first[:, None] + places
+        processed: Any = self.process_heads(query, key, positions)
+        checks.check_processed(processed, query, key)
+        return processed[0], processed[1]
 
     def _attend(
         self, query: Array, cache: KVCache, call: Call, need_weights: bool
@@ -355,7 +355,8 @@ class MultiHeadAttention(nnx.Module):
 
     def _attend_slots(self, query: Array, cache: KVCache, first: Array | np.ndarray) -> Array:
         """Attend causally from tokens from position `first` on, one for each sample."""
-        sizes = (query.shape[0], self.num_heads, query.shape[2], cache.capacity)
+        batch, heads, steps, _ = query.shape
+        sizes = (batch, heads, steps, cache.capacity)
         call = self._new_call(sizes, causal(), None, first)
         checks.check_projected(query, cache.key, cache.value, sizes)
         output = attend(query, cache.key, cache.value, call)

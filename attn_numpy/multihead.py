@@ -319,11 +319,11 @@ class MultiHeadAttention(Module):
         """Let `process_heads` change the heads of tokens from position `first` on, or from 0."""
         if self.process_heads is None:
             return query, key
-        positions = np.arange(query.shape[2])[None]
-        if first is not None:
-            positions = first[:, None] + positions
-        processed = self.process_heads(query, key, positions)
-        return checks.check_processed(processed, query, key)
+        places = np.arange(query.shape[2])[None]
+        positions = places if first is None else first[:, None] + places
+        processed: Any = self.process_heads(query, key, positions)
+        checks.check_processed(processed, query, key)
+        return processed[0], processed[1]
 
     def _attend(
         self, query: np.ndarray, cache: KVCache, call: Call, need_weights: bool

@@ -535,8 +535,8 @@ def check_same_tokens(same: bool, query_offset: Any) -> None:
         raise ValueError(f"query_offset must be 0 where process_heads is given: got {got}")
 
 
-def check_processed(processed: Any, query: Array, key: Array) -> tuple[Any, Any]:
-    """Return what `process_heads` returned, if it is heads of the same shapes."""
+def check_processed(processed: Any, query: Array, key: Array) -> None:
+    """Check that `process_heads` returned heads of the same shapes."""
     pair = isinstance(processed, tuple | list) and len(processed) == 2
     if not pair or not all(is_array(array) for array in processed):
         got = ", ".join(map(kind, processed)) if pair else kind(processed)
@@ -545,7 +545,6 @@ def check_processed(processed: Any, query: Array, key: Array) -> tuple[Any, Any]
         if array.shape != before.shape:
             rule = f"process_heads must keep the {name} {tuple(before.shape)}"
             raise ValueError(f"{rule}: got {tuple(array.shape)}")
-    return processed[0], processed[1]
 
 
 def check_rotary(base: Any, dim: Any, scale: Any, frequencies: Any) -> None:

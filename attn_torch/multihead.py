@@ -332,11 +332,11 @@ class MultiHeadAttention(nn.Module):
         """Let `process_heads` change the heads of tokens from position `first` on, or from 0."""
         if self.process_heads is None:
             return query, key
-        positions = torch.arange(query.shape[2], device=query.device)[None]
-        if first is not None:
-            positions = first.to(query.device)[:, None] + positions
-        processed = self.process_heads(query, key, positions)
-        return checks.check_processed(processed, query, key)
+        places = torch.arange(query.shape[2], device=query.device)[None]
+        positions = places if first is None else first.to(query.device)[:, None] + places
+        processed: Any = self.process_heads(query, key, positions)
+        checks.check_processed(processed, query, key)
+        return processed[0], processed[1]
 
     def _attend(
         self, query: Tensor, cache: KVCache, call: Call, need_weights: bool

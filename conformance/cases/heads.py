@@ -78,5 +78,6 @@ def check_turned(subject: Subject, spec: dict, places: np.ndarray, dtype_name: s
     for role, x, own in zip("qk", (query, key), got, strict=True):
         exact = reference_heads.process({}, spec, role, x.astype(np.float64), places)
         answers = [naive_heads.process({}, spec, role, x, places, f) for f in (False, True)]
-        worst = answers[int(np.argmax([abs(a.astype(np.float64) - exact).max() for a in answers]))]
+        errors = [abs(answer.astype(np.float64) - exact).max() for answer in answers]
+        worst = answers[int(np.argmax(errors))]
         compare(own, exact, worst, f"{role} at its places")

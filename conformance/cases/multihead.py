@@ -109,24 +109,24 @@ class MultiHeadCase:
 
     def expected_gradients(self, allowed, keep=slice(None), bias=None) -> tuple[dict, dict]:
         """Return the gradients of sum(grad * output), exact and naive, over some samples."""
-        inputs = [x[keep] for x in (*self.inputs(), self.grad())]
+        inputs: list = [x[keep] for x in (*self.inputs(), self.grad())]
         if self.config.get("process_heads"):
             inputs[1:3] = None, None
         arguments = (self.parameters("float32"), *self.heads, *inputs)
-        options: dict = {"allowed": allowed} | self._bias(bias)
-        options = {name: np.asarray(array)[keep] for name, array in options.items()}
-        return expected.multihead_gradients(*arguments, **options | self.told())
+        masks = {"allowed": allowed} | self._bias(bias)
+        told: dict = {name: np.asarray(array)[keep] for name, array in masks.items()}
+        return expected.multihead_gradients(*arguments, **told | self.told())
 
     def check_gradients(
         self, subject: Subject, options: dict, allowed, bias=None
     ) -> dict[str, np.ndarray]:
         """Run the call backwards and check every gradient against the oracle; return them."""
         require(subject, "gradients")
-        parameters, inputs = self.parameters("float32"), list[Any](self.inputs())
-        if self.config.get("process_heads"):
-            inputs[1:] = None, None
-        arguments = (*inputs, self.grad())
-        got = subject.multihead_gradients(self.config, parameters, *arguments, **options)
+        parameters, query = self.parameters("float32"), self.inputs()[0]
+        key, value = (None, None) if self.config.get("process_heads") else self.inputs()[1:]
+        got = subject.multihead_gradients(
+            self.config, parameters, query, key, value, self.grad(), **options
+        )
         exact, naive = self.expected_gradients(allowed, bias=bias)
         if set(got) != set(exact):
             raise Differs(f"gradients: expected {sorted(exact)}, got {sorted(got)}")

@@ -24,7 +24,16 @@ from .verdict import GateVerdict, Result, decide, results
 # Two halves that take about as long as each other, each a process; torch is in the first alone.
 SHARDS = {
     "attention": ("masks", "attention", "empty", "half", "gradients"),
-    "models": ("questions", "multihead", "layers", "cache", "weights", "transforms", "errors"),
+    "models": (
+        "questions",
+        "multihead",
+        "heads",
+        "layers",
+        "cache",
+        "weights",
+        "transforms",
+        "errors",
+    ),
 }
 # The child sees what its parent sees, wherever the package was found.
 CHILD = "import sys; sys.path[:] = {path!r}; from {package}.shard import main; sys.exit(main())"
