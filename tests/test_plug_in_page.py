@@ -15,8 +15,8 @@ from conformance.subjects.protocol import CAPABILITIES
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/plug-in.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-OUR_OWN = {"masks", "layers", "checkpoints", "errors", "blocked", "compiled", "traced", "counting",
-           "transforms", "second", "autocast", "altered"}  # fmt: skip
+OUR_OWN = {"masks", "layers", "checkpoints", "errors", "blocked", "parts", "compiled", "traced",
+           "counting", "transforms", "second", "autocast", "altered"}  # fmt: skip
 
 
 class Ran(NamedTuple):
