@@ -1,6 +1,7 @@
 """The chapter on sinks: one more logit a head in the softmax of each row, with no value."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,7 +134,9 @@ def test_beside_a_sink_a_fully_masked_row_is_0(subject, sink, policy):
         sinks = np.array([sink, sink], np.float32)
         options = case.options("float32") | {"sinks": sinks}
         empty = ~case.allowed().any(-1)
-        for way in (subject.attention, lambda *a, **o: subject.steps(*a, **o)["output"]):
+        ways = [subject.attention, lambda *a, **o: subject.steps(*a, **o)["output"]]
+        ways += [partial(subject.blocked, tile=TILE)] if "blocked" in subject.capabilities else []
+        for way in ways:
             got = way(*case.inputs("float32"), **options)
             same(got[empty], np.zeros_like(got[empty]), "fully masked rows")
     query, key, value = case.inputs("float32")

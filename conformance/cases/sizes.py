@@ -54,7 +54,7 @@ class Long(Case):
         inputs: tuple = self.inputs(dtype_name)
         inputs += (self.grad(dtype_name),) if function == "gradients" else ()
         numbers = self.numbers(dtype_name) | {"allowed": self.allowed()}
-        wide = {n: x.astype(float) if n == "bias" else x for n, x in numbers.items()}
+        wide = {n: x.astype(float) if n in ("bias", "sinks") else x for n, x in numbers.items()}
         call = getattr(naive, function)
         exact = call(*(x.astype(np.float64) for x in inputs), **wide)
         orders = [call(*inputs, **numbers, folded=folded) for folded in (False, True)]
@@ -83,4 +83,6 @@ TRUE_SIZES = [
          rule=lambda b, t, s: s < LENGTHS[b]),
     Long("biased", Shape(2, 3, 1, 193, 449, 5, 11), causal(), 256, "rank2", 0.7, 3.0, seed=6,
          rule=lambda b, t, s: s <= t),
+    Long("sinks", Shape(3, 4, 2, 307, 389, 8, 8), padding(LENGTHS), seed=7, sinks="normal",
+         rule=lambda b, t, s: s < LENGTHS[b]),
 ]  # fmt: skip

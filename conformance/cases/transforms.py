@@ -120,8 +120,7 @@ class Along:
         B, H, H_kv, T, S, D, D_v = self.case.shape
         shapes = {"query": (B, H, T, D), "key": (B, H_kv, S, D), "value": (B, H_kv, S, D_v)}
         numbers = self.case.numbers("float32")
-        if "bias" in numbers:
-            shapes["bias"] = numbers["bias"].shape
+        shapes |= {n: numbers[n].shape for n in ("bias", "sinks") if n in numbers}
         named = enumerate(shapes.items())
         return {n: normal(90 + i, *s, dtype_name="float32") for i, (n, s) in named}
 
@@ -157,6 +156,7 @@ _ALONG = {
     "uniform": Case("uniform", mask=padding(LENGTHS), empty_rows="uniform"),
     "one_query": OTHERS[6],
     "one_cell": Case("one_cell", Shape(1, 1, 1, 1, 1, 3, 2)),
+    "sinks": Case("sinks", mask=padding(LENGTHS), sinks="normal"),
     "long": Case("long", LONG, causal() & padding([97]), 2),
     "long_softcap": Case("long_softcap", LONG, sliding_window(40, 3), 1, "heads", None, 0.9),
 }

@@ -253,3 +253,48 @@ def query_scaled_in_place(right, query, *inputs, **options):
     if query.flags.writeable:
         query *= query.dtype.type(query.shape[3] ** -0.5)
     return output
+
+
+@breaks("steps", "ATT-15")
+def sinks_ignored(right, *inputs, sinks=None, **options):
+    """The sinks are taken and not used: weights sum to 1."""
+    return right(*inputs, **options)
+
+
+@breaks("steps", "ATT-15")
+def sinks_scaled(right, *inputs, sinks=None, scale=None, **options):
+    """The sinks are scaled as scores are."""
+    if sinks is not None:
+        root = inputs[0].shape[-1] ** -0.5 if scale is None else scale
+        sinks = sinks * sinks.dtype.type(root)
+    return right(*inputs, sinks=sinks, scale=scale, **options)
+
+
+@breaks("steps", "ATT-15")
+def sinks_of_other_heads(right, *inputs, sinks=None, **options):
+    """Each head takes the sink of the head before it."""
+    if sinks is not None:
+        sinks = np.roll(sinks, 1)
+    return right(*inputs, sinks=sinks, **options)
+
+
+@breaks("steps", "ATT-15")
+def sinks_leave_rows_to_the_policy(right, *inputs, sinks=None, empty_rows="zero", **options):
+    """A fully masked row goes by `empty_rows` although there is a sink."""
+    steps = right(*inputs, sinks=sinks, empty_rows=empty_rows, **options)
+    if sinks is None or empty_rows == "zero":
+        return steps
+    plain = right(*inputs, empty_rows=empty_rows, **options)
+    empty = np.isneginf(plain["masked_scores"]).all(-1, keepdims=True)
+    return steps | {n: np.where(empty, plain[n], steps[n]) for n in ("weights", "output")}
+
+
+@breaks("steps", "ATT-15")
+def sink_of_minus_infinity_nan(right, *inputs, sinks=None, **options):
+    """A fully masked row whose sink is -inf is 0/0."""
+    steps = right(*inputs, sinks=sinks, **options)
+    if sinks is None:
+        return steps
+    empty = np.isneginf(steps["masked_scores"]).all(-1, keepdims=True)
+    lost = empty & np.isneginf(sinks)[:, None, None]
+    return steps | {"output": np.where(lost, np.nan, steps["output"]).astype(inputs[0].dtype)}

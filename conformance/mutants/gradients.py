@@ -133,3 +133,19 @@ def nan_reaches_parameters(right, config, parameters, query, key, *call, **optio
     found = right(config, parameters, query, key, *call, **options)
     leak = np.float32(0) * key.sum((0, 1))
     return found | {"k_proj.weight": found["k_proj.weight"] + leak}
+
+
+@breaks("gradients", "ATT-15", base="torch")
+def sink_gradient_of_wrong_sign(right, *call, **options):
+    """What a sink takes from the keys is added to its gradient, and not taken off."""
+    found = right(*call, **options)
+    return found | ({"sinks": -found["sinks"]} if "sinks" in found else {})
+
+
+@breaks("gradients", "ATT-15", base="torch")
+def gradients_without_the_sink(right, *call, sinks=None, **options):
+    """Query, key and value get the gradients of weights that sum to 1."""
+    found = right(*call, sinks=sinks, **options)
+    if sinks is None:
+        return found
+    return right(*call, **options) | {"sinks": found["sinks"]}
