@@ -223,7 +223,7 @@ def test_jax_takes_every_branch(notes):
             for case, _ in CUT:
                 B, H, H_kv, T, S, _, _ = case.shape
                 call = mock.Mock(sizes=(B, H, T, S), mask=subject.mask(case.mask))
-                for tile in blocked._tiles(cuts, call, H_kv, Lanes()):
+                for tile in blocked.fit_tiles(cuts, call, H_kv, Lanes()):
                     group = H // H_kv
                     facts = {
                         "heads: a part of a group": group > 1 and tile.heads < group,
