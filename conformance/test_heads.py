@@ -114,6 +114,15 @@ def test_decoding_with_a_mask_equals_one_pass(subject):
 
 
 @clause("MHA-10")
+@pytest.mark.parametrize("cuts", [range(1, 12), (1, 3, 7, 8, 11), (11,)], ids=len)
+def test_decoding_in_a_window_equals_one_pass(subject, cuts):
+    """Positions go on where old keys are dropped; a sink has its share of every row."""
+    require(subject, "sinks", "errors")
+    call = case(PROCESSES["norm_then_rotary"], sinks=True, softcap=1.3)
+    decode(subject, call, tuple(cuts), window=3)
+
+
+@clause("MHA-10")
 def test_compiled_decoding_equals_one_pass(subject):
     require(subject, "process_heads", "compiled")
     decode(subject, case(PROCESSES["norm_then_rotary"]), (1, 2, 3, 4), compiled=True)
@@ -135,7 +144,7 @@ def test_positions_count_what_is_stored(subject, name):
     for b, left_out in enumerate(hidden):
         alone = np.concatenate([x[b : b + 1, ~left_out], step[b : b + 1]], 1)
         got = np.concatenate([prompt[b : b + 1, ~left_out], then[b : b + 1]], 1)
-        exact, naive = one_pass(call, alone)
+        exact, naive = one_pass(call, alone, causal())
         part(got, exact, naive, 0, f"outputs of sample {b}")
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..mask_spec import causal, padding
+from ..mask_spec import Spec, causal, padding, sliding_window
 from ..oracle import expected, naive_heads, reference, reference_heads
 from ..oracle.tolerance import compare
 from ..subjects.protocol import Subject, require
@@ -39,10 +39,10 @@ def ragged(call: MultiHeadCase) -> tuple[dict, np.ndarray]:
     return {"attn_mask": causal(), "key_padding_mask": hidden}, allowed
 
 
-def one_pass(call: MultiHeadCase, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the oracle's causal outputs for tokens, exact and naive."""
+def one_pass(call: MultiHeadCase, x: np.ndarray, mask: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Return the oracle's outputs for tokens under a mask, exact and naive."""
     T = x.shape[1]
-    allowed = reference.allowed(causal(), (len(x), call.heads[0], T, T), 0)
+    allowed = reference.allowed(mask, (len(x), call.heads[0], T, T), 0)
     told, places = call.told(), np.arange(T)[None]
     told |= {"query_places": places, "key_places": places} if "process" in told else {}
     steps = expected.multihead(
@@ -57,7 +57,8 @@ def decode(subject: Subject, call: MultiHeadCase, cuts: tuple[int, ...], **given
     dtype_name = given.pop("dtype_name", "float32")
     mask = given.pop("mask", None)
     x = normal(call.seed, 3, cuts[-1], 14, dtype_name=dtype_name)
-    exact, naive = one_pass(call, x)
+    seen = sliding_window(given["window"]) if "window" in given else causal()
+    exact, naive = one_pass(call, x, seen)
     parameters = call.parameters(dtype_name)
     sizes = {"capacity": cuts[-1] + 2, "batch_size": 3}
     decoding = subject.decoding("attention", call.config, parameters, **sizes, **given)

@@ -1,7 +1,6 @@
 """Calls of multi-head attention: configuration, parameters and inputs, and their expectation."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
