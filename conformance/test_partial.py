@@ -38,7 +38,7 @@ FEW = {"plain-float32": [None], "grouped-float32": [None, 0], "nan-float32": [No
        "causal_per_sample-float32": [None],
        "causal_and_lengths_mixed-bfloat16": [None, 1]}  # fmt: skip
 FEW_BACKWARD = {"softcap-float32": [None, 1], "grouped-float32": [0], "grouped-float16": [None],
-                "bias_rank2-float32": [2]}  # fmt: skip
+                "bias_rank2-float32": [2], "causal_before_the_keys_bare-float32": [1]}  # fmt: skip
 
 
 def ids(pairs) -> list[str]:
