@@ -66,7 +66,7 @@ def _from_nnx(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weight
         read[f"{ours}.weight"] = kernel.reshape(kernel.shape[0], -1).T
         if attn.bias:
             read[f"{ours}.bias"] = weights[f"{theirs}.bias"].reshape(-1)
-    read["out_proj.weight"] = weights["out.kernel"].reshape(attn.embed_dim, -1).T
+    read["out_proj.weight"] = weights["out.kernel"].reshape(-1, attn.embed_dim).T
     return read | ({"out_proj.bias": weights["out.bias"]} if attn.bias else {})
 
 

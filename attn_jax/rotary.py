@@ -119,7 +119,9 @@ class QKNorm(nnx.Module):
         positions: Integer[Array | np.ndarray, "#B T"],
     ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H_kv T D"]]:
         """Return query and key, normed and then processed further."""
-        query, key = self.q_norm(query), self.k_norm(key)
+        checks.check_normed(query, self.head_dim)
+        dtype = query.dtype
+        query, key = self.q_norm(query).astype(dtype), self.k_norm(key).astype(dtype)
         return (query, key) if self.then is None else self.then(query, key, positions)
 
 

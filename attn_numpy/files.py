@@ -193,7 +193,8 @@ def _read_configuration(
 
 def _build_parts(settings: dict[str, Any], **options: Any) -> dict[str, Any]:
     """Return settings in which parts have taken the place of their settings."""
-    return {name: _build_part(value, **options) for name, value in settings.items()}
+    parts = settings.keys() & {"process_heads", "then"}
+    return settings | {name: _build_part(settings[name], **options) for name in parts}
 
 
 def _build_part(value: Any, **options: Any) -> Any:

@@ -297,6 +297,8 @@ class MultiHeadAttention(Module):
         scale = scale_or_default(self.scale, self.head_dim)
         softcap = None if self.softcap is None else float(self.softcap)
         sinks = self.sinks
+        if sinks is not None:
+            checks.check_sink_of_each(sinks, self.num_heads)
         empty_rows = self.empty_rows if sinks is None else "zero"  # what is left goes to the sink
         told = (mask, bias, scale, softcap, sinks, empty_rows)
         return Call(sizes, *told, query_offset, dropout, self.rng)

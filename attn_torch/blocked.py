@@ -164,7 +164,9 @@ class BlockPart:
         cells = self.split(scores)
         self._hide(cells, bias)
         if sinks is not None:  # one more column, and no row is empty
-            column = _known_sinks(sinks)[self.at_rows[1], None, None].expand(*cells.shape[:3], 1)
+            column = sinks[self.at_rows[1], None, None].expand(*cells.shape[:3], 1).to(cells.dtype)
+            hidden = cells.amax(-1, keepdim=True) == -torch.inf
+            column = torch.where(hidden, _known_sinks(column), column)  # else it could tie a fill
             weights = torch.cat((scores, self.join(column)), -1).softmax(-1)
             self.sink_weights = weights[..., -1:]
             return weights[..., :-1], tanh, None

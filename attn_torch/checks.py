@@ -441,7 +441,12 @@ def check_bias(name: str, bias: Any, query: Array, sizes: tuple[int, int, int, i
 
 def check_sinks(sinks: Any, query: Array) -> None:
     check_float_beside("sinks", sinks, query)
-    heads = query.shape[1]
+    check_sink_of_each(sinks, query.shape[1])
+
+
+def check_sink_of_each(sinks: Any, heads: int) -> None:
+    if not is_array(sinks):
+        raise TypeError(f"sinks must be an array: got {kind(sinks)}")
     if tuple(sinks.shape) != (heads,):
         raise ValueError(f"sinks must be (H,) = ({heads},): got {tuple(sinks.shape)}")
 
@@ -487,9 +492,7 @@ def check_finish(partial: Any, partial_class: type[Any], empty_rows: Any, sinks:
     check_partial(partial, partial_class)
     if sinks is not None:
         check_rank_and_dtype("sinks", sinks, ("H",))
-        heads = partial.sums.shape[1]
-        if tuple(sinks.shape) != (heads,):
-            raise ValueError(f"sinks must be (H,) = ({heads},): got {tuple(sinks.shape)}")
+        check_sink_of_each(sinks, partial.sums.shape[1])
     check_empty_rows(empty_rows)
     if empty_rows == "uniform":
         rule = "empty_rows must be 'zero' or 'nan', a part does not know the mean of all values"
@@ -586,6 +589,12 @@ def check_norm(head_dim: Any, eps: Any, then: Any) -> None:
         raise ValueError(f"eps must be above 0 and finite in float32: got {eps}")
     if then is not None and not callable(then):
         raise TypeError(f"then must be a function of query, key and positions: got {kind(then)}")
+
+
+def check_normed(query: Array, head_dim: int) -> None:
+    if query.shape[3] != head_dim:
+        rule = f"QKNorm's head_dim must be that of the heads, {query.shape[3]}"
+        raise ValueError(f"{rule}: got {head_dim}")
 
 
 def check_inputs(

@@ -51,9 +51,9 @@ class _Again(torch.autograd.Function):
             output = ctx.textbook(*inputs)
         grads: list[Tensor | None] = [None for _ in inputs]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        made = torch.autograd.grad(
-            output, [inputs[i] for i in wanted], d_output, create_graph=torch.is_grad_enabled()
-        )
-        for i, grad in zip(wanted, made, strict=True):
-            grads[i] = grad
+        if output.requires_grad:  # the total of a part does not depend on its values
+            again = {"create_graph": torch.is_grad_enabled(), "allow_unused": True}
+            made = torch.autograd.grad(output, [inputs[i] for i in wanted], d_output, **again)
+            for i, grad in zip(wanted, made, strict=True):
+                grads[i] = grad
         return None, None, None, *grads

@@ -276,7 +276,8 @@ class _Sums(torch.autograd.Function):
             rule = "blocks are differentiable once, use attention_part"
             raise NotImplementedError(f"{rule}: got create_graph=True")
         query, key, value, bias, _, nonfinite = ctx.saved_tensors
-        grads = [None if x is None else torch.zeros_like(upcast(x)) for x in ctx.saved_tensors[:5]]
+        inputs = (query, key, value, bias, None)  # no sinks
+        grads = [None if x is None else torch.zeros_like(upcast(x)) for x in inputs]
         zero = query.new_zeros(())
         if d_sums is None:
             d_sums = zero.expand(*ctx.call.sizes[:3], value.shape[3])

@@ -118,6 +118,7 @@ class QKNorm(nn.Module):
         positions: Integer[Tensor, "#B T"],
     ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H_kv T D"]]:
         """Return query and key, normed and then processed further."""
+        checks.check_normed(query, self.head_dim)
         query, key = self.q_norm(query), self.k_norm(key)
         return (query, key) if self.then is None else self.then(query, key, positions)
 

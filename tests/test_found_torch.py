@@ -1,6 +1,7 @@
 """What users met: tables and outputs written to, copies, new parts, sizes not known yet."""
 
 import copy
+import json
 import warnings
 from collections.abc import Callable
 
@@ -274,3 +275,102 @@ def test_a_model_without_values_decodes_to_shapes():
     out = attn_torch.greedy_decode(model, tokens, tokens[:, :1], eos_idx=2, max_new_tokens=4)
     assert out.is_meta
     assert out.shape == (2, 4)
+
+
+def test_a_part_is_computed_again_on_the_way_back():
+    query, key, value = qkv()
+
+    def output(*inputs):
+        return attn_torch.attention_part(*inputs).output
+
+    kept = torch.utils.checkpoint.checkpoint(output, query, key, value, use_reentrant=False)
+    wanted = torch.autograd.grad(output(query, key, value).sum(), query)
+    torch.testing.assert_close(torch.autograd.grad(kept.sum(), query), wanted)
+
+
+def test_a_part_has_second_derivatives_by_its_values():
+    inputs = [x.detach()[:1, :, :7].double().requires_grad_() for x in qkv()]
+
+    def slopes(output):
+        first = torch.autograd.grad(output.pow(2).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(x.pow(2).sum() for x in first), inputs)
+
+    torch.testing.assert_close(
+        slopes(attn_torch.attention_part(*inputs).output), slopes(attn_torch.attention(*inputs))
+    )
+
+
+def test_a_sink_of_minus_infinity_stays_below_a_fill_of_the_lowest_number():
+    query, key, value = (x.detach() for x in qkv())
+    bias = torch.zeros(T, T)
+    bias[1] = torch.finfo(torch.float32).min
+    sinks = torch.tensor([-torch.inf, 0.5, 0.0, -torch.inf])
+    got = attn_torch.attention(query, key, value, bias=bias, sinks=sinks)[:, ::3, 1]
+    torch.testing.assert_close(got, value[:, ::3].mean(2))
+
+
+MODULES = {
+    "numpy": lambda **told: attn_numpy.MultiHeadAttention(8, 2, **told),
+    "torch": lambda **told: attn_torch.MultiHeadAttention(8, 2, **told),
+    "jax": lambda **told: attn_jax.MultiHeadAttention(8, 2, rngs=nnx.Rngs(0), **told),
+}
+ARRAYS = {"numpy": np.ones, "torch": torch.ones, "jax": jax.numpy.ones}
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_sinks_of_other_heads_in_a_module_are_refused(backend):
+    attn, ones = MODULES[backend](sinks=True), ARRAYS[backend]
+    x = ones((2, 5, 8), dtype=getattr(ones((1,)), "dtype", None))
+    for shape in ((1,), (2, 1), (3,)):
+        attn.sinks = (
+            nn.Parameter(ones(shape))
+            if backend == "torch"
+            else nnx.Param(ones(shape))
+            if backend == "jax"
+            else ones(shape, np.float32)
+        )
+        with pytest.raises(ValueError, match=r"sinks must be \(H,\) = \(2,\): got"):
+            attn(x.astype(np.float32) if backend == "numpy" else x)
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_a_norm_of_other_heads_is_refused(backend):
+    module = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}[backend]
+    told = {"rngs": nnx.Rngs(0)} if backend == "jax" else {}
+    attn = MODULES[backend](process_heads=module.QKNorm(1, **told))
+    x = ARRAYS[backend]((2, 5, 8))
+    with pytest.raises(ValueError, match="QKNorm's head_dim must be that of the heads, 4: got 1"):
+        attn(x.astype(np.float32) if backend == "numpy" else x)
+
+
+def test_a_norm_keeps_16_bits():
+    told = {"rngs": nnx.Rngs(0)}
+    norm = attn_jax.QKNorm(4, **told)
+    attn = attn_jax.MultiHeadAttention(8, 2, dtype=jax.numpy.bfloat16, process_heads=norm, **told)
+    assert attn(jax.numpy.ones((2, 5, 8), jax.numpy.bfloat16))[0].dtype == jax.numpy.bfloat16
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_narrow_heads_go_through_the_layout_of_nnx(backend):
+    module = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}[backend]
+    one, other = (MODULES[backend](head_dim=3) for _ in range(2))
+    module.import_weights(other, module.export_weights(one, "nnx"), "nnx")
+    ours, theirs = (module.export_weights(attn) for attn in (one, other))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(theirs[name]), name)
+
+
+@pytest.mark.parametrize("backend", MODULES)
+@pytest.mark.parametrize("wrong", [{}, {"class": "QKNorm", "head_dim": 10**14}])
+def test_a_setting_that_is_a_part_is_built_in_its_place_only(tmp_path, backend, wrong):
+    module = {"numpy": attn_numpy, "torch": attn_torch, "jax": attn_jax}[backend]
+    path = tmp_path / "model.safetensors"
+    module.save(MODULES[backend](), path)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    head, rest = json.loads(path.read_bytes()[8 : 8 + size]), path.read_bytes()[8 + size :]
+    settings = json.loads(head["__metadata__"]["configuration"])
+    head["__metadata__"]["configuration"] = json.dumps(settings | {"scale": wrong})
+    text = json.dumps(head).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+    with pytest.raises((TypeError, ValueError), match=": got"):
+        module.load(path)
