@@ -70,7 +70,7 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_that_cudnn_knows_are_named(name):
     mask, sizes, dtype, widths, others, told = CALLS[name]
-    call = Call(sizes, mask, None, 0.5, None, "zero", 0, 0.0, None)._replace(**others)
+    call = Call(sizes, mask, None, 0.5, None, None, "zero", 0, 0.0, None)._replace(**others)
     assert known_to_cudnn(jnp.dtype(dtype), *widths, call) == told
 
 

@@ -74,7 +74,7 @@ WAYS = {
 def test_ways_on_a_gpu_are_named(name):
     mask, sizes, dtype, widths, others, ways = WAYS[name]
     derived = others.get("derived", False)
-    call = Call(sizes, mask, None, 1.0, None, "zero", 0, 0.0, None)
+    call = Call(sizes, mask, None, 1.0, None, None, "zero", 0, 0.0, None)
     call = call._replace(**{name: x for name, x in others.items() if name != "derived"})
     assert ways_on_gpu(dtype, *widths, call, derived) == ways
 
@@ -82,7 +82,7 @@ def test_ways_on_a_gpu_are_named(name):
 @pytest.mark.parametrize(("batch", "ways"), [(8, DENSE), (9, BLOCKS)])
 def test_a_dense_mask_is_no_larger_than_a_blocks_scores(batch, ways):
     sizes = (batch, 4, 2**10, SCORES // 2**13)
-    call = Call(sizes, padding([1] * batch), None, 1.0, None, "zero", 0, 0.0, None)
+    call = Call(sizes, padding([1] * batch), None, 1.0, None, None, "zero", 0, 0.0, None)
     assert ways_on_gpu(f16, 8, 8, call, False) == ways
 
 
@@ -162,7 +162,7 @@ SIZES = (2, 4, 300, 420)
 @pytest.mark.parametrize("name", MASKS)
 def test_tiles_are_listed_as_the_mask_has_them(name):
     mask, offset = MASKS[name]
-    call = Call(SIZES, mask, None, 1.0, None, "zero", offset, 0.0, None)
+    call = Call(SIZES, mask, None, 1.0, None, None, "zero", offset, 0.0, None)
     blocks = flex.block_mask(call, torch.device("cpu"))
     cells = mask.allowed(*SIZES[2:], query_offset=offset, batch=2, heads=4).expand(SIZES)
     listed = (blocks.kv_num_blocks, blocks.kv_indices)
@@ -282,7 +282,7 @@ def test_numbers_that_are_too_large_are_left_to_the_blocks(defined):
 
 
 def kept(mask, offset=0):
-    call = Call((2, 4, 300, 420), mask, None, 1.0, None, "zero", offset, 0.0, None)
+    call = Call((2, 4, 300, 420), mask, None, 1.0, None, None, "zero", offset, 0.0, None)
     return flex.block_mask(call, torch.device("cpu"))
 
 

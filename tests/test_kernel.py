@@ -93,7 +93,7 @@ STRUCTURES = {
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structure_is_known_without_a_look_at_the_mask(name):
     mask, sizes, query_offset, structure = STRUCTURES[name]
-    call = Call(sizes, mask, None, 1.0, None, "zero", query_offset, 0.0, None)
+    call = Call(sizes, mask, None, 1.0, None, None, "zero", query_offset, 0.0, None)
     assert known_structure(call) == structure
 
 
