@@ -5,7 +5,6 @@ import numpy as np
 from ..mask_spec import (
     Spec,
     allow,
-    chunked,
     hide,
     packed,
     padding,
@@ -225,7 +224,11 @@ def chunks_cut_towards_zero(right, spec):
     if spec is None or spec.kind != "chunked":
         return right(spec)
     size = spec.arguments["size"]
-    return right(chunked(size) | predicate(lambda b, h, q, k: (-q < size) & (q < 0) & (k < size)))
+
+    def chunk(positions):
+        return np.sign(positions) * (abs(positions) // size)
+
+    return right(predicate(lambda batch, head, query, key: chunk(query) == chunk(key)))
 
 
 @breaks("mask", "MASK-13", "MASK-4", "ATT-1")
@@ -239,15 +242,18 @@ def one_document(right, spec):
 @breaks("mask", "MASK-13")
 def rest_is_a_document(right, spec):
     """What stands behind the last document is taken for one more."""
-    if spec is not None and spec.kind == "packed":
-        lengths = spec.arguments["lengths"]
-        rest = padding(lengths.sum(1))
-        return right(packed(lengths) | ~rest & _behind(lengths.sum(1)))
-    return right(spec)
+    if spec is None or spec.kind != "packed":
+        return right(spec)
+    ends = spec.arguments["lengths"].cumsum(1)
 
+    def document(batch, positions):
+        own = ends[np.minimum(batch, len(ends) - 1)]
+        return (positions[..., None] >= own).sum(-1)
 
-def _behind(totals: np.ndarray) -> Spec:
-    return ~(predicate(lambda batch, head, query, key: query < totals.min()))
+    def allowed(batch, head, query, key):
+        return (query >= 0) & (document(batch, query) == document(batch, key))
+
+    return right(predicate(allowed))
 
 
 @breaks("mask", "MASK-14", "ATT-1")

@@ -23,7 +23,7 @@ from .verdict import GateVerdict, Result, decide, results
 
 # Two halves that take about as long as each other, each a process; torch is in the first alone.
 SHARDS = {
-    "attention": ("masks", "attention", "empty", "half", "gradients"),
+    "attention": ("masks", "attention", "partial", "empty", "half", "gradients"),
     "models": (
         "questions",
         "multihead",
