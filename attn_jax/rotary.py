@@ -72,10 +72,10 @@ def rotary(
 
     >>> query = jnp.array([[[[1.0, 0.0]] * 3]])  # three tokens
     >>> turned, _ = rotary()(query, query, jnp.arange(3)[None])
-    >>> turned[0, 0].round(2)
-    Array([[ 1.  ,  0.  ],
-           [ 0.54,  0.84],
-           [-0.42,  0.91]], dtype=float32)
+    >>> np.asarray(turned[0, 0], float).round(4)
+    array([[ 1.    ,  0.    ],
+           [ 0.5403,  0.8415],
+           [-0.4161,  0.9093]])
     """
     checks.check_rotary(base, dim, scale, frequencies)
     checks.check_switches(interleaved=interleaved)
