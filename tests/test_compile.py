@@ -29,11 +29,11 @@ class Compiled(Adapter):
     def __init__(self):
         super().__init__()
         self.backend = CompileCounterWithBackend("aot_eager")
-        self.settings = {"backend": self.backend, "fullgraph": True}
+        self.compiling = {"backend": self.backend, "fullgraph": True}
 
     def path(self, through, tile=None):
         assert through == "attention"
-        return torch.compile(attn_torch.attention, **self.settings)
+        return torch.compile(attn_torch.attention, **self.compiling)
 
     def attention(self, query, key, value, **options):
         arrays = (self.array(x) for x in (query, key, value))
@@ -41,7 +41,7 @@ class Compiled(Adapter):
 
     def module_with(self, *arguments, **options):
         attn = super().module_with(*arguments, **options)
-        attn.compile(**self.settings)
+        attn.compile(**self.compiling)
         return attn
 
 
@@ -91,7 +91,7 @@ def test_compiled_gradients_are_the_oracles(name, need_weights):
 def test_new_padding_compiles_nothing_anew():
     attn = attn_torch.MultiHeadAttention(14, 2)
     subject = Compiled()
-    attn.compile(**subject.settings)
+    attn.compile(**subject.compiling)
     x, eager = torch.from_numpy(SELF.inputs()[0]), attn_torch.MultiHeadAttention(14, 2)
     eager.load_state_dict(attn.state_dict())
     for lengths in ([5, 0, 3], [1, 2, 5]):
