@@ -214,7 +214,7 @@ FACTS = {
     | {"causal, T < S": "top-left"},
     "onnxruntime": {"empty": "conforms", "grouped": "conforms", "causal, T < S": "top-left"},
     "transformers-eager": {"empty": "nan", "grouped": "conforms"},
-    "transformers-eager-own": {"empty": "mean", "grouped": "conforms"},
+    "transformers-eager-own": {"empty": "mean"},
     "transformers-sdpa": {
         "empty": "conforms",
         "causal and padding": "no-causal",
