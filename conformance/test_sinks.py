@@ -110,6 +110,7 @@ def test_gradients_beside_a_sink_are_the_oracles_by_every_path(subject, case, th
 
 
 @clause("ATT-15")
+@pytest.mark.untyped
 def test_a_compiled_call_knows_sinks(subject):
     require(subject, "compiled")
     case = BY_NAME["grouped"]
