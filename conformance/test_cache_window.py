@@ -142,6 +142,7 @@ def test_nothing_shows_of_slots_that_are_not_written(subject):
 
 
 @clause("CACHE-13")
+@pytest.mark.untyped
 def test_a_compiled_step_of_a_window(subject):
     require(subject, "transforms")
     decoding = start(subject, ATTENTION, 3, compiled=True)
