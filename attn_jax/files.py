@@ -81,7 +81,11 @@ def save(model: nnx.Module, path: str | Path) -> None:
     metadata["configuration"] = json.dumps(settings)
     metadata |= {"tied": json.dumps(tied)} if (tied := ties(model)) else {}
     arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    file = Path(path)
+    file.touch()
+    mode = file.stat().st_mode  # safetensors would let nobody but the owner read it
     files.numpy.save_file(arrays, path, metadata)
+    file.chmod(mode)
 
 
 def load(path: str | Path) -> Any:

@@ -82,7 +82,11 @@ def save(model: nn.Module, path: str | Path) -> None:
     metadata |= {"tied": json.dumps(tied)} if (tied := ties(model)) else {}
     dense = torch.contiguous_format  # what two parameters share is written twice
     arrays = {name: array.clone(memory_format=dense) for name, array in weights.items()}
+    file = Path(path)
+    file.touch()
+    mode = file.stat().st_mode  # safetensors would let nobody but the owner read it
     files.torch.save_file(arrays, path, metadata)
+    file.chmod(mode)
 
 
 def load(path: str | Path) -> Any:

@@ -752,3 +752,15 @@ def test_two_weights_of_one_model_are_exchanged(lib):
     one, other = (f"{name}_proj.weight" for name in names)
     lib.import_weights(model, weights | {one: weights[other], other: weights[one]})
     check_same(exported(lib, model), wanted | {one: wanted[other], other: wanted[one]})
+
+
+@every
+@pytest.mark.parametrize("mode", [None, 0o640])
+def test_a_file_is_as_readable_as_any_other(lib: Any, mode: int | None, tmp_path: Path) -> None:
+    path, other = tmp_path / "model.safetensors", tmp_path / "other"
+    other.touch()
+    if mode is not None:  # what was written before keeps its own
+        path.touch(mode)
+        other.chmod(mode)
+    lib.save(build(lib, "MultiHeadAttention", 8, 2), path)
+    assert oct(path.stat().st_mode) == oct(other.stat().st_mode)
