@@ -41,7 +41,8 @@ def as_integers(name: str, value: Any, axes: str) -> Array:
             raise TypeError(f"{name} must be integers: got {kind(part)}")
     array = value if is_array(value) else np.asarray(value)
     if not _are_integers(array) and 0 not in array.shape:
-        raise TypeError(f"{name} must be integers: got {dtype_name(array)}")
+        got = kind(value) if dtype_name(array) == "object" else dtype_name(array)
+        raise TypeError(f"{name} must be integers: got {got}")
     if array.ndim != len(axes):
         raise ValueError(f"{name} must be {_call(axes)}: got {tuple(array.shape)}")
     signed = arrays.signed_copy(array)
@@ -266,6 +267,15 @@ def check_query_offset(
     if _has_known_values(query_offset):
         _check_far(*arrays.lowest_highest(query_offset))
     return arrays.to_positions(query_offset)
+
+
+def check_part_offset(query_offset: Any, mask: Any, mask_class: Any) -> None:
+    """Refuse keys that do not say where they stand: that there are T of them says nothing."""
+    if query_offset is None and isinstance(mask, mask_class) and mask.positional:
+        raise ValueError(
+            "query_offset is needed for some of the keys under a mask that goes by positions: "
+            "where the first query stands, counted from the first of these keys: got None"
+        )
 
 
 def _check_far(lowest: int, highest: int) -> None:

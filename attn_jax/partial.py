@@ -62,8 +62,10 @@ def attention_part(
 ) -> Partial:
     """Attend to some of the keys: `merge` joins parts, and `finish` makes the output of them.
 
-    Mask, bias and offset are those of these keys; key 0 is the first of them. Everything is as
-    in `attention`, and raises what it raises.
+    Mask, bias and offset are those of these keys; key 0 is the first of them. A mask of the whole
+    call becomes theirs by `mask.part(rows, columns)`; one that goes by positions alone may be
+    given as it is, with a `query_offset`. Everything is as in `attention`, and raises what it
+    raises, and ValueError for such a mask without one.
 
     Source: "FlashAttention", section 3.1, for the sums and how they join.
 
@@ -75,6 +77,7 @@ def attention_part(
     >>> bool(jnp.allclose(finish(merge(first, last)), whole, atol=1e-6))
     True
     """
+    checks.check_part_offset(query_offset, mask, Mask)
     call = check_call(query, key, value, mask, bias, scale, softcap, query_offset=query_offset)
     return _attend(query, key, value, call)
 

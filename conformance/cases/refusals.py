@@ -167,12 +167,18 @@ ATTENTION = [
 ]  # fmt: skip
 
 NO_PART = "a part must be a Partial, as attention_part gives"
+STANDING = (
+    "query_offset is needed for some of the keys under a mask that goes by positions: "
+    "where the first query stands, counted from the first of these keys: got None"
+)
 FIELDS = "a part must have sums (B, H, T, D_v), maximum (B, H, T) and total (B, H, T)"
 PARTS = [
     Wrong("part_head_dim", ValueError, "query and key must share head_dim: got 8 and 7",
           lambda m, a: part(m, a, k=(2, 3, 7, 7)), True),
-    Wrong("part_without_offset", ValueError, READINGS,
+    Wrong("part_without_offset", ValueError, STANDING,
           lambda m, a: part(m, a, mask=m.causal()), True),
+    Wrong("part_square", ValueError, STANDING,
+          lambda m, a: part(m, a, q=(2, 3, 7, 8), mask=~m.sliding_window(2)), True),
     Wrong("part_bare_mask", TypeError, f"{BARE}: got bool array",
           lambda m, a: part(m, a, mask=a(2, 3, 5, 7, dtype="bool")), True),
     Wrong("merge_nothing", ValueError, "merge needs at least one part: got none",
@@ -296,6 +302,8 @@ MASKS = [
           lambda m, a: m.causal().part([[0, 1]], [0])),
     Wrong("part_floats", TypeError, "columns must be integers: got float64",
           lambda m, a: m.causal().part([0], [0.5])),
+    Wrong("part_slice", TypeError, "rows must be integers: got slice",
+          lambda m, a: m.causal().part(slice(2), [0])),
     Wrong("part_negative", ValueError, "rows must lie in 0..1073741823: got -1",
           lambda m, a: m.causal().part([0, -1], [0])),
     Wrong("part_far", ValueError, "columns must lie in 0..1073741823: got 1073741824",
