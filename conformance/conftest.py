@@ -19,9 +19,12 @@ from conformance.reports.recorded import watch
 from conformance.reports.report import case_of
 from conformance.reports.suggest import must_be_one_of
 from conformance.runs.limit import Limit
+from conformance.runs.mappings import few_mappings
 from conformance.runs.options import HOW, INTERNAL, WHAT
 from conformance.subjects.protocol import NotOffered, require
 from conformance.subjects.stash import SUBJECTS
+
+__all__ = ["few_mappings"]  # a fixture of every file
 
 HERE = Path(__file__).parent
 ENTRIES = pytest.StashKey[list]()  # known differences

@@ -288,7 +288,7 @@ LONG = [case for case in TRUE_SIZES if case.shape.T > 1][:4]
 @pytest.mark.parametrize("case", LONG, ids=[case.name for case in LONG])
 def test_parts_at_true_sizes_are_the_whole_call(subject, case):
     """Output and gradients: neighbouring keys, of which the parts are large and unequal."""
-    if case not in LONG[:2]:
+    if case is not LONG[1]:
         require(subject, "any_shape")
     S = case.shape.S
     split = np.split(np.arange(S), [S // 5, S // 5 + 1, S // 2])[::-1]

@@ -1,8 +1,10 @@
-"""The programs that JAX compiles for the project's own tests; tests/conftest.py decides on them."""
+"""The programs that JAX compiles: fewer are kept, and some are compiled quickly."""
 
 import conftest
 import jax
 import pytest
+
+from conformance.runs import mappings
 
 
 def test_programs_are_compiled_quickly_where_asked(request):
@@ -11,11 +13,11 @@ def test_programs_are_compiled_quickly_where_asked(request):
     assert jax.config.values[conftest.QUICKLY]
 
 
-@pytest.mark.skipif(not conftest.MAPPINGS.exists(), reason="only Linux lists the mappings")
+@pytest.mark.skipif(not mappings.MAPPINGS.exists(), reason="only Linux lists the mappings")
 @pytest.mark.parametrize(("many", "kept"), [(0, 0), (2**40, 1)])
 def test_programs_are_forgotten_where_there_are_many(monkeypatch, many, kept):
-    monkeypatch.setattr(conftest, "MANY", many)
+    monkeypatch.setattr(mappings, "MANY", many)
     double = jax.jit(lambda x: 2 * x)
     double(1.0)
-    list(conftest.few_mappings.__wrapped__())
+    list(mappings.few_mappings.__wrapped__())
     assert double._cache_size() == kept

@@ -42,6 +42,7 @@ ROOMS = {
         "oracle.tolerance",
         "reports",
         "runs.limit",
+        "runs.mappings",
         "runs.options",
         "subjects",
     },
