@@ -402,6 +402,11 @@ def test_adapter_is_found_by_path_and_by_entry_point(monkeypatch):
         subjects.find("test_adapter:Nobody")
 
 
+def test_a_backend_is_no_adapter():
+    with pytest.raises(ValueError, match=r"a backend is --backend torch: got torch"):
+        subjects.find("torch")
+
+
 def test_text_for_devices_is_refused(monkeypatch):
     monkeypatch.setattr(subjects, "find", lambda name: SimpleNamespace(devices="cpu"))
     with pytest.raises(ValueError, match="devices must be a set of names: got 'cpu'"):

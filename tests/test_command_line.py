@@ -171,6 +171,10 @@ WRONG = {
     "backend": (["--backend", "nope"], "--backend must be one of numpy, torch, jax: got nope"),
     "device": (["--device", "cuda"], "--device must be", "got cuda, numpy has cpu"),
     "case": (["-k", "no_such_case"], "no verdict: no case matches"),
+    "both": (
+        ["--profile", "empty", "--clause", "ATT-1"],
+        "matches all that was asked for together",
+    ),
     "path": (["no/such/test.py"], "not found: no/such/test.py"),
 }
 

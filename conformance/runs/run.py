@@ -76,7 +76,7 @@ def _run_cases(options: argparse.Namespace, rest: list[str], draft: Draft, notes
     status, told, died = follow(settings, [*words, *rest], _sharing(options, rest))
     reported = bool(draft.path.stat().st_size)
     if status == NOTHING:
-        print("no verdict: no case matches what was asked for", file=sys.stderr)
+        print("no verdict: no case matches all that was asked for together", file=sys.stderr)
     if not reported and (status in (USAGE, NOTHING) or told.get("collected")):
         return status  # refused, or only collected: an older report is no verdict of this run
     try:

@@ -50,6 +50,8 @@ def find(name: str) -> type:
         points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if name in points:
             return points[name].load()
+        if name in BACKENDS:
+            raise ValueError(f"it must be an adapter, a backend is --backend {name}: got {name}")
         if name not in PEERS:
             rule = f"it must be package.module:Class, or an entry point of {ENTRY_POINTS}"
             there = f"({', '.join(points) or 'none is installed'}), or a peer ({', '.join(PEERS)})"
