@@ -58,7 +58,7 @@ def bounds(vector: Vector) -> dict[str, np.ndarray | float]:
     return found
 
 
-def _weights(vector: Vector, query, key, count: int) -> np.ndarray:
+def _weights(vector: Vector, query, key, count: float) -> np.ndarray:
     """Return what each row's weights err by at most, (B, H, T, 1)."""
     allowed = oracle.allowed_with_bias(vector)
     size = np.einsum("bhtd,bhsd->bhts", np.abs(query), np.abs(key)) * _scale(vector, query)
@@ -111,10 +111,10 @@ def _processed(vector: Vector, query, key) -> tuple[np.ndarray, np.ndarray, floa
         y = reference_heads.process(vector.parameters, spec, role, x, places)
         both = np.sqrt((y**2).max(-1, keepdims=True) * 2) if turns else np.abs(y)
         found.append(np.broadcast_to(both, y.shape))
-    return *found, 8 * (7 + turns)
+    return found[0], found[1], 8 * (7 + turns)
 
 
-def _turned(vector: Vector) -> dict[str, float]:
+def _turned(vector: Vector) -> dict[str, np.ndarray | float]:
     """A turned number is a sum of two products, each with the roundings of its angle."""
     places = vector.inputs["positions"]
     errors = _turns(vector.settings, vector.sizes["D"], int(np.abs(places).max()))

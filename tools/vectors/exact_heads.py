@@ -12,7 +12,7 @@ import numpy as np
 from conformance.vectors.vector import Vector
 
 from . import digits
-from .digits import rational, root, rounded, shortened
+from .digits import Number, rational, root, rounded, shortened
 
 HALVINGS = 24
 TERMS = 12  # of an angle below 2**-16 each is 2**-32 of the one before
@@ -42,7 +42,8 @@ def process(x: np.ndarray, role: str, spec: dict, parameters: dict, places) -> n
 
 def rotated(x: np.ndarray, spec: dict, places: np.ndarray) -> np.ndarray:
     """Turn the features of (B, H, T, D), each with its partner, by its token's place."""
-    dim = 2 * len(spec["frequencies"]) if "frequencies" in spec else spec.get("dim", x.shape[3])
+    own = int(spec.get("dim") or x.shape[3])
+    dim = 2 * len(spec["frequencies"]) if "frequencies" in spec else own
     y, known = x.copy(), {}
     for b, h, t, d in np.ndindex(*x.shape[:3], dim):
         pair, second = divmod(d, 2) if spec.get("interleaved") else (d % (dim // 2), d >= dim // 2)
@@ -66,7 +67,7 @@ def frequency(spec: dict, pair: int, dim: int) -> Decimal:
         return own / Decimal(spec.get("scale", 1.0))
 
 
-def cosine_and_sine(place: int, step: Decimal) -> tuple[Fraction, Fraction]:
+def cosine_and_sine(place: int, step: Decimal) -> tuple[Number, Number]:
     """Return both of place * step, from a small part of the angle that is doubled again."""
     with localcontext(Context(prec=digits.DIGITS + EXTRA)):
         angle = place * step / 2**HALVINGS

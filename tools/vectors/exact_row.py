@@ -62,7 +62,7 @@ class ExactRow:
 
     @property
     def log_sum_exp(self) -> Number:
-        return self.top + log(self.total) if self.exps else -np.inf
+        return self.top + log(Fraction(self.total)) if self.exps else -np.inf
 
     @classmethod
     def empty(cls, policy: str, size: int) -> "ExactRow":

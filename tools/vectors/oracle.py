@@ -168,7 +168,9 @@ def _cancelled(vector: Vector) -> dict[str, float]:
     if vector.call != "parts" or "grad" not in vector.inputs:
         return {}
     given = {"allowed": allowed_with_bias(vector), "grad_lse": vector.inputs["grad_lse"]}
-    found = expected.cancelled(*call_of(vector), vector.inputs["grad"], **options(vector) | given)
+    query, key, value = call_of(vector)
+    own = options(vector) | given
+    found = expected.cancelled(query, key, value, vector.inputs["grad"], **own)
     return {f"grad_{name}": error for name, error in found.items()}
 
 

@@ -94,8 +94,7 @@ def attend(id: str, shows: str, *expect: Part, shape=MAIN, seed=0, grad=False, *
 
 def gradients(inputs: dict, region: dict | None = None) -> tuple[Part, ...]:
     names = ("query", "key", "value", "bias", "sinks")
-    names = [f"grad_{name}" for name in names if name in inputs]
-    return close(*names)
+    return close(*(f"grad_{name}" for name in names if name in inputs))
 
 
 def close(*tensors: str, region: np.ndarray | None = None) -> tuple[Part, ...]:
