@@ -78,6 +78,10 @@ class Structure:
             options["scale"] = float(rng.choice([0.0, 1.5, -0.3]))
         if fixed.random() < 0.5:
             options["bias"] = self._bias(fixed, rng, shape).astype(dtype(kind))
+        if fixed.random() < 0.3:
+            hidden = rng.random(shape.H) < 0.3
+            sinks = np.where(hidden, -np.inf, rng.normal(size=shape.H))
+            options["sinks"] = sinks.astype(dtype(kind))
         B, H, H_kv, T, S, D, D_v = shape
         sizes = (B, H, T, D), (B, H_kv, S, D), (B, H_kv, S, D_v), (B, H, T, D_v)
         arrays = [rng.normal(size=size).astype(dtype(kind)) for size in sizes]
@@ -104,7 +108,7 @@ class Structure:
 
 def dirtied(rng, shape: Shape, allowed, options, key, value):
     """Put NaN, inf and huge numbers where no query of a key's group looks."""
-    if options["empty_rows"] == "uniform":
+    if options["empty_rows"] == "uniform" and "sinks" not in options:
         return key, value  # there every row without a key looks at all of them
     allowed = allowed & (np.broadcast_to(options.get("bias", 0.0), shape.call) != -np.inf)
     groups = allowed.reshape(shape.B, shape.H_kv, -1, shape.T, shape.S)

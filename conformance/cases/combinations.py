@@ -6,6 +6,7 @@ every run, and whoever runs the suite does not need what makes them.
 """
 
 from collections import Counter
+from math import fsum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,7 +175,9 @@ def each_value(table: dict[str, dict[str, str]], kinds: tuple[str, ...] | None =
     counts = Counter(pair for row in rows.values() for pair in row.items())
     missing, chosen = set(counts), set[str]()
     while missing:  # what few rows have weighs more, or many of them are taken for the rest
-        best = max(rows, key=lambda id: sum(1 / counts[p] for p in missing & set(rows[id].items())))
+        best = max(
+            rows, key=lambda id: fsum(1 / counts[p] for p in missing & set(rows[id].items()))
+        )
         chosen.add(best)
         missing -= set(rows[best].items())
     return chosen

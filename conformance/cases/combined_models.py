@@ -140,11 +140,12 @@ class MultiHeadRow:
     def check_gradients(self, subject: Subject) -> None:
         """Check every gradient against the oracle."""
         require(subject, "multihead", "gradients")
-        case, (inputs, options, told) = self.case, self.call()
+        case, (given, options, told) = self.case, self.call()
         parameters, grad = case.parameters(self.row["dtype"]), case.grad(self.row["dtype"])
         grad = grad[2:] if self.row["batch"] == "one" else grad
+        inputs: list = list(given)
         if self.row["process_heads"] != "none":  # there is one gradient, by the tokens
-            inputs[1:] = None, None
+            inputs[1:] = [None, None]
         turned = [None if x is None else self.turned(x) for x in (*inputs, grad)]
         got = subject.multihead_gradients(self.config, parameters, *turned, **options)
         call = (parameters, *case.heads, *inputs, grad)
