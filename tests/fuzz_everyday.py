@@ -15,6 +15,8 @@ from conformance.cases.attention import Shape
 from conformance.oracle import expected, reference
 from conformance.oracle.tolerance import Differs, compare, dtype
 from conformance.subjects import load
+from tools.fuzz.calls import RandomCall
+from tools.fuzz.parts import Split, more_of
 
 LENGTHS = (1, 2, 5, 12, 31, 64)
 SMALLER = {"CALL": 2**10, "ROW": 16, "DENSE": 2**13, "DENSE_HEAD": 2**10}  # as the lengths are
@@ -85,6 +87,10 @@ def check(seed: int) -> str:
         options["sinks"] = options["sinks"].astype(dtype(name))
     query, key, value, grad = (rng.normal(size=size).astype(dtype(name)) for size in sizes)
     allowed = np.broadcast_to(reference.allowed(mask, shape.call, offset), shape.call)
+    split = options["empty_rows"] != "uniform" and rng.random() < 0.1
+    if split:
+        pieces = np.split(rng.permutation(S), np.sort(rng.integers(0, S + 1, 2)))
+        subject = Split(subject, RandomCall(shape, name, mask, offset, options, split=pieces))
     exact, naive = expected.attention(query, key, value, allowed=allowed, **options)
     ways, choose, given = [], everyday.way_on_cpu, options | {"mask": mask, "query_offset": offset}
 
@@ -94,23 +100,24 @@ def check(seed: int) -> str:
 
     with mock.patch.multiple(everyday, way_on_cpu=noted, **SMALLER):
         got = subject.attention(query, key, value, **given)
-        compare(got, exact["output"], naive["output"], "output")
-        if (
-            options["empty_rows"] == "zero" or "sinks" in options
-        ):  # else a row without a key sees all, or is NaN
+        compare(got, exact["output"], naive["output"], "output", 2 + split)
+        # without a sink a row without a key sees all, or is NaN
+        if options["empty_rows"] == "zero" or "sinks" in options:
             hidden = ~allowed.reshape(B, H_kv, -1, T, S).any((2, 3))[..., None]
             dirty = (np.where(hidden, np.nan, x).astype(x.dtype) for x in (key, value))
             got = subject.attention(query, *dirty, **given)
-            compare(got, exact["output"], naive["output"], "output beside hidden NaN")
+            compare(got, exact["output"], naive["output"], "output beside hidden NaN", 2 + split)
         if options["empty_rows"] != "nan" and rng.random() < 0.5:
             exact, naive = expected.gradients(query, key, value, grad, allowed=allowed, **options)
             found = subject.gradients(query, key, value, grad, through="attention", **given)
+            inputs = {"query": query, "key": key, "value": value, "grad": grad} | options
             for of in exact:
                 if exact[of].any():
-                    compare(found[of], exact[of], naive[of], f"gradient of {of}")
+                    more = more_of(of, inputs | {"allowed": allowed}) if split else 0.0
+                    compare(found[of], exact[of], naive[of], f"gradient of {of}", 2 + split, more)
                 elif np.isnan(np.float64(found[of])).any():
                     raise Differs(f"gradient of {of}: expected 0, got NaN")
-    return ways[0] if ways else "another"  # beside a sink
+    return ways[0] if ways else "another"  # beside a sink, and of parts
 
 
 def fuzz(calls: int, seed: int = 0) -> tuple[Counter, list[str]]:

@@ -24,8 +24,8 @@ class Split:
         found = self.subject.merged_gradients(query, pieces, grads, **self.finish)
         order = np.argsort(np.concatenate(self.split))
         for name in found.keys() & {"key", "value", "bias"}:
-            parts, axis = found[name], 3 if name == "bias" else 2
-            if name == "bias" and self.call.options["bias"].shape[3] == 1:
+            parts, axis = found[name], -1 if name == "bias" else 2
+            if name == "bias" and self.call.options["bias"].shape[-1] == 1:
                 found[name] = np.sum([np.float64(x) for x in parts], axis=0).astype(parts[0].dtype)
             else:
                 found[name] = np.take(np.concatenate(parts, axis), order, axis)
@@ -41,7 +41,7 @@ class Split:
                 piece["mask"] = call.spec.part(np.arange(call.shape.T), columns, call.offset)
             if "bias" in call.options:
                 bias = call.options["bias"]
-                piece["bias"] = bias if bias.shape[3] == 1 else bias[..., columns]
+                piece["bias"] = bias if bias.shape[-1] == 1 else bias[..., columns]
             found.append(piece)
         return found
 
