@@ -15,7 +15,7 @@ from .run_vector import offered, run_vector
 # In these, one of each chapter, float64 and float16 are looked at too.
 ALL_DTYPES = {
     "ATT-1.causal", "ATT-15.everything", "ATT-16.merged", "EMPTY-1.zero", "CLEAN-2.nan",
-    "GRAD-1.causal", "MHA-4.key_padding", "MHA-10.halves", "MHA-10.norm_then_rotary",
+    "GRAD-1.causal", "MHA-4.key_padding", "MHA-10.halves",
 }  # fmt: skip
 ANSWERED_IN_FLOATS = ("attention", "multihead", "parts", "rotary")
 
