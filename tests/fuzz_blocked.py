@@ -15,8 +15,11 @@ from conformance import mask_spec
 from conformance.cases.arrays import coins
 from conformance.cases.attention import Shape
 from conformance.oracle import expected, reference
-from conformance.oracle.tolerance import Differs, compare, dtype, eps
+from conformance.oracle.tolerance import MERGED, Differs, compare, dtype, eps
 from conformance.subjects import load
+from conformance.subjects.protocol import SMALL_BLOCKS
+from tools.fuzz.calls import RandomCall
+from tools.fuzz.parts import Split, more_of
 
 SHAPES = [
     Shape(B=3, H=2, H_kv=2, T=5, S=7, D=3, D_v=2),
@@ -78,6 +81,10 @@ class Structure:
             options["scale"] = float(rng.choice([0.0, 1.5, -0.3]))
         if fixed.random() < 0.5:
             options["bias"] = self._bias(fixed, rng, shape).astype(dtype(kind))
+        if fixed.random() < 0.3:
+            hidden = rng.random(shape.H) < 0.3
+            sinks = np.where(hidden, -np.inf, rng.normal(size=shape.H))
+            options["sinks"] = sinks.astype(dtype(kind))
         B, H, H_kv, T, S, D, D_v = shape
         sizes = (B, H, T, D), (B, H_kv, S, D), (B, H_kv, S, D_v), (B, H, T, D_v)
         arrays = [rng.normal(size=size).astype(dtype(kind)) for size in sizes]
@@ -104,7 +111,7 @@ class Structure:
 
 def dirtied(rng, shape: Shape, allowed, options, key, value):
     """Put NaN, inf and huge numbers where no query of a key's group looks."""
-    if options["empty_rows"] == "uniform":
+    if options["empty_rows"] == "uniform" and "sinks" not in options:
         return key, value  # there every row without a key looks at all of them
     allowed = allowed & (np.broadcast_to(options.get("bias", 0.0), shape.call) != -np.inf)
     groups = allowed.reshape(shape.B, shape.H_kv, -1, shape.T, shape.S)
@@ -119,7 +126,10 @@ def check(structure: Structure, numbers: int, backward: bool) -> bool:
     shape, tile, (query, key, value, grad), allowed, options, given = structure.draw(numbers)
     if backward and options["empty_rows"] == "nan":
         return False
-    rng = np.random.default_rng(numbers)
+    rng, split = np.random.default_rng(numbers), options["empty_rows"] != "uniform"
+    split = split and np.random.default_rng(structure.seed).random() < 0.3
+    if split:
+        return check_split(subject, shape, given, options, (query, key, value, grad), backward)
     mine = (query, *dirtied(rng, shape, allowed, options, key, value))
     if not backward:
         exact, naive = expected.attention(query, key, value, allowed=allowed, **options)
@@ -139,6 +149,30 @@ def check(structure: Structure, numbers: int, backward: bool) -> bool:
                 raise Differs(f"gradient of {name}: expected 0, got {found[name]}")
             continue
         compare(found[name], exact[name], naive[name], f"gradient of {name}")
+    return True
+
+
+def check_split(subject, shape: Shape, given: dict, options: dict, arrays, backward: bool) -> bool:
+    """Check the same call of parts that are merged, in small blocks."""
+    *inputs, grad = arrays
+    mask, offset = given.get("mask"), given["query_offset"]
+    ends = np.arange(2, shape.S, 3)
+    pieces = np.split(np.random.default_rng(shape.S).permutation(shape.S), ends)
+    call = RandomCall(shape, str(grad.dtype), mask, offset, options, split=pieces)
+    whole = dict(zip(("query", "key", "value", "grad"), arrays, strict=True)) | options
+    whole["allowed"] = np.broadcast_to(reference.allowed(mask, shape.call, offset), shape.call)
+    own = options | {"allowed": whole["allowed"]}
+    with subject.small_blocks(shape.T % SMALL_BLOCKS):
+        if not backward:
+            exact, naive = expected.attention(*inputs, **own)
+            got = Split(subject, call).attention(*inputs)
+            compare(got, exact["output"], naive["output"], "merged output", MERGED)
+            return True
+        found = Split(subject, call).gradients(*inputs, grad)
+    exact, naive = expected.gradients(*inputs, grad, **own)
+    for name in exact:
+        what, more = f"merged gradient of {name}", more_of(name, whole)
+        compare(found[name], exact[name], naive[name], what, MERGED, more)
     return True
 
 

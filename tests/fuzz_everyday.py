@@ -15,6 +15,8 @@ from conformance.cases.attention import Shape
 from conformance.oracle import expected, reference
 from conformance.oracle.tolerance import Differs, compare, dtype
 from conformance.subjects import load
+from tools.fuzz.calls import RandomCall
+from tools.fuzz.parts import Split, more_of
 
 LENGTHS = (1, 2, 5, 12, 31, 64)
 SMALLER = {"CALL": 2**10, "ROW": 16, "DENSE": 2**13, "DENSE_HEAD": 2**10}  # as the lengths are
@@ -40,6 +42,9 @@ def _draw(rng):
     options = {"empty_rows": str(rng.choice(["zero", "nan", "uniform"]))}
     if rng.random() < 0.3:
         options["scale"] = float(rng.choice([0.0, 1.5, -0.3]))
+    if rng.random() < 0.15:
+        hidden = rng.random(shape.H) < 0.2
+        options["sinks"] = np.where(hidden, -np.inf, rng.normal(size=shape.H)).astype("float32")
     return shape, mask, offset, options
 
 
@@ -48,9 +53,17 @@ def _leaf(rng, shape):
     B, S = shape.B, shape.S
     lengths = rng.integers(0, S + 1, B)
     lengths = np.full(B, lengths[0]) if rng.random() < 0.3 else lengths
-    kind = rng.choice(["causal", "lengths", "left", "holes", "window", "prefix", "segments"],
-                      p=[0.3, 0.25, 0.15, 0.1, 0.1, 0.05, 0.05])  # fmt: skip
+    kind = rng.choice(["causal", "lengths", "left", "holes", "window", "prefix", "segments",
+                       "chunked", "packed", "part"],
+                      p=[0.25, 0.2, 0.15, 0.1, 0.1, 0.04, 0.04, 0.04, 0.04, 0.04])  # fmt: skip
     return {
+        "chunked": lambda: mask_spec.chunked(int(rng.integers(1, S + 2))),
+        "packed": lambda: mask_spec.packed(
+            np.diff(np.sort(rng.integers(0, S + 1, (B, 4)), axis=1), axis=1, prepend=0)
+        ),
+        "part": lambda: (mask_spec.causal() & mask_spec.padding(lengths)).part(
+            rng.integers(0, 2 * shape.T, shape.T), rng.integers(0, 2 * S, S), int(rng.integers(4))
+        ),
         "causal": mask_spec.causal,
         "lengths": lambda: mask_spec.padding(lengths),
         "left": lambda: mask_spec.padding(hidden=np.arange(S) < lengths[:, None]),
@@ -70,8 +83,14 @@ def check(seed: int) -> str:
     name = str(rng.choice(DTYPES, p=[0.5, 0.3, 0.1, 0.1]))
     B, H, H_kv, T, S, D, D_v = shape
     sizes = (B, H, T, D), (B, H_kv, S, D), (B, H_kv, S, D_v), (B, H, T, D_v)
+    if "sinks" in options and rng.random() < 0.7:
+        options["sinks"] = options["sinks"].astype(dtype(name))
     query, key, value, grad = (rng.normal(size=size).astype(dtype(name)) for size in sizes)
     allowed = np.broadcast_to(reference.allowed(mask, shape.call, offset), shape.call)
+    split = options["empty_rows"] != "uniform" and rng.random() < 0.1
+    if split:
+        pieces = np.split(rng.permutation(S), np.sort(rng.integers(0, S + 1, 2)))
+        subject = Split(subject, RandomCall(shape, name, mask, offset, options, split=pieces))
     exact, naive = expected.attention(query, key, value, allowed=allowed, **options)
     ways, choose, given = [], everyday.way_on_cpu, options | {"mask": mask, "query_offset": offset}
 
@@ -81,21 +100,24 @@ def check(seed: int) -> str:
 
     with mock.patch.multiple(everyday, way_on_cpu=noted, **SMALLER):
         got = subject.attention(query, key, value, **given)
-        compare(got, exact["output"], naive["output"], "output")
-        if options["empty_rows"] == "zero":  # else a row without a key sees all, or is NaN
+        compare(got, exact["output"], naive["output"], "output", 2 + split)
+        # without a sink a row without a key sees all, or is NaN
+        if options["empty_rows"] == "zero" or "sinks" in options:
             hidden = ~allowed.reshape(B, H_kv, -1, T, S).any((2, 3))[..., None]
             dirty = (np.where(hidden, np.nan, x).astype(x.dtype) for x in (key, value))
             got = subject.attention(query, *dirty, **given)
-            compare(got, exact["output"], naive["output"], "output beside hidden NaN")
+            compare(got, exact["output"], naive["output"], "output beside hidden NaN", 2 + split)
         if options["empty_rows"] != "nan" and rng.random() < 0.5:
             exact, naive = expected.gradients(query, key, value, grad, allowed=allowed, **options)
             found = subject.gradients(query, key, value, grad, through="attention", **given)
+            inputs = {"query": query, "key": key, "value": value, "grad": grad} | options
             for of in exact:
                 if exact[of].any():
-                    compare(found[of], exact[of], naive[of], f"gradient of {of}")
+                    more = more_of(of, inputs | {"allowed": allowed}) if split else 0.0
+                    compare(found[of], exact[of], naive[of], f"gradient of {of}", 2 + split, more)
                 elif np.isnan(np.float64(found[of])).any():
                     raise Differs(f"gradient of {of}: expected 0, got NaN")
-    return ways[0]
+    return ways[0] if ways else "another"  # beside a sink, and of parts
 
 
 def fuzz(calls: int, seed: int = 0) -> tuple[Counter, list[str]]:

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,15 +14,27 @@ import numpy as np
 import pytest
 
 from conformance.mask_spec import allow, padding
-from conformance.oracle import reference
+from conformance.oracle import reference, reference_heads
 from conformance.vectors import HERE, VectorsError, check_files, load, manifest
-from tools.vectors import check_stored, exact, freeze, progress, sets
+from tools.vectors import (
+    check_stored,
+    digits,
+    exact,
+    exact_heads,
+    exact_row,
+    freeze,
+    progress,
+    sets,
+)
 from tools.vectors.cases import all_cases, make
 from tools.vectors.derive import complete
 
 CASES = {case.id: case for case in all_cases()}
 ONE = CASES["ATT-1.causal"]
 GRADIENT = CASES["GRAD-1.softcap"]
+SINKS = CASES["ATT-15.gradients"]
+PARTS = CASES["ATT-16.gradients"]
+ROTARY = CASES["MHA-10.partial"]
 
 # Idle vectors
 
@@ -160,7 +173,7 @@ def softmax_of_base_two(logits, empty_rows, sink=None):
     return [e / sum(exps) for e in exps]
 
 
-def exp_a_little_off(x, own=exact.exp):
+def exp_a_little_off(x, own=digits.exp):
     return own(x) * (1 + Fraction(1, 10**11)) if x < 0 else own(x)
 
 
@@ -173,13 +186,27 @@ def one_key_too_near(spec, query, offset, size, own=sets.allowed_keys):
     return own(spec, query, offset - 1, size)
 
 
-def row_of_another_sign(self, by_weight, own=exact.ExactRow.pulls):
+def row_of_another_sign(self, by_weight, own=exact_row.ExactRow.pulls):
     return {s: -pull for s, pull in own(self, by_weight).items()}
+
+
+def sink_with_a_share_of_nothing(logits, empty_rows, sink=None, own=reference.softmax):
+    return [*own(logits, empty_rows), 0.0]
+
+
+def pieces_of_one_top(pieces, own=exact_row.ExactRow.merged):
+    for row in pieces:
+        row.top = Fraction(0)
+    return own(pieces)
+
+
+def wrong_half(spec, head_dim, own=reference_heads.pairs):
+    return [(j, i, step) for i, j, step in own(spec, head_dim)]
 
 
 WRONG = {
     "oracle": (reference, "softmax", softmax_of_base_two, ONE, "ATT-1.causal, output at"),
-    "exact": (exact, "exp", exp_a_little_off, ONE, "ATT-1.causal, output at"),
+    "exact": (exact_row, "exp", exp_a_little_off, ONE, "ATT-1.causal, output at"),
     "oracle_mask": (
         reference,
         "is_allowed",
@@ -195,11 +222,46 @@ WRONG = {
         r"ATT-1.causal, seen at (0, 0, 0, 2)",
     ),
     "exact_gradient": (
-        exact.ExactRow,
+        exact_row.ExactRow,
         "pulls",
         row_of_another_sign,
         GRADIENT,
         "GRAD-1.softcap, grad_",
+    ),
+    "oracle_sinks": (
+        reference,
+        "softmax",
+        sink_with_a_share_of_nothing,
+        SINKS,
+        "ATT-15.gradients, grad_",
+    ),
+    "exact_sinks": (
+        exact_row.ExactRow,
+        "pull_of_sink",
+        lambda self, by_weight, own=exact_row.ExactRow.pull_of_sink: -own(self, by_weight),
+        SINKS,
+        "ATT-15.gradients, grad_sinks at",
+    ),
+    "exact_merge": (
+        exact_row.ExactRow,
+        "merged",
+        pieces_of_one_top,
+        PARTS,
+        "ATT-16.gradients, ",
+    ),
+    "oracle_pairs": (
+        reference_heads,
+        "pairs",
+        wrong_half,
+        ROTARY,
+        "MHA-10.partial, turned_key at",
+    ),
+    "exact_pairs": (
+        exact_heads,
+        "frequency",
+        lambda spec, pair, dim, own=exact_heads.frequency: own(spec, pair, dim + 2),
+        ROTARY,
+        "MHA-10.partial, turned_key at",
     ),
 }
 
@@ -215,26 +277,42 @@ def test_wrong_derivation_is_noticed(monkeypatch, name):
 
 
 def test_derivations_share_no_code():
-    for module in (exact, sets):
+    for module in (digits, exact, exact_heads, exact_row, sets):
         tree = ast.parse(Path(module.__file__).read_text("utf-8"))
         names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)
                  for alias in n.names}  # fmt: skip
-        assert not names & {"reference", "oracle", "expected", "naive", "cases"}, module.__name__
+        shared = {"reference", "reference_heads", "oracle", "expected", "naive", "cases"}
+        assert not names & shared, module.__name__
 
 
 def test_exponentials_and_roots_have_their_digits():
     e = "2.71828182845904523536028747135266249775724709369995957496696"
-    assert abs(exact.exp(Fraction(1)) - Fraction(e)) < Fraction(1, 10**58)
-    assert abs(exact.root(2) ** 2 - 2) < Fraction(1, 10**58)
-    assert exact.root(4) == 2
-    assert float(exact.exp(Fraction(-801))) == 0 == math.exp(-801)
+    assert abs(digits.exp(Fraction(1)) - Fraction(e)) < Fraction(1, 10**58)
+    assert abs(digits.log(Fraction(e)) - 1) < Fraction(1, 10**58)
+    assert abs(digits.root(2) ** 2 - 2) < Fraction(1, 10**58)
+    assert digits.root(4) == 2
+    assert float(digits.exp(Fraction(-801))) == 0 == math.exp(-801)
 
 
-@pytest.mark.parametrize("id", ["ATT-1.causal", "ATT-7.large", "GRAD-1.softcap", "MHA-4.together"])
+def test_cosine_and_sine_have_their_digits():
+    two = "-0.41614683654714238699756822950076218976600077107554489075514997"
+    pi = "3.14159265358979323846264338327950288419716939937510582097494459"
+    cos, sin = exact_heads.cosine_and_sine(4, Decimal("0.5"))
+    assert abs(cos - Fraction(two)) < Fraction(1, 10**58)
+    assert abs(cos**2 + sin**2 - 1) < Fraction(1, 10**58)
+    cos, sin = exact_heads.cosine_and_sine(90, Decimal(pi))
+    assert abs(cos - 1) < Fraction(1, 10**58) and abs(sin) < Fraction(1, 10**58)
+
+
+IDS = ["ATT-1.causal", "ATT-7.large", "ATT-16.gradients", "GRAD-1.softcap", "MHA-4.together",
+       "MHA-10.norm_then_rotary"]  # fmt: skip
+
+
+@pytest.mark.parametrize("id", IDS)
 def test_sixty_digits_are_enough(monkeypatch, id):
     sixty = exact.derive(CASES[id])
-    monkeypatch.setattr(exact, "DIGITS", 90)
-    monkeypatch.setattr(exact, "PLACES", 400)
+    monkeypatch.setattr(digits, "DIGITS", 90)
+    monkeypatch.setattr(digits, "PLACES", 400)
     for name, array in exact.derive(CASES[id]).items():
         np.testing.assert_array_equal(array, sixty[name], name)
 

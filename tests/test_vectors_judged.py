@@ -159,7 +159,18 @@ def overflow_taken_for_empty(call, *inputs, **options):
     return np.nan_to_num(call(*inputs, **options))
 
 
+def sinks_forgotten(call, *inputs, sinks=None, **options):
+    return call(*inputs, **options)
+
+
+def sinks_capped(call, *inputs, sinks=None, softcap=None, **options):
+    sinks = softcap * np.tanh(sinks / softcap)
+    return call(*inputs, sinks=sinks, softcap=softcap, **options)
+
+
 MISTAKES = [
+    (sinks_forgotten, "ATT-15.sinks"),
+    (sinks_forgotten, "ATT-15.fully_masked"),
     (mask_forgotten, "ATT-1.causal"),
     (mask_forgotten, "CAUSE-3.last"),
     (offset_of_zero, "CAUSE-3.per_sample"),
@@ -185,6 +196,82 @@ def test_wrong_subject_is_refused_by_the_vector_of_the_clause(monkeypatch, mista
     monkeypatch.setattr(subject, "attention", lambda *x, **o: mistake(right, *x, **o))
     with pytest.raises(Differs, match=re.escape(f"vector {id}: ")):
         check_answer(vector, run_vector(subject, vector, dtype), dtype)
+
+
+# Other calls and the gradients: what is wrong with a subject, and the vector that must refuse it
+
+
+def backward_without_sinks(right, *inputs, sinks=None, **options):
+    found = right(*inputs, **options)
+    return found | {"sinks": right(*inputs, sinks=sinks, **options)["sinks"]}
+
+
+def sinks_backwards(right, *inputs, **options):
+    found = right(*inputs, **options)
+    return found | {"sinks": -found["sinks"]}
+
+
+def parts_averaged(right, query, pieces, **finish):
+    found = [right(query, [piece], **finish) for piece in pieces]
+    return found[0] | {name: np.mean([x[name] for x in found], axis=0) for name in found[0]}
+
+
+def last_part_alone(right, query, pieces, **finish):
+    return right(query, pieces[-1:], **finish)
+
+
+def no_gradient_of_lse(right, query, pieces, grads):
+    return right(query, pieces, grads | {"lse": np.zeros_like(grads["lse"])})
+
+
+def turned_the_other_way(right, spec, query, key, places):
+    return right(spec, query, key, -places)
+
+
+def other_half_turned(right, spec, query, key, places):
+    return right(spec | {"interleaved": not spec.get("interleaved")}, query, key, places)
+
+
+def positions_of_one_sample(right, spec, query, key, places):
+    return right(spec, query, key, places[:1])
+
+
+def usual_scale(right, config, parameters, *inputs, **options):
+    return right({n: x for n, x in config.items() if n != "scale"}, parameters, *inputs, **options)
+
+
+def not_normed(right, config, parameters, *inputs, **options):
+    spec = config["process_heads"].get("then")
+    parameters = {n: x for n, x in parameters.items() if "_norm." not in n}
+    return right(config | {"process_heads": spec}, parameters, *inputs, **options)
+
+
+OF_OTHER_CALLS = [
+    ("gradients", backward_without_sinks, "ATT-15.gradients"),
+    ("gradients", sinks_backwards, "ATT-15.everything"),
+    ("attention", sinks_capped, "ATT-15.everything"),
+    ("merged", parts_averaged, "ATT-16.merged"),
+    ("merged", last_part_alone, "ATT-16.everything"),
+    ("merged_gradients", no_gradient_of_lse, "ATT-16.gradients"),
+    ("processed", turned_the_other_way, "MHA-10.halves"),
+    ("processed", other_half_turned, "MHA-10.partial"),
+    ("processed", other_half_turned, "MHA-10.interleaved"),
+    ("processed", positions_of_one_sample, "MHA-10.scaled"),
+    ("multihead", usual_scale, "MHA-9.settings"),
+    ("multihead", not_normed, "MHA-10.norm_then_rotary"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "mistake", "id"), OF_OTHER_CALLS, ids=lambda x: getattr(x, "__name__", x)
+)
+def test_wrong_call_is_refused_by_the_vector_of_the_clause(monkeypatch, method, mistake, id):
+    subject = subjects.load("torch")
+    check(subject, id, "float32")
+    right = getattr(subject, method)
+    monkeypatch.setattr(subject, method, lambda *x, **o: mistake(right, *x, **o))
+    with pytest.raises(Differs, match=re.escape(f"vector {id}: ")):
+        check(subject, id, "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])

@@ -51,10 +51,12 @@ def attend(vector, names):
         keys = [s for s in range(S) if seen[row * S + s]]
         logits = [scale * sum(query[row * D + d] * key[(start + s) * D + d] for d in range(D))
                   for s in keys]
-        exps = [math.exp(x - max(logits)) for x in logits]
+        sink = tensors[vector["inputs"]["sinks"]][h] if "sinks" in vector["inputs"] else -math.inf
+        top = max(sink, *logits) if len(logits) else 0.0
+        exps = [math.exp(x - top) for x in logits]
         for d in range(D_v):
             terms = (e * value[(start + s) * D_v + d] for e, s in zip(exps, keys))
-            answer.append(sum(terms) / sum(exps) if keys else 0.0)
+            answer.append(sum(terms) / (sum(exps) + math.exp(sink - top)) if keys else 0.0)
     return answer
 
 for vector in vectors:
@@ -139,5 +141,7 @@ def test_readme_names_every_field_kind_call_and_structure():
     names |= {*schema["vector"]["properties"]["call"]["enum"], *schema["answer"]["enum"]}
     names |= {*schema["structure"]["properties"]["kind"]["enum"]}
     names |= {*schema["vector"]["properties"]["inputs"]["propertyNames"]["enum"]}
+    names |= {*schema["vector"]["properties"]["settings"]["properties"]}
+    names |= {*schema["process"]["properties"]}
     missing = sorted(name for name in names if f"`{name}`" not in README)
     assert not missing, f"the README does not explain {missing}"

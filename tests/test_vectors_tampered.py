@@ -19,7 +19,11 @@ from tools.vectors.cases import all_cases
 CASES = {case.id: case for case in all_cases()}
 VECTORS = load()
 ONE = "ATT-1.causal"
-FEW = (ONE, "CAUSE-2.no_offset", "CAUSE-3.last", "CLEAN-6.value", "MASK-1.ragged")
+SINK, PIECES, TURN, NORM = (
+    "ATT-15.gradients", "ATT-16.part", "MHA-10.frequencies", "MHA-10.norm_then_rotary"
+)  # fmt: skip
+FEW = (ONE, SINK, PIECES, "CAUSE-2.no_offset", "CAUSE-3.last", "CLEAN-6.value", TURN, NORM,
+       "MASK-14.part", "MASK-1.ragged")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,23 @@ def test_tampered_tensor_is_found(folder, what):
     assert re.search(f"{ONE}, {text}", check(folder)), check(folder)
 
 
+OTHERS = {
+    "sinks": (SINK, "sinks", 2, 0.5, r"inputs sinks at \(2,\): stored is 0\.5"),
+    "grad_sinks": (SINK, "expect.5.expected", 2, 0.5, r"grad_sinks at \(2,\): stored is 0\.5"),
+    "lse": (PIECES, "expect.2.expected", (0, 0, 0), 0.0, r"lse at \(0, 0, 0\): stored is 0\.0"),
+    "positions": (TURN, "positions", (1, 0), 8, r"inputs positions at \(1, 0\): stored is 8"),
+    "turned": (TURN, "expect.0.expected", (0, 0, 0, 0), 9.0, r"turned_query at .*: stored is 9"),
+    "norm": (NORM, "process_heads.k_norm.weight", 0, 9.0, r"parameters process_heads\.k_norm"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_tampered_tensor_of_another_call_is_found(folder, what):
+    id, name, index, number, text = OTHERS[what]
+    spoil(folder, f"{id}/{name}", lambda array: array.__setitem__(index, number))
+    assert re.search(f"{id}, {text}", check(folder, id)), check(folder, id)
+
+
 def drop_last(found, by_id):
     del found["vectors"][-1]
 
@@ -136,6 +157,12 @@ UNFIT = {
     "negative": (lambda m, v: v[ONE]["expect"][0]["allowed"].update(float32=-1), "-1"),
     "no_expected": (lambda m, v: v[ONE]["expect"][0].pop("expected"), "'expected' is a required"),
     "structure": (lambda m, v: v[ONE]["mask"]["structure"].update(kind="diagonal"), "diagonal"),
+    "no_pieces": (lambda m, v: v[PIECES]["settings"].pop("pieces"), "'pieces' is a required"),
+    "no_keys": (lambda m, v: v[PIECES]["settings"].update(pieces=[]), "non-empty"),
+    "no_positions": (lambda m, v: v[TURN]["inputs"].pop("positions"), "'positions' is a required"),
+    "process": (lambda m, v: v[NORM]["settings"]["process_heads"].update(kind="x"), "kind"),
+    "no_whole": (lambda m, v: v["MASK-14.part"]["mask"]["structure"].pop("parts"),
+                 "'parts' is a required"),
     "level": (lambda m, v: v[ONE].update(level="SHOULD"), "ATT-1 is a MUST clause: got SHOULD"),
     "clause": (lambda m, v: v[ONE].update(clause="ATT-2"), "first part of its id: got ATT-2"),
     "twice": (lambda m, v: m["vectors"].append(v[ONE]), f"never again: got {ONE}"),
@@ -167,6 +194,22 @@ ALTERED = {
     "telling": (lambda v: v["telling"].update(unmasked=9e9), "telling unmasked: stored is 9e"),
     "exempt": (lambda v: v["exempt"].update(hidden="no"), "is exempt from hidden, and has it"),
 }  # fmt: skip
+
+
+SETTINGS = {
+    "pieces": (PIECES, lambda v: v["settings"].update(pieces=[[6, 4, 1]])),
+    "frequencies": (TURN, lambda v: v["settings"]["frequencies"].reverse()),
+    "interleaved": (TURN, lambda v: v["settings"].update(interleaved=True)),
+    "eps": (NORM, lambda v: v["settings"]["process_heads"].update(eps=0.25)),
+    "then": (NORM, lambda v: v["settings"]["process_heads"]["then"].update(base=9.0)),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_altered_settings_are_found(folder, name):
+    id, change = SETTINGS[name]
+    edit(folder, lambda found, by_id: change(by_id[id]))
+    assert f"{id}, settings: stored is" in check(folder, id)
 
 
 @pytest.mark.parametrize("name", ALTERED)

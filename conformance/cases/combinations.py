@@ -5,6 +5,8 @@ A plan names the options of a call and their values, the plain one first. Its ro
 every run, and whoever runs the suite does not need what makes them.
 """
 
+from collections import Counter
+from math import fsum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ POSITIONAL = ("causal", "window", "chunked", "prefix", "segments", "packed", "pr
 BACKWARD = ("gradients", "blocked_gradients", "steps_gradients")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 POLICIES = ("zero", "nan", "uniform")
+PROCESSES = ("none", "rotary", "norm")
 ROWS_OF_NAN = "rows of NaN are the forward's only"
 
 ATTENTION = Plan(
@@ -34,6 +37,7 @@ ATTENTION = Plan(
         "mask": ("none", "causal", "window", "chunked", "prefix", "padding", "hidden", "segments",
                  "pair", "packed", "part", "allow", "hide", "predicate", "and", "or", "not"),
         "heads": ("equal", "grouped", "one"),
+        "sinks": ("none", "given", "one_less"),
         "bias": ("none", "rank2", "rank4", "heads", "samples", "hiding"),
         "scale": ("none", "zero", "large", "negative"),
         "softcap": ("none", "low", "high"),
@@ -66,6 +70,10 @@ MULTIHEAD = Plan(
         "key_padding_mask": ("none", "bool", "mask"),
         "heads": ("equal", "grouped", "one"),
         "inputs": ("self", "key", "key_and_value", "widths"),
+        "head_dim": ("embedding", "own"),
+        "process_heads": PROCESSES,
+        "sinks": ("no", "yes"),
+        "softcap": ("none", "low"),
         "bias": ("yes", "no"),
         "layout": ("batch_first", "sequence_first"),
         "weights": ("averaged", "per_head", "no"),
@@ -76,6 +84,8 @@ MULTIHEAD = Plan(
     },
     (
         (ROWS_OF_NAN, {"empty_rows": ("nan",), "path": ("gradients",)}),
+        ("heads go by positions of the query's own tokens",
+         {"process_heads": PROCESSES[1:], "inputs": ("key", "key_and_value", "widths")}),
     ),
 )  # fmt: skip
 
@@ -113,6 +123,8 @@ DECODING = Plan(
     {
         "kind": ("attention", "grouped", "encoder_layer", "decoder_layer", "encoder", "decoder",
                  "transformer", "seq2seq"),
+        "cache": ("slots", "window"),
+        "process_heads": PROCESSES,
         "prompt": ("whole", "left", "right", "between", "one_token"),
         "then": ("go_on", "reorder", "repeat", "truncate", "truncate_each", "copy", "poison"),
         "steps": ("ones", "chunk", "hidden_chunk"),
@@ -125,6 +137,17 @@ DECODING = Plan(
     },
     (
         ("tokens are (B, T)", {"kind": ("seq2seq",), "layout": ("sequence_first",)}),
+        ("their start takes no window",
+         {"kind": ("decoder", "transformer", "seq2seq"), "cache": ("window",)}),
+        ("a window is a mask, and has a number of slots",
+         {"cache": ("window",), "mask": ("window",)}),
+        ("a window is a mask, and has a number of slots",
+         {"cache": ("window",), "room": ("more",)}),
+        ("a window does not bring back what it dropped",
+         {"cache": ("window",), "then": ("truncate", "truncate_each")}),
+        ("layers leave heads as they are",
+         {"kind": ("encoder_layer", "decoder_layer", "encoder", "decoder", "transformer",
+                   "seq2seq"), "process_heads": PROCESSES[1:]}),
         ("attention has no norm",
          {"kind": ("attention", "grouped"), "norm_first": ("yes",)}),
         ("a model of tokens decodes under a causal mask",
@@ -149,10 +172,12 @@ def rows(name: str, folder: Path = HERE) -> dict[str, dict[str, str]]:
 def each_value(table: dict[str, dict[str, str]], kinds: tuple[str, ...] | None = None) -> set[str]:
     """Return the ids of a few rows, of these kinds of model, in which each of their values is."""
     rows = {id: row for id, row in table.items() if kinds is None or row["kind"] in kinds}
-    missing = {pair for row in rows.values() for pair in row.items()}
-    chosen: set[str] = set()
-    while missing:
-        best = max(rows, key=lambda id: len(missing & set(rows[id].items())))
+    counts = Counter(pair for row in rows.values() for pair in row.items())
+    missing, chosen = set(counts), set[str]()
+    while missing:  # what few rows have weighs more, or many of them are taken for the rest
+        best = max(
+            rows, key=lambda id: fsum(1 / counts[p] for p in missing & set(rows[id].items()))
+        )
         chosen.add(best)
         missing -= set(rows[best].items())
     return chosen

@@ -17,10 +17,11 @@ from ..mask_spec import (
     segments,
     sliding_window,
 )
+from ..oracle import expected
 from ..oracle.tolerance import check_dtype, compare
 from ..subjects.protocol import STEPS, TILE, Subject, require
 from .arrays import coins, normal
-from .attention import Case, Shape
+from .attention import Case, Shape, sinks_of
 from .combinations import PLANS
 from .compare import steps_of
 
@@ -34,6 +35,7 @@ SIZES = {  # T, S, D, D_v
 }
 SCALES = {"none": None, "zero": 0.0, "large": 1.5, "negative": -0.3}
 SOFTCAPS = {"none": None, "low": 0.7, "high": 30.0}
+SINKS = {"none": None, "given": "normal", "one_less": "none_in_head_0"}
 GARBAGE = {"none": 0.0, "nan": np.nan, "inf": np.inf}
 
 
@@ -42,7 +44,8 @@ def reduced(subject: Subject, plan: str, row: dict[str, str]) -> dict[str, str]:
     plain, row = PLANS[plan].plain, dict(row)
     needed = {
         "bias": "bias", "scale": "scale", "softcap": "softcap", "empty_rows": "empty_rows",
-        "heads": "grouped", "layout": "sequence_first", "weights": "weights",
+        "heads": "grouped", "layout": "sequence_first", "weights": "weights", "sinks": "sinks",
+        "head_dim": "head_dim", "process_heads": "process_heads",
     }  # fmt: skip
     for option, capability in needed.items():
         if option in row and capability not in subject.capabilities:
@@ -112,6 +115,8 @@ class Combined(Case):
         }
         if self.bias is not None:
             options["bias"] = bias_of(self.bias, self.shape, dtype_name)
+        if self.sinks is not None:
+            options["sinks"] = sinks_of(self.sinks, self.shape.H, dtype_name)
         return {name: value for name, value in options.items() if value is not None}
 
     def call(self, gradients: bool = False) -> tuple[list[np.ndarray], dict]:
@@ -147,9 +152,16 @@ class Combined(Case):
         through = through if through in subject.capabilities else "attention"
         got = subject.gradients(*inputs, through=through, **options)
         exact, naive = self.expected_gradients(self.dtype)
+        more = self.cancelled() if through == "blocked" else {}
         for name in exact:
-            check_dtype(got[name], naive[name].dtype, f"gradient of {name}")
-            compare(got[name], exact[name], naive[name], f"gradient of {name}")
+            words = f"gradient of {name}"
+            check_dtype(got[name], naive[name].dtype, words)
+            compare(got[name], exact[name], naive[name], words, more=more.get(name, 0.0))
+
+    def cancelled(self) -> dict[str, float]:
+        """Return by what else the gradients of attention in tiles may miss."""
+        call = (*self.inputs(self.dtype), self.grad(self.dtype))
+        return expected.cancelled(*call, allowed=self.allowed(), **self.numbers(self.dtype))
 
 
 def attention(row: dict[str, str]) -> Combined:
@@ -166,5 +178,6 @@ def attention(row: dict[str, str]) -> Combined:
         row["mask"], shape, mask, offsets.get(row["offset"]),
         None if row["bias"] == "none" else row["bias"],
         SCALES[row["scale"]], SOFTCAPS[row["softcap"]], row["empty_rows"],
-        dtype=row["dtype"], path=row["path"], garbage=GARBAGE[row["garbage"]], last=last,
+        sinks=SINKS[row["sinks"]], dtype=row["dtype"], path=row["path"],
+        garbage=GARBAGE[row["garbage"]], last=last,
     )  # fmt: skip

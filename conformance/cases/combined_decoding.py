@@ -9,7 +9,8 @@ import numpy as np
 
 from ..mask_spec import sliding_window
 from ..subjects.protocol import Subject, require
-from .decoding import CHANGES, B, Stream
+from .combined_models import process_of
+from .decoding import ATTENTIONS, CHANGES, B, Stream
 from .told import Told
 
 TOKENS = 11
@@ -30,14 +31,11 @@ WINDOW, MEMORY_WINDOW = sliding_window(2), sliding_window(1, 2)
 
 
 @dataclass(frozen=True, eq=False)
-class PlainStream(Stream):
-    """A stream whose attention may have no bias; models leave it out themselves."""
+class WindowStream(Stream):
+    """A stream whose cache is a window: its feeds have no mask, and one pass has the window's."""
 
-    def parameters(self, dtype_name: str = "float32") -> dict[str, np.ndarray]:
-        found = super().parameters(dtype_name)
-        if self.kind != "attention" or self.config.get("bias", True):
-            return found
-        return {name: array for name, array in found.items() if not name.endswith("bias")}
+    def one_pass(self, x: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
+        return super().one_pass(x, mask=WINDOW, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +45,18 @@ class DecodingRow:
     row: dict[str, str]
 
     @property
-    def stream(self) -> PlainStream:
+    def stream(self) -> Stream:
         row, changes = self.row, dict(CHANGES[self.row["kind"]])
         if row["kind"] not in ("attention", "grouped"):
             changes |= {"norm_first": row["norm_first"] == "yes"}
         changes |= {"num_encoder_layers": 1} if row["kind"] in ("transformer", "seq2seq") else {}
         changes |= {"bias": False} if row["bias"] == "no" else {}
         changes |= {"batch_first": False} if self.first else {}
-        return PlainStream(row["kind"], changes)
+        if row["process_heads"] != "none":
+            plain = ATTENTIONS[row["kind"]].config
+            head_dim = plain["embed_dim"] // plain["num_heads"]
+            changes |= {"process_heads": process_of(row["process_heads"], head_dim)}
+        return (WindowStream if row["cache"] == "window" else Stream)(row["kind"], changes)
 
     @property
     def first(self) -> bool:
@@ -66,6 +68,7 @@ class DecodingRow:
         stream, row = self.stream, self.row
         x, prompt = stream.tokens(length=TOKENS), PROMPTS[row["prompt"]]
         given = {n: self.turned(v) for n, v in stream.given().items() if n in ("src", "memory")}
+        given |= {"window": WINDOW.arguments["before"]} if row["cache"] == "window" else {}
         capacity = prompt.shape[1] + (3 if row["room"] == "exact" else 7)
         told = Told(stream, stream.start(subject, capacity, **given), range(B), self.masks)
         told.feed(x, "the prompt", prompt)

@@ -56,6 +56,13 @@ def given(**options) -> dict:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def process_of(kind: str, head_dim: int) -> dict:
+    """Return what happens to heads: an even number of their features is turned, or all normed."""
+    if kind == "norm":
+        return {"class": "QKNorm", "head_dim": head_dim, "eps": 0.1}
+    return {"class": "rotary", "base": 30.0, "dim": head_dim // 2 * 2}
+
+
 @dataclass(frozen=True, eq=False)
 class MultiHeadRow:
     """One multi-head attention; in a batch of one it is the last sample of three."""
@@ -69,11 +76,23 @@ class MultiHeadRow:
         config = {"embed_dim": width, "num_heads": heads, "empty_rows": self.row["empty_rows"]}
         config |= {"num_kv_heads": kv_heads} if kv_heads != heads else {}
         config |= {"bias": False} if self.row["bias"] == "no" else {}
+        config |= self.settings(width // heads)
         widths = (width, width)
         if self.row["inputs"] == "widths":
             widths = (5, 3)
             config |= {"kdim": 5, "vdim": 3}
         return MultiHeadCase(config, None if self.row["inputs"] == "self" else 7, *widths)
+
+    def settings(self, head_dim: int) -> dict:
+        """Return what a row says of heads, which are so wide if it says nothing."""
+        row, found = self.row, {}  # type: dict[str, str], dict
+        if row["head_dim"] == "own":
+            found["head_dim"] = head_dim = 5
+        found |= {"sinks": True} if row["sinks"] == "yes" else {}
+        found |= {"softcap": 0.8} if row["softcap"] == "low" else {}
+        if row["process_heads"] != "none":
+            found["process_heads"] = process_of(row["process_heads"], head_dim)
+        return found
 
     def call(self) -> tuple[list[np.ndarray], dict, dict]:
         """Return query, key and value, the masks as options, and what the oracle is told."""
@@ -83,13 +102,14 @@ class MultiHeadRow:
         value = key if row["inputs"] in ("self", "key") else value
         sizes = (len(query), case.heads[0], query.shape[1], key.shape[1])
         lengths = np.array([sizes[3], 0, 3])[keep]
-        offset = np.array([2, 0, 1])[keep] if row["attn_mask"] == "causal" else None
+        is_causal, offset = row["attn_mask"] == "causal", None
         masks = form_of(row["attn_mask"].replace("causal", "none"), sizes, 81, row["dtype"])
-        if offset is not None:
+        if is_causal:
+            offset = np.array([2, 0, 1])[keep] if row["process_heads"] == "none" else None
             masks = (causal(), reference.allowed(causal(), sizes, offset), None)
         padded, keys, _ = keys_of(row["key_padding_mask"], lengths, sizes[3])
         options = given(attn_mask=masks[0], key_padding_mask=padded, query_offset=offset)
-        told = {"allowed": masks[1] & keys, "empty_rows": row["empty_rows"]}
+        told = {"allowed": masks[1] & keys, "empty_rows": row["empty_rows"]} | case.told()
         return [query, key, value], options, told | given(bias=masks[2])
 
     def check(self, subject: Subject) -> None:
@@ -120,10 +140,13 @@ class MultiHeadRow:
     def check_gradients(self, subject: Subject) -> None:
         """Check every gradient against the oracle."""
         require(subject, "multihead", "gradients")
-        case, (inputs, options, told) = self.case, self.call()
+        case, (given, options, told) = self.case, self.call()
         parameters, grad = case.parameters(self.row["dtype"]), case.grad(self.row["dtype"])
         grad = grad[2:] if self.row["batch"] == "one" else grad
-        turned = [self.turned(x) for x in (*inputs, grad)]
+        inputs: list = list(given)
+        if self.row["process_heads"] != "none":  # there is one gradient, by the tokens
+            inputs[1:] = [None, None]
+        turned = [None if x is None else self.turned(x) for x in (*inputs, grad)]
         got = subject.multihead_gradients(self.config, parameters, *turned, **options)
         call = (parameters, *case.heads, *inputs, grad)
         exact, naive = expected.multihead_gradients(*call, **told)

@@ -1,6 +1,6 @@
 """Tokens that come one after the other: a model that decodes them, and what it should give."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Stream:
 
     def parameters(self, dtype_name: str = "float32") -> dict[str, np.ndarray]:
         if self.kind == "attention":
-            return ATTENTIONS[self.name].parameters(dtype_name)
+            return self._attention().parameters(dtype_name)
         return ModelCase(self.kind, self.changes).parameters(dtype_name)
 
     def tokens(self, dtype_name: str = "float32", length: int = N) -> np.ndarray:
@@ -102,10 +102,14 @@ class Stream:
         parameters = self.parameters(dtype_name)
         if self.kind == "attention":
             own = {"allowed": allowed, "empty_rows": self.config.get("empty_rows", "zero")}
+            own |= replace(self._attention(), T=T).told()
             steps = expected.multihead(parameters, *self._head_counts(), x, x, x, **own)
         else:
             steps = self._layers(parameters, x, allowed, memory_mask, rows, dtype_name)
         return steps[0]["output"], steps[1]["output"]
+
+    def _attention(self) -> multihead.MultiHeadCase:
+        return replace(ATTENTIONS[self.name], config=self.config)
 
     def _head_counts(self) -> tuple[int, int]:
         return self.heads, self.config.get("num_kv_heads", self.heads)

@@ -52,11 +52,13 @@ def gradients(query, key, value, grad, **options) -> tuple[dict, dict]:
 def cancelled(
     query, key, value, grad, *, allowed, grad_lse=None, bias=None, **options
 ) -> dict[str, float]:
-    """Return one rounding, in float32, of the terms that cancel in the gradients of parts.
+    """Return one rounding, in float32 or float64, of what cancels in the gradients of parts.
 
     A score's gradient is weight x (grad . value - mean). In one call both are rounded alike; a part
-    gets them as two gradients, of its sums and its total, which miss each other by a rounding.
+    gets them as two gradients, of its sums and its total, which miss each other by a rounding. So
+    they do where the mean is taken of the output, as it is where attention goes tile by tile.
     """
+    precision = np.finfo(np.float64 if query.dtype == np.float64 else np.float32)
     q, k, v, g = (np.abs(x.astype(np.float64)) for x in (query, key, value, grad))
     wide = {"bias": None if bias is None else bias.astype(np.float64)} | options
     weights = naive.attention(*map(_as_double, (query, key, value)), allowed=allowed, **wide)
@@ -64,7 +66,7 @@ def cancelled(
     k, v = k.repeat(groups, 1), v.repeat(groups, 1)
     terms = np.einsum("bhtd,bhsd->bhts", g, v)
     terms = terms if grad_lse is None else terms + np.abs(grad_lse.astype(np.float64))[..., None]
-    terms = weights["weights"] * terms * np.finfo(np.float32).eps
+    terms = weights["weights"] * terms * precision.eps
     scale = options.get("scale")
     scale = q.shape[3] ** -0.5 if scale is None else abs(scale)
     sums = {

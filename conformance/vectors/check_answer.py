@@ -129,10 +129,13 @@ def shape_of(vector: Vector, tensor: str) -> tuple[int, ...]:
     """Return the shape of a tensor of the answer."""
     if tensor.startswith("grad_"):
         return vector.inputs[tensor.removeprefix("grad_")].shape
+    if tensor.startswith("turned_"):
+        return vector.inputs[tensor.removeprefix("turned_")].shape
     if vector.call == "multihead" and tensor == "output":
         return vector.inputs["query"].shape
     B, H, T, S = vector.cells
     shapes = {"output": (B, H, T, vector.sizes.get("D_v", 0)), "mean_weights": (B, T, S)}
+    shapes["lse"] = (B, H, T)
     return shapes.get(tensor, vector.cells)
 
 

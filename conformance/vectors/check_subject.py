@@ -13,7 +13,11 @@ from .check_answer import Refused, check_answer
 from .run_vector import offered, run_vector
 
 # In these, one of each chapter, float64 and float16 are looked at too.
-ALL_DTYPES = {"ATT-1.causal", "EMPTY-1.zero", "CLEAN-2.nan", "GRAD-1.causal", "MHA-4.key_padding"}
+ALL_DTYPES = {
+    "ATT-1.causal", "ATT-15.everything", "ATT-16.merged", "EMPTY-1.zero", "CLEAN-2.nan",
+    "GRAD-1.causal", "MHA-4.key_padding", "MHA-10.halves",
+}  # fmt: skip
+ANSWERED_IN_FLOATS = ("attention", "multihead", "parts", "rotary")
 
 
 def checks() -> Iterator[tuple[dict, str]]:
@@ -33,5 +37,5 @@ def check(subject: Subject, id: str, dtype: str) -> None:
         run_vector(subject, offered(subject, load()[vector.expect[0].answered]), dtype)
     if taken:
         LEDGER.enter(LEDGER.used, f"{id} takes {', '.join(taken)}")
-    if vector.call in ("attention", "multihead") and not isinstance(answer, Refused):
+    if vector.call in ANSWERED_IN_FLOATS and not isinstance(answer, Refused):
         check_dtype(answer.get("output", next(iter(answer.values()))), numpy_dtype(dtype), id)

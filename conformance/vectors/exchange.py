@@ -48,12 +48,12 @@ def vector_to_json(vector: Vector, store: Store) -> dict:
         entry["settings"] = vector.settings
     if vector.mixed:
         entry["mixed"] = vector.mixed
-    if vector.call in ("attention", "multihead", "allowed"):
+    if vector.call in ("attention", "parts", "multihead", "allowed"):
         entry["mask"] = mask_to_json(vector, store)
         entry["query_offset"] = vector.query_offset
-    if vector.call == "attention":
+    if vector.call in ("attention", "parts"):
         entry |= {"scale": vector.scale, "softcap": vector.softcap}
-    if vector.call in ("attention", "multihead"):
+    if vector.call in ("attention", "parts", "multihead"):
         entry["empty_rows"] = vector.empty_rows
     entry["expect"] = [
         part_to_json(part, f"{at}/expect.{i}", store) for i, part in enumerate(vector.expect)

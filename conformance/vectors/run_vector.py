@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from ..mask_spec import allow
 from ..oracle.tolerance import Differs
 from ..subjects.protocol import NotOffered, Subject, require
 from .check_answer import Refused
@@ -13,6 +14,8 @@ from .vector import Vector
 NEEDS = {
     "attention": "attention",
     "multihead": "multihead",
+    "parts": "parts",
+    "rotary": "process_heads",
     "allowed": "masks",
     "sequence_mask": "masks",
     "look_ahead_mask": "masks",
@@ -49,6 +52,8 @@ def run_vector(subject: Subject, vector: Vector, dtype: str) -> Answers | Refuse
     ask = {
         "attention": attention,
         "multihead": multihead,
+        "parts": parts,
+        "rotary": rotary,
         "allowed": allowed,
         "sequence_mask": sequence_mask,
         "look_ahead_mask": look_ahead_mask,
@@ -74,6 +79,7 @@ def options(vector: Vector) -> dict:
         "mask": vector.mask,
         "query_offset": np.array(offset) if isinstance(offset, list) else offset,
         "bias": vector.inputs.get("bias"),
+        "sinks": vector.inputs.get("sinks"),
         "scale": vector.scale,
         "softcap": vector.softcap,
     }
@@ -95,8 +101,46 @@ def attention(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
     return answer
 
 
+def parts(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    """Attend to each piece of the keys alone, and merge what comes of them."""
+    query, sinks = vector.inputs["query"], vector.inputs.get("sinks")
+    columns = [np.array(piece, int) for piece in vector.settings["pieces"]]
+    pieces = [piece_of(vector, own) for own in columns]
+    finish = {"empty_rows": vector.empty_rows} | ({} if sinks is None else {"sinks": sinks})
+    answer = subject.merged(query, pieces, **finish)
+    if any(name.startswith("grad_") for name in wanted):
+        require(subject, "gradients")
+        grads = {"output": vector.inputs["grad"], "lse": vector.inputs["grad_lse"]}
+        found = subject.merged_gradients(query, pieces, grads)
+        answer["grad_query"] = found["query"]
+        order = np.argsort(np.concatenate(columns))
+        for name in ("key", "value"):
+            answer[f"grad_{name}"] = np.concatenate(found[name], 2)[:, :, order]
+    return answer
+
+
+def piece_of(vector: Vector, columns: np.ndarray) -> dict:
+    """Return what attention to some of the keys takes: they, their cells and the options."""
+    given = {name: x for name, x in options(vector).items() if name in ("scale", "softcap")}
+    given |= {name: vector.inputs[name][:, :, columns] for name in ("key", "value")}
+    if vector.seen is not None:
+        given["mask"] = allow(vector.seen[..., columns])
+    if "bias" in vector.inputs:
+        given["bias"] = vector.inputs["bias"][..., columns]
+    return given
+
+
+def rotary(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
+    spec = {"class": "rotary"} | vector.settings
+    heads = (vector.inputs[name] for name in ("query", "key", "positions"))
+    turned = subject.processed(spec, *heads)
+    return dict(zip(("turned_query", "turned_key"), turned, strict=True))
+
+
 def multihead(subject: Subject, vector: Vector, wanted: set[str]) -> Answers:
-    inputs = [vector.inputs[name] for name in ("query", "key", "value")]
+    # heads that go by positions are for self-attention, which gets its tokens once
+    names = ("query",) if "process_heads" in vector.settings else ("query", "key", "value")
+    inputs = [vector.inputs[name] for name in names]
     masks = {name: vector.inputs.get(name) for name in ("key_padding_mask", "attn_mask")}
     given = {name: mask for name, mask in masks.items() if mask is not None} | options(vector)
     if "mask" in given:

@@ -95,9 +95,11 @@ class Vector:
         return replace(self, inputs=widen, parameters=parameters)
 
     def settled(self) -> "Vector":
-        """Return the vector with 0 for whatever in query, key and value is not a number."""
+        """Return the vector with 0 for whatever in query, key, value and sinks is not a number."""
         clean = {
             name: np.where(np.isfinite(x), x, 0) if name in ("query", "key", "value") else x
             for name, x in self.inputs.items()
         }
+        if "sinks" in clean:  # -inf is one: there is no sink
+            clean["sinks"] = np.where(clean["sinks"] < np.inf, clean["sinks"], 0)
         return replace(self, inputs=clean)

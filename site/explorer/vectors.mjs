@@ -87,9 +87,15 @@ function masksOfTorch(input, H) {
   return { parts: [...parts, hideWhere(tensor)], bias: null };
 }
 
+const hasPart = (mask) => mask?.kind === "part" || Boolean(mask?.parts?.some(hasPart));
+
 /** Why this port has no answer to a vector, or null. */
 export function notOffered(vector) {
   if (vector.expect.some(({ tensor }) => tensor?.startsWith("grad_"))) return "gradients";
+  if (!(vector.call in CALLS)) return `${vector.call}`;
+  if (vector.inputs?.sinks) return "sinks";
+  if (vector.settings?.head_dim) return "heads of a width of their own";
+  if (hasPart(vector.mask?.structure)) return "parts of a mask";
   if (vector.mixed) return "a second dtype: every number of JavaScript is a float64";
   return vector.dtypes.includes("float64") ? null : `numbers of ${vector.dtypes}`;
 }

@@ -29,7 +29,8 @@ def test_the_port_answers_every_vector_that_it_offers():
     assert counts["fail"] == 0, "\n".join(re.findall(r"^not ok .*|^  error: .*", said, re.M))
     reasons = [reason for _, reason in SKIPPED.findall(said)]
     assert counts["skipped"] == len(reasons)
-    assert all(reason.startswith(("gradients", "a second dtype", "numbers")) for reason in reasons)
+    usual = ("gradients", "a second dtype", "numbers", "sinks", "parts", "rotary", "heads")
+    assert all(reason.startswith(usual) for reason in reasons)
     assert counts["pass"] > 100
 
 

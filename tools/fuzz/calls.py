@@ -26,13 +26,16 @@ class RandomCall:
     offset: int | np.ndarray
     options: dict = field(default_factory=dict)
     arrays: tuple = ()  # query, key, value and the output's gradient, all finite
+    split: list[np.ndarray] | None = None  # which keys each part has, where they are merged
     junk: str = "none"  # or "hidden" or "allowed"
     backward: bool = False
     used: bool = False  # whether the mask was asked something else before
     seeds: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
-        shown = {n: np.shape(x) if n == "bias" else x for n, x in self.options.items()}
+        own = ("bias", "sinks")
+        shown = {n: np.shape(x) if n in own else x for n, x in self.options.items()}
+        shown |= {} if self.split is None else {"pieces": [len(piece) for piece in self.split]}
         does = "backward" if self.backward else "forward"
         sizes = ", ".join(f"{name}={size}" for name, size in self.shape._asdict().items())
         tail = f"offset={np.array(self.offset).tolist()}, {shown}, {self.junk} junk"
@@ -72,8 +75,12 @@ def draw(seed: int, numbers: int, gradients: bool, used: bool) -> RandomCall:
     junk = str(rng.choice(["none", "hidden", "allowed"], p=[0.5, 0.3, 0.2]))
     junk = "hidden" if backward and junk == "allowed" else junk
     used = used and fixed.random() < 0.4
+    split = None
+    if options["empty_rows"] != "uniform" and fixed.random() < 0.15:
+        ends = np.sort(fixed.integers(0, S + 1, fixed.integers(1, 4)))
+        split = np.split(np.arange(S) if fixed.random() < 0.5 else rng.permutation(S), ends)
     return RandomCall(
-        shape, kind, spec, offset, options, arrays, junk, backward, used, (seed, numbers)
+        shape, kind, spec, offset, options, arrays, split, junk, backward, used, (seed, numbers)
     )
 
 
@@ -106,6 +113,10 @@ def _options(fixed, rng, shape: Shape, kind: str) -> dict:
         sizes = [size if fixed.random() < 0.5 else 1 for size in shape.call]
         hidden = rng.random(sizes) < fixed.choice([0, 0.3])
         options["bias"] = np.where(hidden, -np.inf, rng.normal(size=sizes)).astype(dtype(kind))
+    if fixed.random() < 0.15:
+        sinks = rng.choice([1.0, 1.0, 30.0]) * rng.normal(size=shape.H)
+        sinks[rng.random(shape.H) < rng.choice([0, 0.3])] = -np.inf
+        options["sinks"] = sinks.astype(dtype(kind if fixed.random() < 0.7 else "float32"))
     return options
 
 
@@ -142,6 +153,29 @@ def _cells(fixed, rng, shape: Shape) -> np.ndarray:
     return rng.random((samples, heads, *shape.call[2:])) < rng.choice([0.05, 0.5, 0.95])
 
 
+def _documents(rng, samples: int, length: int) -> np.ndarray:
+    """Return (B, 5) lengths of documents, some of them empty, that fill a part of all positions."""
+    ends = np.sort(rng.integers(0, length + 1, (samples, 5)), axis=1)
+    return np.diff(ends, axis=1, prepend=0)
+
+
+def _part(fixed, rng, shape: Shape) -> Spec:
+    """Return a shard of a mask: rows and columns in order, turned round, in zigzag or anywhere."""
+    _, _, T, S = shape.call
+    whole = (mask_spec.causal(), mask_spec.sliding_window(17, 3), mask_spec.chunked(31))
+    kinds = [*whole, mask_spec.segments(_ids(fixed, rng, shape.B, 2 * S))]
+    spec = kinds[fixed.integers(4)] & mask_spec.padding(_lengths(rng, shape.B, 2 * S))
+    found = []
+    for count in (T, S):
+        start, at = int(rng.integers(0, 2 * S)), np.arange(count)
+        zigzag = np.where(at < count // 2, at, 2 * S - 1 - (at - count // 2))
+        ways = [np.minimum(start + at, 2 * S - 1), (at % (2 * S))[::-1], zigzag % (2 * S)]
+        ways.append(rng.integers(0, 2 * S, count))
+        found.append(ways[fixed.integers(4)])
+    offset = int(rng.integers(-3, S)) if fixed.random() < 0.7 else rng.integers(-3, S, shape.B)
+    return spec.part(*found, offset)
+
+
 LEAVES: dict[str, Callable] = {
     "causal": lambda fixed, rng, s: mask_spec.causal(),
     "padding": lambda fixed, rng, s: mask_spec.padding(_lengths(rng, s.B, s.S)),
@@ -149,6 +183,9 @@ LEAVES: dict[str, Callable] = {
     "window": lambda fixed, rng, s: mask_spec.sliding_window(
         *(int(x) for x in fixed.choice([0, 1, 15, 16, 17, 64, 255], 2))
     ),
+    "chunked": lambda fixed, rng, s: mask_spec.chunked(int(fixed.choice([1, 15, 16, 33, 128]))),
+    "packed": lambda fixed, rng, s: mask_spec.packed(_documents(rng, s.B, s.S)),
+    "part": _part,
     "prefix": lambda fixed, rng, s: mask_spec.prefix(_lengths(rng, s.B, s.S)),
     "segments": lambda fixed, rng, s: mask_spec.segments(_ids(fixed, rng, s.B, s.S)),
     "pairs": lambda fixed, rng, s: mask_spec.segments(
@@ -160,7 +197,8 @@ LEAVES: dict[str, Callable] = {
 }
 EVERYDAY = ("causal padding", "padding", "causal hidden", "hidden")
 USUAL = ("causal padding", "padding", "causal", "causal hidden", "hidden", "causal segments",
-         "window padding", "")  # fmt: skip
+         "window padding", "causal packed", "causal chunked", "part", "part padding",
+         "")  # fmt: skip
 
 
 def _rule(batch, head, query, key):

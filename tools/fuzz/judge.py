@@ -6,9 +6,10 @@ import numpy as np
 
 from conformance.mask_spec import Spec
 from conformance.oracle import expected, naive
-from conformance.oracle.tolerance import Differs, check_dtype, check_each, compare, eps
+from conformance.oracle.tolerance import MERGED, Differs, check_dtype, check_each, compare, eps
 
 from .calls import RandomCall
+from .parts import Split, more_of
 
 SHUFFLES = 8  # of sixteen orders each
 HOPELESS = 100  # no order of evaluation excuses so many times what another allows
@@ -22,7 +23,9 @@ def check(subject, call: RandomCall) -> None:
     seen = cells & (np.broadcast_to(call.options.get("bias", 0.0), cells.shape) != -np.inf)
     inputs, lost = _spoilt(call, seen)
     given = {"query_offset": call.offset} | call.options
-    if call.spec is not None:
+    if call.split is not None:
+        subject = Split(subject, call)
+    elif call.spec is not None:
         given["mask"] = subject.mask(call.spec)
         if call.used:
             _use(subject, inputs, given)
@@ -62,18 +65,18 @@ def _memory(flags) -> np.ndarray:
 def _textbook(name: str, arrays: dict, call: RandomCall, cells: np.ndarray) -> dict:
     wide = {n: x.astype(np.float64) for n, x in arrays.items()}
     options = dict(call.options)
-    if "bias" in options:
-        options["bias"] = options["bias"].astype(np.float64)
+    options |= {n: options[n].astype(np.float64) for n in ("bias", "sinks") if n in options}
     return getattr(naive, name)(**wide, **options, allowed=cells)
 
 
 def _compare(got, part: str, exact, name: str, arrays: dict, call: RandomCall, cells) -> None:
     """Compare with the textbook in one order of evaluation after the other, till one excuses it."""
     inputs = arrays | call.options | {"allowed": cells}
-    found = None
+    what, found = part if part == "output" else f"gradient of {part}", None
+    roundings, more = (2, 0.0) if call.split is None else (MERGED, more_of(part, inputs))
     for naively in _orders(name, part, exact, inputs):
         try:
-            return compare(got, exact, naively, part if part == "output" else f"gradient of {part}")
+            return compare(got, exact, naively, what, roundings, more)
         except Differs as error:
             found = error
             if error.found.get("error", np.inf) > HOPELESS * error.found.get("allowed", 0):
@@ -140,7 +143,8 @@ def _allowed(spec: Spec, at: list, offset) -> np.ndarray:
     b, h, row, key = at
     query = row + np.reshape(offset, (-1, 1, 1, 1))
     own = lambda table: table[b % len(table)]  # noqa: E731
-    a, parts = spec.arguments, [_allowed(part, at, offset) for part in spec.parts]
+    a = spec.arguments
+    parts = [] if spec.kind == "part" else [_allowed(part, at, offset) for part in spec.parts]
     match spec.kind:
         case "and":
             return parts[0] & parts[1]
@@ -152,6 +156,16 @@ def _allowed(spec: Spec, at: list, offset) -> np.ndarray:
             return key <= query
         case "sliding_window":
             return (key >= query - a["before"]) & (key <= query + a["after"])
+        case "chunked":
+            return query // a["size"] == key // a["size"]
+        case "packed":
+            ends = np.cumsum(a["lengths"], axis=1)[b % len(a["lengths"])]  # (B, 1, 1, 1, N)
+            number = lambda at: (at[..., None] >= ends).sum(-1)  # noqa: E731
+            inside = (query >= 0) & (query < ends[..., -1])
+            return inside & (number(query) == number(key))
+        case "part":
+            places = a["rows"][row], a["columns"][key]
+            return _allowed(spec.parts[0], [b, h, *places], a["query_offset"])
         case "prefix":
             return (key < own(a["lengths"])) | (key <= query)
         case "padding":
@@ -178,6 +192,7 @@ def _spoilt(call: RandomCall, seen: np.ndarray) -> tuple[tuple, np.ndarray]:
     """Return the arrays with junk in them, and which output rows it makes NaN: (B, H, T)."""
     query, key, value, _ = call.arrays
     uniform, group = call.options["empty_rows"] == "uniform", call.shape.H // call.shape.H_kv
+    uniform = uniform and "sinks" not in call.options
     looked = seen | (~seen.any(-1, keepdims=True) & uniform)  # cells whose values are taken
     by_key = looked.reshape(call.shape.B, call.shape.H_kv, group, *seen.shape[2:]).any((2, 3))
     if call.junk == "none":

@@ -28,7 +28,7 @@ def complete(case: Vector, stored: Vector | None = None) -> Derived:
     if case.refused:
         return Derived(case)
     wrong = [f"{case.id}: {text}" for text in unholdable(case)]
-    if case.call in ("attention", "allowed", "multihead") and _masked(case):
+    if case.call in ("attention", "parts", "allowed", "multihead") and _masked(case):
         case = replace(case, seen=oracle.allowed_cells(case))
         looks = {"seen": case.seen}, {"seen": sets.allowed_cells(case)}
         wrong += disagreements(case, *looks, {}, {"seen": stored and stored.seen})

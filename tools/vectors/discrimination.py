@@ -17,7 +17,7 @@ from . import distractors, oracle
 
 BUDGETS = 100  # how far from the right answer a wrong one must lie
 LEAST = {"hidden": 1, "visible": 1, "distinct_sizes": 1, "top_weight": 0.5}
-WEIGHTED = ("attention", "multihead")
+WEIGHTED = ("attention", "parts", "multihead")
 DISTINCT = ("B", "H", "T", "S", "D", "D_v", "E")  # H_kv is H where heads are not grouped
 PROPERTIES = (*LEAST, *distractors.ALWAYS)
 
@@ -33,6 +33,8 @@ def notes(vector: Vector) -> dict[str, float]:
     found["distinct_sizes"] = len(set(sizes)) == len(sizes) > 1
     if vector.refused:
         return found
+    if vector.call == "rotary":  # no mask and no weights: mistakes of its own alone
+        return {"distinct_sizes": found["distinct_sizes"]} | _distances(vector, ())
     allowed = oracle.allowed_with_bias(vector)
     found |= {"hidden": int((~allowed).sum()), "visible": int(allowed.sum())}
     if vector.call not in WEIGHTED:
@@ -41,7 +43,13 @@ def notes(vector: Vector) -> dict[str, float]:
         return found
     weights = oracle.derive(vector)["weights"]
     found["top_weight"] = down(float(np.nan_to_num(weights).max(initial=0.0)))
-    for name in (*distractors.ALWAYS, *vector.distractors):
+    return found | _distances(vector, tuple(distractors.ALWAYS))
+
+
+def _distances(vector: Vector, always: tuple[str, ...]) -> dict[str, float]:
+    """Return how far wrong answers lie from the right one: those of every vector, and its own."""
+    found = {}
+    for name in (*always, *vector.distractors):
         wrong = (distractors.ALWAYS | distractors.OTHERS)[name](vector)
         found[name] = down(max(0.0, *(apart(part, vector, wrong) for part in flat(vector))))
     return found
@@ -84,7 +92,7 @@ def down(number: float) -> float:
 
 def has(name: str, found: dict[str, float], vector: Vector) -> bool:
     """Whether a property is there."""
-    least = LEAST.get(name, BUDGETS if vector.call in WEIGHTED else 1)
+    least = LEAST.get(name, BUDGETS if vector.call in (*WEIGHTED, "rotary") else 1)
     return found[name] > least if name == "top_weight" else found[name] >= least
 
 

@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from conformance.oracle import reference
 from conformance.vectors.vector import Vector
 
-from . import oracle
+from . import distractors_of_heads, distractors_of_sinks, oracle
+from .answers import Answers, answer
 from .oracle import allowed_with_bias
-
-Answers = dict[str, np.ndarray]
 
 
 def column_by_column(mask: np.ndarray) -> np.ndarray:
@@ -23,25 +21,6 @@ def column_by_column(mask: np.ndarray) -> np.ndarray:
     """
     *outer, T, S = mask.shape
     return mask.reshape(*outer, S, T).swapaxes(-1, -2)
-
-
-def answer(vector: Vector, allowed: np.ndarray | None = None, **changed) -> Answers:
-    """Return the oracle's answer to a changed call: another mask, other options or inputs."""
-    wide = vector.widened().settled()
-    inputs = wide.inputs | {name: changed.pop(name) for name in wide.inputs.keys() & changed.keys()}
-    wide = replace(wide, inputs=inputs)
-    options = oracle.options(wide)
-    if "bias" in options:  # what it hides is in `visible`
-        options["bias"] = np.where(np.isneginf(options["bias"]), 0, options["bias"])
-    options |= {"allowed": allowed_with_bias(vector) if allowed is None else allowed} | changed
-    if vector.call == "multihead":
-        return oracle.laid_out(wide, reference.multihead(*oracle.call_of(wide), **options))
-    found = reference.attention(*oracle.call_of(wide), **options)
-    if "grad" in wide.inputs:
-        arguments = (*oracle.call_of(wide), wide.inputs["grad"])
-        by_name = reference.gradients(*arguments, **options)
-        found |= {f"grad_{name}": array for name, array in by_name.items()}
-    return found
 
 
 def unmasked(vector: Vector) -> Answers:
@@ -146,5 +125,7 @@ OTHERS = {
         last_map_forgotten,
         padded_queries_zeroed,
         uniform_rows,
+        *distractors_of_heads.ALL,
+        *distractors_of_sinks.ALL,
     )
 }

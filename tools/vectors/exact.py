@@ -4,115 +4,17 @@ Products and sums are `Fraction`s; exponentials and roots are `Decimal`s of 60 d
 is rounded once, to the nearest float64. What a query does not see is never looked at.
 """
 
-from decimal import Context, Decimal, localcontext
 from fractions import Fraction
-from itertools import product
 
 import numpy as np
 
 from conformance.vectors.vector import Vector
 
-from . import sets
-
-DIGITS = 60
-NOTHING = -800  # e^-800 stands beside a 1 here, and is below float64's smallest number
-SWALLOWS = 2**90  # a bias this large plus any score is, rounded to any float, the bias
-PLACES = 300  # binary places of what goes into a further sum
+from . import exact_heads, sets
+from .digits import rational, rounded, shortened
+from .exact_row import ExactRow, rows
 
 Answers = dict[str, np.ndarray]
-Number = Fraction | float  # a float is one that is no number
-
-
-def rational(array: np.ndarray) -> np.ndarray:
-    """Return exactly the numbers given, as Fractions; NaN and infinities as they are."""
-    turn = np.frompyfunc(lambda x: Fraction(x) if np.isfinite(x) else float(x), 1, 1)
-    return turn(np.asarray(array, float)).astype(object).reshape(np.shape(array))
-
-
-def rounded(array: np.ndarray) -> np.ndarray:
-    """Return the nearest float64s."""
-    return np.array([float(x) for x in array.ravel()]).reshape(array.shape)
-
-
-def shortened(x: Number) -> Number:
-    """Round to a multiple of 2**-300, so that sums of quotients stay short."""
-    return x if isinstance(x, float) else Fraction(round(x * 2**PLACES), 2**PLACES)
-
-
-def exp(x: Fraction) -> Fraction:
-    if x < NOTHING:
-        return Fraction(0)
-    with localcontext(Context(prec=DIGITS)):
-        return Fraction((Decimal(x.numerator) / Decimal(x.denominator)).exp())
-
-
-def root(number: int) -> Fraction:
-    with localcontext(Context(prec=DIGITS)):
-        return Fraction(Decimal(number).sqrt())
-
-
-class ExactRow:
-    """One query over the keys it sees: exponentials by key, their total, the scores' slopes."""
-
-    def __init__(self, query, keys: dict, biases: dict, scale: Fraction, softcap: Fraction | None):
-        self.slopes: dict[int, Fraction] = {}
-        logits: dict[int, Number] = {}
-        for s, key in keys.items():
-            score = scale * sum(x * y for x, y in zip(query, key, strict=True))
-            self.slopes[s] = scale
-            if softcap is not None:
-                twice = exp(2 * score / softcap)
-                score = softcap * (twice - 1) / (twice + 1)  # tanh
-                self.slopes[s] *= 4 * twice / (twice + 1) ** 2  # 1 / cosh^2
-            logits[s] = biases[s] if abs(biases[s]) >= SWALLOWS else score + biases[s]
-        known = {s: logit for s, logit in logits.items() if isinstance(logit, Fraction)}
-        top = max(known.values(), default=Fraction(0))
-        self.exps: dict[int, Number] = {s: exp(logit - top) for s, logit in known.items()}
-        if len(known) < len(logits):
-            self.exps = dict.fromkeys(logits, np.nan)
-        self.total = sum(self.exps.values())
-
-    @classmethod
-    def empty(cls, policy: str, size: int) -> "ExactRow":
-        """Return a fully masked row: no key, or every key alike, or none that is a number."""
-        row = cls((), {}, {}, Fraction(1), None)
-        if policy == "uniform" and size:
-            row.exps, row.total = dict.fromkeys(range(size), Fraction(1)), Fraction(size)
-        elif policy != "zero":
-            row.exps, row.total = dict.fromkeys(range(size), np.nan), np.nan
-        return row
-
-    @property
-    def weights(self) -> dict[int, Number]:
-        return {s: e / self.total for s, e in self.exps.items()}
-
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        """Return the weighted mean of values (S, D_v)."""
-        if not isinstance(self.total, Fraction):
-            return np.full(values.shape[1], np.nan if self.total else Fraction(0), object)
-        return sum(e * values[s] for s, e in self.exps.items()) / self.total
-
-    def pulls(self, by_weight: dict[int, Number]) -> dict[int, Number]:
-        """Return the slopes by each logit: the softmax's, as a sum over pairs of keys."""
-        weights = self.weights
-        return {
-            s: shortened(weights[s] * sum(weights[j] * (own - by_weight[j]) for j in weights))
-            for s, own in by_weight.items()
-        }
-
-
-def rows(query, key, bias, allowed, scale, softcap, empty_rows: str) -> dict[tuple, ExactRow]:
-    """Return every row of the softmax by (sample, head, query)."""
-    found, group = {}, allowed.shape[1] // max(key.shape[1], 1)
-    scale = 1 / root(query.shape[3]) if scale is None else Fraction(scale)
-    softcap = None if softcap is None else Fraction(softcap)
-    bias = rational(np.broadcast_to(0.0 if bias is None else bias, allowed.shape))
-    for b, h, t in product(*map(range, allowed.shape[:3])):
-        sees = [s for s in np.flatnonzero(allowed[b, h, t]).tolist() if bias[b, h, t, s] != -np.inf]
-        keys, biases = ({s: x[s] for s in sees} for x in (key[b, h // group], bias[b, h, t]))
-        row = ExactRow(query[b, h, t], keys, biases, scale, softcap)
-        found[b, h, t] = row if sees else ExactRow.empty(empty_rows, allowed.shape[3])
-    return found
 
 
 def forward(found: dict[tuple, ExactRow], value: np.ndarray, sizes: tuple) -> dict[str, np.ndarray]:
@@ -127,9 +29,10 @@ def forward(found: dict[tuple, ExactRow], value: np.ndarray, sizes: tuple) -> di
     return {"weights": weights, "output": output}
 
 
-def backward(found, query, key, value, grad, bias) -> dict[str, np.ndarray]:
-    """Return the gradients of sum(grad * output), as Fractions."""
+def backward(found, query, key, value, grad, bias, sinks=None, grad_lse=None) -> dict:
+    """Return the gradients of sum(grad * output), as Fractions; and of grad_lse * log-sum-exp."""
     by = {"query": query, "key": key, "value": value}
+    by |= {} if sinks is None else {"sinks": sinks}
     by = {name: np.full(x.shape, Fraction(0), object) for name, x in by.items()}
     by_bias = None if bias is None else np.full(np.shape(bias), Fraction(0), object)
     group = query.shape[1] // key.shape[1]
@@ -139,8 +42,13 @@ def backward(found, query, key, value, grad, bias) -> dict[str, np.ndarray]:
             by["value"][b, g, s] += shortened(weight) * own
         if not row.slopes:
             continue  # a fully masked row's weights are constants
-        pulls = row.pulls({s: sum(own * value[b, g, s]) for s in row.exps})
+        by_weight = {s: sum(own * value[b, g, s]) for s in row.exps}
+        pulls = row.pulls(by_weight)
+        if sinks is not None:
+            by["sinks"][h] += row.pull_of_sink(by_weight)
         for s, pull in pulls.items():
+            if grad_lse is not None:
+                pull += shortened(row.weights[s]) * grad_lse[b, h, t]
             by["query"][b, h, t] += pull * shortened(row.slopes[s]) * key[b, g, s]
             by["key"][b, g, s] += pull * shortened(row.slopes[s]) * query[b, h, t]
             if by_bias is not None:
@@ -165,24 +73,54 @@ def derive(vector: Vector) -> Answers:
             }
         case "multihead":
             return _multihead(vector.widened())
+        case "parts":
+            return _parts(vector.widened())
+        case "rotary":
+            return exact_heads.turned(vector)
     return _attention(vector.widened())
 
 
 def _attention(vector: Vector) -> Answers:
     allowed, bias = sets.allowed_cells(vector), vector.inputs.get("bias")
     query, key, value = (rational(vector.inputs[name]) for name in ("query", "key", "value"))
-    found = rows(query, key, bias, allowed, vector.scale, vector.softcap, vector.empty_rows)
+    own, sinks = (vector.scale, vector.softcap, vector.empty_rows), vector.inputs.get("sinks")
+    found = rows(query, key, bias, allowed, *own, sinks)
     answers = forward(found, value, allowed.shape)
     if "grad" in vector.inputs:
         grad = rational(vector.inputs["grad"])
-        by_name = backward(found, query, key, value, grad, bias)
+        by_name = backward(found, query, key, value, grad, bias, sinks)
+        answers |= {f"grad_{name}": array for name, array in by_name.items()}
+    return {name: rounded(array) for name, array in answers.items()}
+
+
+def _parts(vector: Vector) -> Answers:
+    """Every piece of the keys for itself, then merged."""
+    allowed, bias = sets.allowed_cells(vector), vector.inputs.get("bias")
+    query, key, value = (rational(vector.inputs[name]) for name in ("query", "key", "value"))
+    pieces = []
+    for columns in vector.settings["pieces"]:
+        own = np.zeros_like(allowed)
+        own[..., columns] = allowed[..., columns]
+        pieces.append(rows(query, key, bias, own, vector.scale, vector.softcap, "zero"))
+    found = {at: ExactRow.merged([piece[at] for piece in pieces]) for at in pieces[0]}
+    lse = np.array([row.log_sum_exp for row in found.values()], object)
+    answers = {"lse": lse.reshape(allowed.shape[:3])}
+    if "sinks" in vector.inputs:
+        sinks = rational(vector.inputs["sinks"])
+        for (_, h, _), row in found.items():
+            row.put_beside(sinks[h])
+    answers |= forward(found, value, allowed.shape)
+    if "grad" in vector.inputs:
+        grad, grad_lse = (rational(vector.inputs[name]) for name in ("grad", "grad_lse"))
+        by_name = backward(found, query, key, value, grad, None, None, grad_lse)
         answers |= {f"grad_{name}": array for name, array in by_name.items()}
     return {name: rounded(array) for name, array in answers.items()}
 
 
 def _multihead(vector: Vector) -> Answers:
     settings, allowed = vector.settings, sets.allowed_cells(vector)
-    heads, width = settings["num_heads"], settings["embed_dim"] // settings["num_heads"]
+    heads = settings["num_heads"]
+    width = settings.get("head_dim", settings["embed_dim"] // heads)
     parameters = {name: rational(x) for name, x in vector.parameters.items()}
     split = []
     for name, projection in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
@@ -190,7 +128,13 @@ def _multihead(vector: Vector) -> Answers:
         x = x if settings["batch_first"] else x.swapaxes(0, 1)
         split.append(_heads(_linear(x, parameters, projection), width))
     query, key, value = split
-    found = rows(query, key, sets.added(vector), allowed, None, None, vector.empty_rows)
+    if "process_heads" in settings:
+        places, spec = np.arange(query.shape[2])[None], settings["process_heads"]
+        query = exact_heads.process(query, "q", spec, parameters, places)
+        key = exact_heads.process(key, "k", spec, parameters, places)
+    own = (settings.get("scale"), settings.get("softcap"), vector.empty_rows)
+    sinks = vector.parameters.get("sinks")
+    found = rows(query, key, sets.added(vector), allowed, *own, sinks)
     answers = forward(found, value, allowed.shape)
     short = np.frompyfunc(shortened, 1, 1)(answers["output"])
     joined = np.concatenate([short[:, h] for h in range(heads)], -1)

@@ -4,8 +4,8 @@ from decimal import ROUND_CEILING, Context
 
 import numpy as np
 
-from conformance.oracle import expected, reference
-from conformance.oracle.tolerance import allowance, dtype
+from conformance.oracle import expected, naive, naive_heads, reference, reference_heads
+from conformance.oracle.tolerance import MERGED, allowance, dtype
 from conformance.vectors.vector import Vector
 
 Answers = dict[str, np.ndarray]
@@ -28,6 +28,10 @@ def derive(vector: Vector) -> Answers:
             return {"allowed": allowed, "hidden": ~allowed, "additive": additive}
         case "multihead":
             return _multihead(wide, reference.multihead)
+        case "parts":
+            return merged(wide)
+        case "rotary":
+            return turned(wide, reference_heads.process)
     return _attention(wide)
 
 
@@ -44,12 +48,16 @@ def allowed_cells(vector: Vector) -> np.ndarray:
 
 
 def allowed_with_bias(vector: Vector) -> np.ndarray:
-    """Return what may be seen, with what a bias of -inf hides taken away, bool (..., T, S)."""
+    """Return what may be seen, bool (..., T, S); what a bias hides or no piece has is not."""
     if vector.call in ("sequence_mask", "look_ahead_mask"):
         mask = derive(vector)["mask"]
         return ~mask if mask.dtype == bool else mask == 0
     bias = options(vector.widened()).get("bias")
-    return allowed_cells(vector) if bias is None else allowed_cells(vector) & ~np.isneginf(bias)
+    allowed = allowed_cells(vector)
+    if vector.call == "parts":
+        columns = [s for piece in vector.settings["pieces"] for s in piece]
+        allowed = allowed & np.isin(np.arange(allowed.shape[3]), columns)
+    return allowed if bias is None else allowed & ~np.isneginf(bias)
 
 
 def spread(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
@@ -60,23 +68,30 @@ def spread(mask: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
 def options(vector: Vector) -> dict:
     """Return the options of the oracle's call, the mask apart."""
     found: dict = {"empty_rows": vector.empty_rows, "bias": vector.inputs.get("bias")}
+    found["sinks"] = vector.inputs.get("sinks")
     given = vector.inputs.get("attn_mask")
     if given is not None and given.dtype != bool:
         found["bias"] = spread(given, vector.cells)
-    if vector.call == "attention":
+    if vector.call in ("attention", "parts"):
         found |= {"scale": vector.scale, "softcap": vector.softcap}
+    elif vector.call == "multihead":
+        found |= {name: vector.settings.get(name) for name in ("scale", "softcap")}
+        if "process_heads" in vector.settings:
+            places = np.arange(vector.sizes["T"])[None]
+            found |= {"process": vector.settings["process_heads"]}
+            found |= {"query_places": places, "key_places": places}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def call_of(vector: Vector) -> tuple:
     """Return the arguments of a call: query, key, value, and what multi-head attention needs."""
     inputs = [vector.inputs[name] for name in ("query", "key", "value")]
-    if vector.call == "attention":
+    if vector.call in ("attention", "parts"):
         return tuple(inputs)
     if not vector.settings["batch_first"]:
         inputs = [x.swapaxes(0, 1) for x in inputs]
     heads = vector.settings["num_heads"]
-    return (vector.parameters, heads, heads, *inputs)
+    return (vector.parameters, heads, vector.settings.get("num_kv_heads", heads), *inputs)
 
 
 def _attention(vector: Vector) -> Answers:
@@ -86,6 +101,7 @@ def _attention(vector: Vector) -> Answers:
     group = allowed.shape[1] // vector.inputs["key"].shape[1]
     query, key, value = (~np.isfinite(x).all(-1) for x in call_of(vector))
     key, value = (sees & x.repeat(group, 1)[:, :, None] for x in (key, value))
+    query |= ~(vector.inputs.get("sinks", np.zeros(1)) < np.inf)[:, None]
     lost = key.any(-1) | (sees.any(-1) & query)  # the rows of which NaN is made
     found["weights"][lost[..., None] & sees] = np.nan
     found["output"][lost | value.any(-1)] = np.nan
@@ -94,6 +110,28 @@ def _attention(vector: Vector) -> Answers:
         by_name = reference.gradients(*arguments, allowed=allowed, **options(clean))
         found |= {f"grad_{name}": array for name, array in by_name.items()}
     return found
+
+
+def merged(vector: Vector) -> Answers:
+    """Return what all the pieces' keys give at once, and the log-sum-exp without a sink."""
+    given = options(vector) | {"allowed": allowed_with_bias(vector)}
+    steps = reference.attention(*call_of(vector), **given)
+    found = {"output": steps["output"], "weights": steps["weights"]}
+    found["lse"] = reference.log_sum_exp(steps["masked_scores"])
+    if "grad" in vector.inputs:
+        arguments = (*call_of(vector), vector.inputs["grad"])
+        by_name = reference.gradients(*arguments, grad_lse=vector.inputs["grad_lse"], **given)
+        found |= {f"grad_{name}": array for name, array in by_name.items()}
+    return found
+
+
+def turned(vector: Vector, process, *more) -> Answers:
+    """Return query and key as rotary embeddings turn them."""
+    spec, places = {"class": "rotary"} | vector.settings, vector.inputs["positions"]
+    return {
+        f"turned_{name}": process({}, spec, name[0], vector.inputs[name], places, *more)
+        for name in ("query", "key")
+    }
 
 
 def _multihead(vector: Vector, call, **given) -> Answers:
@@ -112,12 +150,28 @@ def laid_out(vector: Vector, found: Answers) -> Answers:
 def allowances(vector: Vector, exact: Answers) -> dict[str, dict[str, float]]:
     """Return the allowed error of what is `close`, in every dtype, by the suite's rule."""
     found: dict[str, dict[str, float]] = {name: {} for name in exact}
+    roundings = MERGED if vector.call == "parts" else 2
     for name in vector.dtypes:
-        for tensor, naive in naive_answers(vector.settled().cast(name)).items():
-            covered = _covered(vector, tensor, naive.shape)
-            naive = naive.astype(dtype(name))[covered]
-            found[tensor][name] = up(allowance(exact[tensor][covered], naive, dtype(name)))
+        own = vector.settled().cast(name)
+        more = _cancelled(own)
+        for tensor, rough in naive_answers(own, exact).items():
+            covered = _covered(vector, tensor, rough.shape)
+            kind = dtype("float32" if tensor == "lse" and dtype(name).itemsize < 4 else name)
+            rough = rough.astype(kind)[covered]
+            allowed = allowance(exact[tensor][covered], rough, kind, roundings)
+            found[tensor][name] = up(allowed + more.get(tensor, 0.0))
     return found
+
+
+def _cancelled(vector: Vector) -> dict[str, float]:
+    """Return by what else the gradients of parts may miss."""
+    if vector.call != "parts" or "grad" not in vector.inputs:
+        return {}
+    given = {"allowed": allowed_with_bias(vector), "grad_lse": vector.inputs["grad_lse"]}
+    query, key, value = call_of(vector)
+    own = options(vector) | given
+    found = expected.cancelled(query, key, value, vector.inputs["grad"], **own)
+    return {f"grad_{name}": error for name, error in found.items()}
 
 
 def _covered(vector: Vector, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -130,18 +184,31 @@ def _covered(vector: Vector, tensor: str, shape: tuple[int, ...]) -> np.ndarray:
     return covered
 
 
-def naive_answers(vector: Vector) -> Answers:
+def naive_answers(vector: Vector, exact: Answers) -> Answers:
     """Return the naive formula's answers in the dtype that the vector has been cast to."""
+    if vector.call == "rotary":
+        ways = [turned(vector, naive_heads.process, folded) for folded in (False, True)]
+        return {name: _furthest([way[name] for way in ways], exact[name]) for name in exact}
     given = {"allowed": allowed_cells(vector)} | options(vector)
     if vector.call == "multihead":
         return laid_out(vector, expected.multihead(*call_of(vector), **given)[1])
-    naive = expected.attention(*call_of(vector), **given)[1]
-    found = {name: naive[name] for name in ("weights", "output")}
+    if vector.call == "parts":
+        given["allowed"] = allowed_with_bias(vector)
+    rough = expected.attention(*call_of(vector), **given)[1]
+    found = {name: rough[name] for name in ("weights", "output")}
+    if vector.call == "parts":
+        found["lse"] = naive.log_sum_exp(rough["masked_scores"])
     if "grad" in vector.inputs:
         arguments = (*call_of(vector), vector.inputs["grad"])
+        if "grad_lse" in vector.inputs:
+            given["grad_lse"] = vector.inputs["grad_lse"]
         by_name = expected.gradients(*arguments, **given)[1]
         found |= {f"grad_{name}": array for name, array in by_name.items()}
     return found
+
+
+def _furthest(answers: list[np.ndarray], exact: np.ndarray) -> np.ndarray:
+    return max(answers, key=lambda x: np.abs(x.astype(np.float64) - exact).max(initial=0.0))
 
 
 def up(number: float) -> float:

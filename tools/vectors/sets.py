@@ -29,6 +29,8 @@ def allowed_cells(vector: Vector) -> np.ndarray:
 def allowed_keys(spec: Spec, query: tuple[int, int, int], offset: int, size: int) -> set[int]:
     """Return the keys that the query (sample, head, row) sees among `size` keys."""
     keys, (sample, head, row) = set(range(size)), query
+    if spec.kind == "part":
+        return _part(spec, query)
     parts = [allowed_keys(part, query, offset, size) for part in spec.parts]
     own, upto = row + offset, range(row + offset + 1)
     tables = {name: _of(table, sample) for name, table in spec.arguments.items()}
@@ -63,6 +65,15 @@ def allowed_keys(spec: Spec, query: tuple[int, int, int], offset: int, size: int
         case "hide":
             return keys.difference(_places(_of(tables["array"], head)[row]))
     raise ValueError(f"a mask that data can express: got {spec.kind}")
+
+
+def _part(spec: Spec, query: tuple[int, int, int]) -> set[int]:
+    """Return the keys of a part: where those stand that the whole call's row sees."""
+    sample, head, row = query
+    rows, columns = (spec.arguments[name].tolist() for name in ("rows", "columns"))
+    offset = int(_of(np.ravel(spec.arguments["query_offset"]), sample))
+    whole = allowed_keys(spec.parts[0], (sample, head, rows[row]), offset, max(columns) + 1)
+    return {s for s, column in enumerate(columns) if column in whole}
 
 
 def _segment(tables: dict, row: int, own: int) -> set[int]:

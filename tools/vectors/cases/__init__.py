@@ -2,7 +2,7 @@
 
 from conformance.vectors.vector import Vector
 
-from . import attention, documents, empty, gradients, masks, multihead
+from . import attention, documents, empty, gradients, heads, masks, multihead, sinks
 
 # An id is permanent. One that is given up stands here, with the reason, and is never used again.
 RETIRED: dict[str, str] = {}
@@ -10,5 +10,5 @@ RETIRED: dict[str, str] = {}
 
 def all_cases() -> list[Vector]:
     """Return every case, by clause in the order of the chapters."""
-    chapters = (masks, attention, empty, gradients, multihead, documents)
+    chapters = (masks, attention, sinks, empty, gradients, multihead, heads, documents)
     return [case for chapter in chapters for case in chapter.CASES]

@@ -93,8 +93,8 @@ def attend(id: str, shows: str, *expect: Part, shape=MAIN, seed=0, grad=False, *
 
 
 def gradients(inputs: dict, region: dict | None = None) -> tuple[Part, ...]:
-    names = [f"grad_{name}" for name in ("query", "key", "value", "bias") if name in inputs]
-    return close(*names)
+    names = ("query", "key", "value", "bias", "sinks")
+    return close(*(f"grad_{name}" for name in names if name in inputs))
 
 
 def close(*tensors: str, region: np.ndarray | None = None) -> tuple[Part, ...]:

@@ -37,6 +37,7 @@ SQUARE = exempt(SQUARE_CALL, "distinct_sizes") | WEIGHTS
 IDS = [[4, 4, 4, 9, 9, 9, 9], [1, 2, 2, 2, 3, 3, 3], [5, 5, 6, 6, 5, 5, 5]]
 PAIR = ([[1, 1, 2, 2, 3]] * 3, [[3, 3, 2, 2, 2, 1, 8]] * 3)
 BOOLS = coins(1, *MAIN.call)
+WHOLE = causal() & padding([9, 6, 0])
 
 
 def tokens(id: str, shows: str, rows: list, padding_idx: int) -> Vector:
@@ -124,6 +125,11 @@ ASKED = [
         packed([[3, 2, 1], [0, 4, 3], [1, 0, 0]]), 2),
     ask("MASK-13.packed_causal", "packed documents are causal each for itself",
         packed([[2, 4], [7, 0], [3, 3]]) & causal(), [-1, 0, 2]),
+    ask("MASK-14.part", "a part shows what the whole shows at its rows and columns, in any order",
+        WHOLE.part([7, 1, 4, 4, 9], [8, 0, 3, 2, 5, 4, 4], np.array([1, -1, 3]))),
+    ask("MASK-14.part_of_a_part", "no other offset moves a part, of a part and beside others too",
+        WHOLE.part([7, 1, 4, 9], [8, 0, 3, 2, 5], 1).part([3, 0, 1, 1, 2], [4, 1, 0, 2, 2, 3, 0])
+        | sliding_window(0), 2),
     ask("MASK-12.arrays", "arrays are in the call's own coordinates and are not shifted",
         (allow(BOOLS) & padding(hidden=coins(3, 3, 7)) & segments(*PAIR))
         | hide(coins(4, 1, 2, 5, 7)), 2),
