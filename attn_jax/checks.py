@@ -931,6 +931,12 @@ def check_token_batch(tgt: Array, cache: Any) -> None:
         raise ValueError(f"tgt and cache must share a batch size: got {got}")
 
 
+def check_all_kept(cache: Any) -> None:
+    """Refuse a window where the one pass has none."""
+    if any(part.rolling for part in cache.layers):
+        raise ValueError("cache must have no window here, Transformer.decode takes one: got one")
+
+
 def check_token_pair(src: Any, tgt: Any, src_vocab: int, tgt_vocab: int) -> None:
     check_token_array("src", src, ("B", "S"), src_vocab)
     check_token_array("tgt", tgt, ("B", "T"), tgt_vocab)
