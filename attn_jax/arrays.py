@@ -61,6 +61,14 @@ def _name(dtype: Any) -> str:
     return dtype.name  # NumPy puts it together anew each time
 
 
+def name_of(dtype: Any) -> str:
+    """Return the short name of a dtype, and "" of what is none."""
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return ""
+
+
 def is_cast(array: Any, dtype: str) -> bool:
     """Whether the framework casts between these dtypes by itself.
 

@@ -188,9 +188,10 @@ def _write(
 def _put(slots: Array, new: Array, place: Array) -> Array:
     """Put each token at its place, (B, T), and none beyond the end.
 
-    On a CPU, XLA widens all of a bfloat16 array to scatter into it, so a step goes by slices.
+    On a CPU a step goes by slices: XLA widens all of a bfloat16 array to scatter into it, and of
+    one token's scatter into one sample it makes two, each of a copy of all slots.
     """
-    if slots.dtype != jnp.bfloat16 or new.shape[2] != 1 or 0 in slots.shape:
+    if new.shape[2] != 1 or 0 in slots.shape:
         return _scatter(slots, new, place)
 
     def together(*arrays: Array) -> list[Array]:
@@ -224,7 +225,8 @@ def _put_in_turn(slots: Array, new: Array, place: Array) -> Array:
         token = lax.dynamic_slice_in_dim(tokens, sample, 1)
         return lax.dynamic_update_slice(slots, token, (sample, 0, place[sample, 0], 0))
 
-    return lax.fori_loop(0, slots.shape[0], put, slots)
+    count = lax.optimization_barrier(jnp.asarray(slots.shape[0]))  # a loop of one stays a loop
+    return lax.fori_loop(0, count, put, slots)
 
 
 def pack(x: Array, hidden: Array | None, batch_first: bool) -> Array:

@@ -86,7 +86,7 @@ def merge(*partials: Partial) -> Partial:
     """Join parts into the one that all their keys give, whatever their order.
 
     A part in which a row is fully masked changes nothing in that row. Raises ValueError for no
-    part and for shapes that differ, TypeError for what is no part and for dtypes that differ.
+    part and for shapes that differ, TypeError for what is no part and for other dtypes.
 
     >>> part = Partial(jnp.ones((1, 1, 1, 2)), jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1)))
     >>> merge(part, part).total
@@ -114,14 +114,15 @@ def finish(
     """Divide the sums by their total: the output of attention to all the keys of a part.
 
     It is rounded once, to `dtype`, if there is one. A fully masked row is 0 or NaN: `empty_rows`
-    "zero" or "nan". Raises ValueError for "uniform", as no part knows the mean of all values.
+    "zero" or "nan". Raises ValueError for "uniform", as no part knows the mean of all values, and
+    TypeError for a dtype that is no float.
     `sinks` are one more logit a head in the softmax, with no value: then such a row is 0.
 
     >>> part = Partial(jnp.ones((1, 1, 1, 2)), jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), 4.0))
     >>> finish(part)
     Array([[[[0.25, 0.25]]]], dtype=float32)
     """
-    checks.check_finish(partial, Partial, empty_rows, sinks)
+    checks.check_finish(partial, Partial, dtype, empty_rows, sinks)
     if sinks is not None:
         partial, empty_rows = merge(partial, _sink(partial, sinks)), "zero"
     empty_row_divisor = jnp.nan if empty_rows == "nan" else 1.0

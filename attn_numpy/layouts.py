@@ -70,7 +70,7 @@ def _from_nnx(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weight
     return read | ({"out_proj.bias": weights["out.bias"]} if attn.bias else {})
 
 
-# What transformers has other names for; Llama's are those of Mistral, Qwen, Gemma and GPT-OSS.
+# What transformers has other names for: one layout, of Llama, Mistral, Qwen, Gemma and GPT-OSS.
 LLAMA = {
     "out_proj": "o_proj",
     "process_heads.q_norm": "q_norm",
@@ -106,5 +106,5 @@ def _from_gemma(weights: Weights, prefix: str, attn: MultiHeadAttention) -> Weig
 
 WRITERS = {"rosetta": _same, "torch": _to_torch, "nnx": _to_nnx, "gemma": _to_gemma}
 READERS = {"rosetta": _same, "torch": _from_torch, "nnx": _from_nnx, "gemma": _from_gemma}
-WRITERS |= dict.fromkeys(("llama", "qwen3", "gpt_oss"), _to_llama)
-READERS |= dict.fromkeys(("llama", "qwen3", "gpt_oss"), _from_llama)
+for name in ("llama", "qwen3", "gpt_oss"):  # one layout: which parts there are, the model says
+    WRITERS[name], READERS[name] = _to_llama, _from_llama

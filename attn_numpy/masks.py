@@ -381,6 +381,20 @@ class PartRule:
         return self.rule(at.part(*values[-2:]), *values[:-2])
 
 
+@dataclass(frozen=True)
+class DocumentsRule(PartRule):
+    """The rule of a part of `packed`: which documents stand at its rows and columns is counted."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Name the mask's arrays."""
+        return ("query_documents", "key_documents")
+
+    def __call__(self, at: Any, *values: Any) -> Any:
+        """Compare documents."""
+        return at.rows(values[0]) == at.columns(values[1])
+
+
 def _show(value: Any) -> str:
     if not is_array(value):
         return getattr(value, "__name__", repr(value))
@@ -579,10 +593,11 @@ def _packed(at: Any, lengths: np.ndarray) -> Any:
 
 
 def pair_documents(lengths: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Mask:
-    """Return `packed(lengths)` for positions of rows (B, T) and columns (B, S), as `segments`."""
+    """Return `packed(lengths)` for positions of rows (B, T) and columns (B, S)."""
     query, key = count_ends(lengths, rows), count_ends(lengths, columns)
     nowhere = (rows < 0) | (query == lengths.shape[1])
-    return segments(np.where(nowhere, -1, query), key)
+    arrays = (np.where(nowhere, -1, query), key)
+    return Mask("part", DocumentsRule("packed", _packed), arrays=arrays, axes=("BT", "BS"))
 
 
 def allow(array: Bool[np.ndarray, "B H T S"]) -> Mask:

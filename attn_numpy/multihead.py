@@ -30,10 +30,10 @@ class MultiHeadAttention(Module):
 
     `head_dim` is embed_dim / num_heads where left out, `qkv_bias` is `bias`, and `scale` and
     `softcap` are as in `attention`; `sinks=True` gives it a trained logit a head, 0 at first.
-    `process_heads(query, key, positions)` returns the heads that
-    attend, of the same shapes, as `rotary` and `QKNorm` do: it is given query (B, H, T, D),
-    key (B, H_kv, T, D) and where each token stands, integers (B, T) or (1, T). It runs before keys
-    enter a cache, and only where keys are the query's own tokens: in self-attention and `decode`.
+    `process_heads(query, key, positions)` returns the heads that attend, of the same shapes, as
+    `rotary` and `QKNorm` do: it is given query (B, H, T, D), key (B, H_kv, T, D) and where each
+    token stands, integers (B, T) or (1, T). It runs before keys enter a cache, and only where keys
+    are the query's own tokens: in self-attention and `decode`.
 
     Source: "Attention Is All You Need", section 3.2.2; grouped heads: "GQA", section 2.2.
 
@@ -227,6 +227,7 @@ class MultiHeadAttention(Module):
         self, query: np.ndarray, key: np.ndarray | KVCache | None, value: np.ndarray | None
     ) -> tuple[np.ndarray, Any, Any]:
         """Return checked inputs, batch first: three arrays, or an array, a cache and None."""
+        self._check_settings()
         dims, dtype = self._dims(), self._dtype(query)
         if isinstance(key, KVCache):
             checks.check_cached(query, key, value, dims, dtype, self.batch_first)
@@ -256,6 +257,7 @@ class MultiHeadAttention(Module):
         self, x: np.ndarray, cache: KVCache, hidden: np.ndarray | None, mask: Mask | None
     ) -> np.ndarray | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
+        self._check_settings()
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
@@ -268,6 +270,15 @@ class MultiHeadAttention(Module):
         counts = None if hidden is None else (~hidden).sum(1)
         checks.check_room(cache, steps if counts is None else counts)
         return counts
+
+    def _check_settings(self) -> None:
+        """Check what may have been set since the module was made."""
+        checks.check_settings(self.dropout, self.empty_rows, self.scale, self.softcap)
+        checks.check_process_heads(self.process_heads)
+        sinks = self.sinks
+        if sinks is not None:
+            checks.check_sink_of_each(sinks, self.num_heads)
+            checks.check_float("sinks", sinks)
 
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
@@ -292,13 +303,10 @@ class MultiHeadAttention(Module):
         bias: np.ndarray | None,
         query_offset: int | np.ndarray,
     ) -> Call:
-        checks.check_settings(self.dropout, self.empty_rows, self.scale, self.softcap)
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(self.scale, self.head_dim)
         softcap = None if self.softcap is None else float(self.softcap)
         sinks = self.sinks
-        if sinks is not None:
-            checks.check_sink_of_each(sinks, self.num_heads)
         empty_rows = self.empty_rows if sinks is None else "zero"  # what is left goes to the sink
         told = (mask, bias, scale, softcap, sinks, empty_rows)
         return Call(sizes, *told, query_offset, dropout, self.rng)

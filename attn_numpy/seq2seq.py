@@ -137,7 +137,10 @@ class Seq2SeqTransformer(Module):
         return self._logits(output), weights
 
     def start(self, src: Integer[np.ndarray, "B S"], capacity: int) -> StackCache:
-        """Encode the source and return caches for `capacity` target tokens a sample."""
+        """Encode the source and return caches for `capacity` target tokens a sample.
+
+        None of them has a window: every target attends to all that are before it.
+        """
         checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
         hidden = self._hidden(src)
         x = self._embed(self.src_embedding, src, hidden, 0)
@@ -155,6 +158,7 @@ class Seq2SeqTransformer(Module):
         self.transformer.decoder._check_depth(cache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
+        checks.check_all_kept(cache)
         hidden = self._hidden(tgt)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, cache.lengths[:, None])
         output, cache = self.transformer.decode(tokens, cache, hidden=hidden)

@@ -3,8 +3,8 @@
 A parameter's name is the path to it, such as `encoder.layers.0.self_attn.q_proj.weight`; matrices
 are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in_proj_weight and so
 on) and of flax.nnx.MultiHeadAttention (kernels by head); "llama" (Mistral's and Qwen 2's, too),
-"qwen3", "gemma" (1 to 3) and "gpt_oss" are those of one attention in transformers. Nothing is ever
-unpickled.
+and "gemma" (1 to 3) are those of one attention in transformers; "qwen3" and "gpt_oss" are other
+names of "llama", for the model says which norms and sinks there are. Nothing is ever unpickled.
 """
 
 from collections.abc import Mapping

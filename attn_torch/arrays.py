@@ -68,6 +68,11 @@ def dtype_name(array: Any) -> str:
     return name.removeprefix("torch.")
 
 
+def name_of(dtype: Any) -> str:
+    """Return the short name of a dtype, and "" of what is none."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else ""
+
+
 def is_cast(array: Any, dtype: str) -> bool:
     """Whether the framework casts between these dtypes by itself.
 

@@ -13,7 +13,7 @@ from . import checks
 from .arrays import is_autocast
 from .blocked import attention_blocked
 from .call import Call, check_call
-from .everyday import attention_on_cpu
+from .everyday import attention_on_cpu, narrow
 from .flex import attention_on_gpu, launch_kernel
 from .fused import known_structure
 from .gradients import differentiable_again
@@ -136,6 +136,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         known = call.bias is None and known_structure(call)
         allowed = None if known else allowed_cells(call, query.device)
         return attend_traced(query, key, value, call, allowed)
+    if query.is_cpu and call.sizes[2] == 1:
+        key, value, call = narrow(key, value, call)
     # A GPU begins with what is most often right, before anybody waits for what it must be told.
     early = launch_kernel(query, key, value, call) if query.is_cuda else None
     bounded = is_bounded(query, key, value, call.scale)

@@ -208,7 +208,10 @@ def uniform(lengths: Tensor) -> int | None:
 
 @contextmanager
 def restored_on_error(*caches: KVCache) -> Iterator[None]:
-    """Let caches be used again if what consumes them fails: what it wrote is behind `lengths`."""
+    """Let caches be used again if what consumes them fails: it wrote behind `lengths` alone.
+
+    In a ring that is the slot of the token before the window, which the next one takes.
+    """
     live = [cache for cache in caches if not cache.consumed]
     try:
         yield

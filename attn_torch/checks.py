@@ -16,6 +16,7 @@ from . import arrays
 from .arrays import Array, dtype_name, is_array, is_concrete
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+WIDE = FLOATS[2:]  # in which sums do not stall
 FARTHEST = 2**30  # positions must fit 32 bits
 LARGEST = 2.0**127  # a power of 2 that float32 holds
 EMPTY_ROWS = ("zero", "nan", "uniform")
@@ -483,6 +484,10 @@ def check_partial(partial: Any, partial_class: type[Any]) -> None:
     if len(shapes[0]) != 4 or not shapes[0][:3] == shapes[1] == shapes[2]:
         rule = "a part must have sums (B, H, T, D_v), maximum (B, H, T) and total (B, H, T)"
         raise ValueError(f"{rule}: got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+    names = [dtype_name(array) for array in partial]
+    if not names[0] == names[1] == names[2] or names[0] not in WIDE:
+        got = f"{names[0]}, {names[1]} and {names[2]}"
+        raise TypeError(f"a part must be float32 or float64 throughout: got {got}")
 
 
 def check_partials(partials: Sequence, partial_class: type[Any]) -> None:
@@ -498,8 +503,13 @@ def check_partials(partials: Sequence, partial_class: type[Any]) -> None:
         raise TypeError(f"parts must share a dtype: got {' and '.join(dtypes)}")
 
 
-def check_finish(partial: Any, partial_class: type[Any], empty_rows: Any, sinks: Any) -> None:
+def check_finish(
+    partial: Any, partial_class: type[Any], dtype: Any, empty_rows: Any, sinks: Any
+) -> None:
     check_partial(partial, partial_class)
+    if dtype is not None and (name := arrays.name_of(dtype)) not in FLOATS:
+        rule = f"dtype must be {', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+        raise TypeError(f"{rule}: got {name or kind(dtype)}")
     if sinks is not None:
         check_rank_and_dtype("sinks", sinks, ("H",))
         check_sink_of_each(sinks, partial.sums.shape[1])
@@ -939,6 +949,12 @@ def check_token_batch(tgt: Array, cache: Any) -> None:
     if tgt.shape[0] != len(cache.lengths):
         got = f"{tgt.shape[0]} and {len(cache.lengths)}"
         raise ValueError(f"tgt and cache must share a batch size: got {got}")
+
+
+def check_all_kept(cache: Any) -> None:
+    """Refuse a window where the one pass has none."""
+    if any(part.rolling for part in cache.layers):
+        raise ValueError("cache must have no window here, Transformer.decode takes one: got one")
 
 
 def check_token_pair(src: Any, tgt: Any, src_vocab: int, tgt_vocab: int) -> None:

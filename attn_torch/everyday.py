@@ -6,6 +6,7 @@ asked for: a block's few operations would take longer than the whole. (With a ma
 that kernel err by up to 1.5 times what the contract allows.)
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, cast
@@ -19,7 +20,7 @@ from .blocked import attention_blocked, empty_row_value
 from .call import Call
 from .fused import call_kernel, fused, has_exact_kernel, known_structure, products_fit
 from .gradients import versions
-from .masks import Mask
+from .masks import Mask, padding
 from .numerics import surely_finite, upcast
 from .tiles import Cells
 
@@ -94,14 +95,14 @@ def parts_of(call: Call) -> list[SamplePart]:
     batch, _, queries, keys = call.sizes
     ranges, causal = [(0, keys)] * batch, False
     for leaf in _conjunction(call.mask):
-        if leaf.name == "causal":
+        if leaf.name == "causal" and queries > 1:
             causal = True
             continue
-        padded = _ranges(leaf, keys) if leaf.name == "padding" else []
-        if not padded:
+        allowed = _ranges(leaf, call)
+        if not allowed:
             return []
-        padded = padded if len(padded) > 1 else padded * batch
-        both = zip(ranges, padded, strict=True)
+        allowed = allowed if len(allowed) > 1 else allowed * batch
+        both = zip(ranges, allowed, strict=True)
         ranges = [(max(a, start), min(b, stop)) for (a, b), (start, stop) in both]
     offset = call.query_offset if causal else 0
     if not isinstance(offset, int):
@@ -119,6 +120,25 @@ def parts_of(call: Call) -> list[SamplePart]:
     return parts if any(part.row < queries for part in parts) else []
 
 
+def narrow(key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor, Call]:
+    """Leave out the keys hidden from a step's one query: most of a cache, under a window."""
+    if call.mask is None or call.bias is not None or call.empty_rows == "uniform":
+        return key, value, call
+    batch, heads, queries, keys = call.sizes
+    parts = parts_of(call)
+    ends = [part[1:3] for part in parts if part.start < part.stop]
+    start, stop = min((a for a, _ in ends), default=0), max((b for _, b in ends), default=keys)
+    if 2 * (stop - start) > keys:
+        return key, value, call
+    mask = None
+    if len(set(parts)) > 1:
+        at = torch.arange(start, stop, device="cpu")
+        first, last = torch.tensor([part[1:3] for part in parts], device="cpu").T[..., None]
+        mask = padding(hidden=(at < first) | (at >= last))
+    call = call._replace(sizes=(batch, heads, queries, stop - start), mask=mask)
+    return key[:, :, start:stop], value[:, :, start:stop], call
+
+
 def _conjunction(mask: Mask | None) -> Iterator[Mask]:
     """Yield the masks that all have to allow a key."""
     if mask is not None and mask.name == "&":
@@ -128,10 +148,18 @@ def _conjunction(mask: Mask | None) -> Iterator[Mask]:
         yield mask
 
 
-def _ranges(padding: Mask, keys: int) -> list[tuple[int, int]]:
-    """Return the keys that are no padding, by sample; nothing where they are no range."""
-    (table,) = padding.arrays
-    if padding.axes == ("B",):
+def _ranges(leaf: Mask, call: Call) -> list[tuple[int, int]]:
+    """Return the keys that every row is allowed, by sample; nothing where they are no range."""
+    queries, keys = call.sizes[2:]
+    if leaf.name in ("causal", "sliding_window") and queries == 1:
+        before, after = leaf.settings or (math.inf, 0)
+        offset = call.query_offset
+        places = [offset] if isinstance(offset, int) else offset.reshape(-1).tolist()
+        return [(int(max(at - before, 0)), min(at + after + 1, keys)) for at in places]
+    if leaf.name != "padding":
+        return []
+    (table,) = leaf.arrays
+    if leaf.axes == ("B",):
         return [(0, length) for length in table.tolist()]
     allowed = ~to_numpy(table)
     starts, stops = allowed.argmax(1), keys - allowed[:, ::-1].argmax(1)

@@ -396,6 +396,20 @@ class PartRule:
         return self.rule(at.part(*values[-2:]), *values[:-2])
 
 
+@dataclass(frozen=True)
+class DocumentsRule(PartRule):
+    """The rule of a part of `packed`: which documents stand at its rows and columns is counted."""
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Name the mask's arrays."""
+        return ("query_documents", "key_documents")
+
+    def __call__(self, at: Any, *values: Any) -> Any:
+        """Compare documents."""
+        return at.rows(values[0]) == at.columns(values[1])
+
+
 def _show(value: Any) -> str:
     if not is_array(value):
         return getattr(value, "__name__", repr(value))
@@ -594,10 +608,11 @@ def _packed(at: Any, lengths: Tensor) -> Any:
 
 
 def pair_documents(lengths: Tensor, rows: Tensor, columns: Tensor) -> Mask:
-    """Return `packed(lengths)` for positions of rows (B, T) and columns (B, S), as `segments`."""
+    """Return `packed(lengths)` for positions of rows (B, T) and columns (B, S)."""
     query, key = count_ends(lengths, rows), count_ends(lengths, columns)
     nowhere = (rows < 0) | (query == lengths.shape[1])
-    return segments(torch.where(nowhere, -1, query), key)
+    arrays = (torch.where(nowhere, -1, query), key)
+    return Mask("part", DocumentsRule("packed", _packed), arrays=arrays, axes=("BT", "BS"))
 
 
 def allow(array: Bool[Tensor, "B H T S"]) -> Mask:

@@ -31,10 +31,10 @@ class MultiHeadAttention(nn.Module):
 
     `head_dim` is embed_dim / num_heads where left out, `qkv_bias` is `bias`, and `scale` and
     `softcap` are as in `attention`; `sinks=True` gives it a trained logit a head, 0 at first.
-    `process_heads(query, key, positions)` returns the heads that
-    attend, of the same shapes, as `rotary` and `QKNorm` do: it is given query (B, H, T, D),
-    key (B, H_kv, T, D) and where each token stands, integers (B, T) or (1, T). It runs before keys
-    enter a cache, and only where keys are the query's own tokens: in self-attention and `decode`.
+    `process_heads(query, key, positions)` returns the heads that attend, of the same shapes, as
+    `rotary` and `QKNorm` do: it is given query (B, H, T, D), key (B, H_kv, T, D) and where each
+    token stands, integers (B, T) or (1, T). It runs before keys enter a cache, and only where keys
+    are the query's own tokens: in self-attention and `decode`.
 
     Source: "Attention Is All You Need", section 3.2.2; grouped heads: "GQA", section 2.2.
 
@@ -88,6 +88,11 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = new_linear(q_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         zeros = torch.zeros(num_heads, device=device, dtype=dtype) if sinks else None
         self.sinks = None if zeros is None else nn.Parameter(zeros)
+
+    def reset_parameters(self) -> None:
+        """Set the sinks to 0, of a module built on the meta device; a map sets its own."""
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
 
     def forward(
         self,
@@ -236,6 +241,7 @@ class MultiHeadAttention(nn.Module):
         self, query: Tensor, key: Tensor | KVCache | None, value: Tensor | None
     ) -> tuple[Tensor, Any, Any]:
         """Return checked inputs, batch first: three arrays, or an array, a cache and None."""
+        self._check_settings()
         dims, dtype = self._dims(), self._dtype(query)
         if isinstance(key, KVCache):
             checks.check_cached(query, key, value, dims, dtype, self.batch_first)
@@ -265,6 +271,7 @@ class MultiHeadAttention(nn.Module):
         self, x: Tensor, cache: KVCache, hidden: Tensor | None, mask: Mask | None
     ) -> Tensor | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
+        self._check_settings()
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
@@ -277,6 +284,15 @@ class MultiHeadAttention(nn.Module):
         counts = None if hidden is None else (~hidden).sum(1).to(cache.lengths.device)
         checks.check_room(cache, steps if counts is None else counts)
         return counts
+
+    def _check_settings(self) -> None:
+        """Check what may have been set since the module was made."""
+        checks.check_settings(self.dropout, self.empty_rows, self.scale, self.softcap)
+        checks.check_process_heads(self.process_heads)
+        sinks = self.sinks
+        if sinks is not None:
+            checks.check_sink_of_each(sinks, self.num_heads)
+            checks.check_float("sinks", sinks)
 
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
@@ -301,13 +317,10 @@ class MultiHeadAttention(nn.Module):
         bias: Tensor | None,
         query_offset: int | Tensor,
     ) -> Call:
-        checks.check_settings(self.dropout, self.empty_rows, self.scale, self.softcap)
         dropout = self.dropout if self.training else 0.0
         scale = scale_or_default(self.scale, self.head_dim)
         softcap = None if self.softcap is None else float(self.softcap)
         sinks = self.sinks
-        if sinks is not None:
-            checks.check_sink_of_each(sinks, self.num_heads)
         empty_rows = self.empty_rows if sinks is None else "zero"  # what is left goes to the sink
         told = (mask, bias, scale, softcap, sinks, empty_rows)
         return Call(sizes, *told, query_offset, dropout, None)

@@ -139,7 +139,10 @@ class Seq2SeqTransformer(nn.Module):
 
     @torch.no_grad()
     def start(self, src: Integer[Tensor, "B S"], capacity: int) -> StackCache:
-        """Encode the source and return caches for `capacity` target tokens a sample."""
+        """Encode the source and return caches for `capacity` target tokens a sample.
+
+        None of them has a window: every target attends to all that are before it.
+        """
         checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
         hidden = self._hidden(src)
         x = self._embed(self.src_embedding, src, hidden, 0)
@@ -158,6 +161,7 @@ class Seq2SeqTransformer(nn.Module):
         self.transformer.decoder._check_depth(cache)
         checks.check_token_array("tgt", tgt, ("B", "T"), self.tgt_vocab)
         checks.check_token_batch(tgt, cache)
+        checks.check_all_kept(cache)
         hidden = self._hidden(tgt)
         first = cache.lengths[:, None].to(tgt.device)
         tokens = self._embed(self.tgt_embedding, tgt, hidden, first)

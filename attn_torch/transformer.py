@@ -441,7 +441,7 @@ class _Stack(nn.Module):
         return x if self.norm is None else self.norm(x)
 
     def _new_caches(
-        self, batch_size: int, capacity: int | None, window: int | None = None
+        self, batch_size: int, capacity: int | None, window: int | None
     ) -> tuple[KVCache, ...]:
         attentions = [layer.self_attn for layer in self.layers]
         return tuple([attn.new_cache(batch_size, capacity, window=window) for attn in attentions])
@@ -615,11 +615,15 @@ class TransformerDecoder(_Stack):
     def start(
         self,
         memory: Tokens,
-        capacity: int,
+        capacity: int | None = None,
         *,
+        window: int | None = None,
         memory_key_padding_mask: Padding = None,
     ) -> StackCache:
-        """Return caches for `decode`: empty ones of `capacity` positions, and the memory's."""
+        """Return caches for `decode`: the memory's, and empty ones, as `TransformerEncoder.start`.
+
+        A window is one of targets: each attends to the whole memory.
+        """
         projected = tuple(layer.multihead_attn.project(memory) for layer in self.layers)
         batch, keys = projected[0].key.shape[0], projected[0].capacity
         if isinstance(memory_key_padding_mask, Mask):
@@ -630,7 +634,8 @@ class TransformerDecoder(_Stack):
         if memory_key_padding_mask is not None:  # moved once, not at every step
             device = projected[0].key.device
             memory_key_padding_mask = memory_key_padding_mask.to(device, copy=True)
-        return StackCache(self._new_caches(batch, capacity), projected, memory_key_padding_mask)
+        layers = self._new_caches(batch, capacity, window)
+        return StackCache(layers, projected, memory_key_padding_mask)
 
     @torch.no_grad()
     def decode(
@@ -784,15 +789,17 @@ class Transformer(nn.Module):
     def start(
         self,
         src: Tokens,
-        capacity: int,
+        capacity: int | None = None,
         *,
+        window: int | None = None,
         src_mask: AnyMask = None,
         src_key_padding_mask: Padding = None,
         memory_key_padding_mask: Padding = None,
     ) -> StackCache:
-        """Encode the source and return the decoder's caches, of `capacity` positions a sample."""
+        """Encode the source and return the decoder's caches, as `TransformerDecoder.start` does."""
         memory = self.encoder(src, src_mask, src_key_padding_mask)
-        return self.decoder.start(memory, capacity, memory_key_padding_mask=memory_key_padding_mask)
+        hidden = memory_key_padding_mask
+        return self.decoder.start(memory, capacity, window=window, memory_key_padding_mask=hidden)
 
     @torch.no_grad()
     def decode(

@@ -19,7 +19,8 @@ FEW = ("attention", "grouped", "sequence_first", "decoder")  # where each costs 
 BRANCH = st.integers(0, 2)
 WORD = st.sampled_from([0, *range(WORDS)])  # twice as often a hidden one
 JUNK = st.sampled_from(["0", "nan", "inf", "1e30"])
-WRONG = st.sampled_from(["samples", "dtype", "index", "negative", "longer", "hidden", "width"])
+CALLS = ["samples", "dtype", "index", "negative", "longer", "hidden", "width", "mask"]
+WRONG = st.sampled_from(CALLS)
 
 
 def rows(columns) -> st.SearchStrategy[list[list[int]]]:
@@ -34,6 +35,7 @@ def machine(subject, name: str) -> type[RuleBasedStateMachine]:
     any_shape = "any_shape" in subject.capabilities
     tokens, one = rows(st.sampled_from([1, 2, 3, 4, 0] if any_shape else [1, 3])), rows(st.just(1))
     samples = st.integers(1, MOST) if any_shape else st.just(3)
+    windows = [("window", 2), *(("ring", n) for n in ((0, 1, 3) if any_shape else (1,)))]
     each = st.integers(0, 11)
     index = samples.flatmap(lambda n: st.lists(each, min_size=n, max_size=n)) | st.just([0, 1, 2])
 
@@ -53,10 +55,10 @@ def machine(subject, name: str) -> type[RuleBasedStateMachine]:
                 error.add_note(f"run it alone:\n\n{snippet(subject, name, self.history.steps)}")
                 raise
 
-        @initialize(keys=st.sampled_from([None, 2]))
-        def window(self, keys):
-            if keys is not None:
-                self.take("window", 0, keys)
+        @initialize(chosen=st.sampled_from([None, *windows]))
+        def window(self, chosen):
+            if chosen is not None:
+                self.take(chosen[0], 0, chosen[1])
 
         @rule(branch=BRANCH, ids=tokens, junk=JUNK)
         def feed(self, branch, ids, junk):

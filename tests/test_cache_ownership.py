@@ -344,3 +344,19 @@ def test_negative_lengths_that_nobody_can_see_give_nan(backend, use):
     output = subject.numpy(compiled(x, lengths if backend == "jax" else lengths.long()))
     assert np.isnan(output[0]).all()
     assert np.isfinite(output[1]).all()
+
+
+@pytest.mark.parametrize("backend", OWNING)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_window_that_was_written_before_a_failure_is_what_it_was(backend, steps):
+    _, subject, encoder = new(backend, "TransformerEncoder", 2, 8, 2, 16)
+    x, cache = subject.array(X), encoder.start(2, window=1)
+    _, cache = encoder.decode(x, cache)
+    copy, last = cache.copy(), encoder.layers[1].self_attn
+    last.process_heads = lambda query, key, positions: query  # the first layer has written by then
+    with pytest.raises(TypeError, match="process_heads must return a query and a key"):
+        encoder.decode(x[:, :steps], cache)
+    last.process_heads = None
+    got, _ = encoder.decode(x[:, 1:2], cache)
+    expected, _ = encoder.decode(x[:, 1:2], copy)
+    assert np.array_equal(subject.numpy(got), subject.numpy(expected))

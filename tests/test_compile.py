@@ -116,3 +116,40 @@ def test_attention_by_the_kernel_is_one_graph(case):
     check_output(got, *inputs, "compiled output", allowed=case.allowed(), **case.numbers("float32"))
     check_gradients(subject, case)
     assert subject.backend.frame_count == 2  # with and without gradients
+
+
+# Heads that are processed
+
+
+HEADS = {
+    "rotary": lambda: attn_torch.rotary(interleaved=True),
+    "normed": lambda: attn_torch.QKNorm(6, attn_torch.rotary(base=500.0, dim=4)),
+}
+
+
+def processed(name: str) -> attn_torch.MultiHeadAttention:
+    torch.manual_seed(0)
+    attn = attn_torch.MultiHeadAttention(
+        16, 4, num_kv_heads=2, head_dim=6, sinks=True, process_heads=HEADS[name]()
+    )
+    with torch.no_grad():  # else norms are 1, and sinks 0
+        for parameter in attn.parameters():
+            parameter += torch.randn(parameter.shape) / 4
+    return attn
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_processed_heads_are_one_graph_and_another_for_every_length(name):
+    attn, eager = processed(name), processed(name)
+    subject, counts = Compiled(), []
+    attn.compile(**subject.compiling)
+    for length in (5, 7, 11):
+        x = torch.randn(3, length, 16)
+        for model in (attn, eager):
+            output, weights = model(x, attn_mask=attn_torch.causal())
+            (output.sin().sum() + weights.square().sum()).backward()
+        torch.testing.assert_close(*(m(x, attn_mask=attn_torch.causal()) for m in (attn, eager)))
+        counts.append(subject.backend.frame_count)
+    assert counts == [1, 2, 2]
+    for got, wanted in zip(attn.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, atol=1e-4, rtol=1e-5)

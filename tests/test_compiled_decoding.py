@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from attn_torch import (
     KVCache,
     MultiHeadAttention,
+    QKNorm,
     Seq2SeqTransformer,
     StackCache,
     Transformer,
@@ -16,6 +17,7 @@ from attn_torch import (
     TransformerEncoderLayer,
     causal,
     padding,
+    rotary,
     sliding_window,
 )
 
@@ -79,6 +81,7 @@ def transformer_case():
 CASES = {
     "attention": attention_case,
     "grouped": lambda: attention_case(num_kv_heads=1),
+    "processed": lambda: attention_case(process_heads=QKNorm(4, rotary(base=99.0))),
     "uniform": lambda: attention_case(empty_rows="uniform"),
     "layer": layer_case,
     "norm first": lambda: layer_case(norm_first=True),

@@ -234,3 +234,14 @@ def test_nothing_runs_and_nothing_is_fetched(lib):
     assert html.unescape(page.text).count("attn-drawing") > 1  # the style keeps to its own class
     rules = [line for line in page.text.splitlines() if "{" in line]
     assert all(".attn-drawing.attn-drawing" in rule for rule in rules)
+
+
+def test_a_part_of_packed_documents_says_what_it_is(lib):
+    part = lib.packed([[2, 3], [4, 1]]).part([0, 2, 4], [1, 3])
+    rows, columns = [[0, 1, 1], [0, 0, 1]], [[0, 1], [0, 0]]
+    shown = f"packed().part(query_documents={rows}, key_documents={columns})"
+    assert repr(part) == shown
+    assert str(part.draw(3, 2, batch=1)) == "■ ■\n■ ■\n· ·"
+    lines = part.explain(batch=0, head=0, query=1, key=0).splitlines()
+    assert lines[1] == f"  hidden by {shown}: a query sees only the keys of its own document"
+    assert part._repr_html_()

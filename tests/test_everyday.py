@@ -1,6 +1,7 @@
 """Everyday calls of torch on a CPU: which way they go, what is kept of masks, random ones."""
 
 import gc
+from importlib import import_module
 
 import pytest
 import torch
@@ -66,6 +67,41 @@ def test_parts_are_what_the_mask_allows(name):
         square = torch.ones(4 - row, stop - start, dtype=torch.bool)
         drawn[row:, start:stop] = square.tril() if below else square
         assert torch.equal(cells[sample, 0], drawn)
+
+
+STEPS = {
+    "window": (sliding_window(3), 30, None),
+    "window_ahead": (sliding_window(2, 1), torch.tensor([3, 38, 30]), None),
+    "window_outside": (sliding_window(2), torch.tensor([36, 60, 30]), torch.ones(4)),
+    "causal": (causal(), torch.tensor([5, 0, 9]), None),
+    "cache": (sliding_window(4) & padding([8, 31, 12]), torch.tensor([7, 30, 11]), None),
+    "nothing_written": (causal() & padding([8, 0, 12]), torch.tensor([7, 0, 11]), None),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_reads_only_what_it_may_be_allowed(name, monkeypatch):
+    mask, query_offset, sinks = STEPS[name]
+    query, key, value = inputs(3, 4, 40, 8, grad=True)
+    options = {"mask": mask, "query_offset": query_offset, "sinks": sinks}
+    steps = attention_steps(query[:, :, :1], key[:, :2], value[:, :2], **options).output
+    read, real = [], everyday.narrow
+
+    def note(*given):
+        read.append((narrowed := real(*given))[0].shape[2])
+        return narrowed
+
+    monkeypatch.setattr(import_module("attn_torch.attention"), "narrow", note)
+    output = attention(query[:, :, :1], key[:, :2], value[:, :2], **options)
+    torch.testing.assert_close(output, steps, rtol=0, atol=1e-6)
+    wanted = mask.allowed(1, 40, query_offset=query_offset, batch=3).flatten(0, 2).any(0)
+    (columns,) = wanted.nonzero(as_tuple=True)
+    spread = int(columns.max() - columns.min()) + 1
+    assert read == [spread if 2 * spread <= 40 else 40]
+    for grads in zip(
+        *(torch.autograd.grad(x.sum(), (query, key, value)) for x in (output, steps)), strict=True
+    ):
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-5)
 
 
 RAGGED = [64, 9, 31, 20]

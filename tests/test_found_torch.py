@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import warnings
 from collections.abc import Callable
 
@@ -123,15 +124,32 @@ def test_a_cache_of_one_array_twice_is_refused(module):
     assert float(slots.sum()) == 0
 
 
+WRONG_SETTINGS = {
+    "dropout": (2.0, ValueError, "dropout must lie in 0..1: got 2.0"),
+    "empty_rows": ("mean", ValueError, "empty_rows must be 'zero', 'nan' or 'uniform': got 'mean'"),
+    "scale": ("large", TypeError, "scale must be a number: got str"),
+    "softcap": (0, ValueError, "softcap must be above 0: got 0"),
+    "process_heads": (3, TypeError, "process_heads must be a function of query, key and positions"),
+    "sinks": (lambda x: x[0, 0], ValueError, "sinks must be (H,) = (2,): got (8,)"),
+}
+
+
 @pytest.mark.parametrize("module", [attn_numpy, attn_torch, attn_jax])
-@pytest.mark.parametrize(("name", "wrong"), [("dropout", 2.0), ("empty_rows", "mean")])
-def test_settings_that_were_made_wrong_are_refused(module, name, wrong):
+@pytest.mark.parametrize("name", WRONG_SETTINGS)
+def test_settings_that_were_made_wrong_are_refused(module, name):
     options = {"rngs": nnx.Rngs(0)} if module is attn_jax else {}
     attn, x = module.MultiHeadAttention(8, 2, **options), np.ones((1, 3, 8), np.float32)
     x = {attn_numpy: np.asarray, attn_torch: torch.tensor}.get(module, jax.numpy.asarray)(x)
-    setattr(attn, name, wrong)
-    with pytest.raises(ValueError, match=f"{name} must"):
-        attn(x)
+    wrong, error, text = WRONG_SETTINGS[name]
+    setattr(attn, name, wrong(x) if callable(wrong) else wrong)
+    for cache in (attn.new_cache(1, 4), attn.new_cache(1, window=2)):
+        for call in (lambda: attn(x), lambda: attn.decode(x[:, :1], cache)):  # noqa: B023
+            with pytest.raises(error, match=re.escape(text)):
+                call()
+        setattr(attn, name, None if name in ("scale", "softcap", "process_heads", "sinks") else 0.0)
+        attn.empty_rows = "zero"
+        assert attn.decode(x[:, :1], cache)[1].lengths.tolist() == [1]
+        setattr(attn, name, wrong(x) if callable(wrong) else wrong)
 
 
 def test_calls_make_nothing_on_the_default_device():
@@ -374,3 +392,13 @@ def test_a_setting_that_is_a_part_is_built_in_its_place_only(tmp_path, backend, 
     path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
     with pytest.raises((TypeError, ValueError), match=": got"):
         module.load(path)
+
+
+def test_sinks_start_where_a_module_without_values_gets_them():
+    attn = attn_torch.MultiHeadAttention(8, 2, sinks=True, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        attn.sinks.fill_(torch.nan)
+    for part in attn.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    assert attn.sinks.tolist() == [0.0, 0.0]

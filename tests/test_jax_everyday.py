@@ -1,5 +1,6 @@
 """What makes everyday calls cheap in JAX: that each short cut is taken, and gives the same."""
 
+import re
 from functools import partial
 
 import jax
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax import MultiHeadAttention, attention, attention_steps, causal, multihead, padding
+from attn_jax import (
+    MultiHeadAttention,
+    attention,
+    attention_steps,
+    causal,
+    multihead,
+    padding,
+    sliding_window,
+)
 from attn_jax import cache as caches
 from attn_jax.numerics import multiply
 
@@ -25,7 +34,7 @@ def main(compiled) -> str:
     return compiled.as_text().split("ENTRY")[1]
 
 
-# A step in bfloat16
+# A step
 
 
 def test_a_step_never_widens_its_cache():
@@ -42,9 +51,25 @@ def test_a_step_never_widens_its_cache():
     assert f"f32{whole}" not in text, "XLA makes float32 of the whole cache"
 
 
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("mask", [None, sliding_window(3)], ids=["causal", "window"])
+def test_a_step_writes_in_place(batch, mask):
+    attn = MultiHeadAttention(EMBED, H, num_kv_heads=H_KV, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(attn)
+
+    def step(state, x, cache):
+        return nnx.merge(graph, state).decode(x, cache, attn_mask=mask)
+
+    inputs = state, normal(batch, 1, EMBED, dtype="float32"), attn.new_cache(batch, C)
+    text = main(jax.jit(step, donate_argnums=2).lower(*inputs).compile())
+    copies = re.findall(rf"f32\[{batch},{H_KV},{C},{D}\]\S* copy\(", text)
+    assert not copies, f"XLA copies the whole cache {len(copies)} times"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("way", [jax.jit, lambda function: function], ids=["jit", "eager"])
-def test_a_token_goes_to_its_place_and_nowhere_else(way):
-    slots, new = normal(B, H_KV, C, D), normal(B, H_KV, 1, D)
+def test_a_token_goes_to_its_place_and_nowhere_else(way, dtype):
+    slots, new = normal(B, H_KV, C, D, dtype=dtype), normal(B, H_KV, 1, D, dtype=dtype)
     first, counts = jnp.array([0, C - 1, C + 1]), jnp.array([1, 1, 1])
     written = way(caches._write)(slots, new, first, counts)
     wanted = np.array(slots)

@@ -10,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import export, lax
 
 from attn_jax import (
+    KVCache,
+    MultiHeadAttention,
+    QKNorm,
     allow,
     attention,
     attention_steps,
@@ -21,6 +25,7 @@ from attn_jax import (
     padding,
     predicate,
     prefix,
+    rotary,
     segments,
     sliding_window,
 )
@@ -383,3 +388,88 @@ def test_strict_ranks_and_a_watch_for_nan_change_nothing(name, T, S):
     check(moved, jax.jvp(partial(loss, right), inputs, moves), "forward mode", 1e-4)
     wanted = jax.value_and_grad(partial(loss, right), (0, 1, 2, 3))(*inputs)
     check(found, wanted, "value and gradients", 1e-4)
+
+
+# Heads that are processed
+
+
+def processed(seed: int = 0) -> MultiHeadAttention:
+    """Return an attention whose heads are normed and turned, no parameter at its start."""
+    rngs = nnx.Rngs(seed)
+    heads = QKNorm(6, rotary(base=99.0, dim=4), rngs=rngs)
+    attn = MultiHeadAttention(
+        16, 4, num_kv_heads=2, head_dim=6, sinks=True, process_heads=heads, rngs=rngs
+    )
+    state = nnx.state(attn)
+    moved = jax.tree.map(lambda x: x + jax.random.normal(rngs(), x.shape) / 4, state)
+    nnx.update(attn, moved)
+    return attn
+
+
+def tokens(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=(*shape, 16)), jnp.float32)
+
+
+def test_processed_heads_compiled_mapped_and_differentiated_are_the_loop():
+    attn, x = processed(), tokens(3, 2, 5)
+    graph, state = nnx.split(attn)
+    paths = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
+    assert {"process_heads/q_norm/scale", "process_heads/k_norm/scale"} <= paths
+
+    def loss(state, x):
+        output, weights = nnx.merge(graph, state)(x, attn_mask=causal())
+        return jnp.sin(output).sum() + jnp.square(weights).sum()
+
+    gradient = jax.grad(loss, (0, 1))
+    got = jax.jit(jax.vmap(gradient, (None, 0)))(state, x)
+    for i in range(3):
+        one = gradient(state, x[i])
+        pairs = zip(*map(jax.tree.leaves, (got, one)), strict=True)
+        for mapped, alone in pairs:
+            check(mapped[i], alone, f"sample {i}", 1e-4)
+
+
+def test_layers_of_processed_heads_are_scanned():
+    models, x = [processed(seed) for seed in range(3)], tokens(2, 5)
+    graph = nnx.graphdef(models[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, models))
+
+    def layer(x, state):
+        return x + nnx.merge(graph, state)(x, attn_mask=causal(), need_weights=False)[0], None
+
+    wanted = x
+    for model in models:
+        wanted = wanted + model(wanted, attn_mask=causal(), need_weights=False)[0]
+    check(lax.scan(layer, x, stacked)[0], wanted, "three layers", 1e-4)
+
+
+def test_processed_heads_are_exported_for_sizes_left_open():
+    attn = processed()
+    b, t = export.symbolic_shape("b, t")
+    program = export.export(jax.jit(lambda x: attn(x, attn_mask=causal(), need_weights=False)[0]))
+    program = program(jax.ShapeDtypeStruct((b, t, 16), jnp.float32))
+    for shape in ((1, 1), (3, 7)):
+        x = tokens(*shape)
+        wanted = attn(x, attn_mask=causal(), need_weights=False)[0]
+        check(program.call(x), wanted, str(shape), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_of_processed_heads_is_exported_for_any_batch_and_cache(dtype):
+    heads = QKNorm(4, rotary(base=99.0), dtype=dtype, rngs=nnx.Rngs(1))
+    attn = MultiHeadAttention(16, 4, process_heads=heads, dtype=dtype, rngs=nnx.Rngs(0))
+
+    def step(x, key, value, lengths):
+        output, cache = attn.decode(x, KVCache(key, value, lengths))
+        return output, cache.key, cache.lengths
+
+    b, c = export.symbolic_shape("b, c")
+    slots = jax.ShapeDtypeStruct((b, 4, c, 4), dtype)
+    x, lengths = jax.ShapeDtypeStruct((b, 1, 16), dtype), jax.ShapeDtypeStruct((b,), jnp.int32)
+    program = export.export(jax.jit(step))(x, slots, slots, lengths)
+    for samples, capacity in ((1, 3), (3, 7)):
+        cache, x = attn.new_cache(samples, capacity), tokens(samples, 2).astype(dtype)
+        _, cache = attn.decode(x[:, :1], cache)
+        given = x[:, 1:], cache.key, cache.value, cache.lengths
+        for got, wanted in zip(program.call(*given), step(*given), strict=True):
+            check(got.astype(float), wanted.astype(float), f"{samples} x {capacity}", 1e-5)

@@ -9,6 +9,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from attn_torch import (
+    MultiHeadAttention,
+    QKNorm,
     TransformerEncoder,
     allow,
     attention,
@@ -17,6 +19,7 @@ from attn_torch import (
     padding,
     predicate,
     prefix,
+    rotary,
     segments,
     sliding_window,
 )
@@ -170,6 +173,19 @@ def batch(samples, length):
     return normal(samples, length, 16, seed=6), hidden
 
 
+class Processed(nn.Module):
+    """Attention whose heads are normed and turned before they meet."""
+
+    def __init__(self, mask):
+        super().__init__()
+        heads = QKNorm(6, rotary(base=99.0, dim=4))
+        self.attn, self.mask = MultiHeadAttention(16, 4, head_dim=6, process_heads=heads), mask
+        nn.init.uniform_(self.attn.process_heads.q_norm.weight, 0.5, 2.0)
+
+    def forward(self, x, hidden):
+        return self.attn(x, key_padding_mask=hidden, attn_mask=self.mask, need_weights=False)[0]
+
+
 NETS = {"padding": None, "causal": causal(), "window": sliding_window(2)}
 SHAPES = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}}
 SHAPES["hidden"] = SHAPES["x"]
@@ -178,6 +194,13 @@ SHAPES["hidden"] = SHAPES["x"]
 @pytest.mark.parametrize("name", NETS)
 def test_an_exported_program_takes_any_batch_length_and_padding(name):
     net = Net(NETS[name]).eval()
+    program = torch.export.export(net, batch(2, 5), dynamic_shapes=SHAPES).module()
+    for size in ((2, 5), (1, 7), (3, 131), (4, 1)):
+        torch.testing.assert_close(program(*batch(*size)), net(*batch(*size)), atol=5e-6, rtol=1e-5)
+
+
+def test_processed_heads_are_exported_for_any_batch_and_length():
+    net = Processed(causal()).eval()
     program = torch.export.export(net, batch(2, 5), dynamic_shapes=SHAPES).module()
     for size in ((2, 5), (1, 7), (3, 131), (4, 1)):
         torch.testing.assert_close(program(*batch(*size)), net(*batch(*size)), atol=5e-6, rtol=1e-5)

@@ -7,11 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import forward_ad, functional, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 from attn_torch import (
     MultiHeadAttention,
+    QKNorm,
     TransformerEncoderLayer,
     allow,
     attention,
@@ -19,6 +21,7 @@ from attn_torch import (
     causal,
     padding,
     predicate,
+    rotary,
     segments,
     sliding_window,
 )
@@ -321,6 +324,26 @@ def test_an_ensemble_of_models_is_its_models():
 
     expected = [m(x, key_padding_mask=hidden, need_weights=False)[0] for m in models]
     close(vmap(one)(parameters, buffers), torch.stack(expected))
+
+
+def test_an_ensemble_of_processed_heads_is_its_models():
+    def new():
+        heads = QKNorm(4, rotary(base=99.0), dtype=f64)
+        nn.init.uniform_(heads.k_norm.weight, 0.5, 2.0)
+        return MultiHeadAttention(6, 2, head_dim=4, process_heads=heads, dtype=f64).eval()
+
+    models, x = [new() for _ in range(3)], normal(3, 2, 5, 6)
+    parameters, _ = stack_module_state(models)
+    assert parameters["process_heads.k_norm.weight"].shape == (3, 4)
+
+    def loss(parameters, x):
+        options = {"attn_mask": causal(), "need_weights": False}
+        return functional_call(models[0], parameters, (x,), options)[0].sin().sum()
+
+    got = vmap(grad(loss))(parameters, x)
+    for i, model in enumerate(models):
+        one = grad(loss)({name: p.detach() for name, p in model.named_parameters()}, x[i])
+        close({name: g[i] for name, g in got.items()}, one)
 
 
 # What may be looked at

@@ -19,6 +19,7 @@ from .compare import refused
 from .decoding import SOURCE_HIDDEN, STREAMS, B, Stream, check_lengths, unless_handed_on
 
 CAPACITY, BRANCHES, WORDS = 6, 3, 6  # slots of a sample, decodings at a time, tokens to choose from
+LONGEST = 17  # how many tokens a sample is told where slots are written again
 HIDDEN = 0  # among tokens that are fed
 KINDS = STREAMS | {"sequence_first": Stream("encoder", {"norm": True, "batch_first": False})}
 
@@ -65,15 +66,17 @@ class History:
         if "memory" in given and not self.first:
             given["memory"] = given["memory"].swapaxes(0, 1)
         self.given = given
-        self.branches = [self._started()]
         self.steps: list[tuple] = []
         self.past: list[Sample] = []  # what nobody goes on from, still to be checked
         self.mask: Spec | None = None
+        self.slots = 0  # of a window, in which slots are written again
         self.words = normal(76, WORDS, self.stream.width, dtype_name="float32")
+        self.branches = [self._started()]
         self.hides = self._takes([[HIDDEN], [1], [1]])  # whether tokens may be hidden
 
     def _started(self) -> Branch:
-        decoding = self.stream.start(self.subject, CAPACITY, **self.given)
+        window = {"window": self.slots - 1} if self.slots else {}
+        decoding = self.stream.start(self.subject, CAPACITY, **self.given, **window)
         return Branch(decoding, [Sample(b) for b in range(B)])
 
     def _takes(self, ids: list[list[int]]) -> bool:
@@ -101,11 +104,24 @@ class History:
             self.mask = sliding_window(keys)
             self.mask = self.mask if self._takes([[1]] * B) else None
 
+    def ring(self, branch: Branch, before: int) -> None:
+        """Let the cache have a window; only the first step may."""
+        if self.stream.name in MASKS:
+            self.slots, self.mask = before + 1, sliding_window(before)
+            self.branches = [self._started()]
+
+    @property
+    def most(self) -> int:
+        """How many tokens a sample is told."""
+        return LONGEST if self.slots else CAPACITY
+
     def feed(self, branch: Branch, ids: list[list[int]], junk: str) -> None:
         """Feed tokens by number; HIDDEN ones hold what `junk` says."""
         told = np.array(ids[: len(branch.samples)], int)
         told = told if self.hides else np.maximum(told, 1)
-        if (needed := max(np.add(branch.lengths, (told != HIDDEN).sum(1)))) > CAPACITY:
+        if (needed := max(np.add(branch.lengths, (told != HIDDEN).sum(1)))) > self.most:
+            if self.slots:
+                return
             text = f"capacity must hold every token: got {needed} tokens for {CAPACITY} slots"
             self._refused(
                 branch, lambda: self._fed(branch, branch.decoding, told, junk), ValueError, text
@@ -118,7 +134,7 @@ class History:
 
     def feed_earlier(self, branch: Branch, ids: list[list[int]]) -> None:
         """Feed a cache that was handed on: that is refused, or the cache is what it was."""
-        if branch.before is None or max(len(sample.told) for sample in branch.before) == CAPACITY:
+        if branch.before is None or max(len(sample.told) for sample in branch.before) == self.most:
             return
         told = np.maximum([row[:1] for row in ids[: len(branch.samples)]], 1)
         earlier = branch.decoding.earlier()
@@ -141,11 +157,16 @@ class History:
     def truncate(self, branch: Branch, shares: list[int], alike: bool) -> None:
         """Forget some of what each sample was told, or of all the same number."""
         lengths = [s % (n + 1) for s, n in zip(shares, branch.lengths, strict=False)]
-        given = min(lengths) if alike else np.array(lengths)
+        lengths = [min(lengths)] * len(lengths) if alike else lengths
+        given = lengths[0] if alike else np.array(lengths)
+        pairs = list(zip(lengths, branch.lengths, strict=True))
+        if self.slots and any(0 < kept < told and told >= self.slots for kept, told in pairs):
+            text = f"lengths must be 0, or all, once the {self.slots} slots of a window are written"
+            self._refused(branch, lambda: branch.decoding.truncate(given), ValueError, text)
+            return
         branch.decoding = branch.decoding.truncate(given)
         self.past += branch.copied()  # what is forgotten was right
         for sample, length in zip(branch.samples, lengths, strict=True):
-            length = min(lengths) if alike else length
             del sample.told[length:], sample.heard[length:]
         branch.before = None
         self._see_lengths(branch)
@@ -159,6 +180,10 @@ class History:
         if self.stream.kind != "attention":
             return
         told = np.maximum([row[:1] for row in ids[: len(branch.samples)]], 1)
+        if self.slots:
+            text = "key must be a cache without a window, which is for decode: got one"
+            self._refused(branch, lambda: branch.decoding.look(self.words[told]), ValueError, text)
+            return
         output, weights = branch.decoding.look(self.words[told])
         written = np.arange(CAPACITY) < np.array(branch.lengths)[:, None]
         keys = self.words[self._padded(branch.samples)]
@@ -193,6 +218,9 @@ class History:
             hidden = np.zeros((samples, 2), bool)
             calls["hidden"] = lambda: decoding.feed(x, hidden=hidden, **options)
             calls["width"] = lambda: decoding.feed(np.concatenate([x, x], -1), **options)
+        if self.slots:
+            mask = {MASKS[self.stream.name]: self.mask}
+            calls["mask"] = lambda: decoding.feed(x, **options | mask)
         if what in calls:
             self._refused(branch, calls[what], TypeError if what == "dtype" else ValueError)
 
@@ -215,7 +243,8 @@ class History:
 
     def _options(self, branch: Branch) -> dict[str, Any]:
         rows = [sample.row for sample in branch.samples]
-        mask = {} if self.mask is None else {MASKS[self.stream.name]: self.mask}
+        plain = self.mask is None or self.slots
+        mask = {} if plain else {MASKS[self.stream.name]: self.mask}
         return mask | {n: SOURCE_HIDDEN[rows] for n in self.stream.every_feed}
 
     def _hear(self, samples: list[Sample], told: np.ndarray, got: np.ndarray) -> None:
@@ -244,7 +273,7 @@ class History:
         self._see_lengths(branch)
 
     def _padded(self, samples: Iterable[Sample]) -> np.ndarray:
-        return np.array([s.told + [HIDDEN] * (CAPACITY - len(s.told)) for s in samples])
+        return np.array([s.told + [HIDDEN] * (self.most - len(s.told)) for s in samples])
 
     # The judgement
 
@@ -252,7 +281,7 @@ class History:
         """Check every output that ever came back against one pass over what was told."""
         for turn in (1, 2):  # each can still go on, whatever was written for the others
             for number, branch in enumerate(self.branches):
-                full = np.array(branch.lengths) == CAPACITY
+                full = np.array(branch.lengths) == self.most
                 ids = np.where(full, HIDDEN, turn + number)[:, None].tolist()
                 self.do("feed", number, ids, "nan")
         told = [s for s in self.past + [s for b in self.branches for s in b.samples] if s.told]
@@ -263,7 +292,7 @@ class History:
         plain = Stream(self.stream.name, self.stream.changes | {"batch_first": True})
         plain = self.stream if self.first else plain
         exact, naive = plain.one_pass(x, mask=self.mask, rows=[s.row for s in told])
-        valid = (np.arange(CAPACITY) < np.array([len(s.told) for s in told])[:, None])[..., None]
+        valid = (np.arange(self.most) < np.array([len(s.told) for s in told])[:, None])[..., None]
         exact, naive = (np.where(valid, whole, 0.0) for whole in (exact, naive))
         got = exact.astype(np.float32)
         for row, sample in zip(got, told, strict=True):

@@ -171,6 +171,7 @@ STANDING = (
     "query_offset is needed for some of the keys under a mask that goes by positions: "
     "where the first query stands, counted from the first of these keys: got None"
 )
+THROUGHOUT = "a part must be float32 or float64 throughout"
 FIELDS = "a part must have sums (B, H, T, D_v), maximum (B, H, T) and total (B, H, T)"
 PARTS = [
     Wrong("part_head_dim", ValueError, "query and key must share head_dim: got 8 and 7",
@@ -189,14 +190,22 @@ PARTS = [
     Wrong("merge_shapes", ValueError,
           "parts must share a shape: got (2, 3, 5, 4) and (2, 3, 6, 4)",
           lambda m, a: m.merge(parts(m, a), part(m, a, q=(2, 3, 6, 8))), True),
-    Wrong("merge_dtypes", TypeError, "parts must share a dtype: got float32 and float16",
+    Wrong("merge_16_bits", TypeError, f"{THROUGHOUT}: got float16, float16 and float16",
           lambda m, a: m.merge(parts(m, a), parts(m, a, dtype="float16")), True),
+    Wrong("merge_mixed", TypeError, f"{THROUGHOUT}: got float32, float32 and int32",
+          lambda m, a: m.merge(parts(m, a)._replace(total=a(2, 3, 5, dtype="int32"))), True),
     Wrong("merge_fields", ValueError, f"{FIELDS}: got (2, 3, 5, 4), (2, 3, 5) and (2, 3, 5, 1)",
           lambda m, a: m.merge(parts(m, a, total=(2, 3, 5, 1))), True),
     Wrong("merge_no_arrays", TypeError, "sums must be an array: got float",
           lambda m, a: m.merge(m.Partial(1.0, 0.0, 1.0))),
     Wrong("finish_tuple", TypeError, f"{NO_PART}: got tuple",
           lambda m, a: m.finish(tuple(parts(m, a)))),
+    Wrong("finish_mixed", TypeError, f"{THROUGHOUT}: got int32, float32 and float32",
+          lambda m, a: m.finish(parts(m, a)._replace(sums=a(2, 3, 5, 4, dtype="int32"))), True),
+    Wrong("finish_in_integers", TypeError, f"dtype {FLOATS}: got int32",
+          lambda m, a: m.finish(parts(m, a), dtype=a(1, dtype="int32").dtype), True),
+    Wrong("finish_in_no_dtype", TypeError, f"dtype {FLOATS}: got str",
+          lambda m, a: m.finish(parts(m, a), dtype="banana"), True),
     Wrong("finish_fields", ValueError, f"{FIELDS}: got (2, 3, 4), (2, 3, 5) and (2, 3, 5)",
           lambda m, a: m.finish(parts(m, a, sums=(2, 3, 4))), True),
     Wrong("finish_uniform", ValueError,

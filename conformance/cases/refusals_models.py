@@ -91,9 +91,11 @@ def seq2seq(a, **vocabularies):
     return model
 
 
-def decode_tokens(a, tgt):
+def decode_tokens(a, tgt, window=None):
     model = seq2seq(a)
-    return model.decode(tgt, model.start(ones(a), 7))
+    if window is None:
+        return model.decode(tgt, model.start(ones(a), 7))
+    return model.decode(tgt, model.transformer.start(a(2, 4, 12), window=window))
 
 
 def mixed(a, name, **settings):
@@ -349,6 +351,13 @@ CACHES = [
           lambda m, a: a.new("TransformerEncoder", 2, 12, 3, 8).start(2, 0)),
     Wrong("decoder_start_capacity", ValueError, "capacity must be at least 1: got 0",
           lambda m, a: a.new("TransformerDecoder", 2, 12, 3, 8).start(a(2, 7, 12), 0)),
+    Wrong("decoder_start_neither", ValueError, "give either capacity or window: got neither",
+          lambda m, a: a.new("TransformerDecoder", 2, 12, 3, 8).start(a(2, 7, 12))),
+    Wrong("transformer_start_both", ValueError, "give either capacity or window: got both",
+          lambda m, a: a.new("Transformer", **SMALL).start(a(2, 7, 12), 7, window=3)),
+    Wrong("tokens_in_a_window", ValueError,
+          "cache must have no window here, Transformer.decode takes one: got one",
+          lambda m, a: decode_tokens(a, ones(a), window=3)),
     Wrong("stack_without_memories", ValueError, "cache must have 2 memories: got 0",
           lambda m, a: a.new("TransformerDecoder", 2, 12, 3, 8).decode(
               a(2, 5, 12), a.new("TransformerEncoder", 2, 12, 3, 8).start(2, 7)), True),

@@ -280,3 +280,11 @@ def window_cache_short(right, *arguments, window=None, **given):
     """A cache of a window of `before` keeps `before` tokens, the query's own among them."""
     given |= {} if window is None else {"window": max(window - 1, 0)}
     return right(*arguments, **given)
+
+
+@breaks("decoding", "CACHE-13")
+def window_of_decoders_left_out(right, kind, *arguments, capacity, window=None, **given):
+    """A decoder and a Transformer take a window, and their targets see all before them."""
+    if window is not None and kind in ("decoder", "transformer"):
+        return right(kind, *arguments, capacity=64, **given)
+    return right(kind, *arguments, capacity=capacity, window=window, **given)

@@ -232,7 +232,7 @@ class ModelDecoding:
             self.cache = self.model.self_attn.new_cache(batch, **room)
         else:
             first = given.pop("memory" if self.kind == "decoder" else "src")
-            self.cache = self.model.start(first, capacity, **given)
+            self.cache = self.model.start(first, **room, **given)
         return self
 
     def _attentions(self) -> list[tuple[str, Any]]:
