@@ -290,7 +290,7 @@ def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tens
     """Return what a fully masked row becomes: (B, H, 1, D_v)."""
     batch, heads = call.sizes[:2]
     if call.sinks is not None:  # 0, or NaN from a sink that is not finite
-        row = 0 * known_sinks(call.sinks)[None, :, None, None].to(value.dtype)
+        row = 0 * known_sinks(call.sinks)[None, :, None, None].to(value)
         return row.expand(batch, -1, 1, value.shape[3])
     row = value.new_full((batch, value.shape[1], 1, 1), torch.nan)
     if call.empty_rows == "zero":
