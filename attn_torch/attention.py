@@ -133,7 +133,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or not fast:
         return attend_steps(query, key, value, call).output
     if not look:
-        known = call.bias is None and known_structure(call)
+        known = "" if call.bias is not None else known_structure(call)
+        if known == "causal" and call.sinks is not None:  # whose column every row is allowed
+            known = ""
         allowed = None if known else allowed_cells(call, query.device)
         return attend_traced(query, key, value, call, allowed)
     if query.is_cpu and call.sizes[2] == 1:
