@@ -11,7 +11,7 @@ import pytest
 
 from conformance.contract import clauses
 from conformance.reports.diagnosis import explains
-from conformance.subjects.protocol import NotOffered
+from conformance.subjects.protocol import CAPABILITIES, NotOffered
 from tools.atlas import collect as collecting
 from tools.atlas import matrix
 from tools.atlas.ask import ask, refusal
@@ -37,7 +37,8 @@ class Taker:
     """A library that gives one answer to everything, whatever it is asked for."""
 
     mask_polarity = "attend"
-    capabilities = frozenset(NEEDS) - {"float16", "bfloat16"} | {"attention"}
+    capabilities = frozenset(NEEDS & set(CAPABILITIES)) | {"attention"}
+    further = frozenset(NEEDS - set(CAPABILITIES)) - {"float16", "bfloat16"}
     dtypes = ("float32", "float16", "bfloat16")
 
     def __init__(self, question: Question, answer: np.ndarray):
@@ -63,6 +64,12 @@ class Taker:
 
     def gradients(self, *inputs, **options):
         return dict(zip(("query", "key", "value"), self.answer(), strict=True))
+
+    def lse(self, *inputs, **options):
+        return self.answer()
+
+    def rotary(self, *inputs, **options):
+        return [self.answer()]
 
     def decoding(self, *arguments):
         return self
@@ -130,6 +137,7 @@ def test_what_is_not_offered_is_not_refused(question):
     assert found == {"kind": "not offered", "text": "no such thing"}
     bare = Fails(question, AssertionError("asked for what it does not offer"))
     bare.capabilities, bare.dtypes = frozenset({"attention"}), ("float32",)
+    bare.further = frozenset()
     assert (ask(bare, question)["kind"] == "not offered") is bool(question.needs)
 
 

@@ -23,6 +23,29 @@ def jax_nn(q, k, v, mask=None, bias=None, causal=False):
     return over_jax(f, q, k, v, mask=mask, bias=bias, is_causal=causal)
 
 
+def jax_splash(q, k, v, mask=None):
+    """A call a sample, of 128 queries and keys; all beyond the own ones are hidden."""
+    import jax.numpy as jnp
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
+
+    (B, H, T, D), S, own = q.shape, k.shape[2], []
+    cells = np.broadcast_to(np.True_ if mask is None else mask, (B, H, T, S))
+    filled = np.zeros((B, H, 128, 128), bool)
+    filled[:, :, :T, :S] = cells
+    for b in range(B):
+        heads = masks.MultiHeadMask(list(map(masks.NumpyMask, filled[b])))
+        call = kernels.make_splash_mha(heads, head_shards=1, q_seq_shards=1, interpret=True)
+        x = [np.concatenate([x[b], np.zeros_like(x[b], shape=(len(x[b]), 128 - x.shape[2], D))], 1)
+             for x in (q / q.dtype.type(D**0.5), k, v)]  # fmt: skip
+        own.append(np.asarray(call(*map(jnp.asarray, x)))[:, :T])
+    return np.stack(own) if own else q
+
+
 def nnx_function(q, k, v, mask=None, bias=None, causal=False):
     from flax import nnx
 
