@@ -17,7 +17,7 @@ from tools.atlas import matrix
 from tools.atlas.ask import ask, refusal
 from tools.atlas.collect import Entry, collect
 from tools.atlas.glance import GLANCE, STANDS_OUT
-from tools.atlas.page import page
+from tools.atlas.page import page, states
 from tools.atlas.question import OwnMask, Question
 from tools.atlas.questions import QUESTIONS
 from tools.atlas.section import answer_of, shortened
@@ -260,6 +260,17 @@ def test_variants_are_held_against_each_other(measured):
     assert "### flax.nnx\n" in own
     assert "(#what-does-true-say) | attend | hide |" in own
     assert "(#do-a-mask-and-a-bias-work-together)" not in own, "they agree on it"
+
+
+def test_the_page_says_which_suite_ran_on_whom():
+    def of(*days: str) -> dict[str, dict]:
+        told = [{"of": {"date": day, "commit": f"c{day[-1]}"}} for day in days]
+        return {f"p{i}": {"contract": own} for i, own in enumerate(told)}
+
+    assert states(of("2026-11-27", "2026-11-27")) == ["It ran on 2026-11-27, at commit c7."]
+    lines = "- on 2026-11-27, at commit c7: `p0`, `p2`\n- on 2026-11-28, at commit c8: `p1`"
+    assert states(of("2026-11-27", "2026-11-28", "2026-11-27")) == [f"It ran\n\n{lines}"]
+    assert states({"p": {"contract": {"results": [], "failed": ""}}}) == []
 
 
 def result(clause: str, outcome: str, took=None, without_masked_rows=None) -> dict:
