@@ -144,7 +144,7 @@ class Plugged:
         options = self._options(query, key, options)
         return ask(by_name, self.adapter.gradients, query, key, value, grad, **options)
 
-    def processed(self, spec: dict, query, key, positions) -> tuple[np.ndarray, np.ndarray]:
+    def processed(self, spec: dict, query, key, positions) -> list[np.ndarray]:
         require(self, "rotary")
         settings = {name: value for name, value in spec.items() if name != "class"}
         if spec["class"] != "rotary":
