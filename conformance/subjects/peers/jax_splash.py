@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
+from ..protocol import NotOffered
 from .base import FunctionPeer
 from .jax import Jax
 
@@ -42,8 +43,11 @@ class Splash(Jax, FunctionPeer):
         """Return a kernel and its inputs, samples beside heads."""
         B, H, T, D = query.shape
         S = key.shape[2]
-        cells = np.zeros((B, H, filled(T), filled(S)), bool)
-        cells[:, :, :T, :S] = True if mask is None else np.asarray(mask)
+        mask = np.ones((1, 1, 1, 1), bool) if mask is None else np.asarray(mask)
+        if mask.ndim != 4:
+            raise NotOffered("it takes a mask for each head: other axes would be the suite's")
+        cells = np.zeros((B, H, filled(T), filled(S)), mask.dtype)
+        cells[:, :, :T, :S] = mask
         self.tell(f"a NumpyMask for each head of a sample, of {cells.shape[2]} x {cells.shape[3]}")
         masks = MultiHeadMask([NumpyMask(cells[b, h]) for b in range(B) for h in range(H)])
         own |= {"attn_logits_soft_cap": softcap, "interpret": True}

@@ -24,7 +24,7 @@ def jax_nn(q, k, v, mask=None, bias=None, causal=False):
 
 
 def jax_splash(q, k, v, mask=None):
-    """A call a sample, of 128 queries and keys; all beyond the own ones are hidden."""
+    """One call, samples beside heads, of 128 queries and keys; all beyond the own are hidden."""
     import jax.numpy as jnp
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
@@ -33,17 +33,14 @@ def jax_splash(q, k, v, mask=None):
         splash_attention_mask as masks,
     )
 
-    (B, H, T, D), S, own = q.shape, k.shape[2], []
-    cells = np.broadcast_to(np.True_ if mask is None else mask, (B, H, T, S))
-    filled = np.zeros((B, H, 128, 128), bool)
-    filled[:, :, :T, :S] = cells
-    for b in range(B):
-        heads = masks.MultiHeadMask(list(map(masks.NumpyMask, filled[b])))
-        call = kernels.make_splash_mha(heads, head_shards=1, q_seq_shards=1, interpret=True)
-        x = [np.concatenate([x[b], np.zeros_like(x[b], shape=(len(x[b]), 128 - x.shape[2], D))], 1)
-             for x in (q / q.dtype.type(D**0.5), k, v)]  # fmt: skip
-        own.append(np.asarray(call(*map(jnp.asarray, x)))[:, :T])
-    return np.stack(own) if own else q
+    (B, H, T, D), S = q.shape, k.shape[2]
+    mask = np.array(True) if mask is None else mask
+    whole = np.pad(np.broadcast_to(mask, (B, H, T, S)), [(0, 0)] * 2 + [(0, 128 - T), (0, 128 - S)])
+    heads = masks.MultiHeadMask([masks.NumpyMask(x) for own in whole for x in own])
+    call = kernels.make_splash_mha(heads, head_shards=1, q_seq_shards=1, interpret=True)
+    q, k, v = (np.concatenate([*x]) for x in (q / q.dtype.type(D**0.5), k, v))
+    q, k, v = (jnp.pad(x, [(0, 0), (0, 128 - x.shape[1]), (0, 0)]) for x in (q, k, v))
+    return np.stack(np.split(np.asarray(call(q, k, v)), B))[:, :, :T]
 
 
 def nnx_function(q, k, v, mask=None, bias=None, causal=False):
