@@ -196,6 +196,6 @@ adapters ({{again}} in this one); the session fails where one of them differs.
 Not measured: anything but a CPU; compiled and fused kernels that only exist on accelerators (flash
 attention, cuDNN, Triton; splash attention is interpreted here); speed; whole models; what a library
 does under automatic mixed precision; MLX, Haiku, tokamax and other libraries that are not in the
-list above. Upstream threads were read in stored copies, and are shown with the state that they had there; a
-thread may speak of another version than the one measured.
+list above. Upstream threads were read in stored copies, and are shown with the state that they had
+there; a thread may speak of another version than the one measured.
 """

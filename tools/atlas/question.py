@@ -51,6 +51,7 @@ OWN_NAMES = {
     "from the first token": "the first chunk starts where the padding ends",
     "-inf": "minus infinity, the logarithm of a sum of nothing",
     "finite": "the number that hides, -0.7 times the largest float",
+    "block mean": "the mean over a block of 128 keys, of which zeros fill up the last",
     "base 2": "the logarithm to base 2",
     "halves": "feature i with feature i + D/2",
     "interleaved": "feature 2i with feature 2i + 1",
