@@ -11,7 +11,7 @@ try:
 except ImportError:
     sys.exit("the benchmarks need rich: python -m pip install rich")
 
-from . import compiling, everyday, history, memory, page, steps
+from . import compiling, everyday, history, memory, page, sinks, steps, windows
 from .measure import matmul_peak, paired
 from .rows import Row, rows
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     def asked(name: str) -> bool:
         return all(word in name for word in options.only)
 
-    wanted = [row for row in (*rows(), *everyday.rows(), *steps.rows()) if asked(row.name)]
+    wanted = [row for row in every_row() if asked(row.name)]
     cases = [case for case in memory.CASES if asked(memory.name(case))]
     compiled = [case for case in compiling.CASES if asked(compiling.name(case))]
     if not wanted and not cases and not compiled:
@@ -49,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         Path(options.page).write_text(page.markdown(report) + "\n", "utf-8")
     print("", *page.misses(report), page.summary(report), sep="\n")
     return int(options.enforce and bool(page.misses(report)))
+
+
+def every_row() -> list[Row]:
+    """Return the rows of speed, in the order of the page."""
+    return [*rows(), *sinks.rows(), *everyday.rows(), *steps.rows(), *windows.rows()]
 
 
 def measure(wanted: list[Row], cases: list[tuple], compiled: list[tuple], budget: float) -> dict:

@@ -50,7 +50,7 @@ def origin() -> dict:
     return {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": ", ".join([f"{cores()} cores", *_threads(), _cpu(), platform.platform()]),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in SHAPES[SCHEMA]["versions"]},
@@ -114,7 +114,7 @@ def _check(value, shape, where: str) -> None:
             _check(item, shape[name], f"{where}.{name}")
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, with "-dirty" behind it where files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

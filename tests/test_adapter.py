@@ -10,6 +10,7 @@ from conformance import subjects
 from conformance.cases.arrays import normal
 from conformance.cases.attention import BY_NAME, MAIN, PLAIN, SQUARE, Case
 from conformance.cases.compare import check_steps, refused
+from conformance.cases.heads import check_turned
 from conformance.mask_spec import causal, padding, segments, sliding_window
 from conformance.oracle import reference
 from conformance.oracle.tolerance import Differs
@@ -278,6 +279,33 @@ def test_step_that_is_declared_and_missing_is_an_error():
     subject = plugged(capabilities={"attention", "steps"}, steps=lambda *inputs: made_up)
     with pytest.raises(KeyError, match="weights"):
         subject.steps(*PLAIN.inputs("float32"))
+
+
+class Turning(Recording):
+    """Turns nothing, and remembers what it was told."""
+
+    capabilities = frozenset({"rotary"})
+
+    def rotary(self, query, key, positions, **settings):
+        self.given = settings
+        return [query, key]
+
+
+def test_rotary_embeddings_are_told_what_is_not_the_default():
+    subject, places = Plugged(Turning(), "turning"), np.array([[0, 1, 2, 3, 4]])
+    heads = PLAIN.inputs("float32")[0]
+    with pytest.raises(Differs, match=r"^q at its places at "):
+        check_turned(subject, {"class": "rotary", "base": 30.0}, places, "float32")
+    assert subject.adapter.given == {"base": 30.0}
+    with pytest.raises(NotOffered, match=r"^turning does not offer QKNorm$"):
+        subject.processed({"class": "QKNorm"}, heads, heads, places)
+    with pytest.raises(NotOffered, match=r"^turning does not offer float16$"):
+        check_turned(subject, {"class": "rotary"}, places, "float16")
+    with pytest.raises(NotOffered, match=r"^recording does not offer rotary embeddings"):
+        check_turned(plugged(), {"class": "rotary"}, places, "float32")
+    subject.adapter.rotary = lambda query, key, positions: query
+    with pytest.raises(Differs, match=r"^an answer must be query and key: got ndarray$"):
+        check_turned(subject, {"class": "rotary"}, places, "float32")
 
 
 def test_assertion_of_an_adapter_is_no_verdict():

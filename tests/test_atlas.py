@@ -11,13 +11,13 @@ import pytest
 
 from conformance.contract import clauses
 from conformance.reports.diagnosis import explains
-from conformance.subjects.protocol import NotOffered
+from conformance.subjects.protocol import CAPABILITIES, NotOffered
 from tools.atlas import collect as collecting
 from tools.atlas import matrix
 from tools.atlas.ask import ask, refusal
 from tools.atlas.collect import Entry, collect
 from tools.atlas.glance import GLANCE, STANDS_OUT
-from tools.atlas.page import page
+from tools.atlas.page import page, states
 from tools.atlas.question import OwnMask, Question
 from tools.atlas.questions import QUESTIONS
 from tools.atlas.section import answer_of, shortened
@@ -37,7 +37,8 @@ class Taker:
     """A library that gives one answer to everything, whatever it is asked for."""
 
     mask_polarity = "attend"
-    capabilities = frozenset(NEEDS) - {"float16", "bfloat16"} | {"attention"}
+    capabilities = frozenset(NEEDS & set(CAPABILITIES)) | {"attention"}
+    further = frozenset(NEEDS - set(CAPABILITIES)) - {"float16", "bfloat16"}
     dtypes = ("float32", "float16", "bfloat16")
 
     def __init__(self, question: Question, answer: np.ndarray):
@@ -63,6 +64,12 @@ class Taker:
 
     def gradients(self, *inputs, **options):
         return dict(zip(("query", "key", "value"), self.answer(), strict=True))
+
+    def lse(self, *inputs, **options):
+        return self.answer()
+
+    def rotary(self, *inputs, **options):
+        return [self.answer()]
 
     def decoding(self, *arguments):
         return self
@@ -130,6 +137,7 @@ def test_what_is_not_offered_is_not_refused(question):
     assert found == {"kind": "not offered", "text": "no such thing"}
     bare = Fails(question, AssertionError("asked for what it does not offer"))
     bare.capabilities, bare.dtypes = frozenset({"attention"}), ("float32",)
+    bare.further = frozenset()
     assert (ask(bare, question)["kind"] == "not offered") is bool(question.needs)
 
 
@@ -252,6 +260,17 @@ def test_variants_are_held_against_each_other(measured):
     assert "### flax.nnx\n" in own
     assert "(#what-does-true-say) | attend | hide |" in own
     assert "(#do-a-mask-and-a-bias-work-together)" not in own, "they agree on it"
+
+
+def test_the_page_says_which_suite_ran_on_whom():
+    def of(*days: str) -> dict[str, dict]:
+        told = [{"of": {"date": day, "commit": f"c{day[-1]}"}} for day in days]
+        return {f"p{i}": {"contract": own} for i, own in enumerate(told)}
+
+    assert states(of("2026-11-27", "2026-11-27")) == ["It ran on 2026-11-27, at commit c7."]
+    lines = "- on 2026-11-27, at commit c7: `p0`, `p2`\n- on 2026-11-28, at commit c8: `p1`"
+    assert states(of("2026-11-27", "2026-11-28", "2026-11-27")) == [f"It ran\n\n{lines}"]
+    assert states({"p": {"contract": {"results": [], "failed": ""}}}) == []
 
 
 def result(clause: str, outcome: str, took=None, without_masked_rows=None) -> dict:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import accelerator, everyday, history, memory, steps
+from benchmarks import accelerator, everyday, history, memory, sinks, steps, windows
 from benchmarks.inputs import lengths
 from benchmarks.measure import busy_cores, interleaved
 from benchmarks.page import markdown, summary
@@ -298,6 +298,37 @@ def test_both_calls_of_an_everyday_row_compute_the_same(row):
         np.testing.assert_allclose(own, other, rtol=0, atol=1e-4)
 
 
+def compute_the_same(row) -> None:
+    """Check a row's calls against each other, in float32."""
+    ours, theirs = (values(call()) for call in row.make())
+    for own, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5, err_msg=row.against)
+
+
+@pytest.mark.parametrize("at", range(len(sinks.rows())), ids=lambda at: sinks.rows()[at].name)
+def test_both_calls_with_sinks_and_in_parts_compute_the_same(at, monkeypatch):
+    monkeypatch.setattr(sinks, "LONG", (1, 3, 23, 8))
+    monkeypatch.setattr(sinks, "WIDE", (3, 2, 7, 5))
+    compute_the_same(sinks.rows()[at])
+
+
+@pytest.mark.parametrize("at", range(len(windows.rows())), ids=lambda at: windows.rows()[at].name)
+def test_both_steps_in_a_window_compute_the_same(at, monkeypatch):
+    for name, size in (("BATCH", 3), ("CONTEXT", 23), ("RING", 5), ("EMBED", 12), ("HEADS", 2)):
+        monkeypatch.setattr(windows, name, size)
+    compute_the_same(windows.rows()[at])
+
+
+def test_a_ring_goes_on_as_a_window_does(monkeypatch):
+    monkeypatch.setattr(windows, "EMBED", 12)
+    monkeypatch.setattr(windows, "HEADS", 2)
+    made = windows.Window("numpy", 2, 9, 4)
+    step, later = made.ring(), np.concatenate([made.x, made.x[:, -1:], made.x[:, -1:]], 1)
+    step(), step()
+    made.x = later
+    np.testing.assert_allclose(step(), windows.prefix(made)(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("make", [steps._half_torch, steps._half_jax])
 def test_both_steps_in_bfloat16_compute_the_same(make, monkeypatch):
     monkeypatch.setattr(steps, "CONTEXT", 24)
@@ -308,7 +339,7 @@ def test_both_steps_in_bfloat16_compute_the_same(make, monkeypatch):
 
 
 def test_names_of_rows_differ():
-    found = [*command.rows(), *everyday.rows(), *steps.rows()]
+    found = command.every_row()
     names = [(row.name, row.against) for row in found]
     assert len(set(names)) == len(names)
 

@@ -7,6 +7,7 @@ and so does what is said of the library anywhere else.
 import ast
 import os
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from test_isolation import FRAMEWORKS, OURS, imported, refuse
 from conformance import subjects
 from conformance.cases.arrays import coins
 from conformance.cases.attention import GROUPED, PLAIN, SQUARE, Case, Shape
+from conformance.cases.heads import ROTARY, check_turned
 from conformance.mask_spec import allow, causal, padding
 from conformance.oracle.tolerance import LEDGER, Differs, compare
 from conformance.reports.diagnosis import name_of
@@ -29,6 +31,7 @@ FOLDER = Path(subjects.__file__).parent / "peers"
 LIBRARIES = {"keras", "equinox", "onnx", "onnxruntime", "transformers", "x_transformers"}
 METHODS = {"weights": "weights", "gradients": "gradients", "multihead": "multihead"}
 METHODS |= {"parameters": "parameters", "cache": "decoding", "attention": "attention"}
+METHODS |= {"rotary": "rotary"}
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +103,7 @@ def test_keras_refuses_a_process_of_another_backend(monkeypatch, backend):
 def test_peers_of_what_is_installed_are_tested():
     """Here are those of PyTorch, JAX and flax at least; others where their packages are."""
     own = {n for n, peer in PEERS.items() if set(peer.packages) <= {"torch", "jax", "flax"}}
-    assert len(own) == 13 and own <= set(HERE), sorted(own - set(HERE))
+    assert len(own) == 14 and own <= set(HERE), sorted(own - set(HERE))
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -159,6 +162,7 @@ CASES = {
     "causal and padding": Case("both", SQUARE, causal() & padding([7, 3, 4])),
     "grouped": Case("grouped", GROUPED, allow(coins(5, 3, 4, 5, 7, true=0.7))),
     "softcap": Case("softcap", softcap=0.9, bias="rank2"),
+    "sinks": Case("sinks", mask=padding([7, 3, 4]), sinks="normal"),
 }
 
 
@@ -189,7 +193,7 @@ FACTS = {
     "torch-mha-eval": {"empty": "conforms", "empty, T == S": "conforms"}
     | {"NaN in a hidden key, T == S": "poisoned"},
     "torch-mha-fast": {"empty, T == S": "nan"},
-    "torch-flex": {"empty": "conforms", "NaN in a hidden key": "conforms"}
+    "torch-flex": {"empty": "conforms", "sinks": "conforms", "NaN in a hidden key": "conforms"}
     | {"NaN in a hidden value": "poisoned"},
     "jax-nn": {
         "empty": "mean",
@@ -197,6 +201,8 @@ FACTS = {
         "NaN in a hidden value": "poisoned",
         "causal, T < S": "top-left",
     },
+    "jax-splash": {"empty": "nan", "NaN in a hidden key": "conforms", "grouped": "conforms"}
+    | {"NaN in a hidden value": "poisoned"},
     "nnx-function": {"empty": "mean", "causal, T < S": "top-left", "grouped": "conforms"},
     "nnx-mha": {"empty": "mean", "causal, T < S": "top-left", "NaN in a hidden key": "conforms"},
     "linen-mha": {"empty": "mean", "NaN in a hidden key": "conforms"}
@@ -215,12 +221,14 @@ FACTS = {
     "onnxruntime": {"empty": "conforms", "grouped": "conforms", "causal, T < S": "top-left"},
     "transformers-eager": {"empty": "nan", "grouped": "conforms"},
     "transformers-eager-own": {"empty": "mean"},
+    "transformers-gpt-oss": {"empty": "mean", "sinks": "conforms"},
     "transformers-sdpa": {
         "empty": "conforms",
         "causal and padding": "no-causal",
         "causal, T == 1": "bottom-right",
     },
     "x-transformers": {
+        "sinks": "conforms",
         "grouped": "tiled",
         "softcap": "softcap-last",
         "causal, T < S": "bottom-right",
@@ -237,6 +245,22 @@ def test_fact(name, case):
     got = verdict(subject, CASES[case], role)
     text = f"{name}, {case}: {got!r}, where {wanted!r} is pinned for {subject.versions()}"
     assert got == wanted, text
+
+
+TURNS = {"transformers-eager": "halves", "transformers-eager-own": "halves"}
+TURNS |= {"x-transformers": "interleaved", "equinox-mha": "halves"}
+NEAR = np.array([[0, 1, 5], [3, 2, 1], [4, 6, 0]])
+
+
+@pytest.mark.parametrize("name", [n for n in HERE if "rotary" in peer(n).capabilities])
+def test_peer_turns_the_pairs_that_it_is_known_for(name):
+    """And no others without a word; ONNX' operator has both."""
+    taken = set()
+    for pairs in ("halves", "interleaved"):
+        with suppress(NotOffered):
+            check_turned(peer(name), ROTARY[pairs], NEAR, "float32")
+            taken.add(pairs)
+    assert taken == ({TURNS[name]} if name in TURNS else {"halves", "interleaved"})
 
 
 def test_torch_mha_reads_its_causal_hint_by_its_path():

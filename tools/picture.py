@@ -12,13 +12,13 @@ ALLOWED, HIDDEN, TEXT = "#2f81f7", "#8b949e", "#8b949e"  # readable on white and
 def masks() -> dict:
     """Return the masks that are drawn, by their code."""
     sys.path.insert(0, str(ROOT))
-    from attn_numpy import causal, padding, segments, sliding_window
+    from attn_numpy import causal, packed, padding, sliding_window
 
     return {
         "causal()": causal(),
         "sliding_window(2)": sliding_window(2),
         "causal() & padding([5])": causal() & padding([5]),
-        "causal() & segments(ids)": causal() & segments([[0, 0, 0, 1, 1, 1, 1, 2]]),
+        "causal() & packed(lengths)": causal() & packed([[3, 4, 1]]),
     }
 
 

@@ -72,7 +72,7 @@ def decode(subject: Subject, call: MultiHeadCase, cuts: tuple[int, ...], **given
 
 def check_turned(subject: Subject, spec: dict, places: np.ndarray, dtype_name: str) -> None:
     """Check what a process makes of heads at some places, alone."""
-    require(subject, "process_heads")
+    require(subject, "rotary")
     query = normal(8, 3, 4, places.shape[1], 6, dtype_name=dtype_name)
     key = normal(9, 3, 2, places.shape[1], 6, dtype_name=dtype_name)
     got = subject.processed(spec, query, key, places)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..mask_spec import Spec, conjuncts, positional
 from ..oracle import reference
-from .boundary import PluggedDecoding, ask, by_name, one, pair
+from .boundary import PluggedDecoding, ask, by_name, one, pair, two
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
 POLARITIES = ("attend", "hide", "add")
@@ -31,6 +31,7 @@ OURS = {"masks", "layers", "checkpoints", "errors", "blocked", "parts", "compile
         "counting", "transforms", "second", "autocast", "altered", "process_heads"}  # fmt: skip
 METHODS = {name: name for name in ("attention", "weights", "steps", "gradients", "multihead")}
 METHODS |= {"parameters": "parameters", "cache": "decoding", "small_blocks": "small_blocks"}
+METHODS |= {"rotary": "rotary"}
 SETTINGS = {"kdim": "widths", "vdim": "widths", "num_kv_heads": "grouped", "scale": "scale",
             "softcap": "softcap", "sinks": "sinks", "head_dim": "head_dim",
             "qkv_bias": "head_dim", "process_heads": "process_heads"}  # fmt: skip
@@ -143,6 +144,14 @@ class Plugged:
         options = self._options(query, key, options)
         return ask(by_name, self.adapter.gradients, query, key, value, grad, **options)
 
+    def processed(self, spec: dict, query, key, positions) -> list[np.ndarray]:
+        require(self, "rotary")
+        settings = {name: value for name, value in spec.items() if name != "class"}
+        if spec["class"] != "rotary":
+            raise NotOffered(f"{self.name} does not offer {spec['class']}")
+        self._refuse_dtypes(query, key)
+        return ask(two, self.adapter.rotary, query, key, positions, **settings)
+
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         require(self, "parameters")
         return ask(by_name, self.adapter.parameters, self._config(config))
@@ -182,10 +191,13 @@ class Plugged:
         inputs = self._config(config), dict(parameters), given["batch_size"], capacity
         return ask(partial(PluggedDecoding, self.name), self.adapter.decoding, *inputs)
 
-    def _options(self, query, key, options: dict) -> dict:
-        for array in (query, key):
+    def _refuse_dtypes(self, *arrays: np.ndarray) -> None:
+        for array in arrays:
             if array.dtype.name not in self.dtypes:
                 raise NotOffered(f"{self.name} does not offer {array.dtype.name}")
+
+    def _options(self, query, key, options: dict) -> dict:
+        self._refuse_dtypes(query, key)
         if query.shape[1] != key.shape[1]:
             require(self, "grouped")
         given = {name: value for name, value in options.items() if value is not None}

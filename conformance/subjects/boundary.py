@@ -57,6 +57,13 @@ def pair(found: Any) -> tuple[np.ndarray, np.ndarray | None]:
     return one(output), None if weights is None else one(weights)
 
 
+def two(found: Any) -> list[np.ndarray]:
+    """Take heads of queries and of keys."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Differs(f"an answer must be query and key: got {type(found).__name__}")
+    return [one(heads) for heads in found]
+
+
 def by_name(found: Any) -> dict[str, np.ndarray]:
     """Take a dict of arrays."""
     if not isinstance(found, Mapping):

@@ -30,6 +30,8 @@ RULES = [
     attn_numpy.sliding_window(0),
     attn_numpy.prefix([0]),
     attn_numpy.segments([[0]]),
+    attn_numpy.packed([[1]]),
+    attn_numpy.chunked(1),
 ]
 
 

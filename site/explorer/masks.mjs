@@ -1,12 +1,15 @@
 // Masks in JavaScript: a tree of rules, asked cell by cell, as the contract has them.
 //
-// A leaf is {kind, arguments}; {kind: "and" | "or" | "not", parts} combines masks. A cell is
-// {b, h, t, s, p}: sample, head, row of the query, key, and the query's position p = t + offset.
+// A leaf is {kind, arguments}; {kind: "and" | "or" | "not", parts} combines masks, and "part" has
+// rows and columns of a whole call. A cell is {b, h, t, s, p}: sample, head, row of the query, key,
+// and the query's position p = t + offset.
 
 export const leaf = (kind, args = {}) => ({ kind, arguments: args });
 export const and = (...parts) => ({ kind: "and", parts });
 export const or = (...parts) => ({ kind: "or", parts });
 export const not = (part) => ({ kind: "not", parts: [part] });
+export const part = (mask, rows, columns, offset) =>
+  ({ kind: "part", parts: [mask], arguments: { rows, columns, offset } });
 
 /** A table's entry for sample b; a table with one entry serves every sample. */
 const of = (table, b) => table[table.length === 1 ? 0 : b];
@@ -40,6 +43,10 @@ export function isAllowed(mask, cell) {
     case "and": return mask.parts.every((part) => isAllowed(part, cell));
     case "or": return mask.parts.some((part) => isAllowed(part, cell));
     case "not": return !isAllowed(mask.parts[0], cell);
+    case "part": {
+      const { rows, columns, offset } = mask.arguments, t = rows[cell.t];
+      return isAllowed(mask.parts[0], { ...cell, t, s: columns[cell.s], p: t + offset });
+    }
     default: return RULES[mask.kind](cell, mask.arguments ?? {});
   }
 }
@@ -58,7 +65,8 @@ export function hiders(mask, cell) {
 }
 
 const POSITIONAL = new Set(["causal", "sliding_window", "chunked", "prefix", "packed"]);
-const leaves = (mask) => (mask.parts ? mask.parts.flatMap(leaves) : [mask]);
+const leaves = (mask) => // a part's own are of another call
+  (mask.kind === "part" ? [] : mask.parts ? mask.parts.flatMap(leaves) : [mask]);
 
 /** Whether a mask looks at positions, which `offset` moves. */
 export const isPositional = (mask) =>

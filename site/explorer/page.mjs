@@ -1,5 +1,7 @@
 // The explorer's page: the state lives in the address, and everything on the page follows it.
-import { BOUNDS, PARTS, clamp, fitted, format, joined, parse, termsOf, understood } from "./state.mjs";
+import {
+  BOUNDS, PARTS, TEXTS, clamp, fitted, format, joined, parse, termsOf, understood, view,
+} from "./state.mjs";
 import { array, explain, expression, grid, python, steps } from "./words.mjs";
 
 const $ = (id) => document.getElementById(id);
@@ -31,8 +33,10 @@ function switched(part, { dataset: { does }, checked, value }) {
 $("explorer").addEventListener("input", ({ target }) => {
   const part = target.closest("[data-part]")?.dataset.part, { name, type, value } = target;
   if (target.dataset.does) show(switched(part, target));
+  else if (type === "checkbox") show({ ...state, [name]: target.checked ? "on" : "off" });
   else if (type !== "text") show({ ...state, [name]: name in BOUNDS ? Number(value) : value });
-  else if (/^\d+$/.test(value)) show({ ...state, [name]: value });
+  else if (TEXTS[name].test(value.replaceAll(" ", "")))
+    show({ ...state, [name]: value.replaceAll(" ", "") });
 });
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("focusout", () => showControls());
@@ -41,6 +45,7 @@ function showControls() {
   for (const input of inputs) {
     const { name, type } = input;
     if (type === "radio") input.checked = input.value === String(state[name]);
+    else if (type === "checkbox") input.checked = state[name] === "on";
     else if (input !== document.activeElement || type === "range") {
       if (type === "range") [input.min, input.max] = BOUNDS[name];
       if (/lengths|prefix/.test(name)) input.max = state.S;
@@ -57,6 +62,7 @@ function showControls() {
     part.querySelector("[data-does=join]").value = term?.join ?? "and";
     part.querySelector("[data-does=join]").hidden = i <= 0;
   }
+  $("ex-part").classList.toggle("off", state.part === "off");
 }
 
 // The picture.
@@ -66,14 +72,15 @@ const short = (text) => (text.length > 3 ? `${text.slice(0, 2)}+` : text || "■
 const named = ({ name, negated }) => (negated ? "not " : "") + name;
 
 function head(more = []) {
-  const columns = [...Array(state.S).keys(), ...more];
-  const cells = columns.map((name) => `<th scope="col">${name}</th>`).join("");
+  const { columns, on } = view(state), at = (s) => (on ? ` <small>at ${columns[s]}</small>` : "");
+  const names = [...columns.map((_, s) => `${s}${at(s)}`), ...more];
+  const cells = names.map((name) => `<th scope="col">${name}</th>`).join("");
   return `<thead><tr><td><small>query \\ key</small></td>${cells}</tr></thead>`;
 }
 
 function rowHead(t, full) {
   const mark = full ? ' <span title="fully masked">∅</span>' : "";
-  return `<th scope="row">${t}${mark} <small>at ${t + state.offset}</small></th>`;
+  return `<th scope="row">${t}${mark} <small>at ${view(state).rows[t] + state.offset}</small></th>`;
 }
 
 function showGrid(rows, full) {
@@ -103,11 +110,11 @@ function showLegend() {
 }
 
 function showFull(full) {
-  const rows = full.flatMap((yes, t) => (yes ? [t] : [])).join(", ");
+  const rows = full.flatMap((yes, t) => (yes ? [t] : [])).join(", "), { S } = view(state);
   $("ex-full").hidden = !rows;
   $("ex-full").textContent = `∅ Fully masked: query ${rows}. No key is allowed, so softmax has ` +
     `nothing to divide by. empty_rows="zero" gives weights 0 and output 0, "nan" gives NaN, ` +
-    `"uniform" gives each of the ${state.S} keys 1/${state.S}.`;
+    `"uniform" gives each of the ${S} keys 1/${S}.`;
 }
 
 function number(x) {
@@ -116,7 +123,7 @@ function number(x) {
 }
 
 function showNumbers(full) {
-  const { T, S, sample } = state, { masked_scores, weights, output } = steps(state);
+  const { T, S } = view(state), { sample } = state, { masked_scores, weights, output } = steps(state);
   const row = (values, width, t) => {
     const first = (sample * T + t) * width;
     return [...values.subarray(first, first + width)];
@@ -177,7 +184,7 @@ table.addEventListener("pointerover", ({ target, pointerType }) => {
 });
 table.addEventListener("pointerleave", () => say(null));
 table.addEventListener("keydown", (event) => {
-  const { t, s, T, S } = state;
+  const { t, s } = state, { T, S } = view(state);
   const to = {
     ArrowUp: [t - 1, s], ArrowDown: [t + 1, s], ArrowLeft: [t, s - 1], ArrowRight: [t, s + 1],
     Home: [t, 0], End: [t, S - 1], PageUp: [0, s], PageDown: [T - 1, s],

@@ -16,8 +16,8 @@ BUDGET = 60_000  # bytes over the wire, gzipped, for the page and all that it lo
 SETTINGS = 40
 ATLAS = Path(__file__).parents[2] / "docs" / "atlas.json"
 SEED = int(os.environ.get("EXPLORER_SEED", random.randrange(10**6)))
-NAMES = ["causal", "window", "chunks", "prefix", "segments", "padding"]
-LETTERS = dict(zip(NAMES, "CWKFSP", strict=True))
+NAMES = ["causal", "window", "chunks", "prefix", "segments", "packed", "padding"]
+LETTERS = dict(zip(NAMES, "CWKFSDP", strict=True))
 TERM = re.compile(r"(?:^|\.(and|or)\.)(~?)([a-z]+)")
 READ = """() => {
   const text = (id) => document.getElementById(id).textContent;
@@ -47,7 +47,13 @@ def setting(choose: random.Random, backend: str) -> dict:
         numbers[name] = choose.randint(0, keys)
     for name in ("ids0", "ids1"):
         numbers[name] = "".join(sorted(choose.choices("0123", k=keys)))
+    for name in ("docs0", "docs1"):
+        numbers[name] = "".join(choose.choices("01234", k=choose.randint(1, 4)))
+    sizes = {"rows": queries, "columns": keys}
+    for name, size in sizes.items():
+        numbers[name] = ",".join(map(str, choose.choices(range(size), k=choose.randint(1, 9))))
     return {
+        **{"part": choose.choice(["off", "off", "on"])},
         **{"T": queries, "S": keys, "offset": choose.randint(-4, 8), "mask": mask},
         **{"sample": choose.randint(0, 1), "chunk": choose.randint(1, 5)},
         **{"t": choose.randrange(queries), "s": choose.randrange(keys)},
@@ -83,8 +89,7 @@ def compare(seen: dict, state: dict) -> None:
     drawn = "\n".join(" ".join("·" if by else "■" for by in row) for row in seen["by"])
     assert told.startswith(f"{drawn}\n{seen['why']}\n")
 
-    call = (state["T"], state["S"])
-    settings = {"query_offset": state["offset"], "batch": 2}
+    call, settings = sizes_of(state), {"batch": 2} | moved(state)
     arrays = {"attend": mask.allowed, "hide": mask.hidden, "add": mask.additive}
     whole = np.asarray(arrays[state["convention"]](*call, **settings))
     _, copied = execute(seen["array"])
@@ -99,9 +104,21 @@ def compare(seen: dict, state: dict) -> None:
     assert_numbers(seen["scores"], steps.masked_scores[sample, 0])
     weights, output = (np.asarray(x[sample, 0]) for x in (steps.weights, steps.output))
     assert_numbers(seen["weights"], np.concatenate([weights, output], -1))
-    shown = np.array(seen["weights"])[:, : state["S"]]
+    shown = np.array(seen["weights"])[:, : call[1]]
     assert ((shown == "0") == (weights == 0)).all()
     assert_letters(seen["by"], state, mask)
+
+
+def sizes_of(state: dict) -> tuple[int, int]:
+    """T and S of what is shown: those of the part, where a part is."""
+    if state["part"] == "off":
+        return state["T"], state["S"]
+    return len(state["rows"].split(",")), len(state["columns"].split(","))
+
+
+def moved(state: dict) -> dict:
+    """The offset of what is shown; a part is not moved again."""
+    return {"query_offset": state["offset"] if state["part"] == "off" else 0}
 
 
 def assert_numbers(shown: list[list[str]], wanted) -> None:
@@ -136,7 +153,7 @@ def assert_letters(by: list[list[str]], state: dict, mask) -> None:
     for t, row in enumerate(by):
         for s, letters in enumerate(row):
             cell = {"batch": state["sample"], "head": 0, "query": t, "key": s}
-            lines = mask.explain(**cell, query_offset=state["offset"]).splitlines()[1:]
+            lines = mask.explain(**cell, **moved(state)).splitlines()[1:]
             wanted = ""  # of what stands before a part: empty where that allows the cell
             for (join, _, part), line in zip(terms, lines, strict=True):
                 own = LETTERS[part] if line.startswith("  hidden") else ""
@@ -194,6 +211,42 @@ def test_a_link_shows_the_same_state_again(tab):
     tab.goto("about:blank")
     tab.goto(f"/explorer.html{seen['link']}")
     assert tab.evaluate(READ) == seen
+
+
+def test_a_part_is_that_of_the_whole_call_in_any_order(tab):
+    tab.goto("/explorer.html#mask=causal.and.packed&T=8&offset=0&sample=0&t=0&s=0")
+    whole = tab.evaluate(READ)["grid"]
+    tab.locator("[name=part]").check()
+    tab.locator("[name=rows]").fill("7, 2,7")
+    tab.locator("[name=columns]").fill("6,1,0,6")
+    seen = tab.evaluate(READ)
+    assert seen["grid"] == [[whole[t][s] for s in (6, 1, 0, 6)] for t in (7, 2, 7)]
+    whole = "(causal() & packed([[3, 3, 2], [5, 3, 0]])).part([7, 2, 7], [6, 1, 0, 6])"
+    assert seen["expression"] == whole
+    assert "by causal().part(rows=[[7, 2, 7]], columns=[[6, 1, 0, 6]]): " in seen["why"]
+    heads = tab.locator("#ex-grid thead th").all_text_contents()
+    assert heads == ["0 at 6", "1 at 1", "2 at 0", "3 at 6"]
+    tab.locator("[name=rows]").fill("7,x")  # not understood: the last that was stays
+    assert tab.evaluate(READ)["expression"] == whole
+    tab.locator("[name=S]").press("Home")  # one key: the columns that are left fit it
+    assert "[0])" in tab.evaluate(READ)["expression"]
+    tab.locator("[name=part]").uncheck()
+    assert ".part" not in tab.evaluate(READ)["expression"]
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "told"),
+    [
+        ("docs0", "24", "packed([[2, 4], [5, 3]])"),
+        ("docs1", "1", "packed([[3, 3, 2], [1, 0, 0]])"),
+        ("docs0", "99", "packed([[8, 0], [5, 3]])"),  # no more tokens than keys
+        ("docs0", "x", "packed([[3, 3, 2], [5, 3, 0]])"),
+    ],
+)
+def test_documents_are_typed_a_digit_each(tab, name, typed, told):
+    tab.goto("/explorer.html#mask=packed")
+    tab.locator(f"[name={name}]").fill(typed)
+    assert tab.evaluate(READ)["expression"] == told
 
 
 def test_every_start_shows_another_mask(tab):
@@ -272,6 +325,9 @@ def test_pointing_and_touching_choose_a_cell(site, browser, tab):
     context.close()
 
 
+OWN_MASK = {"transformers-eager-own", "transformers-gpt-oss"}
+
+
 def test_the_readers_of_a_convention_are_those_of_the_atlas(tab):
     peers = json.loads(ATLAS.read_text("utf-8"))["peers"]
     wanted = {"attend": ("true", "attend"), "hide": ("true", "hide"), "add": ("float-inf", "added")}
@@ -280,11 +336,11 @@ def test_the_readers_of_a_convention_are_those_of_the_atlas(tab):
         tab.locator(f"[name=convention][value={convention}]").check()
         told = tab.locator("#ex-libraries").text_content().partition(" Turned round")[0]
         named = {name for names in re.findall(r"\((.*?)\)", told) for name in names.split(", ")}
-        assert "transformers-eager-own" not in named  # its function adds what it is given
+        assert not named & OWN_MASK  # their functions add what they are given
         assert named == {
             n
             for n, peer in peers.items()
-            if peer["answers"][question]["word"] == word and n != "transformers-eager-own"
+            if peer["answers"][question]["word"] == word and n not in OWN_MASK
         }
 
 

@@ -139,5 +139,5 @@ def library_of(peer: dict) -> str:
 
 
 def words_of(question: dict, answer: dict) -> tuple[str, str]:
-    known = question["answers"][answer["answer"]]
-    return known["means"], known["gives"]
+    known = question["answers"].get(answer.get("answer"), answer)
+    return known.get("means", ""), known.get("gives", "")

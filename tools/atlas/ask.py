@@ -88,8 +88,8 @@ def require(adapter: Any, question: Question) -> None:
 
 def arguments_of(adapter: Any) -> set[str]:
     """Return what an adapter hands on though it does not declare it: a hint is no capability."""
-    call = getattr(adapter, "call", None)
-    return set() if call is None else HINTS & set(signature(call).parameters)
+    call, further = getattr(adapter, "call", None), set(getattr(adapter, "further", ()))
+    return further if call is None else further | HINTS & set(signature(call).parameters)
 
 
 def given(adapter: Any, question: Question) -> dict:
@@ -164,6 +164,15 @@ def gradients(adapter: Any, question: Question) -> np.ndarray:
     return np.stack([np.asarray(found[name]) for name in ("query", "key", "value")])
 
 
+def lse(adapter: Any, question: Question) -> np.ndarray:
+    return np.asarray(adapter.lse(*question.inputs, **given(adapter, question)))
+
+
+def rotary(adapter: Any, question: Question) -> np.ndarray:
+    """Return the query as it is turned, by the pairs of features that the library has."""
+    return np.asarray(adapter.rotary(*question.inputs, **question.given, interleaved=None)[0])
+
+
 def decode(adapter: Any, question: Question) -> np.ndarray:
     """Return the output of the last call that feeds tokens."""
     (tokens,), options = question.inputs, question.given
@@ -181,6 +190,8 @@ HOW = {
     "weights": weights,
     "both": both,
     "gradients": gradients,
+    "lse": lse,
+    "rotary": rotary,
     "decode": decode,
 }
 

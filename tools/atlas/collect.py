@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import conformance
+from benchmarks.history import commit
 from conformance.contract import clauses
 from conformance.reports.report import read, results
 from conformance.subjects.peers import PEERS
@@ -31,7 +32,7 @@ PROFILES = (
 WITHOUT_MASKED_ROWS = "tools.atlas.without_masked_rows:"
 AGREEMENT = Path(conformance.__file__).with_name("test_agreement.py")
 SLIM = ("clause", "case", "outcome", "took", "message", "dtype")
-SECONDS = {"answers": 180, "contract": 600, "snippet": 120}
+SECONDS = {"answers": 180, "contract": 1200, "snippet": 120}
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,14 @@ def contract(entries: list[Entry], folder: Path) -> dict[str, dict]:
     """Return the contract run's results by peer, or why there are none.
 
     A case that differs is run again on the peers without fully masked rows; its outcome there is
-    `without_masked_rows`.
+    `without_masked_rows`. `of` says when the suite ran, and of which commit it is.
     """
     out = folder / f"{entries[0].name}.report.jsonl"
     chosen = [f"--profile={profile}" for profile in PROFILES]
     found, failed = suite(entries, "", chosen, out)
+    of = {"date": time.strftime("%Y-%m-%d"), "commit": commit()}
     if failed:
-        return {entry.name: {"results": [], "failed": failed} for entry in entries}
+        return {entry.name: {"results": [], "failed": failed, "of": of} for entry in entries}
     wrong = {r["clause"] for r in found if r["outcome"] in WRONG}
     again = [f"--clause={id}" for id in sorted(wrong) if clauses()[id].profile != "empty"]
     without_masked_rows: list[dict] = []
@@ -109,7 +111,7 @@ def contract(entries: list[Entry], folder: Path) -> dict[str, dict]:
         if result["outcome"] in WRONG:
             row["without_masked_rows"] = outcomes.get((result["subject"], result["case"]))
         rows[result["subject"]].append(row)
-    return {name: {"results": own, "failed": failed} for name, own in rows.items()}
+    return {name: {"results": own, "failed": failed, "of": of} for name, own in rows.items()}
 
 
 def suite(

@@ -29,6 +29,9 @@ STANDS_OUT = [
     ("mask-and-causal", "only the mask", "drop the causal flag where there is a mask"),
     ("half-empty", "unmasked-row", "give such a row everything in float16"),
     ("grouped", "tiled", "give query heads other key heads than the rest do"),
+    ("window", "n keys", "count the query's own key among those of a window"),
+    ("lse", "finite", "give the log-sum-exp of a fully masked row as a finite number"),
+    ("rotary", "interleaved", "turn feature 2i with 2i + 1, and not with i + D/2"),
     ("overflow", "last slot", "overwrite the last token of a full cache, without a word"),
 ]
 SHORT = {

@@ -13,7 +13,7 @@ from .matrix import LEGEND, SYMBOLS, by_clause, how, shown_profiles, verdicts
 from .numbers import NUMBERS, inputs
 from .question import Question, reading
 from .questions import QUESTIONS
-from .section import section
+from .section import named, section
 from .snippets import snippets
 from .variants import against_themselves
 
@@ -121,7 +121,8 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
         "The suite itself, run on every library: a clause has many cases, random and larger than "
         f"the questions above. {legend}. To tell ◐ from ○, what fails is run again with such rows "
         "opened before the call and set to the contract's answer after it. A library without a "
-        f"row offers nothing of a chapter, and none offers anything of {', '.join(hidden)}."
+        f"row offers nothing of a chapter, and none offers anything of {', '.join(hidden)}.",
+        *states(peers),
     ]
     for profile, ids in shown.items():
         parts.append(f"### {profile.capitalize()}")
@@ -130,6 +131,19 @@ def contract_run(peers: dict[str, dict]) -> list[str]:
         parts += _differences(results, ids)
     failed = {name: peer["contract"]["failed"] for name, peer in peers.items()}
     return [*parts, *(f"No run of `{name}`: {why}." for name, why in failed.items() if why)]
+
+
+def states(peers: dict[str, dict]) -> list[str]:
+    """Return when the suite ran on whom, and of which commit it was."""
+    found: dict[tuple, list[str]] = {}
+    for name, peer in peers.items():
+        if of := peer["contract"].get("of"):
+            found.setdefault((of["date"], of["commit"]), []).append(name)
+    said = [f"on {date}, at commit {commit}" for date, commit in found]
+    if len(said) < 2:
+        return [f"It ran {said[0]}."] if said else []
+    lines = [f"- {text}: {named(own)}" for text, own in zip(said, found.values(), strict=True)]
+    return ["It ran\n\n" + "\n".join(lines)]
 
 
 def _matrix(found: dict[str, dict[str, str]], ids: list[str]) -> str:
@@ -180,8 +194,8 @@ A sample of the answers is asked once more in every session, by calls that share
 adapters ({{again}} in this one); the session fails where one of them differs.
 
 Not measured: anything but a CPU; compiled and fused kernels that only exist on accelerators (flash
-attention, cuDNN, splash attention, Triton); speed; whole models; what a library does under
-automatic mixed precision; MLX, Haiku, tokamax and other libraries that are not in the list above.
-Upstream threads were read in stored copies, and are shown with the state that they had there; a
-thread may speak of another version than the one measured.
+attention, cuDNN, Triton; splash attention is interpreted here); speed; whole models; what a library
+does under automatic mixed precision; MLX, Haiku, tokamax and other libraries that are not in the
+list above. Upstream threads were read in stored copies, and are shown with the state that they had
+there; a thread may speak of another version than the one measured.
 """

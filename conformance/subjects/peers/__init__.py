@@ -72,6 +72,7 @@ PEERS: dict[str, PeerEntry] = {
     ),
     "torch-flex": _peer("torch_flex:Flex", ("torch",), "flex_attention, not compiled"),
     "jax-nn": _peer("jax_nn:DotProduct", JAX, "jax.nn.dot_product_attention"),
+    "jax-splash": _peer("jax_splash:Splash", JAX, "splash attention, interpreted on the CPU"),
     "nnx-function": _peer("nnx:NnxDotProduct", FLAX, "flax.nnx.dot_product_attention"),
     "nnx-mha": _peer("nnx:NnxMultiHead", FLAX, "flax.nnx.MultiHeadAttention, and its cache"),
     "linen-mha": _peer("linen:LinenMultiHead", FLAX, "flax.linen.MultiHeadDotProductAttention"),
@@ -99,6 +100,11 @@ PEERS: dict[str, PeerEntry] = {
         "transformers:EagerOwn",
         ("transformers", "torch"),
         "the same with transformers' own eager_mask, which hides by the smallest float",
+    ),
+    "transformers-gpt-oss": _peer(
+        "transformers:GptOss",
+        ("transformers", "torch"),
+        "gpt-oss' eager_attention_forward in transformers, with a sink and transformers' own mask",
     ),
     "transformers-sdpa": _peer(
         "transformers:Sdpa", ("transformers", "torch"), "transformers' sdpa attention function"

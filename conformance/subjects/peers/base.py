@@ -31,6 +31,7 @@ class Peer:
     did: tuple[str, ...] = ()
     mask_polarity = "attend"
     capabilities: frozenset[str] = frozenset()
+    further: frozenset[str] = frozenset()  # what the atlas asks and no clause does
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
     packages: tuple[str, ...] = ()
 

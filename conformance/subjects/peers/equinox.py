@@ -9,6 +9,7 @@ from typing import Any
 
 import equinox
 import jax
+import jax.numpy as jnp
 
 from ..protocol import NotOffered
 from .base import ModulePeer
@@ -18,10 +19,27 @@ LAYERS = {"query": "q", "key": "k", "value": "v", "output": "out"}
 
 
 class EquinoxMultiHead(Jax, ModulePeer):
-    """A mask's first axis is the samples'."""
+    """A mask's first axis is the samples'. Rotary embeddings are those of a whole sequence."""
 
     packages = ("equinox", *Jax.packages)
-    capabilities = frozenset({"attention", "multihead", "widths", "dropout", "gradients"})
+    capabilities = frozenset({"attention", "multihead", "widths", "dropout", "gradients", "rotary"})
+
+    def rotary(self, query, key, positions, *, base=1e4, interleaved=False, **others):
+        if interleaved or others:
+            raise NotOffered("equinox turns the two halves of a head, all of it")
+        self.tell("in a sequence of zeros that is long enough, and taken out of it again")
+        with self.scope(query.dtype.name):
+            return [self.numpy(self.turned(self.array(x), positions, base)) for x in (query, key)]
+
+    def turned(self, x, positions, base):
+        embedding = equinox.nn.RotaryPositionalEmbedding(x.shape[3], base, x.dtype)
+
+        def head(x, places):
+            whole = jnp.zeros((int(positions.max()) + 1, x.shape[1]), x.dtype)
+            return embedding(whole.at[places].set(x))[places]
+
+        places = jnp.broadcast_to(positions, (len(x), positions.shape[1]))
+        return jax.vmap(jax.vmap(head, (0, None)))(x, places)
 
     def module(self, config, parameters) -> equinox.nn.MultiheadAttention:
         if config["embed_dim"] % config["num_heads"]:

@@ -1,4 +1,4 @@
-"""The operator Attention of ONNX, by the reference evaluator and by ONNX Runtime on the CPU.
+"""The operators Attention and RotaryEmbedding of ONNX, by the reference and by ONNX Runtime.
 
 An additive mask goes into the input of the bool mask, so there is no bias beside a mask. The
 weights are the operator's fourth output, after softmax. ONNX Runtime has a kernel of its own up to
@@ -8,10 +8,12 @@ opset 24; of the newest Attention, and in float64, it runs the graph that ONNX d
 
 from functools import cache
 
+import numpy as np
 from onnx import helper
 from onnx.helper import np_dtype_to_tensor_dtype as onnx_dtype
 from onnx.reference import ReferenceEvaluator
 
+from ..protocol import NotOffered
 from .base import FunctionPeer
 from .numpy import NumPy
 
@@ -31,18 +33,30 @@ def model(opset: int, types: tuple, weights: bool, attributes: tuple):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
-@cache
-def reference(*wanted):
-    return ReferenceEvaluator(model(*wanted))
+def rotary_model(opset: int, dtype: int, attributes: tuple):
+    """Return a model of one node that turns heads of four axes."""
+    names, made = ("X", "cos", "sin", "places"), helper.make_tensor_value_info
+    node = helper.make_node("RotaryEmbedding", names, ["Y"], **dict(attributes))
+    types = zip(
+        names, (dtype, dtype, dtype, onnx_dtype(np.dtype("int64"))), (4, 2, 2, 2), strict=True
+    )
+    given = [made(name, own, [None] * rank) for name, own, rank in types]
+    graph = helper.make_graph([node], "rotary", given, [made("Y", dtype, [None] * 4)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 @cache
-def runtime(*wanted):
+def reference(make, *wanted):
+    return ReferenceEvaluator(make(*wanted))
+
+
+@cache
+def runtime(make, *wanted):
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.log_severity_level = 4  # what is wrong it also raises
-    made = model(*wanted).SerializeToString()
+    made = make(*wanted).SerializeToString()
     return InferenceSession(made, options, providers=["CPUExecutionProvider"])
 
 
@@ -50,7 +64,9 @@ class Reference(NumPy, FunctionPeer):
     """The evaluator that comes with ONNX, in NumPy."""
 
     packages: tuple[str, ...] = ("onnx", "numpy")
-    capabilities = frozenset({"attention", "weights", "scale", "softcap", "grouped", "causal"})
+    capabilities = frozenset(
+        {"attention", "weights", "scale", "softcap", "grouped", "causal", "rotary"}
+    )
     opset = 25  # the newest Attention
     session = staticmethod(reference)
 
@@ -62,8 +78,27 @@ class Reference(NumPy, FunctionPeer):
         types = tuple((n, onnx_dtype(x.dtype), x.ndim) for n, x in feeds.items())
         attributes = {"scale": scale, "softcap": softcap, "is_causal": int(causal)}
         given = tuple((n, x) for n, x in attributes.items() if x is not None)
-        found = self.session(self.opset, types, need_weights, given).run(None, feeds)
+        found = self.session(model, self.opset, types, need_weights, given).run(None, feeds)
         return found[0], found[-1] if need_weights else None
+
+    def rotary(
+        self, query, key, positions, *, base=1e4, dim=None, interleaved=False, scale=1.0,
+        frequencies=None,
+    ):  # fmt: skip
+        if query.dtype == np.float64:
+            raise NotOffered("the operator takes no float64")
+        self.tell("the operator is given cosines and sines, here the suite's")
+        dim = 2 * len(frequencies) if frequencies else dim or query.shape[3]
+        steps = frequencies or [base ** (-i / dim) for i in range(0, dim, 2)]
+        angles = np.arange(positions.max() + 1.0)[:, None] / scale * steps
+        tables = {"cos": np.cos(angles), "sin": np.sin(angles)}
+        feeds = {name: table.astype(query.dtype) for name, table in tables.items()}
+        feeds["places"] = np.repeat(positions, len(query) // len(positions), 0).astype(np.int64)
+        own = {} if interleaved is None else {"interleaved": int(interleaved)}
+        own |= {"rotary_embedding_dim": dim} if dim < query.shape[3] else {}
+        wanted = self.opset, onnx_dtype(query.dtype), tuple(own.items())
+        session = self.session(rotary_model, *wanted)
+        return [session.run(None, feeds | {"X": x})[0] for x in (query, key)]
 
 
 class Runtime(Reference):

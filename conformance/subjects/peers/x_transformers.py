@@ -7,8 +7,11 @@ the module.
 
 from typing import ClassVar
 
+import torch
 from x_transformers.attend import Attend
+from x_transformers.x_transformers import RotaryEmbedding, apply_rotary_pos_emb
 
+from ..protocol import NotOffered
 from .base import FunctionPeer
 from .torch import Torch, seeded
 
@@ -22,20 +25,35 @@ class Unfused(Torch, FunctionPeer):
     otherwise = "its own formula"
     capabilities = frozenset(
         {"attention", "weights", "bias", "scale", "softcap", "grouped", "causal", "dropout"}
-        | {"gradients"}
+        | {"gradients", "sinks", "rotary"}
     )
+
+    def rotary(
+        self, query, key, positions, *, base=1e4, dim=None, interleaved=False, scale=1.0, **own
+    ):
+        if interleaved is False or own:  # None is as the library has it
+            raise NotOffered("it turns the features two by two, by the paper's frequencies")
+        embedding = RotaryEmbedding(dim or query.shape[3], base=base, interpolation_factor=scale)
+        freqs, factor = embedding(torch.tensor(positions))
+        turned = (apply_rotary_pos_emb(self.array(x), freqs, factor) for x in (query, key))
+        return [self.numpy(x) for x in turned]
 
     def call(
         self, query, key, value, *, mask=None, bias=None, scale=None, softcap=None, causal=False,
-        dropout=0.0, seed=None, need_weights=False,
+        dropout=0.0, seed=None, need_weights=False, sinks=None,
     ):  # fmt: skip
         seeded(seed)
         settings = {"dropout": dropout, "causal": causal, "scale": scale, "flash": self.flash}
         if softcap is not None:
             settings |= {"softclamp_logits": True, "logit_softclamp_value": softcap}
+        if sinks is not None:
+            settings["head_learned_sink"] = True
         attend = Attend(heads=query.shape[1], **settings).train()
-        output, kept = attend(query, key, value, mask=mask, attn_bias=bias)
-        return output, kept.post_softmax_attn if need_weights else None
+        own = {} if sinks is None else {"head_attn_sink": sinks}
+        given = (query, key, value), {"mask": mask, "attn_bias": bias}
+        output, kept = torch.func.functional_call(attend, own, *given)
+        weights = kept.post_softmax_attn if need_weights else None
+        return output, weights if weights is None or sinks is None else weights[..., 1:]
 
 
 class Flash(Unfused):
@@ -43,4 +61,4 @@ class Flash(Unfused):
 
     flash = True
     one_width = True
-    capabilities = Unfused.capabilities - {"weights", "softcap"}
+    capabilities = Unfused.capabilities - {"weights", "softcap", "sinks", "rotary"}

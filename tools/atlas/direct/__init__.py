@@ -7,7 +7,7 @@ handed over, and the causal flag; it returns the output (B, H, T, D) or raises t
 from collections.abc import Callable
 from typing import Any
 
-from .jax import equinox_mha, jax_nn, linen_mha, nnx_function, nnx_mha
+from .jax import equinox_mha, jax_nn, jax_splash, linen_mha, nnx_function, nnx_mha
 from .keras import keras_mha, keras_ops
 from .onnx import onnx_reference, onnxruntime
 from .torch import attend, fast, flex, llama, mha, sdpa
@@ -26,6 +26,7 @@ CALLS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "torch-mha-fast-weights": (fast, {"weights": True}),
     "torch-flex": (flex, {}),
     "jax-nn": (jax_nn, {}),
+    "jax-splash": (jax_splash, {}),
     "nnx-function": (nnx_function, {}),
     "nnx-mha": (nnx_mha, {}),
     "linen-mha": (linen_mha, {}),
@@ -35,6 +36,7 @@ CALLS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "onnxruntime-kernel": (onnxruntime, {"opset": 24}),
     "transformers-eager": (llama, {}),
     "transformers-eager-own": (llama, {"fill": "smallest"}),
+    "transformers-gpt-oss": (llama, {"fill": "smallest", "function": "gpt-oss"}),
     "transformers-sdpa": (llama, {"function": "sdpa"}),
     "x-transformers": (attend, {}),
     "x-transformers-flash": (attend, {"flash": True}),

@@ -96,6 +96,7 @@ def flex(q, k, v, mask=None, bias=None):
 def llama(q, k, v, mask=None, causal=False, function="eager", fill=None):
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as with_sinks
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
     groups = q.shape[1] // max(k.shape[1], 1)
@@ -104,7 +105,10 @@ def llama(q, k, v, mask=None, causal=False, function="eager", fill=None):
     if fill is not None and mask is not None:
         mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     scale = {"scaling": q.shape[3] ** -0.5}
-    if function == "eager":
+    if function == "gpt-oss":
+        layer.sinks = torch.full((q.shape[1],), -torch.inf, dtype=q.dtype)
+        found = with_sinks(layer, q, k, v, mask, **scale)
+    elif function == "eager":
         found = eager_attention_forward(layer, q, k, v, mask, **scale)
     else:
         found = sdpa_attention_forward(layer, q, k, v, mask, **scale, is_causal=causal)

@@ -10,6 +10,7 @@ from ..question import Answers, OwnMask, Question, gradients, policies, reading
 
 THEME = "A fully masked row"
 SEEN = square(MIDDLE_EMPTY)
+BLOCK = 128  # of keys, in a kernel that takes whole blocks
 SMALLEST = float(np.finfo("float32").min)
 AS_BIAS = "The array goes to the bias where there is one beside the mask, else to the mask."
 
@@ -28,10 +29,18 @@ def forward(name: str, title: str, clause: str, sentence: str, **changes) -> Que
 
 
 def own_mask() -> Question:
+    given, empty = inputs(), ~SEEN.any(-1, keepdims=True)
+
+    def answers() -> Answers:
+        found = policies(given, SEEN)
+        share = np.where(empty, given[1].shape[2] / BLOCK, 1)
+        return [*found, ("block mean", dict(found)["mean"] * share)]
+
     return forward(
         "empty", "What is a fully masked row?", "EMPTY-1",
         "The second of three queries is hidden from every key, by a mask that points the library's "
         "way.",
+        answers=answers,
     )  # fmt: skip
 
 
