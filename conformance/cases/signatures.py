@@ -7,6 +7,7 @@ import inspect
 import re
 
 OWN = {"rng", "rngs", "generator", "device", "dtype"}
+THEIRS = {"forward", "reset_parameters"}  # methods that torch.nn calls by these names
 
 PUBLIC = """
 AttentionSteps(scores, masked_scores, weights, output)
@@ -62,7 +63,7 @@ Transformer(d_model=512, nhead=8, num_encoder_layers=6, num_decoder_layers=6,
 Transformer.__call__(src, tgt, src_mask=None, tgt_mask=None, memory_mask=None,
     src_key_padding_mask=None, tgt_key_padding_mask=None, memory_key_padding_mask=None, *,
     need_weights=False)
-Transformer.start(src, capacity, *, src_mask=None, src_key_padding_mask=None,
+Transformer.start(src, capacity=None, *, window=None, src_mask=None, src_key_padding_mask=None,
     memory_key_padding_mask=None)
 Transformer.decode(tgt, cache, *, hidden=None, tgt_mask=None, memory_mask=None)
 TransformerDecoder(num_layers, d_model, nhead, dim_feedforward=2048, dropout=0.1, *, norm=False,
@@ -70,7 +71,7 @@ TransformerDecoder(num_layers, d_model, nhead, dim_feedforward=2048, dropout=0.1
     empty_rows='zero')
 TransformerDecoder.__call__(tgt, memory, tgt_mask=None, memory_mask=None,
     tgt_key_padding_mask=None, memory_key_padding_mask=None, *, need_weights=False)
-TransformerDecoder.start(memory, capacity, *, memory_key_padding_mask=None)
+TransformerDecoder.start(memory, capacity=None, *, window=None, memory_key_padding_mask=None)
 TransformerDecoder.decode(tgt, cache, *, hidden=None, tgt_mask=None, memory_mask=None)
 TransformerDecoderLayer(d_model, nhead, dim_feedforward=2048, dropout=0.1, *, activation='relu',
     layer_norm_eps=1e-05, batch_first=True, norm_first=False, bias=True, empty_rows='zero')
@@ -160,5 +161,5 @@ def unlisted(module) -> list[str]:
     for owner in module.__all__:
         own = vars(getattr(module, owner)) if inspect.isclass(getattr(module, owner)) else {}
         methods = [name for name, member in own.items() if inspect.isfunction(member)]
-        found += [f"{owner}.{name}" for name in methods if name[0] != "_" and name != "forward"]
+        found += [f"{owner}.{name}" for name in methods if name[0] != "_" and name not in THEIRS]
     return sorted(set(found) - SIGNATURES.keys() - {"Mask"})  # builders make a mask
