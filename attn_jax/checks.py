@@ -675,6 +675,83 @@ def check_attn_mask(mask: Any, query: Array, sizes: tuple[int, int, int, int]) -
         raise ValueError(f"{rule}: got {tuple(mask.shape)}")
 
 
+# Devices
+
+
+def check_engine(function: Any) -> None:
+    """Check that nobody has put another attention, of the shards of sequences, in its place."""
+    if "context_parallel" in (getattr(function, "__module__", None) or ""):
+        rule = "attention to a shard of the keys is not that to all, use sharded_attention"
+        raise RuntimeError(f"{rule}: got a call inside context_parallel")
+
+
+def check_all_distributed(distributed: Mapping[str, bool]) -> None:
+    others = [name for name, is_so in distributed.items() if not is_so]
+    if others:
+        rule = "query, key and value must all be DTensors, or none of them"
+        raise TypeError(f"{rule}: got an ordinary {' and '.join(others)}")
+
+
+def check_no_dropout(dropout: float) -> None:
+    if dropout:
+        raise ValueError(f"dropout must be 0 where a call is sharded: got {dropout}")
+
+
+def check_shards(right: bool, layouts: Sequence[str]) -> None:
+    if not right:
+        rule = (
+            "query, key and value must be sharded alike, by sample or by whole heads, and a "
+            "sequence is for sharded_attention"
+        )
+        raise ValueError(f"{rule}: got {', '.join(layouts)}")
+
+
+def check_no_gradient(name: str, wanted: bool) -> None:
+    if wanted:
+        rule = f"{name} must be a DTensor, too, where it asks for a gradient"
+        raise ValueError(f"{rule}: got an ordinary array")
+
+
+def check_whole_heads(num_heads: int, devices: int) -> None:
+    if num_heads % devices:
+        rule = "heads must be a multiple of the devices that share them"
+        raise ValueError(f"{rule}: got {num_heads} heads for {devices} devices")
+
+
+def check_shared_alike(query: int, key: int, num_heads: int, num_kv_heads: int) -> None:
+    """Check that a device has the key heads of its query heads."""
+    if query * num_kv_heads != key * num_heads and num_kv_heads != 1:
+        rule = "a device must have the key heads of its query heads, shard all projections alike"
+        got = f"{query} of {num_heads} query heads and {key} of {num_kv_heads} key heads"
+        raise ValueError(f"{rule}: got {got}")
+
+
+def check_each_head(heads: int, num_heads: int) -> None:
+    """Check that weights which are averaged are those of all heads."""
+    if heads != num_heads:
+        rule = (
+            "averaged weights need all heads on one device, write need_weights=False or "
+            "average_weights=False"
+        )
+        raise ValueError(f"{rule}: got {heads} of {num_heads} heads")
+
+
+def check_gathered(name: str, away: bool) -> None:
+    if away:
+        rule = (
+            "weights must be gathered where forward is not called, call "
+            "register_fsdp_forward_method(module, name) for the module given to fully_shard and "
+            "each method"
+        )
+        raise RuntimeError(f"{rule}: got a sharded {name}")
+
+
+def check_local(name: str, distributed: bool) -> None:
+    if distributed:
+        rule = f"{name} must be local, leave use_local_output as it is"
+        raise TypeError(f"{rule}: got a DTensor")
+
+
 # Caches
 
 

@@ -12,6 +12,13 @@ from .arrays import dtype_name, is_autocast, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, restored_on_error, uniform, unpack
 from .call import Call
+from .dtensors import (
+    check_context_parallel,
+    check_gathered,
+    count_heads,
+    cut_heads,
+    is_distributed,
+)
 from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
@@ -124,6 +131,7 @@ class MultiHeadAttention(nn.Module):
             keys = self._full_cache(projected, values)
         output, weights = self._attend(heads, keys, call, need_weights)
         if weights is not None and average_weights:
+            checks.check_each_head(weights.shape[1], self.num_heads)
             weights = weights.mean(1)
         return output, weights
 
@@ -148,7 +156,7 @@ class MultiHeadAttention(nn.Module):
         device = next((array.device for array in (*floats, *arrays)), torch.get_default_device())
         if is_autocast(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device.type)
-        sizes = (batch_size, self.num_kv_heads, slots, self.head_dim)
+        sizes = (batch_size, count_heads(self.k_proj, self.num_kv_heads), slots, self.head_dim)
         return kind.empty(*sizes, dtype=dtype, device=device)
 
     def project(
@@ -201,6 +209,7 @@ class MultiHeadAttention(nn.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
+        checks.check_local("keys of a cache", is_distributed(key))
         heads = self._process(self._project_query(x), key, first)
         query, key, value = (cast_like(array, cache.key) for array in (*heads, value))
         if isinstance(cache, WindowCache):
@@ -228,7 +237,8 @@ class MultiHeadAttention(nn.Module):
         keys, values, mask = cache.beside(key, value, counts)
         sizes = (*query.shape[:3], keys.shape[2])
         checks.check_projected(query, keys, values, sizes)
-        output = attend(query, keys, values, self._new_call(sizes, mask, None, 0))
+        call = self._on_device(self._new_call(sizes, mask, None, 0), query, keys)
+        output = attend(query, keys, values, call)
         output = self._join_heads(_nan_if_overflowed(output, cache.slots()))
         return output, cache._append(key, value, counts)
 
@@ -280,13 +290,15 @@ class MultiHeadAttention(nn.Module):
 
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
+        kv_heads = count_heads(self.k_proj, self.num_kv_heads)
+        return dims | {"kv_heads": kv_heads, "head_dim": self.head_dim}
 
     def _dtype(self, x: Tensor) -> str:
         """Return the dtype of the weights, or that of x where no projection has float ones."""
         for name in PROJECTIONS:
-            dtype = checks.float_name(getattr(getattr(self, name), "weight", None))
-            if dtype:
+            weight = getattr(getattr(self, name), "weight", None)
+            dtype = checks.float_name(weight)
+            if dtype and not is_distributed(weight):  # FSDP casts what it gathers
                 return dtype
         return checks.float_name(x) or "float32"
 
@@ -321,12 +333,14 @@ class MultiHeadAttention(nn.Module):
         return cache
 
     def _project_query(self, x: Tensor) -> Tensor:
-        return self._split_heads(self.q_proj(x), self.num_heads)
+        check_gathered(q_proj=self.q_proj)
+        return self._split_heads(self.q_proj(x), self.q_proj, self.num_heads)
 
     def _project_heads(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = self.k_proj(key), self.v_proj(value)
-        heads = self.num_kv_heads
-        return self._split_heads(key, heads), self._split_heads(value, heads)
+        check_gathered(k_proj=self.k_proj, v_proj=self.v_proj)
+        heads, key, value = self.num_kv_heads, self.k_proj(key), self.v_proj(value)
+        key = self._split_heads(key, self.k_proj, heads)
+        return key, self._split_heads(value, self.v_proj, heads)
 
     def _process(
         self, query: Tensor, key: Tensor, first: Tensor | None = None
@@ -340,10 +354,18 @@ class MultiHeadAttention(nn.Module):
         checks.check_processed(processed, query, key)
         return processed[0], processed[1]
 
+    def _on_device(self, call: Call, query: Tensor, key: Tensor) -> Call:
+        """Return the call of the heads that this device has: all, if no engine shares them out."""
+        check_context_parallel()
+        heads, kv_heads = query.shape[1], key.shape[1]
+        checks.check_shared_alike(heads, kv_heads, self.num_heads, self.num_kv_heads)
+        return call if heads == self.num_heads else cut_heads(call, self.q_proj, heads)
+
     def _attend(
         self, query: Tensor, cache: KVCache, call: Call, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to what is written; return the output, and the weights where needed."""
+        call = self._on_device(call, query, cache.key)
         query, weights = cast_like(query, cache.key), None
         if not cache.is_full():
             written = padding(cache.lengths)
@@ -373,23 +395,27 @@ class MultiHeadAttention(nn.Module):
         sizes = (*query.shape[:3], last)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         checks.check_projected(query, key, value, sizes)
+        check_context_parallel()
         alone = lengths and sizes[2] == 1 and self.softcap is None and self.sinks is None
         if alone and (sure or not key.is_cpu) and not (self.training and self.dropout):
             # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths, self.scale))
         same = uniform(first) if known else None
         call = self._new_call(sizes, causal(), None, first if same is None else same)
+        call = self._on_device(call, query, key)
         return self._join_heads(_nan_if_overflowed(attend(query, key, value, call), cache))
 
-    def _split_heads(self, x: Tensor, num_heads: int) -> Tensor:
+    def _split_heads(self, x: Tensor, linear: nn.Module, num_heads: int) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
+        if x.shape[2] != num_heads * self.head_dim:
+            num_heads = count_heads(linear, num_heads)
         checks.check_heads(x.shape[2], num_heads, self.head_dim)
         return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
 
     def _join_heads(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
         x = x.swapaxes(1, 2)
-        output = self.out_proj(x.reshape(*x.shape[:2], self.num_heads * self.head_dim))
+        output = self.out_proj(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))
         checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
         return self._batch_first(output)
 
