@@ -752,6 +752,86 @@ def check_local(name: str, distributed: bool) -> None:
         raise TypeError(f"{rule}: got a DTensor")
 
 
+def check_exchange(exchange: Any, empty_rows: str) -> None:
+    if exchange not in ("auto", "gathered", "exchanged", "ring"):
+        rule = "exchange must be 'auto', 'gathered', 'exchanged' or 'ring'"
+        raise ValueError(f"{rule}: got {exchange!r}")
+    if exchange in ("exchanged", "ring") and empty_rows == "uniform":
+        rule = f"empty_rows must be 'zero' or 'nan' in exchange {exchange!r}"
+        raise ValueError(f"{rule}, in which no device knows the mean of all values: got 'uniform'")
+
+
+def check_same_rows(queries: int, keys: int) -> None:
+    if queries != keys:
+        rule = "rows are those of queries and of keys, and need T == S"
+        raise ValueError(f"{rule}: got {queries} and {keys}")
+
+
+def check_planned(mask: Any, mask_class: type, sizes: Any) -> None:
+    check_is_mask("mask must be a Mask", mask, mask_class)
+    if not isinstance(sizes, tuple) or len(sizes) != 4:
+        raise ValueError(f"sizes must be (B, H, T, S): got {sizes}")
+    check_mask(mask, sizes)
+    check_same_rows(*sizes[2:])
+
+
+def check_group(started: bool) -> None:
+    if not started:
+        rule = "ranks must know each other, call torch.distributed.init_process_group first"
+        raise RuntimeError(f"{rule}: got no group")
+
+
+def check_rank_rows(rows: Any, rank: int, world: int) -> list[Array]:
+    """Return the rows of each rank, in which every position stands once."""
+    if not isinstance(rows, list | tuple):
+        raise TypeError(f"rows must be a list of integers (T,), one a rank: got {kind(rows)}")
+    if rank < 0:
+        raise ValueError(f"group must be one that this rank is in: got rank {rank}")
+    if len(rows) != world:
+        raise ValueError(f"rows must be given for {world} ranks: got {len(rows)}")
+    known = [arrays.to_positions(as_integers("rows", x, "T")) for x in rows]
+    places = np.concatenate([arrays.to_numpy(x) for x in known])
+    if not np.array_equal(np.sort(places), np.arange(len(places))):
+        rule = f"rows must have every position 0..{len(places) - 1} once"
+        raise ValueError(f"{rule}: got {places}")
+    return known
+
+
+def check_rank_length(name: str, length: int, rows: int) -> None:
+    if length != rows:
+        raise ValueError(f"{name} must have this rank's {rows} rows: got {length}")
+
+
+def check_plain_call(plain: bool) -> None:
+    if not plain:
+        rule = "sharded attention must know its arrays, leave out compilation and transforms"
+        raise NotImplementedError(f"{rule}: got a call without values")
+
+
+def check_once(again: bool) -> None:
+    if again:
+        rule = "a ring is differentiable once, use exchange='gathered'"
+        raise NotImplementedError(f"{rule}: got create_graph=True")
+
+
+def check_in_shards(same: bool, need_weights: bool, query_offset: Any) -> None:
+    """Check a module's call where each rank has some tokens of a sequence."""
+    rule = "where sequences are sharded"
+    if not same:
+        raise ValueError(f"keys must be the query's own tokens {rule}: got others")
+    if need_weights:
+        raise ValueError(f"need_weights must be False {rule}: got True")
+    if query_offset is not None and not (_is_integer(query_offset) and query_offset == 0):
+        got = query_offset if _is_integer(query_offset) else kind(query_offset)
+        raise ValueError(f"query_offset must be 0 {rule}: got {got}")
+
+
+def check_no_shards(outside: bool) -> None:
+    if not outside:
+        rule = "decoding knows no shards of sequences, leave shard_sequences first"
+        raise RuntimeError(f"{rule}: got a call inside")
+
+
 # Caches
 
 

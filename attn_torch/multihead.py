@@ -23,6 +23,7 @@ from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
+from .sharded import Shards, attend_sharded, current_shards
 from .tiles import Cells, Tiles
 from .window import WindowCache
 
@@ -117,8 +118,14 @@ class MultiHeadAttention(nn.Module):
         weights: (B, T, S) as the mean over heads, (B, H, T, S) with `average_weights=False`, None
         with `need_weights=False`. Raises as `attention` does.
         """
+        same = key is None or key is query
         if self.process_heads is not None:
-            checks.check_same_tokens(key is None or key is query, query_offset)
+            checks.check_same_tokens(same, query_offset)
+        if (shards := current_shards()) is not None:
+            checks.check_in_shards(
+                same and (value is None or value is key), need_weights, query_offset
+            )
+            return self._attend_to_ranks(query, key_padding_mask, attn_mask, shards), None
         query, keys, values = self._check_inputs(query, key, value)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         heads = self._project_query(query)
@@ -275,6 +282,7 @@ class MultiHeadAttention(nn.Module):
         self, x: Tensor, cache: KVCache, hidden: Tensor | None, mask: Mask | None
     ) -> Tensor | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
+        checks.check_no_shards(current_shards() is None)
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
@@ -360,6 +368,30 @@ class MultiHeadAttention(nn.Module):
         heads, kv_heads = query.shape[1], key.shape[1]
         checks.check_shared_alike(heads, kv_heads, self.num_heads, self.num_kv_heads)
         return call if heads == self.num_heads else cut_heads(call, self.q_proj, heads)
+
+    def _attend_to_ranks(
+        self, x: Tensor, key_padding_mask: Any, attn_mask: Any, shards: Shards
+    ) -> Tensor:
+        """Attend from this rank's tokens to those of all ranks; masks are of the whole call."""
+        x, _, _ = self._check_inputs(x, None, None)
+        rows = shards.rows[shards.rank]
+        checks.check_rank_length("query", x.shape[1], len(rows))
+        sizes = (x.shape[0], self.num_heads, shards.length, shards.length)
+        mask, bias = _read_masks(key_padding_mask, attn_mask, x, sizes)
+        checks.check_mask(mask, sizes)
+        call, keys = self._new_call(sizes, mask, bias, 0), x
+        if mask is not None and call.empty_rows != "uniform" and not surely_finite(x, x):
+            keys_of_rank = mask.part(torch.arange(shards.length), rows)
+            keys, _ = _zero_hidden_keys(x, x, keys_of_rank, (*sizes[:3], len(rows)), 0)
+        key, value = self._project_heads(keys, keys)
+        query = self._project_query(x)
+        if self.process_heads is not None:
+            processed: Any = self.process_heads(query, key, rows[None].to(query.device))
+            checks.check_processed(processed, query, key)
+            query, key = processed
+        call, query = self._on_device(call, query, key), cast_like(query, key)
+        checks.check_projected(query, key, value, (*call.sizes[:2], len(rows), len(rows)))
+        return self._join_heads(attend_sharded(query, key, value, call, shards))
 
     def _attend(
         self, query: Tensor, cache: KVCache, call: Call, need_weights: bool
