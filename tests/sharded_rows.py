@@ -110,6 +110,7 @@ def calls() -> list[ShardedCall]:
         ShardedCall("bias", named["window"], options={"bias": bias, "softcap": 2.0, "scale": 0.7}),
         ShardedCall("bias of keys", padded, options={"bias": bias[:, :, :1]}),
         ShardedCall("bias of rank 2", named["prefix"], options={"bias": bias[0, 0]}),
+        ShardedCall("far bias", None, options={"bias": np.full((T, T), -1e30, np.float32)}),
         ShardedCall("nan rows", padded, options={"empty_rows": "nan"}),
         ShardedCall("uniform rows", padded, options={"empty_rows": "uniform"}),
     ]
