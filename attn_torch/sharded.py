@@ -7,7 +7,6 @@ allowed, or round a ring. `shard_sequences` has modules attend so.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +105,7 @@ class Shards(NamedTuple):
         return call._replace(sizes=sizes, mask=mask, bias=bias)
 
 
-_SHARDS: ContextVar[Shards | None] = ContextVar("shards", default=None)
+_SHARDS: list[Shards] = []  # the innermost comes last; compilers read no context variable
 
 
 @contextmanager
@@ -118,18 +117,19 @@ def shard_sequences(
     Inside, `MultiHeadAttention` and all that is made of it take this rank's tokens, (B, T', E),
     and masks of the whole call; `process_heads` is told where the tokens stand. Attention is
     self-attention without weights; other calls are refused, decoding too. What is added up over
-    positions, as a loss, is this rank's share.
+    positions, as a loss or a parameter's gradient, is this rank's share. Take gradients inside,
+    where checkpointed modules are called again. It holds for all threads of a process.
     """
-    token = _SHARDS.set(_check_shards(rows, group, exchange))
+    _SHARDS.append(_check_shards(rows, group, exchange))
     try:
         yield
     finally:
-        _SHARDS.reset(token)
+        _SHARDS.pop()
 
 
 def current_shards() -> Shards | None:
     """Return what `shard_sequences` says, None outside of it."""
-    return _SHARDS.get()
+    return _SHARDS[-1] if _SHARDS else None
 
 
 def _check_shards(

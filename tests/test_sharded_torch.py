@@ -435,6 +435,8 @@ def test_the_suite_is_played_through_a_ring_of_three():
     assert calls > 400, child.stdout[-500:]
 
 
-@pytest.mark.parametrize("part", ["tensor_parallel", "dtensors", "engines", "modules"])
+@pytest.mark.parametrize(
+    "part", ["tensor_parallel", "local_numbers", "dtensors", "engines", "modules"]
+)
 def test_torchs_engines_are_right_or_refused(part, tmp_path):
     run_ranks(part, tmp_path)

@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+import attn_torch
 from attn_torch import (
     MultiHeadAttention,
     QKNorm,
@@ -112,6 +113,13 @@ def tensor_parallel(rank, world, folder):
     _decoding_under_tensor_parallelism(mesh)
 
 
+def local_numbers(rank, world, folder):
+    """A mistake that must be noticed: a predicate is told a device's own heads."""
+    attn_torch.dtensors._cut_mask = lambda mask, bounds: mask
+    with pytest.raises(AssertionError, match="predicate, local outputs True: off by"):
+        tensor_parallel(rank, world, folder)
+
+
 def _refused_under_tensor_parallelism(mesh):
     x, attn = torch.randn(2, T, E), MultiHeadAttention(E, H, num_kv_heads=G)
     model = parallelize_module(copy.deepcopy(attn), mesh, plan())
@@ -180,7 +188,7 @@ def dtensors(rank, world, folder):
                 check(got.grad, want.grad, f"{what}, a gradient")
             steps = attention_steps(*spread[:3], mask=mask)
             check(steps.weights, attention_steps(*inputs, mask=mask).weights, what)
-            part = attention_part(*spread[:3], mask=mask)
+            part = attention_part(*spread[:3], mask=mask, query_offset=0)
             check(finish(part), attention(*inputs, mask=mask), f"{what}, a part")
             if (name != "nothing" and dim == 0) or name == "predicate":
                 continue  # there `local_map` gives masks that are not cut, and they do not fit

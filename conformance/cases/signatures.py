@@ -7,6 +7,8 @@ import inspect
 import re
 
 OWN = {"rng", "rngs", "generator", "device", "dtype"}
+# Calls on several devices, which are told in each framework's terms; NumPy has one device.
+DEVICES = {"contiguous", "planned", "shard_sequences", "sharded_attention", "zigzag"}
 
 PUBLIC = """
 AttentionSteps(scores, masked_scores, weights, output)
@@ -161,4 +163,4 @@ def unlisted(module) -> list[str]:
         own = vars(getattr(module, owner)) if inspect.isclass(getattr(module, owner)) else {}
         methods = [name for name, member in own.items() if inspect.isfunction(member)]
         found += [f"{owner}.{name}" for name in methods if name[0] != "_" and name != "forward"]
-    return sorted(set(found) - SIGNATURES.keys() - {"Mask"})  # builders make a mask
+    return sorted(set(found) - SIGNATURES.keys() - {"Mask"} - DEVICES)  # builders make one
