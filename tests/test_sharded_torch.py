@@ -440,3 +440,12 @@ def test_the_suite_is_played_through_a_ring_of_three():
 )
 def test_torchs_engines_are_right_or_refused(part, tmp_path):
     run_ranks(part, tmp_path)
+
+
+def test_the_example_gets_the_losses_of_one_process():
+    command = [sys.executable, "-m", "examples.sharded_torch", "7"]
+    child = subprocess.run(
+        command, env=settings(), cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
+    assert not child.returncode, child.stderr[-6000:]
+    assert "two processes" in child.stdout
