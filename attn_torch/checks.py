@@ -832,6 +832,12 @@ def check_no_shards(outside: bool) -> None:
         raise RuntimeError(f"{rule}: got a call inside")
 
 
+def check_not_again(again: bool) -> None:
+    if again:
+        rule = "a module that is called again for its gradients needs shard_sequences then, too"
+        raise RuntimeError(f"{rule}: got a call outside")
+
+
 # Caches
 
 

@@ -20,7 +20,7 @@ from .masks import Mask
 
 def is_distributed(array: Any) -> bool:
     """Whether an array is a DTensor, of which this device holds a part."""
-    return type(array) not in PLAIN and hasattr(array, "placements")
+    return array is not None and type(array) not in PLAIN and hasattr(array, "placements")
 
 
 def are_shards(query: Any, key: Any, value: Any) -> bool:
@@ -147,10 +147,16 @@ def _cut(array: Tensor, axes: str, bounds: dict[str, tuple[int, int]]) -> Tensor
 # Tensor parallelism: `parallelize_module` gives a projection some of its features
 
 
+def _weight(linear: Any) -> Any:
+    """Return a module's weight if it is a parameter; a module's own attributes are slow to ask."""
+    return getattr(linear, "_parameters", {}).get("weight")
+
+
 def is_tensor_parallel(linear: Any) -> bool:
     """Whether `parallelize_module` shares out a projection; FSDP, too, has DTensors as weights."""
-    parallel = getattr(linear, "_distribute_module_applied", False)
-    return parallel and is_distributed(getattr(linear, "weight", None))
+    if not is_distributed(_weight(linear)):
+        return False
+    return getattr(linear, "_distribute_module_applied", False)
 
 
 def count_heads(linear: Any, num_heads: int) -> int:
@@ -186,7 +192,7 @@ def cut_heads(call: Call, linear: Any, heads: int) -> Call:
 def check_gathered(**modules: nn.Module) -> None:
     """Refuse to use parameters that `fully_shard` has not gathered."""
     for name, module in modules.items():
-        if is_distributed(getattr(module, "weight", None)) and not is_tensor_parallel(module):
+        if is_distributed(_weight(module)) and not is_tensor_parallel(module):
             from torch.distributed.fsdp import FSDPModule
 
             checks.check_gathered(name, not isinstance(module, FSDPModule))

@@ -23,7 +23,7 @@ from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
-from .sharded import Shards, attend_sharded, current_shards
+from .sharded import Shards, attend_sharded, current_shards, note_shards
 from .tiles import Cells, Tiles
 from .window import WindowCache
 
@@ -121,7 +121,9 @@ class MultiHeadAttention(nn.Module):
         same = key is None or key is query
         if self.process_heads is not None:
             checks.check_same_tokens(same, query_offset)
-        if (shards := current_shards()) is not None:
+        shards = current_shards()
+        note_shards(self, shards is not None)
+        if shards is not None:
             checks.check_in_shards(
                 same and (value is None or value is key), need_weights, query_offset
             )

@@ -8,6 +8,7 @@ allowed, or round a ring. `shard_sequences` has modules attend so.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -105,6 +106,7 @@ class Shards(NamedTuple):
         return call._replace(sizes=sizes, mask=mask, bias=bias)
 
 
+_LAST_SHARDED: WeakSet[Any] = WeakSet()  # modules whose last call was inside of shard_sequences
 _SHARDS: list[Shards] = []  # the innermost comes last; compilers read no context variable
 
 
@@ -130,6 +132,20 @@ def shard_sequences(
 def current_shards() -> Shards | None:
     """Return what `shard_sequences` says, None outside of it."""
     return _SHARDS[-1] if _SHARDS else None
+
+
+def note_shards(module: Any, sharded: bool) -> None:
+    """Note how a module is called; refuse it where a backward pass calls it again, otherwise.
+
+    As a checkpoint does: outside of `shard_sequences` it would attend to this rank's rows alone.
+    """
+    if torch.compiler.is_compiling() or not (sharded or _LAST_SHARDED):
+        return
+    if sharded:
+        _LAST_SHARDED.add(module)
+    elif module in _LAST_SHARDED:
+        checks.check_not_again(torch._C._current_graph_task_id() != -1)
+        _LAST_SHARDED.discard(module)
 
 
 def _check_shards(

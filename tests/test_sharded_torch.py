@@ -436,7 +436,7 @@ def test_the_suite_is_played_through_a_ring_of_three():
 
 
 @pytest.mark.parametrize(
-    "part", ["tensor_parallel", "local_numbers", "dtensors", "engines", "modules"]
+    "part", ["tensor_parallel", "local_numbers", "dtensors", "engines", "modules", "groups"]
 )
 def test_torchs_engines_are_right_or_refused(part, tmp_path):
     run_ranks(part, tmp_path)

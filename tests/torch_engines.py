@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import attn_torch
 from attn_torch import (
@@ -308,6 +309,7 @@ def modules(rank, world, folder):
                     torch.distributed.all_reduce(p.grad)
                     check(p.grad, q.grad, f"{what}, a parameter's gradient")
     _check_rotary_and_hidden_tokens(rank, world)
+    _check_checkpoints(rank, world)
     _refused_in_shards(rank, world)
     _check_with_tensor_parallelism(rank, world)
 
@@ -325,6 +327,27 @@ def _check_rotary_and_hidden_tokens(rank, world):
         found = attn(x[:, rows[rank]], **told)[0]
     kept = ~hidden[:, rows[rank]]
     check(found[kept], wanted[:, rows[rank]][kept], "rotary, with NaN in hidden tokens")
+
+
+def _check_checkpoints(rank, world):
+    """Gradients are taken inside; outside, a module called again would attend to its rows alone."""
+    rows, attn, x = zigzag(T, world), MultiHeadAttention(E, H), torch.randn(2, T, E)
+    wanted = x.clone().requires_grad_()
+    attn(wanted, attn_mask=causal(), need_weights=False)[0].square().sum().backward()
+
+    def attend(y):
+        return attn(y, attn_mask=causal(), need_weights=False)[0]
+
+    for reentrant in (True, False):
+        found = x[:, rows[rank]].clone().requires_grad_()
+        with shard_sequences(rows):
+            checkpoint(attend, found, use_reentrant=reentrant).square().sum().backward()
+        check(found.grad, wanted.grad[:, rows[rank]], f"a checkpoint, reentrant {reentrant}")
+        with shard_sequences(rows):
+            output = checkpoint(attend, found, use_reentrant=reentrant)
+        with pytest.raises(RuntimeError, match="needs shard_sequences then, too"):
+            output.square().sum().backward()
+    attend(x)  # and outside a module is what it was
 
 
 def _refused_in_shards(rank, world):
@@ -373,3 +396,29 @@ def _check_with_tensor_parallelism(rank, world):
     with shard_sequences(rows, mesh.get_group("context")):
         found = model(x[:, rows[rank]], attn_mask=predicate(every_third), need_weights=False)[0]
     check(found, wanted[:, rows[rank]], "heads and rows")
+
+
+def groups(rank, world, folder):
+    """Two groups of two ranks, with other numbers; and automatic mixed precision."""
+    torch.manual_seed(rank % 2)  # the same in a group
+    teams = [torch.distributed.new_group([first, first + 2]) for first in (0, 1)]
+    group, place, rows = teams[rank % 2], rank // 2, zigzag(T, 2)
+    x = torch.randn(3, 2, H, T, 6)
+    mine = x[:, :, :, rows[place]]
+    for exchange in ("gathered", "exchanged", "ring", "auto"):
+        told = {"mask": causal(), "rows": rows, "group": group, "exchange": exchange}
+        inputs, whole_inputs = ([a.clone().requires_grad_() for a in b] for b in (mine, x))
+        found = sharded_attention(*inputs, **told)
+        wanted = attention(*whole_inputs, mask=causal())
+        check(found, wanted[:, :, rows[place]], exchange)
+        found.square().sum().backward()
+        wanted.square().sum().backward()
+        for got, want in zip(inputs, whole_inputs, strict=True):
+            check(got.grad, want.grad[:, :, rows[place]], f"{exchange}, a gradient")
+        with torch.autocast("cpu", torch.bfloat16):
+            query, key, value = mine[0].float(), mine[1].bfloat16(), mine[2].float()
+            found = sharded_attention(query, key, value, **told)
+        wanted = sharded_attention(*(a.bfloat16() for a in (query, key, value)), **told)
+        assert torch.equal(found, wanted), f"{exchange}, autocast"
+    with pytest.raises(ValueError, match="group must be one that this rank is in"):
+        sharded_attention(*mine, rows=rows, group=teams[1 - rank % 2])

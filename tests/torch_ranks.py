@@ -257,4 +257,4 @@ if __name__ == "__main__":
     else:
         import torch_engines
 
-        run_processes(2, getattr(torch_engines, part), folder)
+        run_processes(4 if part == "groups" else 2, getattr(torch_engines, part), folder)
