@@ -13,6 +13,7 @@ from . import checks
 from .arrays import is_autocast
 from .blocked import attention_blocked
 from .call import Call, check_call
+from .dtensors import are_shards, attend_shards
 from .everyday import attention_on_cpu, narrow
 from .flex import attention_on_gpu, launch_kernel
 from .fused import known_structure
@@ -124,6 +125,8 @@ def _in_rank(rank: int, step: Tensor) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
+    if are_shards(query, key, value):
+        return attend_shards(lambda *shards: (attend(*shards),), query, key, value, call)[0]
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)
         with no_autocast(query):
@@ -168,6 +171,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
+    if are_shards(query, key, value):
+        return AttentionSteps(*attend_shards(attend_steps, query, key, value, call))
     query, key, value = cast_alike(query, key, value)
     bias, sinks = (x if x is None else x.to(query.device) for x in (call.bias, call.sinks))
     call = call._replace(bias=bias, sinks=sinks)

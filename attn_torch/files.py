@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .arrays import dtype_name
+from .dtensors import is_distributed
 from .multihead import MultiHeadAttention
 from .rotary import QKNorm, Rotary, rotary
 from .seq2seq import Seq2SeqTransformer
@@ -74,6 +75,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     files = safetensors_package()
     model = getattr(model, "_orig_mod", model)  # a compiled model's own
+    held = model.named_parameters() if isinstance(model, nn.Module) else ()
+    checks.check_whole([name for name, array in held if is_distributed(array)])
     checks.check_model_class(model, [model_class for model_class, _ in CLASSES.values()])
     weights = export_weights(model)
     settings = _check_kept(model, weights)

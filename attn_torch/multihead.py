@@ -12,10 +12,18 @@ from .arrays import dtype_name, is_autocast, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, restored_on_error, uniform, unpack
 from .call import Call
+from .dtensors import (
+    check_context_parallel,
+    check_gathered,
+    count_heads,
+    cut_heads,
+    is_distributed,
+)
 from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
+from .sharded import Shards, attend_sharded, current_shards, note_shards
 from .tiles import Cells, Tiles
 from .window import WindowCache
 
@@ -115,8 +123,16 @@ class MultiHeadAttention(nn.Module):
         weights: (B, T, S) as the mean over heads, (B, H, T, S) with `average_weights=False`, None
         with `need_weights=False`. Raises as `attention` does.
         """
+        same = key is None or key is query
         if self.process_heads is not None:
-            checks.check_same_tokens(key is None or key is query, query_offset)
+            checks.check_same_tokens(same, query_offset)
+        shards = current_shards()
+        note_shards(self, shards is not None)
+        if shards is not None:
+            checks.check_in_shards(
+                same and (value is None or value is key), need_weights, query_offset
+            )
+            return self._attend_to_ranks(query, key_padding_mask, attn_mask, shards), None
         query, keys, values = self._check_inputs(query, key, value)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         heads = self._project_query(query)
@@ -129,6 +145,7 @@ class MultiHeadAttention(nn.Module):
             keys = self._full_cache(projected, values)
         output, weights = self._attend(heads, keys, call, need_weights)
         if weights is not None and average_weights:
+            checks.check_each_head(weights.shape[1], self.num_heads)
             weights = weights.mean(1)
         return output, weights
 
@@ -153,7 +170,7 @@ class MultiHeadAttention(nn.Module):
         device = next((array.device for array in (*floats, *arrays)), torch.get_default_device())
         if is_autocast(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device.type)
-        sizes = (batch_size, self.num_kv_heads, slots, self.head_dim)
+        sizes = (batch_size, count_heads(self.k_proj, self.num_kv_heads), slots, self.head_dim)
         return kind.empty(*sizes, dtype=dtype, device=device)
 
     def project(
@@ -206,6 +223,7 @@ class MultiHeadAttention(nn.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
+        checks.check_local("keys of a cache", is_distributed(key))
         heads = self._process(self._project_query(x), key, first)
         query, key, value = (cast_like(array, cache.key) for array in (*heads, value))
         if isinstance(cache, WindowCache):
@@ -233,7 +251,8 @@ class MultiHeadAttention(nn.Module):
         keys, values, mask = cache.beside(key, value, counts)
         sizes = (*query.shape[:3], keys.shape[2])
         checks.check_projected(query, keys, values, sizes)
-        output = attend(query, keys, values, self._new_call(sizes, mask, None, 0))
+        call = self._on_device(self._new_call(sizes, mask, None, 0), query, keys)
+        output = attend(query, keys, values, call)
         output = self._join_heads(_nan_if_overflowed(output, cache.slots()))
         return output, cache._append(key, value, counts)
 
@@ -272,6 +291,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
         self._check_settings()
+        checks.check_no_shards(current_shards() is None)
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
@@ -296,13 +316,15 @@ class MultiHeadAttention(nn.Module):
 
     def _dims(self) -> dict[str, int]:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        return dims | {"kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
+        kv_heads = count_heads(self.k_proj, self.num_kv_heads)
+        return dims | {"kv_heads": kv_heads, "head_dim": self.head_dim}
 
     def _dtype(self, x: Tensor) -> str:
         """Return the dtype of the weights, or that of x where no projection has float ones."""
         for name in PROJECTIONS:
-            dtype = checks.float_name(getattr(getattr(self, name), "weight", None))
-            if dtype:
+            weight = getattr(getattr(self, name), "weight", None)
+            dtype = checks.float_name(weight)
+            if dtype and not is_distributed(weight):  # FSDP casts what it gathers
                 return dtype
         return checks.float_name(x) or "float32"
 
@@ -334,12 +356,14 @@ class MultiHeadAttention(nn.Module):
         return cache
 
     def _project_query(self, x: Tensor) -> Tensor:
-        return self._split_heads(self.q_proj(x), self.num_heads)
+        check_gathered(q_proj=self.q_proj)
+        return self._split_heads(self.q_proj(x), self.q_proj, self.num_heads)
 
     def _project_heads(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = self.k_proj(key), self.v_proj(value)
-        heads = self.num_kv_heads
-        return self._split_heads(key, heads), self._split_heads(value, heads)
+        check_gathered(k_proj=self.k_proj, v_proj=self.v_proj)
+        heads, key, value = self.num_kv_heads, self.k_proj(key), self.v_proj(value)
+        key = self._split_heads(key, self.k_proj, heads)
+        return key, self._split_heads(value, self.v_proj, heads)
 
     def _process(
         self, query: Tensor, key: Tensor, first: Tensor | None = None
@@ -353,10 +377,42 @@ class MultiHeadAttention(nn.Module):
         checks.check_processed(processed, query, key)
         return processed[0], processed[1]
 
+    def _on_device(self, call: Call, query: Tensor, key: Tensor) -> Call:
+        """Return the call of the heads that this device has: all, if no engine shares them out."""
+        check_context_parallel()
+        heads, kv_heads = query.shape[1], key.shape[1]
+        checks.check_shared_alike(heads, kv_heads, self.num_heads, self.num_kv_heads)
+        return call if heads == self.num_heads else cut_heads(call, self.q_proj, heads)
+
+    def _attend_to_ranks(
+        self, x: Tensor, key_padding_mask: Any, attn_mask: Any, shards: Shards
+    ) -> Tensor:
+        """Attend from this rank's tokens to those of all ranks; masks are of the whole call."""
+        x, _, _ = self._check_inputs(x, None, None)
+        rows = shards.rows[shards.rank]
+        checks.check_rank_length("query", x.shape[1], len(rows))
+        sizes = (x.shape[0], self.num_heads, shards.length, shards.length)
+        mask, bias = _read_masks(key_padding_mask, attn_mask, x, sizes)
+        checks.check_mask(mask, sizes)
+        call, keys = self._new_call(sizes, mask, bias, 0), x
+        if mask is not None and call.empty_rows != "uniform" and not surely_finite(x, x):
+            keys_of_rank = mask.part(torch.arange(shards.length), rows)
+            keys, _ = _zero_hidden_keys(x, x, keys_of_rank, (*sizes[:3], len(rows)), 0)
+        key, value = self._project_heads(keys, keys)
+        query = self._project_query(x)
+        if self.process_heads is not None:
+            processed: Any = self.process_heads(query, key, rows[None].to(query.device))
+            checks.check_processed(processed, query, key)
+            query, key = processed
+        call, query = self._on_device(call, query, key), cast_like(query, key)
+        checks.check_projected(query, key, value, (*call.sizes[:2], len(rows), len(rows)))
+        return self._join_heads(attend_sharded(query, key, value, call, shards))
+
     def _attend(
         self, query: Tensor, cache: KVCache, call: Call, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to what is written; return the output, and the weights where needed."""
+        call = self._on_device(call, query, cache.key)
         query, weights = cast_like(query, cache.key), None
         if not cache.is_full():
             written = padding(cache.lengths)
@@ -386,23 +442,27 @@ class MultiHeadAttention(nn.Module):
         sizes = (*query.shape[:3], last)
         key, value = cache.key[:, :, :last], cache.value[:, :, :last]
         checks.check_projected(query, key, value, sizes)
+        check_context_parallel()
         alone = lengths and sizes[2] == 1 and self.softcap is None and self.sinks is None
         if alone and (sure or not key.is_cpu) and not (self.training and self.dropout):
             # The newest token is allowed every key.
             return self._join_heads(fused_step(query, cache.key, cache.value, lengths, self.scale))
         same = uniform(first) if known else None
         call = self._new_call(sizes, causal(), None, first if same is None else same)
+        call = self._on_device(call, query, key)
         return self._join_heads(_nan_if_overflowed(attend(query, key, value, call), cache))
 
-    def _split_heads(self, x: Tensor, num_heads: int) -> Tensor:
+    def _split_heads(self, x: Tensor, linear: nn.Module, num_heads: int) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D); neighbours stay neighbours inside a head."""
+        if x.shape[2] != num_heads * self.head_dim:
+            num_heads = count_heads(linear, num_heads)
         checks.check_heads(x.shape[2], num_heads, self.head_dim)
         return x.reshape(*x.shape[:2], num_heads, self.head_dim).swapaxes(1, 2)
 
     def _join_heads(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, E), laid out as the caller has it."""
         x = x.swapaxes(1, 2)
-        output = self.out_proj(x.reshape(*x.shape[:2], self.num_heads * self.head_dim))
+        output = self.out_proj(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))
         checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
         return self._batch_first(output)
 

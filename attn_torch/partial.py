@@ -19,6 +19,7 @@ from .arrays import is_autocast
 from .attention import attend_steps
 from .blocked import BlockPart, backward_block, count_threads, evaluate_tiles
 from .call import Call, check_call
+from .dtensors import are_shards, attend_shards
 from .gradients import differentiable_again
 from .masks import Mask
 from .numerics import (
@@ -158,6 +159,8 @@ def _divisor(partial: Partial, empty_row_divisor: float) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Partial:
     """Return a checked call's part: by tiles, or by the textbook."""
+    if are_shards(query, key, value):
+        return Partial(*attend_shards(_attend, query, key, value, call))
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)
         with no_autocast(query):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import checks
 from .arrays import is_concrete
 from .cache import StackCache, zero_hidden
+from .dtensors import check_gathered
 from .layers import Start, new_linear
 from .masks import causal, sequence_mask
 from .transformer import Transformer, TransformerWeights
@@ -185,6 +186,7 @@ class Seq2SeqTransformer(nn.Module):
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
         vocab = self.src_vocab if embedding is self.src_embedding else self.tgt_vocab
         checks.check_embedding(getattr(embedding, "num_embeddings", vocab), vocab)
+        check_gathered(embedding=embedding)
         x = embedding(tokens.long())
         if self.positions == "sinusoidal":
             positions = first + ((~hidden).cumsum(1) - 1).clamp(min=0)

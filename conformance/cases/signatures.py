@@ -8,6 +8,8 @@ import re
 
 OWN = {"rng", "rngs", "generator", "device", "dtype"}
 THEIRS = {"forward", "reset_parameters"}  # methods that torch.nn calls by these names
+# Calls on several devices, which are told in each framework's terms; NumPy has one device.
+DEVICES = {"contiguous", "planned", "shard_sequences", "sharded_attention", "zigzag"}
 
 PUBLIC = """
 AttentionSteps(scores, masked_scores, weights, output)
@@ -162,4 +164,4 @@ def unlisted(module) -> list[str]:
         own = vars(getattr(module, owner)) if inspect.isclass(getattr(module, owner)) else {}
         methods = [name for name, member in own.items() if inspect.isfunction(member)]
         found += [f"{owner}.{name}" for name in methods if name[0] != "_" and name not in THEIRS]
-    return sorted(set(found) - SIGNATURES.keys() - {"Mask"})  # builders make a mask
+    return sorted(set(found) - SIGNATURES.keys() - {"Mask"} - DEVICES)  # builders make one
