@@ -1,0 +1,218 @@
+"""Attention whose samples, heads and rows lie on several devices, right for every mask.
+
+The mask is that of the whole call; where the rows of a device stand in it is all that a device
+needs to know. Samples and heads need nothing of each other. Rows need keys and values of other
+devices, and get them in one of three ways: all at once, those that are allowed, or round a ring.
+"""
+
+from collections.abc import Callable
+from functools import partial as bind
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Integer
+
+from . import checks
+from .attention import attend
+from .call import Call, check_call, expand_bias
+from .devices import Axes, Layout, call_letters, for_columns, share_out, vary_alike
+from .masks import Mask, padding
+from .numerics import upcast
+from .ring import attend_ring
+from .rows import Piece, contiguous, last_hop, moved_share, needed_blocks, plan_pieces
+from .walk import closure_convert
+
+GATHERED = 2**30  # bytes of keys and values that a device gathers; more go round
+EXCHANGED = 0.5  # the largest share of all rows that is exchanged: gathering is one operation
+
+
+def sharded_attention(
+    query: Float[Array, "B H T D"],
+    key: Float[Array, "B H_kv S D"],
+    value: Float[Array, "B H_kv S D_v"],
+    *,
+    mask: Mask | None = None,
+    mesh: Any,
+    batch: str | Axes | None = None,
+    heads: str | Axes | None = None,
+    length: str | Axes | None = None,
+    rows: Integer[np.ndarray, "devices T/devices"] | None = None,
+    bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
+    empty_rows: str = "zero",
+    exchange: str = "auto",
+) -> Float[Array, "B H T D_v"]:
+    """Attend on a mesh: `batch`, `heads` and `length` name the axes that each is spread over.
+
+    Mask, bias and sinks are those of the whole call, whose positions are 0 to T - 1. `rows` says
+    at which of them each device's rows stand: `contiguous`, `zigzag` or `planned` ones. Arrays are
+    given, and returned, in that order: `query[:, :, rows.reshape(-1)]` is query in it. Where T is
+    not S, queries and keys are contiguous.
+
+    `exchange` is "gathered" (every device gets all keys), "exchanged" (those that its queries may
+    attend to, as far as the mask is known while tracing), "ring" (keys go round; the memory is
+    that of two shares, and gradients go round, too) or "auto": exchanged where that moves no more
+    than half, a ring where all keys are more than 2**30 bytes, else gathered. Works eagerly and
+    under `jax.jit`, with automatic and explicit axes.
+
+    Raises what `attention` raises; ValueError where sizes do not divide, for axes that the mesh
+    has not got, and for "uniform" where no device has all values.
+
+    Source: "Ring Attention with Blockwise Transformers", section 3, for the ring.
+
+    >>> from attn_jax import attention, causal
+    >>> mesh = jax.make_mesh((1,), ("context",))
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 2, 6, 4))
+    >>> output = sharded_attention(query, key, value, mask=causal(), mesh=mesh, length="context")
+    >>> bool(jnp.allclose(output, attention(query, key, value, mask=causal()), atol=1e-6))
+    True
+    """
+    call = check_call(query, key, value, mask, bias, scale, softcap, sinks, empty_rows)
+    layout = Layout(mesh, *map(_as_axes, (batch, heads, length)))
+    return attend_sharded(query, key, value, call, layout, rows, exchange)
+
+
+class Exchange(NamedTuple):
+    """How keys and values get to the devices that need them."""
+
+    exchange: str
+    hops: int = 0  # of a ring
+    pieces: tuple[Piece, ...] = ()  # of an exchange
+
+
+def attend_sharded(
+    query: Array,
+    key: Array,
+    value: Array,
+    call: Call,
+    layout: Layout,
+    rows: Any = None,
+    exchange: str = "auto",
+) -> Array:
+    """Attend from a checked call, of which each device has its share."""
+    checks.check_exchange(exchange, call.empty_rows)
+    checks.check_axes(layout, dict(zip("BHTS", call.sizes, strict=True)))
+    if not layout.length:
+        checks.check_no_rows(rows)
+        return _attend(layout, Exchange("none"), query, key, value, closure_convert(call), ())
+    world = layout.count(layout.length)
+    if rows is None:
+        orders = [contiguous(size, world).reshape(-1) for size in call.sizes[2:]]
+    else:
+        checks.check_same_rows(*call.sizes[2:])
+        orders = [np.reshape(checks.check_rows(rows, call.sizes[2], world), -1)] * 2
+    call = closure_convert(_in_order(call, *orders))
+    way, tables = _plan(call, world, exchange, key.nbytes + value.nbytes)
+    return _attend(layout, way, query, key, value, call, tables)
+
+
+def _as_axes(names: str | Axes | None) -> Axes:
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _in_order(call: Call, rows: np.ndarray, columns: np.ndarray) -> Call:
+    """Lay a call's mask and bias out as queries and keys are."""
+    call = expand_bias(call)
+    mask, bias = call.mask, call.bias
+    if mask is not None:
+        mask = mask.part(rows, columns, call.query_offset)
+    for axis, order in ((2, rows), (3, columns)):
+        if bias is not None and bias.shape[axis] > 1 and (np.diff(order) != 1).any():
+            bias = jnp.take(bias, order, axis)
+    return call._replace(mask=mask, bias=bias, query_offset=0)
+
+
+def _plan(call: Call, world: int, exchange: str, size: int) -> tuple[Exchange, tuple]:
+    """Choose an exchange of keys and values of a size in bytes; its tables lie as rows do."""
+    needed = needed_blocks(call.mask, call.sizes, world)
+    if exchange == "auto":
+        exchange = _cheapest(moved_share(needed), size, call.empty_rows)
+    if exchange == "exchanged":
+        pieces, tables = plan_pieces(needed, call.sizes[3] // world)
+        return Exchange(exchange, pieces=pieces), tables
+    return Exchange(exchange, last_hop(needed) if exchange == "ring" else 0), ()
+
+
+def _cheapest(moved: float, size: int, empty_rows: str) -> str:
+    if empty_rows == "uniform":
+        return "gathered"
+    return "exchanged" if moved <= EXCHANGED else "ring" if size > GATHERED else "gathered"
+
+
+@bind(jax.jit, static_argnums=(0, 1))
+def _attend(
+    layout: Layout,
+    way: Exchange,
+    query: Array,
+    key: Array,
+    value: Array,
+    call: Call,
+    tables: tuple,
+) -> Array:
+    def local(query: Array, key: Array, value: Array, call: Call, tables: tuple) -> Array:
+        key, value = layout.local_heads((key, value), call.sizes[1], key.shape[1])
+        inputs = vary_alike((query, key, value, layout.local_call(call)))
+        match way.exchange:
+            case "ring":
+                return attend_ring(layout, way.hops, *inputs)
+            case "gathered":
+                inputs = _gather(layout, *inputs)
+            case "exchanged":
+                inputs = _exchange(layout, way.pieces, inputs, tables)
+        return attend(*inputs)
+
+    rows = "BKTD" if layout.length else "BKSD"
+    letters = ("BHTD", rows, rows, call_letters(call), ("TN",) * len(tables))
+    return share_out(layout, local, letters, (query, key, value, call, tables))
+
+
+def _gather(layout: Layout, query: Array, key: Array, value: Array, call: Call) -> tuple:
+    """Give a device all keys and values."""
+    collect = bind(lax.all_gather, axis_name=layout.length, axis=2, tiled=True)
+    return query, _move(collect, key), _move(collect, value), call
+
+
+def _exchange(layout: Layout, pieces: tuple[Piece, ...], inputs: tuple, tables: tuple) -> tuple:
+    """Give a device the keys and values that its queries may attend to, behind its own."""
+    query, key, value, call = inputs
+    (sent,), (columns,) = tables
+    each = key.shape[2]
+
+    def collect(array: Array) -> Array:
+        parts, start = [array], 0
+        for count, pairs in pieces:
+            rows = jnp.take(array, lax.slice_in_dim(sent, start, start + count), 2)
+            parts.append(lax.ppermute(rows, layout.length, pairs))
+            start += count
+        return jnp.concatenate(parts, 2)
+
+    places = lax.axis_index(layout.length) * each + jnp.arange(each)
+    columns = jnp.concatenate([places, columns])
+    call = for_columns(call, len(columns), lambda x, axis: jnp.take(x, columns.clip(0), axis))
+    got = padding(hidden=columns[None] < 0)
+    call = call._replace(mask=got if call.mask is None else call.mask & got)
+    return query, _move(collect, key), _move(collect, value), call
+
+
+def _move(collect: Callable, array: Array) -> Array:
+    """Return what a device collects: 16 bits move as such, their gradients in float32.
+
+    These are summed over devices, and a sum in 16 bits stalls.
+    """
+    if array.dtype == upcast(array).dtype:
+        return collect(array)
+
+    @jax.custom_vjp
+    def move(array: Array) -> Array:
+        return upcast(collect(array))
+
+    def backward(array: Array, grad: Array) -> tuple[Array]:
+        return (jax.vjp(collect, upcast(array))[1](grad)[0].astype(array.dtype),)
+
+    move.defvjp(lambda array: (move(array), array), backward)
+    return move(array)
