@@ -499,7 +499,7 @@ def check_finish(partial: Any, partial_class: type[Any], empty_rows: Any, sinks:
         raise ValueError(f"{rule}: got 'uniform'")
 
 
-# Several devices
+# Devices
 
 
 def check_shares(name: str, length: Any, world: Any) -> None:
@@ -552,7 +552,8 @@ def check_rows(rows: Any, length: int, world: int) -> Array:
         raise ValueError(f"rows must be (devices, T / devices), {wanted}: got {tuple(rows.shape)}")
     places = arrays.to_numpy(rows).reshape(-1)
     if not np.array_equal(np.sort(places), np.arange(length)):
-        raise ValueError(f"rows must have every position 0..{length - 1} once: got {places}")
+        rule = f"rows must have every position 0..{length - 1} once"
+        raise ValueError(f"{rule}: got {places.tolist()}")
     return rows
 
 

@@ -238,6 +238,21 @@ def _leave_to_compiler(layout: Layout, function: Callable, inputs: tuple) -> Any
     return automatic(*inputs)
 
 
+def with_automatic_axes(function: Callable, *inputs: Any) -> Array:
+    """Return function(*inputs), whose samples lie as those of the inputs, by the compiler alone."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return function(*inputs)
+    samples = next((x for x in map(_sharding, jax.tree.leaves(inputs[1:])) if any(x.spec)), None)
+    if samples is None:
+        return function(*inputs)
+    out_sharding = NamedSharding(samples.mesh, PartitionSpec(samples.spec[0]))
+    return jax.sharding.auto_axes(function, out_sharding=out_sharding)(*inputs)
+
+
+def _sharding(array: Array) -> Any:
+    return jax.typeof(array).sharding
+
+
 def local_sizes(query: Array, key: Array, value: Array, call: Call) -> Sizes:
     """Return the sizes of what a device has of a call, as `by_device` cuts it up."""
     layout, simple = find_layout(query, key, value)

@@ -51,10 +51,10 @@ def zigzag(length: int, world: int) -> Integer[np.ndarray, "world length/world"]
 def planned(mask: Mask, sizes: Sizes, world: int) -> Integer[np.ndarray, "world length/world"]:
     """Balance the devices for any mask of a call of `sizes` (B, H, T, T), and send little.
 
-    From contiguous rows on, blocks are swapped between the fullest and the emptiest device until
-    none has more than 1.05 of the mean to do; of the swaps that level them, the one after which
-    least is sent. What is balanced already stays as it is. What the mask allows must be known;
-    a predicate, and what is traced, counts as allowed. Raises ValueError where T does not divide.
+    From contiguous rows on, blocks of the fullest device are swapped with those of others until
+    none has more than 1.05 of the mean to do: of all swaps the one that sends least for what it
+    levels. What is balanced already stays as it is. A predicate, and what is traced, counts as
+    allowed. Raises ValueError where T does not divide.
 
     >>> from attn_jax import causal
     >>> planned(causal(), (1, 1, 8, 8), 2)
@@ -84,18 +84,23 @@ def _counts(allowed: np.ndarray, sizes: Sizes) -> np.ndarray:
 
 
 def _best_swap(hands: np.ndarray, load: np.ndarray, allowed: np.ndarray) -> tuple | None:
-    """Return which block of the fullest and which of the emptiest device to swap, if any."""
+    """Return which block of the fullest device to swap with which of another one, if any."""
     loads = load[hands].sum(1)
-    top, low = int(loads.argmax()), int(loads.argmin())
+    top = int(loads.argmax())
     if loads[top] <= ENOUGH * loads.mean():
         return None
-    gap = loads[top] - loads[low]
-    gains = load[hands[top]][:, None] - load[hands[low]]
-    sent = _sent(allowed, hands[top], hands[low]) + _sent(allowed, hands[low], hands[top]).T
-    costs = sent + abs(gap - 2 * gains) / load.mean()
-    costs[(gains <= 0) | (gains >= gap)] = np.inf
-    i, j = divmod(int(costs.argmin()), costs.shape[1])
-    return None if np.isinf(costs[i, j]) else ((top, i), (low, j))
+    swaps: list[tuple] = []
+    for low in np.flatnonzero(loads < loads.mean()):
+        gains = load[hands[top]][:, None] - load[hands[low]]
+        levelled = np.minimum(gains, loads[top] - loads[low] - gains)
+        one, two = hands[top], hands[low]
+        more = _sent(allowed, one, two) + _sent(allowed, two, one).T
+        more -= _sent(allowed, one, one)[0, 0] + _sent(allowed, two, two)[0, 0]  # as it is
+        costs = np.where(levelled > 0, (more + 1) / levelled.clip(1), np.inf)
+        i, j = divmod(int(costs.argmin()), costs.shape[1])
+        swaps.append((costs[i, j], (top, i), (int(low), j)))
+    cost, *swap = min(swaps)
+    return None if np.isinf(cost) else tuple(swap)
 
 
 def _sent(allowed: np.ndarray, hand: np.ndarray, other: np.ndarray) -> np.ndarray:

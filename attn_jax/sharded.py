@@ -40,12 +40,12 @@ def sharded_attention(
     heads: str | Axes | None = None,
     length: str | Axes | None = None,
     rows: Integer[np.ndarray, "devices T/devices"] | None = None,
+    exchange: str = "auto",
     bias: Float[Array, "T S"] | Float[Array, "#B #H #T #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Array, " H"] | None = None,
     empty_rows: str = "zero",
-    exchange: str = "auto",
 ) -> Float[Array, "B H T D_v"]:
     """Attend on a mesh: `batch`, `heads` and `length` name the axes that each is spread over.
 
@@ -183,7 +183,7 @@ def _exchange(layout: Layout, pieces: tuple[Piece, ...], inputs: tuple, tables: 
     (sent,), (columns,) = tables
     each = key.shape[2]
 
-    def collect(array: Array) -> Array:
+    def collect(array: Array, sent: Array) -> Array:
         parts, start = [array], 0
         for count, pairs in pieces:
             rows = jnp.take(array, lax.slice_in_dim(sent, start, start + count), 2)
@@ -196,23 +196,28 @@ def _exchange(layout: Layout, pieces: tuple[Piece, ...], inputs: tuple, tables: 
     call = for_columns(call, len(columns), lambda x, axis: jnp.take(x, columns.clip(0), axis))
     got = padding(hidden=columns[None] < 0)
     call = call._replace(mask=got if call.mask is None else call.mask & got)
-    return query, _move(collect, key), _move(collect, value), call
+    return query, _move(collect, key, sent), _move(collect, value, sent), call
 
 
-def _move(collect: Callable, array: Array) -> Array:
+def _move(collect: Callable, array: Array, *tables: Array) -> Array:
     """Return what a device collects: 16 bits move as such, their gradients in float32.
 
     These are summed over devices, and a sum in 16 bits stalls.
     """
     if array.dtype == upcast(array).dtype:
-        return collect(array)
+        return collect(array, *tables)
 
     @jax.custom_vjp
-    def move(array: Array) -> Array:
-        return upcast(collect(array))
+    def move(array: Array, *tables: Array) -> Array:
+        return upcast(collect(array, *tables))
 
-    def backward(array: Array, grad: Array) -> tuple[Array]:
-        return (jax.vjp(collect, upcast(array))[1](grad)[0].astype(array.dtype),)
+    def forward(*inputs: Array) -> tuple[Array, tuple]:
+        return move(*inputs), inputs
 
-    move.defvjp(lambda array: (move(array), array), backward)
-    return move(array)
+    def backward(inputs: tuple, grad: Array) -> tuple:
+        array, *tables = inputs
+        transpose = jax.vjp(lambda x: collect(x, *tables), upcast(array))[1]
+        return transpose(grad)[0].astype(array.dtype), *[None] * len(tables)
+
+    move.defvjp(forward, backward)
+    return move(array, *tables)

@@ -16,10 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from attn_jax import (
     MultiHeadAttention,
+    Seq2SeqTransformer,
     allow,
     attention,
     attention_steps,
     causal,
+    greedy_decode,
     hide,
     padding,
     predicate,
@@ -269,6 +271,23 @@ def narrow_caches():
         check(found, wanted, f"{kind}")
         check_places(found[1].key, given[1].key, f"{kind}")
         assert "all-gather" not in program.as_text(), f"{kind}: every device gets the whole cache"
+
+
+def greedy():
+    sizes = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    model = Seq2SeqTransformer(11, 13, **sizes, dim_feedforward=5, rngs=nnx.Rngs(0))
+    tokens = np.array([[5, 3, 4], [7, 0, 0], [1, 2, 0], [9, 8, 7]]), np.array([[1], [1], [3], [2]])
+    settings = {"eos_idx": 2, "max_new_tokens": 5}
+    wanted = np.asarray(greedy_decode(model, *map(jnp.asarray, tokens), **settings))
+    assert len(np.unique(wanted)) > 2, "one token says nothing"
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        mesh = new_mesh(kind)
+        given = [put(mesh, array, P(("d", "m"))) for array in tokens]
+        with jax.set_mesh(mesh):
+            for cached in (True, False):
+                found = greedy_decode(model, *given, **settings, cached=cached)
+                assert (np.asarray(found) == wanted).all(), f"{kind}, cached {cached}: {found}"
+                check_places(found, given[0], f"{kind}, cached {cached}")
 
 
 if __name__ == "__main__":

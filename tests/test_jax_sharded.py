@@ -1,14 +1,22 @@
 """JAX on eight devices: attention sharded by rows, samples and heads gives the oracle's answer.
 
-`jax_sharded.py` says what is compared; each of its parts runs in a process that has the devices.
+`jax_sharded.py` says what is compared and `jax_moved.py` what is counted; each of their parts runs
+in a process that has the devices.
 """
 
 import pytest
-from test_jax_devices import run_part
+from test_jax_devices import QUICKLY, run_part
 
-PARTS = ["masks"]
+ANSWERS = ["masks", "options", "tiles", "halves", "worlds", "hygiene", "traced", "meshes"]
+ANSWERS += ["refusals", "mutants"]
+MOVED = ["exchanged", "gathered_and_ring", "samples_and_heads", "chosen", "tables"]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ANSWERS)
 def test_devices_answer_as_the_oracle(part):
-    run_part("jax_sharded.py", part, devices=8)
+    run_part("jax_sharded.py", part, QUICKLY, devices=8)
+
+
+@pytest.mark.parametrize("part", MOVED)
+def test_devices_move_what_is_needed(part):
+    run_part("jax_moved.py", part, {}, devices=8)
