@@ -25,7 +25,7 @@ from .partial import Partial, attention_part, finish, merge
 from .rotary import QKNorm, rotary
 from .rows import contiguous, planned, zigzag
 from .seq2seq import Seq2SeqTransformer
-from .sharded import sharded_attention
+from .sharded import shard_sequences, sharded_attention
 from .transformer import (
     Transformer,
     TransformerDecoder,
@@ -78,6 +78,7 @@ __all__ = [
     "save",
     "segments",
     "sequence_mask",
+    "shard_sequences",
     "sharded_attention",
     "sliding_window",
     "zigzag",

@@ -566,6 +566,29 @@ def check_exchange(exchange: Any, empty_rows: str) -> None:
         raise ValueError(f"{rule}, in which no device knows the mean of all values: got 'uniform'")
 
 
+def check_no_dropout(dropout: float) -> None:
+    if dropout:
+        raise ValueError(f"dropout must be 0 where a call is sharded: got {dropout}")
+
+
+def check_in_shards(same: bool, need_weights: bool, query_offset: Any) -> None:
+    """Check a module's call where each rank has some tokens of a sequence."""
+    rule = "where sequences are sharded"
+    if not same:
+        raise ValueError(f"keys must be the query's own tokens {rule}: got others")
+    if need_weights:
+        raise ValueError(f"need_weights must be False {rule}: got True")
+    if query_offset is not None and not (_is_integer(query_offset) and query_offset == 0):
+        got = query_offset if _is_integer(query_offset) else kind(query_offset)
+        raise ValueError(f"query_offset must be 0 {rule}: got {got}")
+
+
+def check_no_shards(outside: bool) -> None:
+    if not outside:
+        rule = "decoding knows no shards of sequences, leave shard_sequences first"
+        raise RuntimeError(f"{rule}: got a call inside")
+
+
 # Multi-head attention
 
 

@@ -5,7 +5,9 @@ needs to know. Samples and heads need nothing of each other. Rows need keys and 
 devices, and get them in one of three ways: all at once, those that are allowed, or round a ring.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial as bind
 from typing import Any, NamedTuple
 
@@ -77,6 +79,76 @@ def sharded_attention(
     return attend_sharded(query, key, value, call, layout, rows, exchange)
 
 
+@dataclass(frozen=True)
+class Shards:
+    """Which axes what modules attend from is spread over, and where rows stand."""
+
+    layout: Layout
+    rows: bytes | None  # which compare quickly
+    exchange: str
+
+    @property
+    def order(self) -> np.ndarray | None:
+        """Return the positions of all rows, one device after the other."""
+        return None if self.rows is None else np.frombuffer(self.rows, np.int64)
+
+    def lay_out(self, call: Call) -> Call:
+        """Lay a whole call's mask and bias out as the tokens are."""
+        if self.order is None:
+            return call
+        checks.check_same_rows(*call.sizes[2:])
+        checks.check_rows(self.order[None], call.sizes[2], 1)
+        return _in_order(call, self.order, self.order)
+
+    def attend(self, query: Array, key: Array, value: Array, call: Call) -> Array:
+        """Attend from a call that is laid out."""
+        return attend_sharded(query, key, value, call, self.layout, None, self.exchange)
+
+
+_SHARDS = jax.make_user_context(None)  # what is compiled inside is compiled anew outside
+
+
+@contextmanager
+def shard_sequences(
+    mesh: Any,
+    *,
+    length: str | Axes,
+    batch: str | Axes | None = None,
+    heads: str | Axes | None = None,
+    rows: Integer[np.ndarray, "devices T/devices"] | None = None,
+    exchange: str = "auto",
+) -> Iterator[None]:
+    """Have modules attend on a mesh, as `sharded_attention` does, which says what these are.
+
+    Inside, `MultiHeadAttention` and all that is made of it take tokens (B, T, E) in the order of
+    `rows`, and masks of the whole call; `process_heads` is told where the tokens stand. Attention
+    gives no weights and drops nothing; with `rows` it is self-attention; caches are refused. It
+    may stand around a compiled function or inside of one. Raises as `sharded_attention` does.
+
+    >>> from attn_jax import MultiHeadAttention, causal
+    >>> from flax import nnx
+    >>> attn, x = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0)), jnp.ones((1, 6, 8))
+    >>> with shard_sequences(jax.make_mesh((1,), ("context",)), length="context"):
+    ...     output, _ = attn(x, attn_mask=causal(), need_weights=False)
+    >>> bool(jnp.allclose(output, attn(x, attn_mask=causal())[0], atol=1e-6))
+    True
+    """
+    layout = Layout(mesh, *map(_as_axes, (batch, heads, length)))
+    checks.check_exchange(exchange, "zero")
+    checks.check_axes(layout, {"B": 0, "H": 0, "T": 0, "S": 0})
+    order = None
+    if rows is not None:
+        rows = np.asarray(checks.check_rows(rows, np.size(rows), layout.count(layout.length)))
+        order = rows.astype(np.int64).tobytes()
+    with _SHARDS(Shards(layout, order, exchange)):
+        yield
+
+
+def current_shards() -> Shards | None:
+    """Return what `shard_sequences` says, None outside of it."""
+    return _SHARDS.value
+
+
 class Exchange(NamedTuple):
     """How keys and values get to the devices that need them."""
 
@@ -96,6 +168,7 @@ def attend_sharded(
 ) -> Array:
     """Attend from a checked call, of which each device has its share."""
     checks.check_exchange(exchange, call.empty_rows)
+    checks.check_no_dropout(call.dropout)
     checks.check_axes(layout, dict(zip("BHTS", call.sizes, strict=True)))
     if not layout.length:
         checks.check_no_rows(rows)

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,8 +26,11 @@ from attn_jax import (
     hide,
     padding,
     predicate,
+    rotary,
     segments,
+    shard_sequences,
     sliding_window,
+    zigzag,
 )
 
 B, H, D, E = 4, 8, 3, 5
@@ -288,6 +292,46 @@ def greedy():
                 found = greedy_decode(model, *given, **settings, cached=cached)
                 assert (np.asarray(found) == wanted).all(), f"{kind}, cached {cached}: {found}"
                 check_places(found, given[0], f"{kind}, cached {cached}")
+
+
+def layers():
+    """Modules whose rows are shared out, in zigzag; masks are those of the whole call."""
+    rows = zigzag(24, 2)
+    order, mask = rows.reshape(-1), causal() & sliding_window(9)
+    x = np.random.default_rng(1).normal(size=(B, 24, 16))
+    hidden = np.random.default_rng(2).random((B, 24)) < 0.3
+    hidden[1] = True
+    for told in ({"process_heads": rotary()}, {"sinks": True, "num_kv_heads": 1}):
+        new = partial(MultiHeadAttention, 16, 4, **told, dtype=jnp.float64)
+
+        def run(attn, x):
+            output, _ = attn(x, attn_mask=mask, key_padding_mask=hidden, need_weights=False)
+            return (output**3).sum(), output
+
+        both = nnx.jit(nnx.value_and_grad(run, has_aux=True))
+        wanted = jax.tree.map(np.asarray, both(new(rngs=nnx.Rngs(0)), x))
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = new_mesh(kind)
+            with jax.set_mesh(mesh):
+                given = put(mesh, x[:, order], P("d", "m"))
+                for exchange in ("ring", "gathered"):
+                    shards = {"batch": "d", "length": "m", "rows": rows, "exchange": exchange}
+                    with shard_sequences(mesh, **shards):
+                        (loss, output), grads = both(new(rngs=nnx.Rngs(0)), given)
+                    found = (loss, np.asarray(output)[:, np.argsort(order)]), grads
+                    check(found, wanted, f"{told} {kind} {exchange}")
+    attn = new(rngs=nnx.Rngs(0))
+    with shard_sequences(mesh, length="m", rows=rows):
+        for text, call in {
+            "decoding knows no shards": lambda: attn.decode(x[:, :1], attn.new_cache(B, 4)),
+            "need_weights must be False": lambda: attn(x),
+            "keys must be the query's own": lambda: attn(x, x + 1, need_weights=False),
+            "query_offset must be 0": lambda: attn(x, need_weights=False, query_offset=1),
+        }.items():
+            with pytest.raises((ValueError, RuntimeError), match=text):
+                call()
+    with pytest.raises(ValueError, match="mesh must have the axis 'x'"):
+        shard_sequences(mesh, length="x").__enter__()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ["shard_map", "explicit_axes", "automatic_axes", "other_dims", "modules", "steps"]
-PARTS += ["narrow_caches", "greedy"]
+PARTS += ["narrow_caches", "greedy", "layers"]
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled
 
 

@@ -4,8 +4,13 @@
 in a process that has the devices.
 """
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
-from test_jax_devices import QUICKLY, run_part
+from test_jax_devices import QUICKLY, ROOT, run_part
 
 ANSWERS = ["masks", "options", "tiles", "halves", "worlds", "hygiene", "traced", "meshes"]
 ANSWERS += ["refusals", "mutants"]
@@ -20,3 +25,12 @@ def test_devices_answer_as_the_oracle(part):
 @pytest.mark.parametrize("part", MOVED)
 def test_devices_move_what_is_needed(part):
     run_part("jax_moved.py", part, {}, devices=8)
+
+
+def test_example_learns_on_four_devices_as_on_one():
+    command = [sys.executable, "-m", "examples.translate.train_sharded_jax", "3"]
+    told = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+    shown = subprocess.run(command, env=os.environ | QUICKLY, **told).stdout
+    losses = re.findall(r"loss ([\d.]+) on one device, ([\d.]+) on 4", shown)
+    assert len(losses) == len({*losses}) == 3, shown
+    assert all(one == four for one, four in losses), shown
