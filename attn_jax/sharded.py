@@ -227,8 +227,10 @@ def _attend(
     call: Call,
     tables: tuple,
 ) -> Array:
+    kv_heads = key.shape[1]
+
     def local(query: Array, key: Array, value: Array, call: Call, tables: tuple) -> Array:
-        key, value = layout.local_heads((key, value), call.sizes[1], key.shape[1])
+        key, value = layout.local_heads((key, value), call.sizes[1], kv_heads)
         inputs = vary_alike((query, key, value, layout.local_call(call)))
         match way.exchange:
             case "ring":

@@ -91,6 +91,7 @@ def exchanged():
             kinds = collectives(call, where, P(None, None, "context"))
             share = sum(size for _, size in kinds.values()) / all_rows
             what = f"{name}, {layout} on {world}: {share:.3f} of a ring, {kinds}"
+            print(what)
             assert share <= most, what
             assert {*kinds} <= {"collective-permute"}, what
 

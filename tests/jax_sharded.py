@@ -265,6 +265,16 @@ def traced():
             compare(output, exact, rough, f"traced {exchange}", MERGED)
 
 
+def heads():
+    """Heads on more devices than there are key heads, on fewer, and on as many."""
+    for kv_heads in (1, 2, 4, 8):
+        case = Case("heads", SHAPE._replace(H=8, H_kv=kv_heads), MASKS["predicate"])
+        check(case, "float32", None, f"{kv_heads} heads", mesh=mesh(WORLD), heads="context")
+        what = f"{kv_heads} heads and a ring"
+        told = {"mesh": mesh(4, 2, names=("m", "c")), "heads": "m", "length": "c"}
+        check(case, "float32", None, what, exchange="ring", **told)
+
+
 def meshes():
     """Samples, heads and rows on axes of their own, in both modes of axes."""
     for kind in (AxisType.Auto, AxisType.Explicit):

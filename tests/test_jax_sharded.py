@@ -13,7 +13,7 @@ import pytest
 from test_jax_devices import QUICKLY, ROOT, run_part
 
 ANSWERS = ["masks", "options", "tiles", "halves", "worlds", "hygiene", "traced", "meshes"]
-ANSWERS += ["refusals", "mutants"]
+ANSWERS += ["heads", "refusals", "mutants"]
 MOVED = ["exchanged", "gathered_and_ring", "samples_and_heads", "chosen", "tables"]
 
 
