@@ -23,7 +23,9 @@ from .masks import (
 from .multihead import MultiHeadAttention
 from .partial import Partial, attention_part, finish, merge
 from .rotary import QKNorm, rotary
+from .rows import contiguous, planned, zigzag
 from .seq2seq import Seq2SeqTransformer
+from .sharded import shard_sequences, sharded_attention
 from .transformer import (
     Transformer,
     TransformerDecoder,
@@ -57,6 +59,7 @@ __all__ = [
     "attention_steps",
     "causal",
     "chunked",
+    "contiguous",
     "draw_weights",
     "export_weights",
     "finish",
@@ -68,11 +71,15 @@ __all__ = [
     "merge",
     "packed",
     "padding",
+    "planned",
     "predicate",
     "prefix",
     "rotary",
     "save",
     "segments",
     "sequence_mask",
+    "shard_sequences",
+    "sharded_attention",
     "sliding_window",
+    "zigzag",
 ]

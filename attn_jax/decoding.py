@@ -12,6 +12,7 @@ from jaxtyping import Array, Integer
 
 from . import checks
 from .arrays import signed_copy
+from .devices import with_automatic_axes
 from .seq2seq import Seq2SeqTransformer
 
 Step = Callable[[Array, Any], tuple[Array, Any]]  # from new tokens and a memory to both
@@ -46,8 +47,8 @@ def greedy_decode(
     graph, state = nnx.split(model)
     prompt = jnp.asarray(signed_copy(prompt))
     prompt = prompt.astype(jnp.promote_types(prompt.dtype, jnp.int32))  # so that every token fits
-    arrays = (state, jnp.asarray(src), prompt, eos_idx)
-    return _decode(*arrays, graph=graph, settings=(max_new_tokens, capacity, cached))
+    decode = partial(_decode, graph=graph, settings=(max_new_tokens, capacity, cached))
+    return with_automatic_axes(decode, state, jnp.asarray(src), prompt, jnp.asarray(eos_idx))
 
 
 @partial(jax.jit, static_argnames=("graph", "settings"))
@@ -55,7 +56,7 @@ def _decode(
     state: nnx.State,
     src: Array,
     prompt: Array,
-    eos_idx: int | Array,
+    eos_idx: Array,
     graph: nnx.GraphDef,
     settings: tuple[int, int | None, bool],
 ) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Literal
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from .call import Call
@@ -28,11 +28,12 @@ Sizes = tuple[int, int, int, int]
 
 
 class Layout(NamedTuple):
-    """Which axes of a mesh a call's samples and heads are spread over."""
+    """Which axes of a mesh a call's samples, heads and rows are spread over."""
 
     mesh: Any
     batch: Axes
     heads: Axes
+    length: Axes = ()
 
     def count(self, axes: Axes) -> int:
         """Return over how many devices axes of the mesh go."""
@@ -44,15 +45,18 @@ class Layout(NamedTuple):
         return PartitionSpec(*(self._along(letter, size) or None for letter, size in pairs))
 
     def _along(self, letter: str, size: int) -> Axes:
-        axes = {"B": self.batch, "H": self.heads, "K": self.heads}.get(letter, ())
+        places = {"B": self.batch, "H": self.heads, "K": self.heads, "T": self.length}
+        axes = places.get(letter, ())
         if letter == "K" and size % self.count(axes):
             return ()  # every device takes what its heads read
         return axes if size > 1 else ()
 
     def local_sizes(self, sizes: Sizes) -> Sizes:
         """Return (B, H, T, S) of one device's share."""
-        batch, heads, queries, keys = sizes
-        return batch // self.count(self.batch), heads // self.count(self.heads), queries, keys
+        batch, heads, rows = (
+            size // self.count(axes) for size, axes in zip(sizes, self[1:], strict=False)
+        )
+        return batch, heads, rows, sizes[3]
 
     def local_call(self, call: Call) -> Call:
         """Turn what is left of a call on one device into a call of its own.
@@ -136,6 +140,17 @@ def _mask_letters(mask: Mask) -> Mask:
     return replace(mask, arrays=tuple(letters), parts=tuple(map(_mask_letters, mask.parts)))
 
 
+def for_columns(call: Call, count: int, take: Callable) -> Call:
+    """Return a call for `count` of its keys: `take(array, axis)` takes them along an axis."""
+
+    def cut(letters: str, array: Array) -> Array:
+        axis = letters.find("S")
+        return array if axis < 0 or array.shape[axis] == 1 < call.sizes[3] else take(array, axis)
+
+    call = jax.tree.map(cut, call_letters(call), call)
+    return call._replace(sizes=(*call.sizes[:3], count))
+
+
 def by_device(function: Callable) -> Callable:
     """Let `function(query, key, value, call, *others)` run for what each device has of a call.
 
@@ -155,7 +170,7 @@ def by_device(function: Callable) -> Callable:
         letters = ("BHTD", "BKSD", "BKSD", call_letters(call), *["BHTS"] * len(others))
         inputs = (query, key, value, call, *others)
         return (
-            _share_out(layout, partial(local, layout), letters, inputs)
+            share_out(layout, partial(local, layout), letters, inputs)
             if simple
             else (_leave_to_compiler(layout, function, inputs))
         )
@@ -173,7 +188,7 @@ def by_sample(function: Callable) -> Callable:
             return function(*inputs)
         letters = ("BKSD", "BKSD", *"B" * len(inputs[2:]))
         return (
-            _share_out(layout, function, letters, inputs)
+            share_out(layout, function, letters, inputs)
             if simple
             else (_leave_to_compiler(layout, function, inputs))
         )
@@ -199,22 +214,43 @@ def out_sharding(array: Array, kernel: Array) -> NamedSharding | None:
     return NamedSharding(left.mesh, PartitionSpec(*left.spec[:-1], right.spec[1]))
 
 
-def _share_out(layout: Layout, function: Callable, letters: tuple, inputs: tuple) -> Any:
+def share_out(layout: Layout, function: Callable, letters: tuple, inputs: tuple) -> Any:
+    """Run a function on each device, with its share of inputs whose dims `letters` name.
+
+    What it returns begins with samples, heads and rows.
+    """
     specs = jax.tree.map(lambda dims, x: layout.spec(dims, jnp.shape(x)), letters, inputs)
     local = jax.shard_map(
         function,
         mesh=layout.mesh,
         in_specs=specs,
-        out_specs=PartitionSpec(layout.batch or None, layout.heads or None),
-        axis_names={*layout.batch, *layout.heads},
+        out_specs=PartitionSpec(*(axes or None for axes in layout[1:])),
+        axis_names={*layout.batch, *layout.heads, *layout.length},
     )
-    return local(*jax.tree.map(partial(_reshard, layout.mesh), inputs, specs))
+    if AxisType.Explicit in layout.mesh.axis_types:
+        inputs = jax.tree.map(partial(_reshard, layout.mesh), inputs, specs)
+    return local(*inputs)
 
 
 def _leave_to_compiler(layout: Layout, function: Callable, inputs: tuple) -> Any:
     spec = PartitionSpec(*jax.typeof(inputs[0]).sharding.spec[:3])
     automatic = jax.sharding.auto_axes(function, out_sharding=NamedSharding(layout.mesh, spec))
     return automatic(*inputs)
+
+
+def with_automatic_axes(function: Callable, *inputs: Any) -> Array:
+    """Return function(*inputs), whose samples lie as those of the inputs, by the compiler alone."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return function(*inputs)
+    samples = next((x for x in map(_sharding, jax.tree.leaves(inputs[1:])) if any(x.spec)), None)
+    if samples is None:
+        return function(*inputs)
+    out_sharding = NamedSharding(samples.mesh, PartitionSpec(samples.spec[0]))
+    return jax.sharding.auto_axes(function, out_sharding=out_sharding)(*inputs)
+
+
+def _sharding(array: Array) -> Any:
+    return jax.typeof(array).sharding
 
 
 def local_sizes(query: Array, key: Array, value: Array, call: Call) -> Sizes:

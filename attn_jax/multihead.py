@@ -21,6 +21,7 @@ from .call import Call, check_rngs
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import scale_or_default
+from .sharded import current_shards
 from .tiles import Cells, Tiles
 from .window import WindowCache
 
@@ -115,10 +116,16 @@ class MultiHeadAttention(nnx.Module):
         weights: (B, T, S) as the mean over heads, (B, H, T, S) with `average_weights=False`, None
         with `need_weights=False`. Raises as `attention` does.
         """
+        same = key is None or key is query
         if self.process_heads is not None:
-            checks.check_same_tokens(key is None or key is query, query_offset)
+            checks.check_same_tokens(same, query_offset)
+        shards = current_shards()
+        if shards is not None:
+            in_order = shards.rows is None and not isinstance(key, KVCache)
+            checks.check_in_shards(same or in_order, need_weights, query_offset)
         query, keys, values = self._check_inputs(query, key, value)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
+        call = call if shards is None else shards.lay_out(call)
         heads = self._project_query(query)
         if not isinstance(keys, KVCache):
             if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
@@ -258,6 +265,7 @@ class MultiHeadAttention(nnx.Module):
     ) -> Array | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
         self._check_settings()
+        checks.check_no_shards(current_shards() is None)
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
@@ -332,7 +340,9 @@ class MultiHeadAttention(nnx.Module):
         """Let `process_heads` change the heads of tokens from position `first` on, or from 0."""
         if self.process_heads is None:
             return query, key
-        places = jnp.arange(query.shape[2])[None]
+        shards = current_shards()
+        order = None if shards is None else shards.order
+        places = (jnp.arange(query.shape[2]) if order is None else jnp.asarray(order))[None]
         positions = places if first is None else first[:, None] + places
         processed: Any = self.process_heads(query, key, positions)
         checks.check_processed(processed, query, key)
@@ -354,7 +364,9 @@ class MultiHeadAttention(nnx.Module):
             _, _, weights, output = attend_steps(query, cache.key, cache.value, call)
             weights = _nan_if_overflowed(weights, cache)
         else:
-            output = attend(query, cache.key, cache.value, call)
+            shards = current_shards()
+            way = attend if shards is None else shards.attend
+            output = way(query, cache.key, cache.value, call)
         return self._join_heads(_nan_if_overflowed(output, cache)), weights
 
     def _attend_cached(self, x: Array, cache: KVCache, call: Call) -> Array:

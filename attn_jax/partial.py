@@ -79,7 +79,7 @@ def attention_part(
     """
     checks.check_part_offset(query_offset, mask, Mask)
     call = check_call(query, key, value, mask, bias, scale, softcap, query_offset=query_offset)
-    return _attend(query, key, value, call)
+    return attend_part(query, key, value, call)
 
 
 def merge(*partials: Partial) -> Partial:
@@ -149,15 +149,41 @@ def _divisor(partial: Partial, empty_row_divisor: float) -> Array:
     return jnp.where(maximum == -jnp.inf, empty_row_divisor, total)
 
 
-def _attend(query: Array, key: Array, value: Array, call: Call) -> Partial:
+def attend_part(query: Array, key: Array, value: Array, call: Call) -> Partial:
     """Return a checked call's part: by tiles, or by the textbook."""
-    textbook = any(map(is_symbolic_dim, (*call.sizes, value.shape[3])))
-    textbook = textbook or 0 in (*call.sizes, value.shape[3])
-    if textbook or call.sizes[2] * call.sizes[3] <= blocked.LONE_CELLS:
+    if _is_small(value, call):
         sizes = bind(local_sizes, query, key, value, call)
         return _attend_textbook(query, key, value, closure_convert(call, sizes))
     cuts = Cuts(blocked.ROWS, blocked.COLUMNS, blocked.HEADS)
     return _attend_tiles(cuts, query, key, value, closure_convert(call))
+
+
+def _is_small(value: Array, call: Call) -> bool:
+    """Whether the textbook answers, as it does where sizes are not known or 0."""
+    sizes = (*call.sizes, value.shape[3])
+    textbook = any(map(is_symbolic_dim, sizes)) or 0 in sizes
+    return textbook or call.sizes[2] * call.sizes[3] <= blocked.LONE_CELLS
+
+
+def backward_part(
+    query: Array, key: Array, value: Array, call: Call, maximum: Array, grads: tuple
+) -> tuple:
+    """Return the gradients of query, key, value and bias by those of sums and total.
+
+    These are less a maximum of all keys, of which the part may have some.
+    """
+    d_sums, d_total = grads
+    if _is_small(value, call):
+
+        def textbook(query: Array, key: Array, value: Array, bias: Array | None) -> tuple:
+            inputs = query, key, value, call._replace(bias=bias)
+            sums, _, total = _sums_by_formula(*inputs, maximum)
+            return sums, total
+
+        return jax.vjp(textbook, query, key, value, call.bias)[1](grads)
+    cuts = Cuts(blocked.ROWS, blocked.COLUMNS, blocked.HEADS)
+    lse = jnp.where(maximum == -jnp.inf, jnp.inf, maximum)
+    return backward_tiles(cuts, (query, key, value, call), lse, -d_total, d_sums)
 
 
 @jax.jit

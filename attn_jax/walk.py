@@ -92,7 +92,7 @@ def closure_convert(call: Call, sizes: Callable = lambda: (1, 1, 1, 1)) -> Call:
     def convert(mask: Mask) -> Mask:
         if mask.parts:
             return replace(mask, parts=tuple(map(convert, mask.parts)))
-        if mask.name != "predicate":
+        if mask.name != "predicate" or not mask.settings:
             return mask
 
         def allowed(*indices: Array) -> Array:
@@ -126,10 +126,11 @@ class TileLoop:
     def __init__(
         self, tile: Tile, lanes: Lanes, query: Array, key: Array, value: Array, call: Call
     ):
-        self.lanes, self.query, self.key, self.value, self.call = lanes, query, key, value, call
-        self.sizes, self.dtype = call.sizes, upcast(query).dtype
         # A barrier: XLA would work out constant verdicts while compiling, the longer the larger T.
-        self.query_offset = lax.optimization_barrier(jnp.asarray(call.query_offset))
+        mask, offset = lax.optimization_barrier((call.mask, jnp.asarray(call.query_offset)))
+        call = call._replace(mask=mask, query_offset=offset)
+        self.lanes, self.query, self.key, self.value, self.call = lanes, query, key, value, call
+        self.sizes, self.dtype, self.query_offset = call.sizes, upcast(query).dtype, offset
         self.scale = jnp.asarray(call.scale, self.dtype)
         self.group = query.shape[1] // key.shape[1]
         self.heads, self.rows, self.columns = tile

@@ -70,7 +70,7 @@ def attention_part(
     """
     checks.check_part_offset(query_offset, mask, Mask)
     call = check_call(query, key, value, mask, bias, scale, softcap, query_offset=query_offset)
-    return _attend(query, key, value, call)
+    return attend_part(query, key, value, call)
 
 
 @without_warnings
@@ -142,7 +142,7 @@ def _divisor(partial: Partial, empty_row_divisor: float) -> np.ndarray:
     return np.where(maximum == -np.inf, empty_row_divisor, total)
 
 
-def _attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) -> Partial:
+def attend_part(query: np.ndarray, key: np.ndarray, value: np.ndarray, call: Call) -> Partial:
     """Return a checked call's part: by tiles, or by the textbook."""
     if 0 in (*call.sizes, value.shape[3]) or (call.bias is not None and _is_far(call.bias)):
         return _attend_textbook(query, key, value, call)

@@ -87,7 +87,7 @@ def attention_part(
     """
     checks.check_part_offset(query_offset, mask, Mask)
     call = check_call(query, key, value, mask, bias, scale, softcap, query_offset=query_offset)
-    return _attend(query, key, value, call)
+    return attend_part(query, key, value, call)
 
 
 def merge(*partials: Partial) -> Partial:
@@ -157,14 +157,14 @@ def _divisor(partial: Partial, empty_row_divisor: float) -> Tensor:
     return torch.where(maximum == -torch.inf, empty_row_divisor, total)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Partial:
+def attend_part(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Partial:
     """Return a checked call's part: by tiles, or by the textbook."""
     if are_shards(query, key, value):
-        return Partial(*attend_shards(_attend, query, key, value, call))
+        return Partial(*attend_shards(attend_part, query, key, value, call))
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)
         with no_autocast(query):
-            return _attend(query, key, value, call)
+            return attend_part(query, key, value, call)
     if 0 in (*call.sizes, value.shape[3]) or not may_look(query, key, value, call):
         return _attend_textbook(query, key, value, call)
     bounded = is_bounded(query, key, value, call.scale)

@@ -10,21 +10,27 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from attn_jax import (
     MultiHeadAttention,
+    Seq2SeqTransformer,
     allow,
     attention,
     attention_steps,
     causal,
+    greedy_decode,
     hide,
     padding,
     predicate,
+    rotary,
     segments,
+    shard_sequences,
     sliding_window,
+    zigzag,
 )
 
 B, H, D, E = 4, 8, 3, 5
@@ -269,6 +275,63 @@ def narrow_caches():
         check(found, wanted, f"{kind}")
         check_places(found[1].key, given[1].key, f"{kind}")
         assert "all-gather" not in program.as_text(), f"{kind}: every device gets the whole cache"
+
+
+def greedy():
+    sizes = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    model = Seq2SeqTransformer(11, 13, **sizes, dim_feedforward=5, rngs=nnx.Rngs(0))
+    tokens = np.array([[5, 3, 4], [7, 0, 0], [1, 2, 0], [9, 8, 7]]), np.array([[1], [1], [3], [2]])
+    settings = {"eos_idx": 2, "max_new_tokens": 5}
+    wanted = np.asarray(greedy_decode(model, *map(jnp.asarray, tokens), **settings))
+    assert len(np.unique(wanted)) > 2, "one token says nothing"
+    for kind in (AxisType.Explicit, AxisType.Auto):
+        mesh = new_mesh(kind)
+        given = [put(mesh, array, P(("d", "m"))) for array in tokens]
+        with jax.set_mesh(mesh):
+            for cached in (True, False):
+                found = greedy_decode(model, *given, **settings, cached=cached)
+                assert (np.asarray(found) == wanted).all(), f"{kind}, cached {cached}: {found}"
+                check_places(found, given[0], f"{kind}, cached {cached}")
+
+
+def layers():
+    """Modules whose rows are shared out, in zigzag; masks are those of the whole call."""
+    rows = zigzag(24, 2)
+    order, mask = rows.reshape(-1), causal() & sliding_window(9)
+    x = np.random.default_rng(1).normal(size=(B, 24, 16))
+    hidden = np.random.default_rng(2).random((B, 24)) < 0.3
+    hidden[1] = True
+    for told in ({"process_heads": rotary()}, {"sinks": True, "num_kv_heads": 1}):
+        new = partial(MultiHeadAttention, 16, 4, **told, dtype=jnp.float64)
+
+        def run(attn, x):
+            output, _ = attn(x, attn_mask=mask, key_padding_mask=hidden, need_weights=False)
+            return (output**3).sum(), output
+
+        both = nnx.jit(nnx.value_and_grad(run, has_aux=True))
+        wanted = jax.tree.map(np.asarray, both(new(rngs=nnx.Rngs(0)), x))
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = new_mesh(kind)
+            with jax.set_mesh(mesh):
+                given = put(mesh, x[:, order], P("d", "m"))
+                for exchange in ("ring", "gathered"):
+                    shards = {"batch": "d", "length": "m", "rows": rows, "exchange": exchange}
+                    with shard_sequences(mesh, **shards):
+                        (loss, output), grads = both(new(rngs=nnx.Rngs(0)), given)
+                    found = (loss, np.asarray(output)[:, np.argsort(order)]), grads
+                    check(found, wanted, f"{told} {kind} {exchange}")
+    attn = new(rngs=nnx.Rngs(0))
+    with shard_sequences(mesh, length="m", rows=rows):
+        for text, call in {
+            "decoding knows no shards": lambda: attn.decode(x[:, :1], attn.new_cache(B, 4)),
+            "need_weights must be False": lambda: attn(x),
+            "keys must be the query's own": lambda: attn(x, x + 1, need_weights=False),
+            "query_offset must be 0": lambda: attn(x, need_weights=False, query_offset=1),
+        }.items():
+            with pytest.raises((ValueError, RuntimeError), match=text):
+                call()
+    with pytest.raises(ValueError, match="mesh must have the axis 'x'"):
+        shard_sequences(mesh, length="x").__enter__()
 
 
 if __name__ == "__main__":

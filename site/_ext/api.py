@@ -2,6 +2,7 @@
 
 The page's own file is its beginning. A name has three tabs, or none where the three say the same:
 the signature as it is written, the docstring, and for a class its fields and its public methods.
+What is about several devices has no tab for NumPy.
 """
 
 import ast
@@ -20,12 +21,12 @@ def read(app, docname, source):
         return
     folders = {backend: Path(app.confdir).parent / f"attn_{backend}" for backend in BACKENDS}
     public = {backend: public_names(folder) for backend, folder in folders.items()}
-    first, *others = public.values()
-    if any(other != first for other in others):
-        raise ValueError(f"the backends have the same public names: got {public}")
-    for file, names in first.items():
+    for file, names in max(public.values(), key=len).items():
+        there = [backend for backend in public if file in public[backend]]
+        if any(public[backend][file] != names for backend in there):
+            raise ValueError(f"the backends have the same public names: got {public}")
         source[0] += f"\n\n## {file}\n"
-        paths = {backend: folder / file for backend, folder in folders.items()}
+        paths = {backend: folders[backend] / file for backend in there}
         for path in paths.values():
             app.env.note_dependency(str(path))
         sources = {backend: path.read_text("utf-8") for backend, path in paths.items()}
@@ -47,8 +48,8 @@ def public_names(folder: Path) -> dict[str, list[str]]:
 
 
 def tabs(texts: dict[str, str]) -> str:
-    """Return three tabs, or the text alone where it is the same in all."""
-    if len(set(texts.values())) == 1:
+    """Return a tab for each backend, or the text alone where it is the same in all three."""
+    if len(set(texts.values())) == 1 < len(texts):
         return next(iter(texts.values()))
     lines = ["::::::{tab-set}", ":sync-group: backend", ""]
     for backend, text in texts.items():

@@ -12,7 +12,7 @@ PRINTED = """[...document.querySelectorAll('.sd-tab-set:not(.side-by-side)')]
     .map(tabs => tabs.map(tab => tab.querySelector('.shown').textContent.trim()))"""
 
 
-@pytest.mark.parametrize("page", [*PAGES, "todays-models"])
+@pytest.mark.parametrize("page", [*PAGES, "todays-models", "more-than-one-device"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_page_does_not_scroll_sideways(tab, page, width):
     tab.set_viewport_size({"width": width, "height": 900})
