@@ -13,7 +13,7 @@ from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from . import checks
+from . import checks, shard_checks
 from .arrays import dtype_name, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, unpack
@@ -122,7 +122,7 @@ class MultiHeadAttention(nnx.Module):
         shards = current_shards()
         if shards is not None:
             in_order = shards.rows is None and not isinstance(key, KVCache)
-            checks.check_in_shards(same or in_order, need_weights, query_offset)
+            shard_checks.check_in_shards(same or in_order, need_weights, query_offset)
         query, keys, values = self._check_inputs(query, key, value)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         call = call if shards is None else shards.lay_out(call)
@@ -265,7 +265,7 @@ class MultiHeadAttention(nnx.Module):
     ) -> Array | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
         self._check_settings()
-        checks.check_no_shards(current_shards() is None)
+        shard_checks.check_no_shards(current_shards() is None)
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]

@@ -8,7 +8,7 @@ rows and columns says how much each of them is to do, and what it needs of the o
 import numpy as np
 from jaxtyping import Integer
 
-from . import checks
+from . import shard_checks
 from .masks import Mask
 from .tiles import Cells, Tiles
 
@@ -28,7 +28,7 @@ def contiguous(length: int, world: int) -> Integer[np.ndarray, "world length/wor
     array([[0, 1, 2, 3],
            [4, 5, 6, 7]])
     """
-    checks.check_shares("length", length, world)
+    shard_checks.check_shares("length", length, world)
     return np.arange(length).reshape(world, -1)
 
 
@@ -43,7 +43,7 @@ def zigzag(length: int, world: int) -> Integer[np.ndarray, "world length/world"]
     array([[0, 1, 6, 7],
            [2, 3, 4, 5]])
     """
-    checks.check_shares("length", length, 2 * world)
+    shard_checks.check_shares("length", length, 2 * world)
     chunks = np.arange(length).reshape(2 * world, -1)
     return np.concatenate((chunks[:world], chunks[: world - 1 : -1]), 1)
 
@@ -61,8 +61,8 @@ def planned(mask: Mask, sizes: Sizes, world: int) -> Integer[np.ndarray, "world 
     array([[2, 3, 4, 5],
            [0, 1, 6, 7]])
     """
-    checks.check_planned(mask, Mask, sizes)
-    checks.check_shares("T", sizes[2], world)
+    shard_checks.check_planned(mask, Mask, sizes)
+    shard_checks.check_shares("T", sizes[2], world)
     each = sizes[2] // world
     block = largest_divisor(each, max(min(128, each // 8), each // 16, 1))
     width = largest_divisor(block, max(block // 4, 1))

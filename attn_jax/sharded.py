@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from . import checks
+from . import shard_checks
 from .attention import attend
 from .call import Call, check_call, expand_bias
 from .devices import Axes, Layout, call_letters, for_columns, share_out, vary_alike
@@ -96,8 +96,8 @@ class Shards:
         """Lay a whole call's mask and bias out as the tokens are."""
         if self.order is None:
             return call
-        checks.check_same_rows(*call.sizes[2:])
-        checks.check_rows(self.order[None], call.sizes[2], 1)
+        shard_checks.check_same_rows(*call.sizes[2:])
+        shard_checks.check_rows(self.order[None], call.sizes[2], 1)
         return _in_order(call, self.order, self.order)
 
     def attend(self, query: Array, key: Array, value: Array, call: Call) -> Array:
@@ -134,11 +134,11 @@ def shard_sequences(
     True
     """
     layout = Layout(mesh, *map(_as_axes, (batch, heads, length)))
-    checks.check_exchange(exchange, "zero")
-    checks.check_axes(layout, {"B": 0, "H": 0, "T": 0, "S": 0})
+    shard_checks.check_exchange(exchange, "zero")
+    shard_checks.check_axes(layout, {"B": 0, "H": 0, "T": 0, "S": 0})
     order = None
     if rows is not None:
-        rows = np.asarray(checks.check_rows(rows, np.size(rows), layout.count(layout.length)))
+        rows = np.asarray(shard_checks.check_rows(rows, np.size(rows), layout.count(layout.length)))
         order = rows.astype(np.int64).tobytes()
     with _SHARDS(Shards(layout, order, exchange)):
         yield
@@ -167,18 +167,18 @@ def attend_sharded(
     exchange: str = "auto",
 ) -> Array:
     """Attend from a checked call, of which each device has its share."""
-    checks.check_exchange(exchange, call.empty_rows)
-    checks.check_no_dropout(call.dropout)
-    checks.check_axes(layout, dict(zip("BHTS", call.sizes, strict=True)))
+    shard_checks.check_exchange(exchange, call.empty_rows)
+    shard_checks.check_no_dropout(call.dropout)
+    shard_checks.check_axes(layout, dict(zip("BHTS", call.sizes, strict=True)))
     if not layout.length:
-        checks.check_no_rows(rows)
+        shard_checks.check_no_rows(rows)
         return _attend(layout, Exchange("none"), query, key, value, closure_convert(call), ())
     world = layout.count(layout.length)
     if rows is None:
         orders = [contiguous(size, world).reshape(-1) for size in call.sizes[2:]]
     else:
-        checks.check_same_rows(*call.sizes[2:])
-        orders = [np.reshape(checks.check_rows(rows, call.sizes[2], world), -1)] * 2
+        shard_checks.check_same_rows(*call.sizes[2:])
+        orders = [np.reshape(shard_checks.check_rows(rows, call.sizes[2], world), -1)] * 2
     call = closure_convert(_in_order(call, *orders))
     way, tables = _plan(call, world, exchange, key.nbytes + value.nbytes)
     return _attend(layout, way, query, key, value, call, tables)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import shard_checks
 from .arrays import PLAIN, is_array
 from .call import Call
 from .masks import Mask
@@ -32,7 +32,7 @@ def are_shards(query: Any, key: Any, value: Any) -> bool:
 def check_context_parallel() -> None:
     """Refuse torch's `context_parallel`: it changes its own function, and not the calls here."""
     if not torch.compiler.is_compiling():
-        checks.check_engine(torch.nn.functional.scaled_dot_product_attention)
+        shard_checks.check_engine(torch.nn.functional.scaled_dot_product_attention)
 
 
 def attend_shards(
@@ -61,8 +61,8 @@ def _check_placements(query: Any, key: Any, value: Any, call: Call) -> tuple:
     from torch.distributed.tensor import Replicate, Shard
 
     arrays = {"query": query, "key": key, "value": value}
-    checks.check_all_distributed({name: is_distributed(x) for name, x in arrays.items()})
-    checks.check_no_dropout(call.dropout)
+    shard_checks.check_all_distributed({name: is_distributed(x) for name, x in arrays.items()})
+    shard_checks.check_no_dropout(call.dropout)
     right = query.device_mesh == key.device_mesh == value.device_mesh
     right &= query.placements == key.placements == value.placements
     for size, place in zip(query.device_mesh.shape, query.placements, strict=True):
@@ -70,7 +70,7 @@ def _check_placements(query: Any, key: Any, value: Any, call: Call) -> tuple:
         # An uneven cut of the heads would not be that of the key heads.
         uneven = place.is_shard(1) and key.shape[1] % size
         right &= alike and not uneven
-    checks.check_shards(right, [str(x.placements) for x in arrays.values()])
+    shard_checks.check_shards(right, [str(x.placements) for x in arrays.values()])
     return query.placements
 
 
@@ -114,7 +114,7 @@ def _local(array: Any, layout: tuple[Any, tuple], name: str) -> Tensor:
 
     mesh, placements = layout
     if not is_distributed(array):
-        checks.check_no_gradient(name, torch.is_grad_enabled() and array.requires_grad)
+        shard_checks.check_no_gradient(name, torch.is_grad_enabled() and array.requires_grad)
         return array
     everywhere = array.redistribute(mesh, [Replicate()] * mesh.ndim)
     shares = [Replicate() if place.is_replicate() else Partial() for place in placements]
@@ -164,7 +164,7 @@ def count_heads(linear: Any, num_heads: int) -> int:
     if not is_tensor_parallel(linear) or not linear.weight.placements[-1].is_shard(0):
         return num_heads
     devices = linear.weight.device_mesh.size(-1)  # FSDP's axes stand before
-    checks.check_whole_heads(num_heads, devices)
+    shard_checks.check_whole_heads(num_heads, devices)
     return num_heads // devices
 
 
@@ -195,4 +195,4 @@ def check_gathered(**modules: nn.Module) -> None:
         if is_distributed(_weight(module)) and not is_tensor_parallel(module):
             from torch.distributed.fsdp import FSDPModule
 
-            checks.check_gathered(name, not isinstance(module, FSDPModule))
+            shard_checks.check_gathered(name, not isinstance(module, FSDPModule))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, shard_checks
 from .arrays import dtype_name, is_autocast, is_concrete
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, restored_on_error, uniform, unpack
@@ -129,7 +129,7 @@ class MultiHeadAttention(nn.Module):
         shards = current_shards()
         note_shards(self, shards is not None)
         if shards is not None:
-            checks.check_in_shards(
+            shard_checks.check_in_shards(
                 same and (value is None or value is key), need_weights, query_offset
             )
             return self._attend_to_ranks(query, key_padding_mask, attn_mask, shards), None
@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
             keys = self._full_cache(projected, values)
         output, weights = self._attend(heads, keys, call, need_weights)
         if weights is not None and average_weights:
-            checks.check_each_head(weights.shape[1], self.num_heads)
+            shard_checks.check_each_head(weights.shape[1], self.num_heads)
             weights = weights.mean(1)
         return output, weights
 
@@ -223,7 +223,7 @@ class MultiHeadAttention(nn.Module):
         """Decode checked tokens. Hidden ones stand last, and `counts` leaves them out."""
         x, first = self._batch_first(x), cache.lengths
         key, value = self._project_heads(x, x)
-        checks.check_local("keys of a cache", is_distributed(key))
+        shard_checks.check_local("keys of a cache", is_distributed(key))
         heads = self._process(self._project_query(x), key, first)
         query, key, value = (cast_like(array, cache.key) for array in (*heads, value))
         if isinstance(cache, WindowCache):
@@ -291,7 +291,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor | None:
         """Refuse a wrong call before anything is written; return how many tokens are not hidden."""
         self._check_settings()
-        checks.check_no_shards(current_shards() is None)
+        shard_checks.check_no_shards(current_shards() is None)
         checks.check_is_cache(cache, KVCache)
         checks.check_decode(x, cache, hidden, self._dims(), self._dtype(x), self.batch_first)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
@@ -381,7 +381,7 @@ class MultiHeadAttention(nn.Module):
         """Return the call of the heads that this device has: all, if no engine shares them out."""
         check_context_parallel()
         heads, kv_heads = query.shape[1], key.shape[1]
-        checks.check_shared_alike(heads, kv_heads, self.num_heads, self.num_kv_heads)
+        shard_checks.check_shared_alike(heads, kv_heads, self.num_heads, self.num_kv_heads)
         return call if heads == self.num_heads else cut_heads(call, self.q_proj, heads)
 
     def _attend_to_ranks(
@@ -390,7 +390,7 @@ class MultiHeadAttention(nn.Module):
         """Attend from this rank's tokens to those of all ranks; masks are of the whole call."""
         x, _, _ = self._check_inputs(x, None, None)
         rows = shards.rows[shards.rank]
-        checks.check_rank_length("query", x.shape[1], len(rows))
+        shard_checks.check_rank_length("query", x.shape[1], len(rows))
         sizes = (x.shape[0], self.num_heads, shards.length, shards.length)
         mask, bias = _read_masks(key_padding_mask, attn_mask, x, sizes)
         checks.check_mask(mask, sizes)

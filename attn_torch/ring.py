@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import checks
+from . import shard_checks
 from .call import Call
 from .numerics import upcast
 from .partial import Partial, attention_part, merge
@@ -109,7 +109,7 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_sums: Tensor, _: None, d_total: Tensor) -> tuple:
-        checks.check_once(torch.is_grad_enabled())
+        shard_checks.check_once(torch.is_grad_enabled())
         told, (query, held, bias, maximum) = ctx.told, ctx.saved_tensors
         d_query = torch.zeros_like(upcast(query))
         d_bias = None if bias is None else torch.zeros_like(upcast(bias))

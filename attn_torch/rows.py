@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from . import checks
+from . import checks, shard_checks
 from .arrays import is_concrete
 from .masks import Mask
 from .tiles import Cells, Tiles
@@ -64,7 +64,7 @@ def planned(mask: Mask, sizes: Sizes, world: int) -> list[Integer[Tensor, "T"]]:
     >>> planned(causal(), (1, 1, 8, 8), 2)
     [tensor([2, 3, 4, 5]), tensor([0, 1, 6, 7])]
     """
-    checks.check_planned(mask, Mask, sizes)
+    shard_checks.check_planned(mask, Mask, sizes)
     checks.check_count("world", world, 1)
     length = sizes[2]
     each = -(-length // world)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from . import checks
+from . import checks, shard_checks
 from .arrays import is_autocast
 from .attention import attend
 from .call import Call, check_call
@@ -75,7 +75,7 @@ def sharded_attention(
     >>> dist.destroy_process_group()
     """
     call = check_call(query, key, value, None, None, scale, softcap, sinks, empty_rows)
-    checks.check_plain_call(may_look(query, key, value, call))
+    shard_checks.check_plain_call(may_look(query, key, value, call))
     shards = _check_shards(rows, group, exchange, query, key)
     call = shards.widen(call, query, mask, bias)
     return attend_sharded(query, key, value, call, shards)
@@ -102,7 +102,7 @@ class Shards(NamedTuple):
         checks.check_mask(mask, sizes)
         if bias is not None:
             checks.check_bias("bias", bias, query, sizes)
-        checks.check_exchange(self.exchange, call.empty_rows)
+        shard_checks.check_exchange(self.exchange, call.empty_rows)
         return call._replace(sizes=sizes, mask=mask, bias=bias)
 
 
@@ -144,28 +144,28 @@ def note_shards(module: Any, sharded: bool) -> None:
     if sharded:
         _LAST_SHARDED.add(module)
     elif module in _LAST_SHARDED:
-        checks.check_not_again(torch._C._current_graph_task_id() != -1)
+        shard_checks.check_not_again(torch._C._current_graph_task_id() != -1)
         _LAST_SHARDED.discard(module)
 
 
 def _check_shards(
     rows: Any, group: Any, exchange: Any, query: Any = None, key: Any = None
 ) -> Shards:
-    checks.check_exchange(exchange, "zero")
-    checks.check_group(dist.is_available() and dist.is_initialized())
+    shard_checks.check_exchange(exchange, "zero")
+    shard_checks.check_group(dist.is_available() and dist.is_initialized())
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    rows = checks.check_rank_rows(rows, rank, world)
+    rows = shard_checks.check_rank_rows(rows, rank, world)
     for name, array in {"query": query, "key": key}.items():
         if array is not None:
-            checks.check_rank_length(name, array.shape[2], len(rows[rank]))
+            shard_checks.check_rank_length(name, array.shape[2], len(rows[rank]))
     return Shards(rows, group, rank, exchange)
 
 
 def attend_sharded(query: Tensor, key: Tensor, value: Tensor, call: Call, shards: Shards) -> Tensor:
     """Return this rank's rows of a checked call, which is the whole one."""
-    checks.check_local("arrays of a shard", are_shards(query, key, value))
-    checks.check_no_dropout(call.dropout)
-    checks.check_plain_call(may_look(query, key, value, call))
+    shard_checks.check_local("arrays of a shard", are_shards(query, key, value))
+    shard_checks.check_no_dropout(call.dropout)
+    shard_checks.check_plain_call(may_look(query, key, value, call))
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)
     rows, rank = shards.rows, shards.rank

@@ -138,8 +138,8 @@ def _with_sinks(
 
     Its value is 0, with the ones of the padding. Heads are padded and scaled.
     """
-    own = known_sinks(sinks).to(query)[None, :, None, None].expand(*query.shape[:3], 1)
-    query = torch.cat((query[..., :-1], own), -1)
+    logits = known_sinks(sinks).to(query)[None, :, None, None].expand(*query.shape[:3], 1)
+    query = torch.cat((query[..., :-1], logits), -1)
     key = torch.cat((key, pad(torch.zeros_like(key[:, :, :1, 1:]), (0, 1), value=1.0)), 2)
     zero = torch.zeros_like(value[:, :, :1, :value_dim])
     value = torch.cat((value, pad(zero, (0, value.shape[3] - value_dim), value=1.0)), 2)
