@@ -28,7 +28,7 @@ def test_devices_move_what_is_needed(part):
 
 
 def test_example_learns_on_four_devices_as_on_one():
-    command = [sys.executable, "-m", "examples.translate.train_sharded_jax", "3"]
+    command = [sys.executable, "-m", "examples.sharded_jax", "3"]
     told = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
     shown = subprocess.run(command, env=os.environ | QUICKLY, **told).stdout
     losses = re.findall(r"loss ([\d.]+) on one device, ([\d.]+) on 4", shown)

@@ -1,7 +1,7 @@
 """The same training with every sentence spread over four devices, which need no accelerator.
 
 It is done in float64: in float32 Adam makes steps of roundings, and losses part from digit 4 on.
-`python -m examples.translate.train_sharded_jax [STEPS]` prints the losses of both.
+`python -m examples.sharded_jax [STEPS]` prints the losses of both.
 """
 
 import sys
@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from attn_jax import Seq2SeqTransformer, shard_sequences
 
-from .corpus import PADDING, batch
-from .settings import LEARNING_RATE, MODEL, SEED
-from .train_jax import step
+from .translate.corpus import PADDING, batch
+from .translate.settings import LEARNING_RATE, MODEL, SEED
+from .translate.train_jax import step
 
 DEVICES = 4
 
