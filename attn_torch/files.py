@@ -6,6 +6,7 @@ be built again from these is refused when it is saved.
 
 import json
 import numbers
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     metadata |= {"tied": json.dumps(tied)} if (tied := ties(model)) else {}
     dense = torch.contiguous_format  # what two parameters share is written twice
     arrays = {name: array.clone(memory_format=dense) for name, array in weights.items()}
-    file = Path(path)
-    file.touch()
-    mode = file.stat().st_mode  # safetensors would let nobody but the owner read it
+    mode = _mode(Path(path))
     files.torch.save_file(arrays, path, metadata)
-    file.chmod(mode)
+    Path(path).chmod(mode)  # safetensors lets nobody but the owner read it
 
 
 def load(path: str | Path) -> Any:
@@ -110,6 +109,15 @@ def load(path: str | Path) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         raise checks.not_ours(path, str(error)) from error
     return model
+
+
+def _mode(path: Path) -> int:
+    """Return who may read a file that is there, or one that is made there."""
+    if path.exists():
+        return path.stat().st_mode
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _check_kept(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:

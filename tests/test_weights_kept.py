@@ -764,3 +764,18 @@ def test_a_file_is_as_readable_as_any_other(lib: Any, mode: int | None, tmp_path
         other.chmod(mode)
     lib.save(build(lib, "MultiHeadAttention", 8, 2), path)
     assert oct(path.stat().st_mode) == oct(other.stat().st_mode)
+
+
+@every
+def test_a_file_that_cannot_be_written_is_not_begun(lib: Any, tmp_path: Path, monkeypatch) -> None:
+    def fail(*inputs: Any) -> None:
+        raise OSError("no space left")
+
+    import safetensors.numpy
+    import safetensors.torch
+
+    for package in (safetensors.numpy, safetensors.torch):
+        monkeypatch.setattr(package, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        lib.save(build(lib, "MultiHeadAttention", 8, 2), tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
