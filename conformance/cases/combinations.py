@@ -137,8 +137,7 @@ DECODING = Plan(
     },
     (
         ("tokens are (B, T)", {"kind": ("seq2seq",), "layout": ("sequence_first",)}),
-        ("their start takes no window",
-         {"kind": ("decoder", "transformer", "seq2seq"), "cache": ("window",)}),
+        ("a model of tokens keeps all of them", {"kind": ("seq2seq",), "cache": ("window",)}),
         ("a window is a mask, and has a number of slots",
          {"cache": ("window",), "mask": ("window",)}),
         ("a window is a mask, and has a number of slots",

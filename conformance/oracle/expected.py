@@ -55,8 +55,7 @@ def cancelled(
     """Return one rounding, in float32 or float64, of what cancels in the gradients of parts.
 
     A score's gradient is weight x (grad . value - mean). In one call both are rounded alike; a part
-    gets them as two gradients, of its sums and its total, which miss each other by a rounding. So
-    they do where the mean is taken of the output, as it is where attention goes tile by tile.
+    gets them as two gradients, of its sums and its total, which miss each other by a rounding.
     """
     precision = np.finfo(np.float64 if query.dtype == np.float64 else np.float32)
     q, k, v, g = (np.abs(x.astype(np.float64)) for x in (query, key, value, grad))
