@@ -132,9 +132,7 @@ def _attend_tiles(cuts: Cuts, lanes: Lanes, *inputs: Any) -> list[Array]:
     lse = loop.zeros(call.sizes[:3])
     output = loop.zeros((*call.sizes[:3], value.shape[3]))
     lse, output = lax.fori_loop(0, loop.count, partial(_attend_block, loop), [lse, output])
-    empty = lse == jnp.inf
-    lse = jnp.where(loop.nonfinite_queries & ~empty, jnp.nan, lse)
-    lost = jnp.isnan(lse)
+    empty, lost = lse == jnp.inf, jnp.isnan(lse)
     if call.empty_rows == "uniform":
         nonfinite = loop.nonfinite_keys.any(-1)[..., None]
         mean = jnp.where(nonfinite, jnp.nan, upcast(value).mean(2))
@@ -150,12 +148,24 @@ def _attend_block(loop: TileLoop, work: Array, written: list[Array]) -> list[Arr
     """Write a block's log-sum-exp and output: inf and 0 for a fully masked row."""
     block = loop.block(work)
     running_max, total, sums = pass_keys(loop, block)
+    spoilt = loop.read(loop.nonfinite_queries, block) & (running_max != -jnp.inf)
+    if loop.call.sinks is not None:
+        running_max, total, sums = _add_sink(loop.sinks(block), running_max, total, sums)
     empty = running_max == -jnp.inf
     total = jnp.where(empty, 1, total)
     lse = jnp.where(empty, jnp.inf, running_max + jnp.log(total))
-    lost = (running_max == jnp.inf) | (running_max == loop.lowest[0])
+    lost = spoilt | (running_max == jnp.inf) | (running_max == loop.lowest[0])
     rows = (jnp.where(lost, jnp.nan, lse), sums / total[..., None])
     return [loop.write(array, block, part) for array, part in zip(written, rows, strict=True)]
+
+
+def _add_sink(
+    sink: Array, running_max: Array, total: Array, sums: Array
+) -> tuple[Array, Array, Array]:
+    new_max = jnp.maximum(running_max, sink)
+    base = jnp.where(jnp.isfinite(new_max), new_max, 0)
+    keep = jnp.exp(running_max - base)
+    return new_max, total * keep + jnp.exp(sink - base), sums * keep[..., None]
 
 
 def pass_keys(loop: TileLoop, block: Block) -> tuple[Array, Array, Array]:
@@ -167,11 +177,9 @@ def pass_keys(loop: TileLoop, block: Block) -> tuple[Array, Array, Array]:
         ways = [partial(_online_softmax_step, loop, at, query, masked) for masked in (True, False)]
         return lax.switch(loop.kind(at), [lambda state: state, *ways], state)
 
-    zeros = loop.zeros(query.shape[:2])
-    sink, total = (zeros - jnp.inf, zeros) if loop.call.sinks is None else loop.sinks(block)
-    sums = loop.zeros((*query.shape[:2], loop.value.shape[3]))
+    zeros, sums = loop.zeros(query.shape[:2]), loop.zeros((*query.shape[:2], loop.value.shape[3]))
     first, count = loop.key_range(block)
-    return loop.over_keys(count, step, (sink, total, sums))
+    return loop.over_keys(count, step, (zeros - jnp.inf, zeros, sums))
 
 
 def _online_softmax_step(

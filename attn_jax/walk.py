@@ -248,12 +248,11 @@ class TileLoop:
         query = upcast(self.read(self.query, block))
         return jnp.where(jnp.isfinite(query), query, 0) * self.scale
 
-    def sinks(self, block: Block) -> tuple[Array, Array]:
-        """Return the maximum and the sum of rows in which there is only the sink."""
+    def sinks(self, block: Block) -> Array:
+        """Return the sink of each of a block's rows."""
         sinks = upcast(cut(cast(Array, self.call.sinks), block[1:2], (self.heads,)))
         sinks = jnp.where(sinks == -jnp.inf, sinks, jnp.maximum(sinks, self.lowest[1]))
-        rows = self.zeros(self.shape[:3]) + sinks[None, :, None]
-        return self.grouped(rows), jnp.ones_like(self.grouped(rows))
+        return self.grouped(self.zeros(self.shape[:3]) + sinks[None, :, None])
 
     def keys(self, at: tuple, masked: bool) -> list[Array]:
         """Return a tile's keys and values; where they may not be finite, 0 stands for that."""

@@ -132,13 +132,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         with no_autocast(query):
             return attend(query, key, value, call)
     look = may_look(query, key, value, call)
-    fast = look or kernel_serves(query, value, call)
+    fast = look or kernel_serves(query, key, value, call)
     if call.dropout > 0 or 0 in (*call.sizes, value.shape[3]) or not fast:
         return attend_steps(query, key, value, call).output
     if not look:
-        known = "" if call.bias is not None else known_structure(call)
-        if known == "causal" and call.sinks is not None:  # whose column every row is allowed
-            known = ""
+        known = call.bias is None and known_structure(call)
         allowed = None if known else allowed_cells(call, query.device)
         return attend_traced(query, key, value, call, allowed)
     if query.is_cpu and call.sizes[2] == 1:

@@ -163,13 +163,13 @@ class BlockPart:
             scores.masked_fill_(self.nonfinite[:, :, None], torch.nan)
         cells = self.split(scores)
         self._hide(cells, bias)
-        if sinks is not None:  # one more column, and no row is empty
+        if sinks is not None:  # one more column
             column = sinks[self.at_rows[1], None, None].expand(*cells.shape[:3], 1).to(cells.dtype)
             hidden = cells.amax(-1, keepdim=True) == -torch.inf
-            column = torch.where(hidden, known_sinks(column), column)  # else it could tie a fill
+            column = torch.where(hidden, _known_sinks(column), column)  # else it could tie a fill
             weights = torch.cat((scores, self.join(column)), -1).softmax(-1)
             self.sink_weights = weights[..., -1:]
-            return weights[..., :-1], tanh, None
+            return weights[..., :-1], tanh, None if self.nonfinite is None else hidden
         empty = None if self.block.has_full else cells.amax(-1, keepdim=True) == -torch.inf
         if empty is not None and empty.device.type == "cpu" and not empty.any():
             empty = None
@@ -290,7 +290,7 @@ def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tens
     """Return what a fully masked row becomes: (B, H, 1, D_v)."""
     batch, heads = call.sizes[:2]
     if call.sinks is not None:  # 0, or NaN from a sink that is not finite
-        row = 0 * known_sinks(call.sinks)[None, :, None, None].to(value)
+        row = 0 * _known_sinks(call.sinks)[None, :, None, None].to(value)
         return row.expand(batch, -1, 1, value.shape[3])
     row = value.new_full((batch, value.shape[1], 1, 1), torch.nan)
     if call.empty_rows == "zero":
@@ -302,7 +302,7 @@ def empty_row_value(call: Call, value: Tensor, nonfinite: Tensor | None) -> Tens
     return row.repeat_interleave(heads // value.shape[1], 1).expand(-1, -1, -1, value.shape[3])
 
 
-def known_sinks(sinks: Tensor) -> Tensor:
+def _known_sinks(sinks: Tensor) -> Tensor:
     """Return the sinks without -inf: the lowest number has the same weight, 0, beside a score."""
     return upcast(sinks).clamp(min=torch.finfo(upcast(sinks).dtype).min)
 

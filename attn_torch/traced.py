@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 from .arrays import has_values, is_array, is_making_graph
-from .blocked import empty_row_value, known_sinks
+from .blocked import empty_row_value
 from .call import Call
 from .fused import call_kernel, has_kernel
 from .numerics import split_nonfinite, upcast, zero_where_empty
@@ -77,17 +77,22 @@ def _is_in_functorch() -> bool:
 _is_in_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def kernel_serves(query: Tensor, value: Tensor, call: Call) -> bool:
+def kernel_serves(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
     """Whether torch's kernel can stand in the graph; where not, the textbook can.
 
-    It knows no softcap, has no gradient of a bias, and none of `torch.func`'s transformations.
+    It knows no softcap and no sinks, and none of `torch.func`'s transformations. With a bias it
+    has no gradients: they go by a log-sum-exp, which has lost count of the keys beside a fill.
     """
-    if call.softcap is not None or query.is_meta or _is_transforming():
+    if call.softcap is not None or call.sinks is not None or query.is_meta or _is_transforming():
         return False
-    if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
+    if call.bias is not None and _asks_gradients(query, key, value, call.bias):
         return False
     width = _padded_width(query, value)
     return has_kernel(query.device.type, query.dtype, width, width)
+
+
+def _asks_gradients(*arrays: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
 
 
 def _padded_width(query: Tensor, value: Tensor) -> int:
@@ -105,7 +110,7 @@ def attend_traced(
     beside the values comes out as the sum of the row's weights, and tells.
     """
     dtype, empty, mask = query.dtype, None, None
-    if call.bias is not None or call.sinks is not None:
+    if call.bias is not None:
         query, key, value = upcast(query), upcast(key), upcast(value)
     key, value, nonfinite = split_nonfinite(key, value)
     causal = allowed is None and call.mask is not None
@@ -121,31 +126,12 @@ def attend_traced(
     scale = call.scale
     if q.itemsize > 2:  # products that are not scaled yet might overflow
         q, scale = q * scale, 1.0
-    if call.sinks is not None:
-        q, k, v, mask = _with_sinks(q, k, v, mask, call.sinks, value.shape[3])
     output = call_kernel(q, k, v, scale, causal, mask)
     healthy = (output[..., -1:] > 0.5) & ~rows  # the sum of weights is 1, or else 0 or NaN
     output = torch.where(healthy, output[..., : value.shape[3]], torch.nan)
     if empty is not None:
         output = torch.where(empty, empty_row_value(call, upcast(value), nonfinite), output)
     return output.to(dtype)
-
-
-def _with_sinks(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor, value_dim: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Add a key whose logits are the sinks: it and queries meet in their last feature alone.
-
-    Its value is 0, with the ones of the padding. Heads are padded and scaled.
-    """
-    logits = known_sinks(sinks).to(query)[None, :, None, None].expand(*query.shape[:3], 1)
-    query = torch.cat((query[..., :-1], logits), -1)
-    key = torch.cat((key, pad(torch.zeros_like(key[:, :, :1, 1:]), (0, 1), value=1.0)), 2)
-    zero = torch.zeros_like(value[:, :, :1, :value_dim])
-    value = torch.cat((value, pad(zero, (0, value.shape[3] - value_dim), value=1.0)), 2)
-    if mask is not None:
-        mask = pad(mask, (0, 1), value=float(mask.dtype == torch.bool))
-    return query, key, value, mask
 
 
 def allowed_cells(call: Call, device: torch.device) -> Tensor:

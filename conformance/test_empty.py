@@ -240,9 +240,11 @@ def test_gradients_of_empty_rows_are_zero(subject):
 @clause("EMPTY-6")
 @pytest.mark.parametrize("softcap", [None, 2.0], ids=["uncapped", "capped"])
 @pytest.mark.parametrize("through", ["attention", "steps", "blocked"])
-def test_a_query_of_nan_that_sees_nothing_has_no_gradient(subject, through, softcap):
+@pytest.mark.parametrize("sinks", [None, "finite"], ids=["no_sink", "sinks"])
+def test_a_query_of_nan_that_sees_nothing_has_no_gradient(subject, sinks, through, softcap):
     require(subject, "gradients", *(["blocked"] if through == "blocked" else []))
-    case = Case("allow", mask=allow(ROWS), softcap=softcap)
+    require(subject, *(["sinks"] if sinks else []))
+    case = Case("allow", mask=allow(ROWS), softcap=softcap, sinks=sinks)
     query, key, value = case.inputs("float32")
     query[~ROWS.any(-1)] = np.nan
     options = case.options("float32") | {"grad": case.grad("float32")}
