@@ -180,7 +180,8 @@ def attend_sharded(
         shard_checks.check_same_rows(*call.sizes[2:])
         orders = [np.reshape(shard_checks.check_rows(rows, call.sizes[2], world), -1)] * 2
     call = closure_convert(_in_order(call, *orders))
-    way, tables = _plan(call, world, exchange, key.nbytes + value.nbytes)
+    others = layout.count(layout.batch) * layout.count(layout.heads)
+    way, tables = _plan(call, world, exchange, (key.nbytes + value.nbytes) // others)
     return _attend(layout, way, query, key, value, call, tables)
 
 

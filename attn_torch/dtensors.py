@@ -65,11 +65,12 @@ def _check_placements(query: Any, key: Any, value: Any, call: Call) -> tuple:
     shard_checks.check_no_dropout(call.dropout)
     right = query.device_mesh == key.device_mesh == value.device_mesh
     right &= query.placements == key.placements == value.placements
+    head_devices = 1
     for size, place in zip(query.device_mesh.shape, query.placements, strict=True):
-        alike = type(place) is Replicate or (type(place) is Shard and place.dim in (0, 1))
-        # An uneven cut of the heads would not be that of the key heads.
-        uneven = place.is_shard(1) and key.shape[1] % size
-        right &= alike and not uneven
+        right &= type(place) is Replicate or (type(place) is Shard and place.dim in (0, 1))
+        head_devices *= size if place.is_shard(1) else 1
+    # An uneven cut of the heads would not be that of the key heads.
+    right &= key.shape[1] % head_devices == 0
     shard_checks.check_shards(right, [str(x.placements) for x in arrays.values()])
     return query.placements
 

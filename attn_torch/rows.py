@@ -129,13 +129,12 @@ def needed_rows(mask: Mask | None, sizes: Sizes, rows: list[Tensor]) -> list[lis
     """
     if mask is None or not has_known_tables(mask):
         return everything(rows)
-    tables = [table for _, _, _, table in mask.tables()]
-    written = [0 if table.is_inference() else table._version for table in tables]
-    told, before = (sizes, written, list(map(len, rows))), _NEEDED.get(mask)
-    if before is not None and before[0] == told and torch.equal(before[1], torch.cat(rows)):
+    told = [torch.cat(rows), *(table for _, _, _, table in mask.tables())]
+    lengths, before = (sizes, list(map(len, rows))), _NEEDED.get(mask)
+    if before is not None and before[0] == lengths and all(map(torch.equal, before[1], told)):
         return before[2]
     needed = list(_needed_rows(mask, sizes, rows))
-    _NEEDED[mask] = told, torch.cat(rows), needed
+    _NEEDED[mask] = lengths, [array.clone() for array in told], needed
     return needed
 
 

@@ -102,7 +102,6 @@ class Shards(NamedTuple):
         checks.check_mask(mask, sizes)
         if bias is not None:
             checks.check_bias("bias", bias, query, sizes)
-        shard_checks.check_exchange(self.exchange, call.empty_rows)
         return call._replace(sizes=sizes, mask=mask, bias=bias)
 
 
@@ -122,11 +121,12 @@ def shard_sequences(
     positions, as a loss or a parameter's gradient, is this rank's share. Take gradients inside,
     where checkpointed modules are called again. It holds for all threads of a process.
     """
-    _SHARDS.append(_check_shards(rows, group, exchange))
+    shards = _check_shards(rows, group, exchange)
+    _SHARDS.append(shards)
     try:
         yield
-    finally:
-        _SHARDS.pop()
+    finally:  # another thread may have entered since
+        _SHARDS[:] = [others for others in _SHARDS if others is not shards]
 
 
 def current_shards() -> Shards | None:
@@ -163,6 +163,7 @@ def _check_shards(
 
 def attend_sharded(query: Tensor, key: Tensor, value: Tensor, call: Call, shards: Shards) -> Tensor:
     """Return this rank's rows of a checked call, which is the whole one."""
+    shard_checks.check_exchange(shards.exchange, call.empty_rows)
     shard_checks.check_local("arrays of a shard", are_shards(query, key, value))
     shard_checks.check_no_dropout(call.dropout)
     shard_checks.check_plain_call(may_look(query, key, value, call))

@@ -365,6 +365,11 @@ def _refused_in_shards(rank, world):
                 call()
         with pytest.raises(RuntimeError, match="leave shard_sequences first"):
             attn.decode(x, attn.new_cache(2, T))
+    mean = MultiHeadAttention(E, H, empty_rows="uniform")
+    for exchange in ("exchanged", "ring"):
+        words = "empty_rows must be 'zero' or 'nan'"
+        with shard_sequences(rows, exchange=exchange), pytest.raises(ValueError, match=words):
+            mean(x, need_weights=False)
     heads = torch.randn(2, H, len(rows[rank]), 4)
     three = (heads, heads, heads)
     for options, words in (
