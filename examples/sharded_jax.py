@@ -13,10 +13,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from attn_jax import Seq2SeqTransformer, shard_sequences
-
-from .translate.corpus import PADDING, batch
-from .translate.settings import LEARNING_RATE, MODEL, SEED
-from .translate.train_jax import step
+from examples.translate.corpus import PADDING, batch
+from examples.translate.settings import LEARNING_RATE, MODEL, SEED
+from examples.translate.train_jax import step
 
 DEVICES = 4
 

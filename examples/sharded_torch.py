@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attn_torch import TransformerEncoder, padding, planned, prefix, shard_sequences
-
-from .translate.corpus import CHINESE, ENGLISH, PADDING, batch
+from examples.translate.corpus import CHINESE, ENGLISH, PADDING, batch
 
 WORLD, STEPS = 2, 30
 WIDTH, HEADS = 32, 4

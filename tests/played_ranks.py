@@ -111,7 +111,8 @@ def attention(query, key, value, *, bias=None, sinks=None, query_offset=None, **
     return PlayedRing.apply(told, query, key, value, bias, sinks)[:, :, :queries]
 
 
-attn_torch.attention = attention
+def pytest_configure():
+    attn_torch.attention = attention
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -49,8 +49,6 @@ from attn_torch.seq2seq import Seq2SeqTransformer
 
 H, G, E, T = 4, 2, 24, 13
 
-torch.set_default_dtype(torch.float64)  # in which an error of another kind stands out
-
 
 def whole(array):
     return array.full_tensor() if isinstance(array, DTensor) else array

@@ -257,4 +257,5 @@ if __name__ == "__main__":
     else:
         import torch_engines
 
+        torch.set_default_dtype(torch.float64)  # in which an error of another kind stands out
         run_processes(4 if part == "groups" else 2, getattr(torch_engines, part), folder)
