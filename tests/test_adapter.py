@@ -294,7 +294,7 @@ class Turning(Recording):
 def test_rotary_embeddings_are_told_what_is_not_the_default():
     subject, places = Plugged(Turning(), "turning"), np.array([[0, 1, 2, 3, 4]])
     heads = PLAIN.inputs("float32")[0]
-    with pytest.raises(Differs, match=r"^q at its places at "):
+    with pytest.raises(Differs, match=r"q at its places at "):
         check_turned(subject, {"class": "rotary", "base": 30.0}, places, "float32")
     assert subject.adapter.given == {"base": 30.0}
     with pytest.raises(NotOffered, match=r"^turning does not offer QKNorm$"):

@@ -250,11 +250,13 @@ def test_filled_draft_is_read_and_matches(folder, name):
 def test_draft_has_an_entry_a_clause_or_a_case(folder):
     first = f"import sys; sys.path.insert(0, {str(folder)!r})"
     cli("run", "--subject", "adapter:Subject", *CLAUSE, cwd=folder, first=first)
-    text = known.draft(read(folder / ".conformance/report.jsonl"))
+    report = read(folder / ".conformance/report.jsonl")
+    text = known.draft(report)
     (entry,) = tomllib.loads(text)["known"]
     assert (entry["clause"], entry["case"], entry["subject"]) == ("CLEAN-2", "*", "mine")
     assert (entry["reason"], entry["link"]) == ("", "")
-    assert "# poisoned" in text
+    took = next(line["took"] for line in report if line.get("outcome") == "differs")
+    assert took and f"# {took}" in text
     made = [
         {"type": "result", "clause": "ATT-1", "case": f"test_it[{n}]", "subject": "mine",
          "device": "cpu", "outcome": outcome, "took": None, "message": ["", "ATT-1: off"][n % 2]}
