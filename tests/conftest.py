@@ -1,12 +1,19 @@
-"""How the project's own tests use JAX: few programs are kept, and some are compiled quickly."""
+"""What the project's own tests share: texts without a clause, and few programs of JAX."""
 
 import pytest
 
+from conformance.oracle.tolerance import LEDGER
 from conformance.runs.mappings import few_mappings
 
 __all__ = ["few_mappings"]
 
 QUICKLY = "jax_disable_most_optimizations"  # of machine code; XLA still rewrites what is computed
+
+
+@pytest.fixture(autouse=True)
+def no_clause():
+    """Close the ledger, so that a text begins with the tensor and not with an earlier clause."""
+    LEDGER.open("")
 
 
 @pytest.fixture(scope="module")

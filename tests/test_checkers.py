@@ -14,14 +14,8 @@ from conformance.cases.attention import BY_NAME, PLAIN, SQUARE, Case
 from conformance.cases.compare import check_gradients, check_output, check_steps
 from conformance.mask_spec import causal
 from conformance.mutants import MUTANTS, broken
-from conformance.oracle.tolerance import LEDGER, Differs
+from conformance.oracle.tolerance import Differs
 from conformance.subjects.protocol import NotOffered
-
-
-@pytest.fixture(autouse=True)
-def no_clause():
-    """Close the ledger, so that a text begins with the tensor and not with an earlier clause."""
-    LEDGER.open("")
 
 
 @pytest.fixture

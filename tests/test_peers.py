@@ -20,7 +20,7 @@ from conformance.cases.arrays import coins
 from conformance.cases.attention import GROUPED, PLAIN, SQUARE, Case, Shape
 from conformance.cases.heads import ROTARY, check_turned
 from conformance.mask_spec import allow, causal, padding
-from conformance.oracle.tolerance import LEDGER, Differs, compare
+from conformance.oracle.tolerance import Differs, compare
 from conformance.reports.diagnosis import name_of
 from conformance.reports.recorded import RecordedCall
 from conformance.subjects.adapter import Plugged
@@ -32,12 +32,6 @@ LIBRARIES = {"keras", "equinox", "onnx", "onnxruntime", "transformers", "x_trans
 METHODS = {"weights": "weights", "gradients": "gradients", "multihead": "multihead"}
 METHODS |= {"parameters": "parameters", "cache": "decoding", "attention": "attention"}
 METHODS |= {"rotary": "rotary"}
-
-
-@pytest.fixture(autouse=True)
-def no_clause():
-    """Close the ledger, so that a text begins with the tensor."""
-    LEDGER.open("")
 
 
 def usable(name: str) -> bool:
