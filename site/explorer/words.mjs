@@ -22,11 +22,10 @@ function repr({ kind, arguments: args }) {
   return `${kind}(lengths=${shown(args.lengths)})`;
 }
 
-/** A term of a part, whose rows and columns stand at these places. The part of packed documents is
- *  the segments of the documents that its queries and keys are of. */
+/** A term of a part, whose rows and columns stand at these places; of packed documents, the ones that
+ *  its queries and keys are of. */
 function partOf(mask, rows, columns) {
-  if (mask.kind !== "packed")
-    return { kind: mask.kind, text: `${repr(mask)}.part(rows=${shown([rows])}, columns=${shown([columns])})` };
+  if (mask.kind !== "packed") return `${repr(mask)}.part(rows=${shown([rows])}, columns=${shown([columns])})`;
   const document = (lengths, place) => {
     let end = 0;
     return lengths.filter((length) => (end += length) <= place).length;
@@ -36,7 +35,7 @@ function partOf(mask, rows, columns) {
     return [rows.map(query), columns.map((s) => document(lengths, s))];
   });
   const [queries, keys] = [0, 1].map((i) => shown(ids.map((sample) => sample[i])));
-  return { kind: "segments", text: `segments(query_ids=${queries}, key_ids=${keys})` };
+  return `packed().part(query_documents=${queries}, key_documents=${keys})`;
 }
 
 /** `Mask.explain` of the state's cell; `sentences` has the rules' own, by kind. */
@@ -47,8 +46,8 @@ export function explain(state, sentences, { t, s } = state) {
   const lines = [`${word(told)}: sample ${state.sample}, head 0, query ${t}, key ${s}`];
   for (const part of mask ? signed(mask) : []) {
     const [tilde, own] = part.kind === "not" ? ["~", part.parts[0]] : ["", part];
-    const { kind, text } = on ? partOf(own, ...places) : { kind: own.kind, text: repr(own) };
-    const sentence = (tilde && "not: ") + sentences[kind];
+    const text = on ? partOf(own, ...places) : repr(own);
+    const sentence = (tilde && "not: ") + sentences[own.kind];
     lines.push(`  ${word(isAllowed(part, cell))} by ${tilde}${text}: ${sentence}`);
   }
   return lines.join("\n");

@@ -87,7 +87,8 @@ def compare(seen: dict, state: dict) -> None:
     told, names = execute(seen["python"])
     sample, mask, steps = state["sample"], names["mask"], names["steps"]
     drawn = "\n".join(" ".join("·" if by else "■" for by in row) for row in seen["by"])
-    assert told.startswith(f"{drawn}\n{seen['why']}\n")
+    said = f"{drawn}\n{seen['why']}\n"
+    assert told[: len(said)] == said
 
     call, settings = sizes_of(state), {"batch": 2} | moved(state)
     arrays = {"attend": mask.allowed, "hide": mask.hidden, "add": mask.additive}
