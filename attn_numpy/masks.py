@@ -355,7 +355,7 @@ def _combine(name: str, rule: Callable, *parts: Mask) -> Mask:
 def _take(table: np.ndarray, axes: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     for letter, index in (("T", rows), ("S", columns)):
         if letter in axes:
-            table = table.take(index, axes.index(letter))
+            table = table.take(index.astype(np.intp), axes.index(letter))
     return table
 
 
