@@ -27,10 +27,12 @@ LATER = {"head_dim", "qkv_bias", "scale", "softcap", "sinks", "process_heads"}  
 
 
 def kind(value: Any) -> str:
-    """Name what was given, without the name of an array class; of a box, name its array too."""
+    """Name what was given: an array by dtype, a foreign one by class, a box by both."""
     if is_array(value):
         return f"{dtype_name(value)} array"
     name, inside = type(value).__name__, arrays.inside(value)
+    if hasattr(value, "__dlpack__"):
+        name = f"{type(value).__module__.partition('.')[0]}.{name}"
     return f"{name} ({inside} is its array)" if inside else name
 
 

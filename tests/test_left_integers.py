@@ -91,10 +91,20 @@ def test_masked_arrays_do_not_lose_their_mask(backend):
     }
     for name, wrong in calls.items():
         for call in wrong:
-            with pytest.raises(TypeError, match=f"{name} must be integers: got MaskedArray"):
+            with pytest.raises(TypeError, match=f"{name} must be integers: got numpy.MaskedArray"):
                 call()
-    with pytest.raises(TypeError, match="lengths must be integers: got MaskedConstant"):
+    with pytest.raises(TypeError, match=r"lengths must be integers: got numpy\.MaskedConstant"):
         m.padding([1, np.ma.masked])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_frameworks_array_is_named_with_its_framework(backend):
+    m, foreign = BACKENDS[backend], "numpy" if backend == "torch" else "torch"
+    query = np.zeros((1, 2, 3, 5), np.float32)
+    query = query if foreign == "numpy" else pytest.importorskip("torch").asarray(query)
+    name = f"{foreign}.{type(query).__name__}"
+    with pytest.raises(TypeError, match=f"^query must be an array: got {name}$"):
+        m.attention(query, query, query)
 
 
 WIDTHS = [3, FAR, FAR + 3, 2 * FAR, 2**63]

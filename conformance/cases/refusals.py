@@ -153,7 +153,7 @@ ATTENTION = [
     Wrong("offset_float_without_mask", TypeError,
           "query_offset must be an int or integers (B,): got float",
           lambda m, a: attend(m, a, query_offset=1.5), True),
-    Wrong("query_masked", TypeError, "query must be an array: got MaskedArray",
+    Wrong("query_masked", TypeError, "query must be an array: got numpy.MaskedArray",
           lambda m, a: m.attention(np.ma.ones((2, 3, 5, 8)), a(2, 3, 7, 8), a(2, 3, 7, 8))),
     Wrong("offset_far", ValueError, "query_offset must lie in -2**30..2**30: got 1099511627776",
           lambda m, a: attend(m, a, mask=m.causal(), query_offset=2**40), True),
