@@ -83,9 +83,11 @@ def listed(heading: str) -> list[str]:
 def test_every_file_of_a_backend_is_listed_once():
     tables = README.split("## Where things are")[1].split("The rest of the project")[0]
     files = re.findall(r"^\| (.*?) \|", tables, re.MULTILINE)
-    names = re.findall(r"`(\w+\.py)`", " ".join(files))
-    there = {path.name for folder in BACKENDS.values() for path in (ROOT / folder).glob("*.py")}
-    assert sorted(names) == sorted(there - {"__init__.py"})
+    names = re.findall(r"`([\w/]+\.py)`", " ".join(files))
+    folders = [ROOT / folder for folder in BACKENDS.values()]
+    paths = [(path, folder) for folder in folders for path in folder.rglob("*.py")]
+    there = {path.relative_to(folder).as_posix() for path, folder in paths}
+    assert sorted(names) == sorted(name for name in there if not name.endswith("__init__.py"))
 
 
 def test_every_room_of_the_suite_is_listed_once():

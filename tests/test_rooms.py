@@ -132,6 +132,30 @@ def test_suite_holds_rooms_and_chapters_alone():
     assert there - chapters == folders | files | BESIDE
 
 
+def asked_for(root: Path) -> list[str]:
+    """Return where a backend imports its own interop, which is for those who ask for it."""
+    return [
+        f"{path.relative_to(root)}, line {line}: {name}"
+        for folder in ("attn_numpy", "attn_torch", "attn_jax")
+        for path in sorted((root / folder).rglob("*.py"))
+        if path.parent.name != "interop"
+        for line, name in imports(path, root)
+        if covers(f"{folder}.interop", name)
+    ]
+
+
+def test_no_backend_imports_its_interop():
+    assert not (found := asked_for(ROOT)), f"interop imports, nobody imports it: {found}"
+
+
+def test_import_of_interop_is_found(tmp_path):
+    for name in ("masks.py", "interop/torch_nn.py"):
+        file = tmp_path / "attn_torch" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("from attn_torch.interop import torch_nn\n", "utf-8")
+    assert asked_for(tmp_path) == ["attn_torch/masks.py, line 1: attn_torch.interop.torch_nn"]
+
+
 def test_nothing_imports_conftest():
     found = [
         f"{path.relative_to(ROOT)}, line {line}"

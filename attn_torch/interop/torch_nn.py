@@ -120,7 +120,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = None
         if need_weights:
             _, _, weights, output = attention_steps(*heads, **options)
-            weights = (weights.mean(1) if average_attn_weights else weights).to(query.dtype)
+            weights = (weights.mean(1) if average_attn_weights else weights).to(output.dtype)
         else:
             output = attention(*heads, **options)
         return self.out_proj(output.swapaxes(1, 2).flatten(2)), weights
@@ -171,13 +171,14 @@ def replace(model: Model) -> Model:
     >>> type(model.self_attn).__module__
     'attn_torch.interop.torch_nn'
     """
-    modules = [x for x in model.modules() if type(x) is nn.MultiheadAttention]
+    modules = [x for x in model.modules() if type(x) in (nn.MultiheadAttention, MultiheadAttention)]
     if not modules:
         rule = "the model must hold a torch.nn.MultiheadAttention"
         raise ValueError(f"{rule}: got {type(model).__name__} without one")
     for module in modules:
-        module.__class__ = MultiheadAttention
-        module.register_forward_pre_hook(_keep_off_the_fast_path)
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = MultiheadAttention
+            module.register_forward_pre_hook(_keep_off_the_fast_path)
     return model
 
 
@@ -264,6 +265,6 @@ def _allow_added_keys(
         return mask, bias
     if mask is not None:
         device = None if bias is None else bias.device
-        allowed = mask.evaluate(Cells(sizes, device=device)).expand(-1, -1, -1, sizes[3])
+        allowed = mask.evaluate(Cells(sizes, device=device)).expand(-1, -1, *sizes[2:])
         mask = allow(pad(allowed, (0, added), value=True))
     return mask, None if bias is None else pad(bias, (0, added))
