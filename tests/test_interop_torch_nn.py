@@ -181,6 +181,40 @@ def test_autocast_gives_the_dtypes_of_torch(added):
         assert error <= 2 * limit + ROUNDINGS * torch.finfo(torch.bfloat16).eps
 
 
+def test_fills_of_two_float16_masks_do_not_add_up_to_a_mask():
+    x = torch.ones(T, B, E).half()
+    attn = module(MultiheadAttention, torch.float16)
+    masks = {"attn_mask": torch.full((T, T), -6e4).half()}
+    right = attn(x, x, x)[0]
+    assert torch.equal(attn(x, x, x, torch.full((B, T), -6e4).half(), **masks)[0], right)
+
+
+def test_mask_that_is_learned_gets_its_gradient():
+    inputs, _ = call("self", "none")
+    slopes = []
+    for kind in (nn.MultiheadAttention, MultiheadAttention):
+        mask = torch.zeros(T, T, dtype=torch.float64, requires_grad=True)
+        module(kind)(*inputs, attn_mask=mask)[0].square().sum().backward()
+        slopes.append(numpy(mask.grad))
+    compare(slopes[1], slopes[0], slopes[0], "gradient of attn_mask", ROUNDINGS)
+
+
+@pytest.mark.parametrize("sizes", [(2, 0, 3), (2, 3, 0), (0, 3, 5), (2, 0, 0)])
+def test_sizes_of_0_give_the_shapes_of_torch(sizes):
+    batch, queries, keys = sizes
+    attn = module(MultiheadAttention, torch.float32, batch_first=True)
+    query, key = torch.ones(batch, queries, E), torch.full((batch, keys, E), torch.nan)
+    masks = {
+        "key_padding_mask": torch.ones(batch, keys, dtype=torch.bool),
+        "attn_mask": torch.zeros(queries, keys),
+    }
+    for options in ({}, masks):
+        output, weights = attn(query, key, key, **options)
+        assert output.shape == query.shape and weights.shape == (batch, queries, keys)
+        if options or not keys:
+            assert (output == attn.out_proj.bias).all()
+
+
 # What torch's module gets wrong
 
 
@@ -232,12 +266,12 @@ def test_nan_in_padding_reaches_nothing(mask, weights):
 
 @pytest.mark.parametrize("weights", [True, False], ids=["weights", "output_alone"])
 @pytest.mark.parametrize("config", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
-def test_is_causal_hides_what_is_behind_whatever_stands_beside_it(config, weights):
+def test_is_causal_hides_later_keys_whatever_stands_beside_it(config, weights):
     inputs, _ = call("self", "none")
-    behind = torch.ones(T, T, dtype=torch.bool).triu(1)
+    later = torch.ones(T, T, dtype=torch.bool).triu(1)
     told = {"config": config, "need_weights": weights}
-    for others in ({}, {"key_padding_mask": PAD}, {"attn_mask": behind}, {"attn_mask": BAND.T}):
-        masks = {**others, "attn_mask": others.get("attn_mask", behind) | behind}
+    for others in ({}, {"key_padding_mask": PAD}, {"attn_mask": later}, {"attn_mask": BAND.T}):
+        masks = {**others, "attn_mask": others.get("attn_mask", later) | later}
         exact = run(MultiheadAttention, torch.float64, inputs, **told, **masks)
         results = run(MultiheadAttention, torch.float64, inputs, **told, **others, is_causal=True)
         for name, right in exact.items():
@@ -317,6 +351,17 @@ def test_encoder_is_evaluated_as_torchs_is(counted, mask, norm_first):
         with torch.set_grad_enabled(not no_gradients):
             check_models(theirs, ours, [x], **LAYER_MASKS[mask])
     assert len(counted) == 4
+
+
+def test_module_that_is_put_by_hand_is_called(counted):
+    layer = nn.TransformerEncoderLayer(E, H, 23, batch_first=True).eval()
+    x = normal(B, T, E, seed=1).float()
+    with torch.no_grad():
+        layer(x)
+        assert not counted, "torch's layer calls torch's attention"
+        layer.self_attn = MultiheadAttention(E, H, batch_first=True)
+        layer.eval()(x)
+    assert len(counted) == 1
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -469,6 +514,25 @@ def test_compiled_encoder_is_one_graph():
     torch._dynamo.reset()
 
 
+def test_exported_module_takes_every_batch_and_length():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = module(MultiheadAttention, torch.float32, add_bias_kv=True)
+
+        def forward(self, x, hidden):
+            return self.attn(x, x, x, hidden, False, is_causal=True)[0]
+
+    model = Model().eval()
+    length, batch = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
+    axes = {"x": {0: length, 1: batch}, "hidden": {0: batch, 1: length}}
+    x = normal(T, B, E, seed=1).float()
+    program = torch.export.export(model, (x, PAD), dynamic_shapes=axes).module()
+    x, hidden = normal(9, 2, E, seed=2).float(), torch.arange(9) >= torch.tensor([9, 4])[:, None]
+    arrays = [numpy(y.detach()) for y in (program(x, hidden), model(x, hidden))]
+    compare(arrays[0], arrays[1], arrays[1], "output", ROUNDINGS)
+
+
 # Refusals
 
 
@@ -535,7 +599,7 @@ REFUSED = {
         (X, X[:4], X[:4]),
         {"is_causal": True},
         ValueError,
-        "is_causal needs T = S, give an attn_mask that says which keys are behind: "
+        "is_causal needs T = S, give an attn_mask that says which keys come later: "
         "got T = 5 and S = 4",
     ),
     "nested_keys": ((X, JAGGED, JAGGED), {}, ValueError, f"{SAME}: got others beside it"),

@@ -26,7 +26,8 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     It can stand inside torch.nn's encoder and decoder layers; `replace` puts it there. A fully
     masked row is 0 before the last map, with weights and without, and what is hidden has no
-    influence, even if it is NaN. The weights returned are those before dropout.
+    influence, even if it is NaN. The weights returned are those before dropout. Raises what torch's
+    module raises where sizes do not fit.
 
     Source: "Attention Is All You Need", section 3.2.2.
 
@@ -70,7 +71,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Inputs are (T, B, E), (B, T, E) with `batch_first=True`, or (T, E). A bool mask hides where
         it is True, a float mask is added to the scores: `key_padding_mask` is (B, S), or (S,) for
-        inputs (T, E), `attn_mask` is (T, S) or (B*H, T, S). `is_causal` hides the keys behind each
+        inputs (T, E), `attn_mask` is (T, S) or (B*H, T, S). `is_causal` hides the keys after each
         query, beside `attn_mask` or without it. A nested tensor is taken for self-attention.
 
         Returns the output, shaped like the query, and the weights: (B, T, S) as the mean over
@@ -114,7 +115,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         if mask is not None and sizes[2]:
             key, value = _zero_hidden_keys(key, value, mask, sizes, 0)
         heads = self._project(query, key, value)
-        mask, bias = _allow_added_keys(mask, bias, sizes, heads[1].shape[2] - sizes[3])
+        mask, bias = _allow_added_keys(mask, bias, sizes, heads[1])
         dropout = self.dropout if self.training else 0.0
         options: Any = {"mask": mask, "bias": bias, "query_offset": 0, "dropout": dropout}
         weights = None
@@ -140,8 +141,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         inputs = zip((query, key, value), self._weights(), biases, strict=True)
         query, key, value = (linear(*each) for each in inputs)
         if self.bias_k is not None and self.bias_v is not None:
-            key = torch.cat((key, self.bias_k.expand(len(key), 1, -1)), 1)
-            value = torch.cat((value, self.bias_v.expand(len(value), 1, -1)), 1)
+            key = torch.cat((key, self.bias_k.expand(key.shape[0], 1, -1)), 1)
+            value = torch.cat((value, self.bias_v.expand(value.shape[0], 1, -1)), 1)
         if self.add_zero_attn:
             key, value = (pad(x, (0, 0, 0, 1)) for x in (key, value))
         split = (self.num_heads, self.head_dim)
@@ -243,7 +244,7 @@ def _combine_masks(
             bias = added if bias is None else upcast(bias) + added
     if is_causal:
         if sizes[2] != sizes[3]:
-            rule = "is_causal needs T = S, give an attn_mask that says which keys are behind"
+            rule = "is_causal needs T = S, give an attn_mask that says which keys come later"
             raise ValueError(f"{rule}: got T = {sizes[2]} and S = {sizes[3]}")
         masks.append(causal())
     return functools.reduce(operator.and_, masks) if masks else None, bias
@@ -258,13 +259,13 @@ def _split_additive(mask: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _allow_added_keys(
-    mask: Mask | None, bias: Tensor | None, sizes: tuple[int, int, int, int], added: int
+    mask: Mask | None, bias: Tensor | None, sizes: tuple[int, int, int, int], key: Tensor
 ) -> tuple[Mask | None, Tensor | None]:
     """Allow every query the keys that the module adds behind the others."""
+    added = key.shape[2] - sizes[3]
     if not added:
         return mask, bias
     if mask is not None:
-        device = None if bias is None else bias.device
-        allowed = mask.evaluate(Cells(sizes, device=device)).expand(-1, -1, *sizes[2:])
+        allowed = mask.evaluate(Cells(sizes, device=key.device)).expand(-1, -1, *sizes[2:])
         mask = allow(pad(allowed, (0, added), value=True))
     return mask, None if bias is None else pad(bias, (0, added))
