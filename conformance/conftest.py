@@ -11,6 +11,8 @@ from hypothesis import settings
 
 from conformance import subjects
 from conformance.contract import clauses, profiles
+from conformance.embed.chapters import require_case
+from conformance.embed.plugin import MARKS
 from conformance.oracle.tolerance import LEDGER
 from conformance.reports import known
 from conformance.reports.plugin import REPORTER, Reporter
@@ -18,10 +20,11 @@ from conformance.reports.progress import ProgressLine
 from conformance.reports.recorded import watch
 from conformance.reports.report import case_of
 from conformance.reports.suggest import must_be_one_of
+from conformance.runs.examples import USUAL
 from conformance.runs.limit import Limit
 from conformance.runs.mappings import few_mappings
 from conformance.runs.options import HOW, INTERNAL, WHAT
-from conformance.subjects.protocol import NotOffered, require
+from conformance.subjects.protocol import NotOffered
 from conformance.subjects.stash import SUBJECTS
 
 __all__ = ["few_mappings"]  # a fixture of every file
@@ -39,18 +42,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # after plugins that watch the backends being imported
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "clause(id): the clause of CONTRACT.md that a test checks")
-    config.addinivalue_line("markers", "needs(capability): a subject must offer it for this test")
-    config.addinivalue_line("markers", "untyped: compiles, is refused, or calls what others call")
+    for mark in MARKS:
+        config.addinivalue_line("markers", mark)
     worker = getattr(config, "workerinput", {})
     vars(config.option).update(INTERNAL | vars(config.option) | worker.get("options", {}))
     config.stash[ENTRIES] = entries(config)
     config.stash[LIMIT] = Limit(config.option.case_timeout, config.option.notes)
     gc.set_threshold(100_000)  # tracing makes many small objects that live: do not walk them often
-    usual = settings(deadline=None, database=None, report_multiple_bugs=False)
-    settings.register_profile("steady", usual, derandomize=True)
-    settings.register_profile("smoke", usual, derandomize=True, max_examples=25)
-    settings.register_profile("fuzz", usual, max_examples=2000)
+    settings.register_profile("steady", derandomize=True, **USUAL)
+    settings.register_profile("smoke", derandomize=True, max_examples=25, **USUAL)
+    settings.register_profile("fuzz", max_examples=2000, **USUAL)
     options = config.option
     settings.load_profile("fuzz" if options.fuzz else "smoke" if options.smoke else "steady")
     _check("--profile", config.option.profile, profiles())
@@ -221,15 +222,6 @@ def pytest_runtest_protocol(item: pytest.Item):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item):
-    """Skip a test whose fixture asks for what the subject does not offer."""
-    try:
-        return (yield)
-    except NotOffered as error:
-        pytest.skip(str(error))
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item):
     """Open the ledger for the test's clause; skip a test of what the subject does not offer."""
     mark = item.get_closest_marker("clause")
@@ -238,11 +230,9 @@ def pytest_runtest_call(item: pytest.Item):
     if "subject" in parameters:
         watch(parameters["subject"])
     try:
-        for need in item.iter_markers("needs"):
-            require(parameters["subject"], *need.args)
-        subject, dtype = parameters.get("subject"), parameters.get("dtype")
-        if subject and dtype and dtype not in subject.dtypes:
-            raise NotOffered(f"{subject.name} on {subject.device} has no {dtype}")
+        if "subject" in parameters:
+            needs = [need for mark in item.iter_markers("needs") for need in mark.args]
+            require_case(parameters["subject"], needs, parameters.get("dtype"))
         return (yield)
     except NotOffered as error:
         pytest.skip(str(error))

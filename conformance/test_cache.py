@@ -112,9 +112,9 @@ MASKS = {
 @pytest.mark.parametrize("name", ["attention", "encoder", "decoder"])
 def test_a_positional_mask_goes_by_the_tokens_positions(subject, name, mask):
     stream, spec = STREAMS[name], MASKS[mask]
+    decoding = stream.start(subject, N + 2)
     exact, naive = stream.one_pass(stream.tokens(), mask=spec)
     argument = {"attention": "attn_mask", "encoder": "mask", "decoder": "tgt_mask"}[name]
-    decoding = stream.start(subject, N + 2)
     cuts = (4, 5, 7)  # the prefix lies within the first
     stream.check_feeds(decoding, stream.tokens(), cuts, exact, naive, **{argument: spec})
 
@@ -251,8 +251,8 @@ def check_full(subject, call, text: str) -> None:
 @EVERY
 def test_beyond_capacity_is_refused_and_writes_nothing(subject, name):
     stream = STREAMS[name]
-    x, (exact, naive) = stream.tokens(), stream.whole()
     decoding = stream.start(subject, 5)
+    x, (exact, naive) = stream.tokens(), stream.whole()
     stream.check_feeds(decoding, x, STEPS[:4], exact, naive)
     check_full(subject, lambda: stream.feed(decoding, x[:, 4:]), "7 tokens for 5 slots")
     same(decoding.lengths, [4] * B, "lengths after the refusal")
@@ -454,8 +454,8 @@ def test_what_is_truncated_is_forgotten(subject, name, lengths):
 @pytest.mark.parametrize("name", ["decoder_layer", "decoder", "transformer"])
 def test_a_memory_mask_goes_by_the_targets_positions(subject, name):
     stream, spec = STREAMS[name], sliding_window(1, 2)
-    exact, naive = stream.one_pass(stream.tokens(), memory_mask=spec)
     decoding = stream.start(subject)
+    exact, naive = stream.one_pass(stream.tokens(), memory_mask=spec)
     cuts = (3, 4, 5, 7)
     stream.check_feeds(decoding, stream.tokens(), cuts, exact, naive, memory_mask=spec)
 
@@ -525,8 +525,8 @@ def test_without_the_mask_one_pass_is_another(subject, name):
     """The last token of one attention sees all either way; every other output must differ."""
     stream = STREAMS[name]
     x = stream.tokens()
-    exact, naive = stream.one_pass(x, unmasked=True)
     decoding = stream.start(subject)
+    exact, naive = stream.one_pass(x, unmasked=True)
     got = np.concatenate([stream.feed(decoding, x[:, t : t + 1]) for t in range(N)], 1)
     far = abs(got - exact).max(-1)
     earlier = far[:, :-1].min()
@@ -590,8 +590,8 @@ def test_decoding_with_a_dropout_of_one_leaves_the_residuals_alone(subject, name
         role: 0 * array if "out_proj" in role or "linear2" in role else array
         for role, array in stream.parameters().items()
     }
-    exact, naive = (steps["output"] for steps in case.expected(inputs, silent))
     decoding = stream.start(subject, training=True)
+    exact, naive = (steps["output"] for steps in case.expected(inputs, silent))
     stream.check_feeds(decoding, x, (1, 4, 7), exact, naive)
 
 

@@ -27,12 +27,7 @@ from .oracle import reference
 from .oracle.tolerance import compare, same
 from .subjects.protocol import require
 
-pytestmark = pytest.mark.usefixtures("masks_offered")
-
-
-@pytest.fixture
-def masks_offered(subject):
-    require(subject, "masks")
+pytestmark = pytest.mark.needs("masks")
 
 
 def allowed(subject, spec, sizes=MAIN.call, query_offset=None):

@@ -13,8 +13,8 @@ from .subjects.protocol import require
 @pytest.mark.parametrize("case", TRUE_SIZES, ids=names(TRUE_SIZES))
 def test_output_is_the_formula_at_true_sizes(subject, case):
     require(subject, "attention")
-    exact, naive = case.answers("attention", "float32")
     got = subject.attention(*case.inputs("float32"), **case.options_for(subject, "float32"))
+    exact, naive = case.answers("attention", "float32")
     check_dtype(got, naive["output"].dtype, "output")
     compare(got, exact["output"], naive["output"], "output")
 
@@ -24,8 +24,8 @@ def test_output_is_the_formula_at_true_sizes(subject, case):
 @pytest.mark.parametrize("case", TRUE_SIZES[2:3], ids=names(TRUE_SIZES[2:3]))
 def test_output_is_the_formula_at_true_sizes_in_16_bits(subject, case, dtype):
     require(subject, "attention")
-    exact, naive = case.answers("attention", dtype)
     got = subject.attention(*case.inputs(dtype), **case.options_for(subject, dtype))
+    exact, naive = case.answers("attention", dtype)
     check_dtype(got, naive["output"].dtype, "output")
     compare(got, exact["output"], naive["output"], "output")
 
@@ -34,9 +34,9 @@ def test_output_is_the_formula_at_true_sizes_in_16_bits(subject, case, dtype):
 @pytest.mark.parametrize("case", TRUE_SIZES, ids=names(TRUE_SIZES))
 def test_gradients_are_the_formulas_at_true_sizes(subject, case):
     require(subject, "gradients")
-    exact, naive = case.answers("gradients", "float32")
     inputs, grad = case.inputs("float32"), case.grad("float32")
     got = subject.gradients(*inputs, grad, **case.options_for(subject, "float32"))
+    exact, naive = case.answers("gradients", "float32")
     for name in exact:
         check_dtype(got[name], naive[name].dtype, f"gradient of {name}")
         compare(got[name], exact[name], naive[name], f"gradient of {name}")

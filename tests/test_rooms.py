@@ -36,11 +36,24 @@ ROOMS = {
         "subjects.stash",  # where subjects are compared with each other
         "vectors",
     },
+    # the suite in somebody else's session; it imports the chapters by their names
+    "embed": {
+        "contract",
+        "oracle.tolerance",
+        "reports",
+        "runs.examples",
+        "runs.mappings",
+        "subjects",
+    },
+    "__init__": {"embed.decorator"},
     "conftest": {
         "contract",
+        "embed.chapters",
+        "embed.plugin",
         "mutants",
         "oracle.tolerance",
         "reports",
+        "runs.examples",
         "runs.limit",
         "runs.mappings",
         "runs.options",
@@ -48,7 +61,7 @@ ROOMS = {
     },
     "__main__": {"contract", "reports", "runs"},
 }
-BESIDE = {"__init__.py", "CONTRACT.md", "pytest.ini", "py.typed", "documents"}
+BESIDE = {"CONTRACT.md", "pytest.ini", "py.typed", "documents"}
 OUTSIDE = ("tools", "tests", "benchmarks", "examples")  # no wheel holds them
 
 

@@ -390,7 +390,7 @@ def norm(m, a, *settings, **options):
 
 
 MULTIHEAD = [
-    Wrong("head_dim", ValueError, "head_dim must be at least 1: got 0",
+    Wrong("module_head_dim", ValueError, "head_dim must be at least 1: got 0",
           lambda m, a: a.module(12, 3, head_dim=0)),
     Wrong("head_dim_float", TypeError, "head_dim must be an integer: got float",
           lambda m, a: a.module(12, 3, head_dim=4.0)),

@@ -26,8 +26,7 @@ HIDDEN = table(KEY_PADDING).astype(bool)
 SEEN = np.broadcast_to(~HIDDEN[:, None, None] & np.tri(S, dtype=bool), (N, 2, S, S))
 
 
-@pytest.fixture
-def parameters(subject):
+def first_parameters(subject):
     """Return the module's own first parameters: Xavier-uniform weights, biases of 0."""
     require(subject, "multihead")
     return subject.parameters(CONFIG)
@@ -75,7 +74,9 @@ def test_masking_scores_touches_padded_columns_only(subject):
 
 
 @clause("DOC-A4")
-@pytest.mark.parametrize(("rows", "printed"), [(S, LOOK_AHEAD), (T, MEMORY_LOOK_AHEAD)])
+@pytest.mark.parametrize(
+    ("rows", "printed"), [(S, LOOK_AHEAD), (T, MEMORY_LOOK_AHEAD)], ids=["own", "memory"]
+)
 def test_look_ahead_mask_is_as_printed(subject, rows, printed):
     require(subject, "masks")
     got = subject.look_ahead_mask(rows, S)
@@ -84,7 +85,8 @@ def test_look_ahead_mask_is_as_printed(subject, rows, printed):
 
 
 @clause("DOC-A5")
-def test_self_attention_gives_the_printed_weights(subject, parameters):
+def test_self_attention_gives_the_printed_weights(subject):
+    parameters = first_parameters(subject)
     output, weights = self_attention(subject, parameters)
     assert (output.shape, weights.shape) == ((S, N, E), (N, S, S))
     first = weights[0]
@@ -100,7 +102,8 @@ def test_self_attention_gives_the_printed_weights(subject, parameters):
 
 
 @clause("DOC-A6")
-def test_rows_sum_to_one_and_weights_are_averaged(subject, parameters):
+def test_rows_sum_to_one_and_weights_are_averaged(subject):
+    parameters = first_parameters(subject)
     _, weights = self_attention(subject, parameters)
     _, per_head = self_attention(subject, parameters, average_weights=False)
     _, naive = oracle(parameters)
@@ -110,7 +113,8 @@ def test_rows_sum_to_one_and_weights_are_averaged(subject, parameters):
 
 
 @clause("DOC-A7")
-def test_outputs_at_padded_positions_are_not_zero(subject, parameters):
+def test_outputs_at_padded_positions_are_not_zero(subject):
+    parameters = first_parameters(subject)
     output, _ = self_attention(subject, parameters)
     padded = output.swapaxes(0, 1)[HIDDEN]
     least = abs(padded).max(-1).min()
@@ -118,7 +122,8 @@ def test_outputs_at_padded_positions_are_not_zero(subject, parameters):
 
 
 @clause("DOC-A9")
-def test_a_mask_of_float_ones_equals_zeros_and_of_bool_ones_hides_all(subject, parameters):
+def test_a_mask_of_float_ones_equals_zeros_and_of_bool_ones_hides_all(subject):
+    parameters = first_parameters(subject)
     x = embedded(SOURCE, E).swapaxes(0, 1)
     masks = [np.zeros((S, S), np.float32), np.ones((S, S), np.float32), np.ones((S, S), bool)]
     zeros, ones, hides = (
@@ -136,7 +141,8 @@ def test_a_mask_of_float_ones_equals_zeros_and_of_bool_ones_hides_all(subject, p
 
 @clause("DOC-A11")
 @pytest.mark.parametrize("place", ["encoder", "decoder_self", "decoder_cross"])
-def test_each_mask_goes_where_the_table_says(subject, parameters, place):
+def test_each_mask_goes_where_the_table_says(subject, place):
+    parameters = first_parameters(subject)
     target = np.where(np.arange(T) < np.array([12, 8, 10, 7, 17])[:, None], 3 + np.arange(T), 0)
     source, aim = embedded(SOURCE, E), embedded(target, E)
     aim_hidden = subject.sequence_mask(target, 0)
@@ -204,7 +210,8 @@ def test_hiding_everything_hides_everything(subject):
 
 
 @clause("DOC-A14")
-def test_evaluation_switches_dropout_off(subject, parameters):
+def test_evaluation_switches_dropout_off(subject):
+    parameters = first_parameters(subject)
     x = embedded(SOURCE, E)
     dropped = CONFIG | {"dropout": 0.4}
     plain, _ = subject.multihead(CONFIG, parameters, x)

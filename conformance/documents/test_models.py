@@ -188,9 +188,9 @@ def default_expected() -> tuple[np.ndarray, np.ndarray]:
 @clause("DOC-B10")
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_a_prefix_gives_the_first_rows_of_the_whole(subject, n):
+    mask = subject.look_ahead_mask(n, n)
     exact, naive = default_expected()
     inputs = EXPERIMENT | {"tgt": EXPERIMENT["tgt"][:, :n]}
-    mask = subject.look_ahead_mask(n, n)
     got = DEFAULT.run(subject, inputs, tgt_mask=mask)["output"]
     part(got, exact, naive, 0, f"prefix of {n}")
 
@@ -208,8 +208,8 @@ def test_the_cache_gives_the_same_rows_one_by_one(subject):
 
 @clause("DOC-B10")
 def test_without_the_mask_the_rows_change(subject):
-    exact, _ = default_expected()
     got = DEFAULT.run(subject, EXPERIMENT)["output"]
+    exact, _ = default_expected()
     assert abs(got - exact)[:, 0].max() > 0.01, "DOC-B10: row 0 must change without the mask"
 
 

@@ -1,8 +1,15 @@
 """A failure as text: the clause, the case, what is wrong and how to repeat it."""
 
 import shlex
+from typing import Any
+
+import pytest
 
 from .diagnosis import NAMES
+
+# A wrong answer, or no exception where one was expected, as pytest.raises says.
+DIFFERS = (AssertionError, pytest.fail.Exception)
+INTROSPECTION = "\nassert "  # after it pytest shows the source of an assertion
 
 
 def printable(text: str) -> str:
@@ -10,7 +17,26 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def explain(clause, subject, result: dict, notes: list[str], known: str | None) -> str:
+def message_of(error: BaseException) -> str:
+    """Return what an exception says, with its type where it is no verdict."""
+    text = str(error).partition(INTROSPECTION)[0].strip() or type(error).__name__
+    if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
+        text = f"{type(error).__name__}: {text}"
+    return printable("\n".join([text, *notes_of(error)]))
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
+def repeating(subject: Any, case: str, known: str | None) -> str:
+    """Return the command that runs one case alone."""
+    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(case)}"
+    chosen += f" --known {shlex.quote(known)}" if known else ""
+    return f"python -m conformance run {chosen}"
+
+
+def explain(clause, subject, result: dict, notes: list[str], command: str) -> str:
     """Return a failure as text that needs no knowledge of the suite, and how to repeat it."""
     message = result["message"].removeprefix(f"{clause.id}: ")
     message = message.removesuffix(printable("\n".join(["", *notes])))
@@ -22,7 +48,5 @@ def explain(clause, subject, result: dict, notes: list[str], known: str | None) 
     ]
     if result["took"]:
         lines.append(f"this answer is recognised as {result['took']!r}: {NAMES[result['took']]}")
-    chosen = f"{subject.asked_as} --device {subject.device} --case {shlex.quote(result['case'])}"
-    chosen += f" --known {shlex.quote(known)}" if known else ""
-    lines.append(f"run just this: python -m conformance run {chosen}")
+    lines.append(f"run just this: {command}")
     return "\n".join([*lines, *notes])

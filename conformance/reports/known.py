@@ -50,6 +50,11 @@ class Known:
         named = _fits(case, self.case) and _fits(subject, self.subject)
         return clause == self.clause and named and self.is_of(device)
 
+    @property
+    def expected(self) -> str:
+        """Return why its cases are expected to fail."""
+        return f"a known difference: {self.reason} ({self.link})"
+
     def is_of(self, device: str) -> bool:
         return _fits(device, self.device)
 
@@ -113,19 +118,18 @@ def mark(items: list[pytest.Item], entries: list[Known]) -> list[Known]:
         entry = next((entry for entry in entries if entry.matches(*case)), None)
         if entry:
             item.stash[KNOWN] = entry
-            reason = f"a known difference: {entry.reason} ({entry.link})"
             wrong = RAISES[entry.outcome]
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=True, raises=wrong))
-    return _idle(entries, cases)
+            item.add_marker(pytest.mark.xfail(reason=entry.expected, strict=True, raises=wrong))
+    return unmatched(entries, cases)
 
 
 def idle(entries: list[Known], lines: list[dict]) -> list[Known]:
     """Return the entries that match no case of a report, or only cases that were not offered."""
     tried = [r for r in results(lines) if r["outcome"] != "not offered"]
-    return _idle(entries, [(r["clause"], r["case"], r["subject"], r["device"]) for r in tried])
+    return unmatched(entries, [(r["clause"], r["case"], r["subject"], r["device"]) for r in tried])
 
 
-def _idle(entries: list[Known], cases: list[tuple[str, str, str, str]]) -> list[Known]:
+def unmatched(entries: list[Known], cases: list[tuple[str, str, str, str]]) -> list[Known]:
     """Return the entries that match no case; a device that is absent today matches any."""
     there = {device for *_, device in cases}
 

@@ -14,7 +14,7 @@ import pytest
 from ..contract import clauses
 from ..oracle.tolerance import LEDGER
 from .diagnosis import first_name
-from .failure import explain, printable
+from .failure import DIFFERS, explain, message_of, notes_of, printable, repeating
 from .known import KNOWN
 from .overrun import overrun
 from .report import (
@@ -35,9 +35,6 @@ WHOLE = (
     pytest.ExitCode.TESTS_FAILED,
     pytest.ExitCode.NO_TESTS_COLLECTED,
 )
-# A wrong answer, or no exception where one was expected, as pytest.raises says.
-DIFFERS = (AssertionError, pytest.fail.Exception)
-INTROSPECTION = "\nassert "  # after it pytest shows the source of an assertion
 REPORTER = "conformance-report"  # the plugin's name
 PROPERTY = "conformance"  # under which a worker's results travel to the process that reports
 
@@ -143,7 +140,8 @@ class Reporter:
             result = _result(item, call, report, clause, subject)
             if result["outcome"] in ("differs", "error") and report.failed:
                 known = item.config.option.known if KNOWN in item.stash else None
-                text = explain(clause, subject, result, _notes(_error(call)), known)
+                command = repeating(subject, result["case"], known)
+                text = explain(clause, subject, result, notes_of(_error(call)), command)
                 if result["outcome"] == "differs":
                     report.longrepr = text
                 else:
@@ -263,11 +261,4 @@ def _message(error: BaseException | None, item) -> str:
     if error is None:
         entry, file = item.stash[KNOWN], item.config.option.known
         return outdated(entry, file)
-    text = str(error).partition(INTROSPECTION)[0].strip() or type(error).__name__
-    if not isinstance(error, (*DIFFERS, pytest.skip.Exception)):
-        text = f"{type(error).__name__}: {text}"
-    return printable("\n".join([text, *_notes(error)]))
-
-
-def _notes(error: BaseException | None) -> list[str]:
-    return getattr(error, "__notes__", [])
+    return message_of(error)

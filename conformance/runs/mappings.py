@@ -11,7 +11,11 @@ MANY = 2**14  # a process gets 65,530, and every program that JAX compiles holds
 
 @pytest.fixture(autouse=True, scope="module")
 def few_mappings():
-    """Forget the programs that JAX compiled when there are many: without a mapping it aborts."""
     yield
+    forget_programs()
+
+
+def forget_programs() -> None:
+    """Forget the programs that JAX compiled when there are many: without a mapping it aborts."""
     if "jax" in sys.modules and MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY:
         sys.modules["jax"].clear_caches()

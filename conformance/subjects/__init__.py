@@ -63,18 +63,20 @@ def find(name: str) -> type:
         raise ValueError(f"it must name a class of {module}: got {attribute}") from error
 
 
-def plug(name: str, device: str = "auto") -> list[Plugged]:
+def plug(named: str | type, device: str = "auto") -> list[Plugged]:
     """Return a third-party adapter as a subject, on each of its devices or on one of them.
 
-    A class with `devices` is called with one of them, any other without arguments.
+    It is a class, or a text that names one. A class with `devices` is called with one of them, any
+    other without arguments.
     """
+    name = named if isinstance(named, str) else f"{named.__module__}:{named.__qualname__}"
     with warnings.catch_warnings():  # a framework's warnings are not shown
         warnings.simplefilter("ignore")
-        adapter = find(name)
-    named = getattr(adapter, "devices", ["cpu"])
-    if isinstance(named, str):
-        raise ValueError(f"devices must be a set of names: got {named!r}")
-    own, device = list(named), ALIASES.get(device, device)
+        adapter = find(named) if isinstance(named, str) else named
+    has = getattr(adapter, "devices", ["cpu"])
+    if isinstance(has, str):
+        raise ValueError(f"devices must be a set of names: got {has!r}")
+    own, device = list(has), ALIASES.get(device, device)
     wanted = [d for d in own if device in ("auto", d, ALIASES.get(d))]
     if not wanted:
         rule = f"--device must be one that {name} declares, {', '.join(own)}"

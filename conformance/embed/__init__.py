@@ -1,0 +1,1 @@
+"""The suite inside somebody else's pytest session: a decorator, and a plugin."""
