@@ -11,7 +11,7 @@ from .runs.draft import REPORT
 from .runs.options import HOW, INTERNAL, WHAT
 from .runs.run import run
 
-FORMATS = ("text", "markdown", "json")
+FORMATS = ("text", "markdown", "json", "line", "badge", "junit")
 PACKAGES = ("numpy", "pytest")
 PYTEST = "Other options go to pytest."
 READ = f"a report in JSON Lines, by default {REPORT}"
@@ -86,18 +86,27 @@ def seconds(text: str) -> float:
 
 def show(options: argparse.Namespace, rest: list[str]) -> int:
     """Print a report that was written before."""
-    from .reports import summary, verdict
+    from .reports import ci, summary, verdict
     from .reports.terminal import Line, columns, show
 
     report = read(options.path)
-    if options.format == "json":
-        print(json.dumps(summary.as_data(report), indent=2, ensure_ascii=False))
-    elif options.format == "markdown":
-        print(summary.markdown(report))
+    texts = {
+        "markdown": summary.markdown,
+        "line": ci.one_line,
+        "junit": ci.junit,
+        "json": lambda report: _json(summary.as_data(report)),
+        "badge": lambda report: _json(ci.badge(report)),
+    }
+    if options.format in texts:
+        print(texts[options.format](report))
     else:
         text, _ = verdict.verdict(report, report[-1]["exit"])
         show([*summary.summary(report, columns(), options.wide, options.path), Line(text, "bold")])
     return 0
+
+
+def _json(data: dict) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def compare(options: argparse.Namespace, rest: list[str]) -> int:

@@ -45,6 +45,7 @@ class ClauseCase(NamedTuple):
 
     def ask(self, subject: Subject) -> None:
         """Put the case to a subject. Raises NotOffered where the subject does not offer it."""
+        __tracebackhide__ = True
         require_case(subject, self.needs, self.parameters.get("dtype"))
         if not inspect.signature(self.function).parameters.keys() <= {"subject", *self.parameters}:
             raise NotOffered(f"{subject.name} has no files, and no other subject beside it")

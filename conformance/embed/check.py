@@ -11,8 +11,9 @@ import pytest
 from ..contract import clauses
 from ..oracle.tolerance import LEDGER
 from ..reports.diagnosis import first_name
-from ..reports.failure import DIFFERS, explain, message_of, notes_of, repeating
+from ..reports.failure import explain, repeating
 from ..reports.known import MISSED, RAISES, Known
+from ..reports.raised import DIFFERS, message_of, notes_of
 from ..reports.recorded import watch
 from ..reports.report import outdated, subject_part
 from ..runs.examples import steady
@@ -74,6 +75,7 @@ class Check:
 
     def _error(self) -> BaseException | None:
         """Put the case to the subject; return what it raises. The session stays as it is."""
+        __tracebackhide__ = True
         LEDGER.open(self.clause.id)
         watch(self.subject)
         with steady(), warnings.catch_warnings():

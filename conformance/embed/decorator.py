@@ -37,15 +37,17 @@ def parametrize_with_clauses(
     Raises ValueError where a profile or the subject does not exist, where nothing is offered, or
     where a known difference matches no case; and TypeError where the subject is something else.
 
-    >>> @parametrize_with_clauses("torch_sdpa", profiles=["causal"])
+    >>> @parametrize_with_clauses("torch-sdpa", profiles=["causal"])
     ... def test_causal(check):
     ...     check()
     """
+    if isinstance(profiles, str):
+        raise TypeError(f"profiles must be a list of names: got {profiles!r}")
     names = None if profiles is None else list(profiles)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         file = None if known is None else Path(inspect.getfile(function)).parent / known
-        found = offers(subject, names, file)
+        found = offers([subject], names, file)
         checks = [check for offer in found for check in offer.checks]
         ids = [check.name for check in checks]
         return pytest.mark.parametrize("check", checks, ids=ids)(function)
@@ -54,16 +56,20 @@ def parametrize_with_clauses(
 
 
 def offers(
-    subject: type | ModuleType | str, names: list[str] | None, file: Path | None
+    asked_of: Sequence[type | ModuleType | str], names: list[str] | None, file: Path | None
 ) -> list[Offer]:
-    """Return what a subject offers of some profiles, on each of its devices."""
+    """Return what subjects offer of some profiles, each on each of its devices."""
     for name in names or []:
         if name not in profiles():
             raise ValueError(must_be_one_of("a profile", profiles(), name))
     asked = {id for id, clause in clauses().items() if clause.profile in (names or profiles())}
     known = [] if file is None else differences.read(file)
-    about = (None if file is None else str(file), isinstance(subject, str))
-    found = [_offer(one, asked, known, *about) for one in _plugged(subject)]
+    path = None if file is None else str(file)
+    found = [
+        _offer(one, asked, known, path, isinstance(subject, str))
+        for subject in asked_of
+        for one in _plugged(subject)
+    ]
     checks = [check for offer in found for check in offer.checks]
     if not checks:
         raise ValueError("nothing would be tested: got a subject that offers nothing of it")

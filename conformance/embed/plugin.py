@@ -61,24 +61,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if names := config.option.conformance_subject:
         here = str(config.invocation_params.dir)
         sys.path += [here] * (here not in sys.path)  # where the adapter is, as for python -m
-        config.stash[OFFERS] = [offer for name in names for offer in _offers(config, name)]
+        config.stash[OFFERS] = _offers(config, names)
 
 
-def _offers(config: pytest.Config, name: str) -> list[Any]:
+def _offers(config: pytest.Config, names: list[str]) -> list[Any]:
     from .decorator import offers
 
     known = config.option.conformance_known
     file = Path(config.invocation_params.dir, known) if known else None
     try:
-        return offers(name, config.option.conformance_profile, file)
+        return offers(names, config.option.conformance_profile, file)
     except (Exception, SystemExit) as error:
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise pytest.UsageError(f"{OPTION} {name}: {told}") from error
+        raise pytest.UsageError(f"{OPTION} {', '.join(names)}: {told}") from error
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    if path != SUITE or OFFERS not in parent.config.stash:
+    if path != SUITE:
+        return None
+    if OFFERS not in parent.config.stash:
+        if parent.config.option.pyargs:  # else the suite's own settings are there, too
+            raise parent.CollectError(f"--pyargs conformance needs {OPTION}: got none")
         return None
     parent.config.stash[COLLECTED] = True
     return Suite.from_parent(parent, path=path, nodeid=SUITE.name)

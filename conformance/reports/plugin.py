@@ -14,9 +14,10 @@ import pytest
 from ..contract import clauses
 from ..oracle.tolerance import LEDGER
 from .diagnosis import first_name
-from .failure import DIFFERS, explain, message_of, notes_of, printable, repeating
+from .failure import explain, printable, repeating
 from .known import KNOWN
 from .overrun import overrun
+from .raised import DIFFERS, message_of, notes_of
 from .report import (
     CRASHED,
     begun,

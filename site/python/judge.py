@@ -18,7 +18,7 @@ from conformance import subjects
 from conformance.contract import clauses
 from conformance.oracle.tolerance import LEDGER
 from conformance.reports.diagnosis import first_name
-from conformance.reports.failure import explain
+from conformance.reports.failure import explain, repeating
 from conformance.reports.recorded import watch
 from conformance.reports.report import OK, by_clause, case_of, results, subject_part
 from conformance.reports.verdict import is_must, verdict, violations
@@ -92,7 +92,8 @@ def failures(report: list[dict], found: list) -> dict[str, str]:
     for result in results(report):
         if result["outcome"] in ("differs", "error"):
             subject = by_name[result["subject"], result["device"]]
-            text = explain(clauses()[result["clause"]], subject, result, [], None)
+            command = repeating(subject, result["case"], None)
+            text = explain(clauses()[result["clause"]], subject, result, [], command)
             told.setdefault(result["clause"], text)
     return told
 
