@@ -1,10 +1,11 @@
-"""Reports: their schema, their three formats, and what has changed between two of them."""
+"""Reports: their schema, their formats, and what has changed between two of them."""
 
 import json
 from argparse import Namespace
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -416,6 +417,55 @@ def test_summary_in_json_is_data(path, capsys):
     assert data["subjects"][0]["subject"] == "mine"
     assert {d["clause"] for d in data["differences"]} >= {"EMPTY-1", "HALF-1", "CLEAN-2"}
     assert data["counts"] == LINES[-1]["counts"]
+
+
+def test_one_line_has_subject_and_verdict(path, capsys):
+    assert main(["summary", str(path), "--format", "line"]) == 0
+    text = "EMPTY-1, EMPTY-4 and ATT-8 differ; HALF-1 raises an error"
+    assert capsys.readouterr().out == f"mine on cpu: does not conform: {text}\n"
+
+
+BADGES = {
+    "conforms": (whole(result("ATT-1", "conforms")), "brightgreen", "conforms: 1 clause"),
+    "differs": (LINES, "red", "does not conform: EMPTY-1, EMPTY-4 and ATT-8 differ; HALF-1"),
+    "nothing": (whole(result("ATT-1", "not offered")), "lightgrey", "no verdict: nothing was"),
+}
+
+
+@pytest.mark.parametrize("name", BADGES)
+def test_badge_is_what_an_endpoint_of_shields_gives(tmp_path, capsys, name):
+    lines, color, text = BADGES[name]
+    path = written(tmp_path / "report.jsonl", lines)
+    assert main(["summary", str(path), "--format", "badge"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data.keys() == {"schemaVersion", "label", "message", "color"}
+    assert (data["schemaVersion"], data["label"], data["color"]) == (1, "attention", color)
+    assert data["message"].startswith(text)
+
+
+def test_junit_has_what_was_tried_and_nothing_else(path, capsys):
+    assert main(["summary", str(path), "--format", "junit"]) == 0
+    (suite,) = ElementTree.fromstring(capsys.readouterr().out)
+    assert suite.attrib == {
+        "name": "mine on cpu", "failures": "4", "errors": "1", "skipped": "2", "tests": "8"
+    }  # fmt: skip
+    kinds = {case.get("name"): [e.tag for e in case] for case in suite}
+    assert kinds["test_it[ATT-1]"] == [] and kinds["test_it[EMPTY-1]"] == ["failure"]
+    assert kinds["test_it[HALF-1]"] == ["error"]
+    assert kinds["test_it[CLEAN-2]"] == kinds["test_it[CLEAN-6]"] == ["skipped"]
+    assert "test_it[CACHE-1]" not in kinds
+    told = {case.get("name"): e.get("message") for case in suite for e in case}
+    assert told["test_that[EMPTY-4]"] == OFF
+    assert told["test_it[CLEAN-2]"] == "a known difference: CLEAN-2: off"
+    assert told["test_it[CLEAN-6]"] == "a SHOULD clause: CLEAN-6: off"
+
+
+def test_junit_takes_any_message(tmp_path, capsys):
+    lines = whole(result("ATT-1", "error", message="<a> & \x00\x1b[31m ]]> 注意"))
+    path = written(tmp_path / "report.jsonl", lines)
+    assert main(["summary", str(path), "--format", "junit"]) == 0
+    (error,) = ElementTree.fromstring(capsys.readouterr().out).iter("error")
+    assert error.text == "<a> & ??[31m ]]> 注意"
 
 
 def later(**outcomes: str) -> list[dict]:
