@@ -318,6 +318,7 @@ class Attending:
         (3, {}, TypeError, "a class, a module that has a class Subject, or a text: got int"),
         ("numpy", {}, ValueError, "it must be an adapter, a backend is --backend numpy"),
         (Attending, {"profiles": ["empt"]}, ValueError, "a profile must be one of masks,"),
+        (Attending, {"profiles": []}, ValueError, "nothing would be tested"),
         (Attending, {"profiles": "empty"}, TypeError, "profiles must be a list of names"),
     ],
 )

@@ -62,7 +62,8 @@ def offers(
     for name in names or []:
         if name not in profiles():
             raise ValueError(must_be_one_of("a profile", profiles(), name))
-    asked = {id for id, clause in clauses().items() if clause.profile in (names or profiles())}
+    chosen = profiles() if names is None else names
+    asked = {id for id, clause in clauses().items() if clause.profile in chosen}
     known = [] if file is None else differences.read(file)
     path = None if file is None else str(file)
     found = [
