@@ -128,6 +128,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(**SHARED)
+def interop(session: nox.Session) -> None:
+    """Test against other libraries' models: what takes too long for `tests`."""
+    files = [str(path) for path in sorted(Path("tests").glob("interop_*.py"))]
+    run(session, "-m", "pytest", *(session.posargs or [*parallel(), *files]))
+
+
+@nox.session(**SHARED)
 def mutants(session: nox.Session) -> None:
     """Prove that the suite catches every wrong implementation, and write the kill matrix."""
     page = [] if session.posargs else ["--page", "docs/kill-matrix.md"]
@@ -159,7 +166,8 @@ def alone(session: nox.Session, backend: str) -> None:
     session.run("python", "-c", REFUSE, *FOREIGN[backend])
     suite = ["-m", "conformance", "smoke", "--backend", backend]
     session.run("python", *suite, *session.posargs, env=ENV)
-    session.run("python", "-m", "pytest", "--doctest-modules", f"attn_{backend}", env=ENV)
+    others = "--ignore-glob=*/interop/*"  # which are about libraries that are not here
+    session.run("python", "-m", "pytest", "--doctest-modules", others, f"attn_{backend}", env=ENV)
 
 
 @nox.session(**SHARED)

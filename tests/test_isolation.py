@@ -23,6 +23,9 @@ ALLOWED = {
     "torch": {"torch", "numpy", "jaxtyping", "safetensors"},
     "jax": {"jax", "flax", "numpy", "jaxtyping", "safetensors"},
 }
+# What a module of interop/ is about: it is installed by whoever asks for it.
+INTEROP = {"attn_torch/interop/transformers.py": "transformers",
+           "attn_torch/interop/recognised.py": "transformers"}  # fmt: skip
 USE = {
     "numpy": "import attn_numpy as attn, numpy\nones = numpy.ones((1, 2, 3, 4))",
     "torch": "import attn_torch as attn, torch\nones = torch.ones(1, 2, 3, 4)",
@@ -92,9 +95,10 @@ def foreign(source: Path, allowed: set[str]) -> list[str]:
     """Return every import in a folder's sources that is neither allowed, standard nor relative."""
     found = []
     for path in sorted(source.rglob("*.py")):
+        own = allowed | {INTEROP.get(path.relative_to(source.parent).as_posix())}
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = {name.split(".")[0] for name in _imports(node)}
-            for name in sorted(names - allowed - sys.stdlib_module_names):
+            for name in sorted(names - own - sys.stdlib_module_names):
                 found.append(f"{path.name}, line {node.lineno}: {name}")
     return found
 
@@ -114,7 +118,7 @@ def test_backend_imports_no_other(backend):
     own = ALLOWED[backend] | {f"attn_{backend}"} | ({"jaxlib"} if backend == "jax" else set())
     found = imported(USE[backend] + ATTEND)
     assert f"attn_{backend}" in found
-    refuse(found, (FRAMEWORKS | OURS) - own, f"attn_{backend}")
+    refuse(found, (FRAMEWORKS | OURS | set(INTEROP.values())) - own, f"attn_{backend}")
 
 
 @pytest.mark.parametrize("backend", USE)
@@ -129,6 +133,13 @@ def test_extra_installs_what_the_backend_imports(backend):
     extra = project["optional-dependencies"][backend]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in extra}
     assert names == ALLOWED[backend], f"extra {backend} of pyproject.toml: got {sorted(names)}"
+
+
+@pytest.mark.parametrize(("path", "library"), INTEROP.items())
+def test_every_row_of_interop_is_used(path, library):
+    nodes = ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
+    names = {name.split(".")[0] for node in nodes for name in _imports(node)}
+    assert library in names, f"{path} does not import {library}: take it out of INTEROP"
 
 
 @pytest.mark.parametrize(
