@@ -28,7 +28,8 @@ class CarriedMask(Tensor):
     query_offset: int
     array: Tensor | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # results are plain tensors
+    # Results are plain tensors.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -39,6 +40,7 @@ class CarriedMask(Tensor):
         device: torch.device | str = "cpu",
     ) -> "CarriedMask":
         """Make a tensor of these sizes that holds no numbers."""
+        device = torch.device(device)
         carried = Tensor._make_wrapper_subclass(cls, sizes, dtype=torch.bool, device=device)
         carried.mask, carried.query_offset, carried.array = mask, query_offset, None
         return carried
