@@ -145,11 +145,13 @@ def eager(model: Any, dtype: torch.dtype) -> Iterator[Any]:
     model.to(before[1])
 
 
-def judged(model: Any, call: Callable[[Any], Tensor]) -> tuple[Any, Any]:
-    """Return eager's answer in float64, and in the dtype of the model, as NumPy arrays."""
+def judged(
+    model: Any, call: Callable[[Any], Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
+    """Return eager's answer in float64, and in the dtype of the budget, as NumPy arrays."""
     with eager(model, torch.float64):
         exact = call(model).detach().numpy()
-    with eager(model, torch.float32):
+    with eager(model, dtype):
         naive = call(model).detach().numpy()
     return exact, naive
 
