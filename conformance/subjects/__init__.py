@@ -43,7 +43,8 @@ def load(backend: str, device: str = "cpu") -> Subject:
 def find(name: str) -> type:
     """Return the adapter class of `package.module:Class`, an entry point's or a peer's name.
 
-    Raises ValueError where there is none; an ImportError inside the module goes through.
+    `hf:NAME` is what is registered in transformers, see `peers/registered.py`. Raises ValueError
+    where there is none; an ImportError inside the module goes through.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -57,6 +58,8 @@ def find(name: str) -> type:
             there = f"({', '.join(points) or 'none is installed'}), or a peer ({', '.join(PEERS)})"
             raise ValueError(f"{rule} {there}: got {name}")
         return find(PEERS[name].adapter)
+    if module == "hf":
+        return import_module(f"{__name__}.peers.registered").registered(attribute)
     try:
         return getattr(import_module(module), attribute)
     except AttributeError as error:
