@@ -3,7 +3,11 @@
 `nox -s interop` runs it, and so does pytest where it is named.
 """
 
+import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,10 +207,52 @@ def test_encoder_that_does_not_say_that_it_is_one():
     compare(answer(model, input_ids=ids).numpy(), exact, naive, "CLAP")
 
 
-@pytest.mark.parametrize("name", ["Bloom", "Mpt"])
-def test_closed_architecture_stays_with_eager(name):
-    sizes = {"vocab_size": 99, "hidden_size": 32, "d_model": 32, "n_layer": 1, "n_layers": 1}
-    config = getattr(transformers, f"{name}Config")(**sizes, n_head=4, n_heads=4)
-    model = getattr(transformers, f"{name}ForCausalLM")(config)
-    model.set_attn_implementation("attn_rosetta")
-    assert model.config._attn_implementation == "eager"
+SMALL = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+         "num_attention_heads": 4, "attention_window": 4, "alibi": True}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("BloomForCausalLM", {"n_layer": 1, "n_head": 4}),
+        ("MptForCausalLM", {"d_model": 32, "n_layers": 1, "n_heads": 4}),
+        ("FalconForCausalLM", {}),
+        ("DebertaV2Model", {}),
+        ("XLNetModel", {"d_model": 32, "n_layer": 1, "n_head": 4}),
+        ("LongformerModel", {}),
+    ],
+)
+def test_closed_architecture_keeps_its_own(model, config):
+    model = getattr(transformers, model)
+    closed = model(model.config_class(**config or SMALL))
+    closed.set_attn_implementation("attn_rosetta")
+    assert closed.config._attn_implementation in ("eager", "sdpa")
+
+
+@pytest.mark.parametrize(("name", "like_ours"), [("bart", True), ("t5", False)])
+def test_sdpa_disagrees_with_itself_where_a_source_is_all_padding(name, like_ours):
+    """With a position bias it hides by the smallest float, which leaves the mean; without by -inf.
+
+    EMPTY-4 has 0 for both, as ours.
+    """
+    model, (ids, real) = build(name), tokens()
+    real[2] = False
+    found = {}
+    for way in ("eager", "sdpa", "attn_rosetta"):
+        model.set_attn_implementation(way)
+        given = {"attention_mask": real.long(), "decoder_input_ids": ids[:, :5]}
+        found[way] = answer(model, input_ids=ids, **given)[2]
+    same, other = ("attn_rosetta", "eager") if like_ours else ("eager", "attn_rosetta")
+    assert (found["sdpa"] - found[same]).abs().max() < 1e-3
+    assert (found["sdpa"] - found[other]).abs().max() > 1
+
+
+def test_attn_rosetta_keeps_the_contract_inside_of_transformers(tmp_path):
+    words = ["run", "--subject", "hf:attn_rosetta", "--report", str(tmp_path / "report.jsonl")]
+    done = subprocess.run(
+        [sys.executable, "-m", "conformance", *words],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    (counts,) = re.findall(r"^conforms: (\d+) clauses, ", done.stdout, re.MULTILINE)
+    assert int(counts) > 30

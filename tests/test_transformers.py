@@ -3,7 +3,9 @@
 `interop_transformers.py` holds what takes longer: every cache, long inputs, 16 bits, compilers.
 """
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -259,10 +261,11 @@ def test_source_of_padding_alone_gives_nothing(name, masks):
     assert torch.equal(first, answer(model, encoder_outputs=memory, **given))
 
 
-@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("how", [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt_oss", "llama4"])
-def test_generation_finds_eagers_tokens(name, cache):
-    check_generation(name, cache_implementation=cache)
+def test_generation_finds_eagers_tokens(name, how):
+    """Of a static cache there is more than is used; a second chunk of a prompt starts behind."""
+    check_generation(name, **how)
 
 
 def test_keys_that_an_indexer_chooses_are_the_only_ones():
@@ -407,3 +410,21 @@ def test_register_asks_for_transformers_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match="install transformers"):
         ours.register()
+
+
+def test_page_runs_and_shows_the_mask_that_arrives(monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/transformers.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
+    seen, names = [], {}
+    attend = ours.attend
+
+    def noted(module, query, key, value, attention_mask, **options):
+        seen.append(repr(attention_mask))
+        return attend(module, query, key, value, attention_mask, **options)
+
+    monkeypatch.setattr(ours, "attend", noted)
+    exec(example, names)
+    assert seen[0] == shown
+    assert names["logits"].shape == (2, 5, 99)
+    assert names["longer"].shape == (2, 9)

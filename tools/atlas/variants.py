@@ -24,6 +24,7 @@ FAMILIES = {
     "keras-mha": "keras.layers.MultiHeadAttention",
     "onnx": "ONNX's operator Attention",
     "transformers": "transformers' attention functions",
+    "hf": "an implementation registered in transformers, with its mask function",
     "x-transformers": "x-transformers' Attend",
 }
 

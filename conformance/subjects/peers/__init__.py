@@ -109,6 +109,21 @@ PEERS: dict[str, PeerEntry] = {
     "transformers-sdpa": _peer(
         "transformers:Sdpa", ("transformers", "torch"), "transformers' sdpa attention function"
     ),
+    "hf-eager": _peer(
+        "registered:Eager",
+        ("transformers", "torch"),
+        "transformers' eager as Llama has it, with eager_mask: what a model's layers do",
+    ),
+    "hf-sdpa": _peer(
+        "registered:Sdpa",
+        ("transformers", "torch"),
+        "transformers' sdpa with sdpa_mask: what a model's layers do",
+    ),
+    "hf-attn-rosetta": _peer(
+        "registered:Rosetta",
+        ("transformers", "torch"),
+        "attn_torch inside transformers, by attn_torch.interop.transformers",
+    ),
     "x-transformers": _peer(
         "x_transformers:Unfused", ("x-transformers", "torch"), "x-transformers' Attend"
     ),

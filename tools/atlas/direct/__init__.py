@@ -10,10 +10,11 @@ from typing import Any
 from .jax import equinox_mha, jax_nn, jax_splash, linen_mha, nnx_function, nnx_mha
 from .keras import keras_mha, keras_ops
 from .onnx import onnx_reference, onnxruntime
-from .torch import attend, fast, flex, llama, mha, sdpa
+from .torch import attend, fast, flex, in_a_model, llama, mha, sdpa
 
 HIDES = ("torch-mha",)  # where True hides
-BIASES = ("jax-nn", "nnx-function", "keras-ops", "torch-flex", "x-transformers")
+BIASES = ("jax-nn", "nnx-function", "keras-ops", "torch-flex", "x-transformers",
+          "hf-sdpa", "hf-attn-rosetta")  # fmt: skip
 
 CALLS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "torch-sdpa": (sdpa, {}),
@@ -38,6 +39,9 @@ CALLS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "transformers-eager-own": (llama, {"fill": "smallest"}),
     "transformers-gpt-oss": (llama, {"fill": "smallest", "function": "gpt-oss"}),
     "transformers-sdpa": (llama, {"function": "sdpa"}),
+    "hf-eager": (in_a_model, {}),
+    "hf-sdpa": (in_a_model, {"name": "sdpa"}),
+    "hf-attn-rosetta": (in_a_model, {"name": "attn_rosetta"}),
     "x-transformers": (attend, {}),
     "x-transformers-flash": (attend, {"flash": True}),
 }

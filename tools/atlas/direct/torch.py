@@ -115,6 +115,37 @@ def llama(q, k, v, mask=None, causal=False, function="eager", fill=None):
     return back(found[0].transpose(1, 2))
 
 
+def in_a_model(q, k, v, mask=None, bias=None, causal=False, softcap=None, name="eager"):
+    """What a layer of Llama computes, its mask made by the model's own helpers."""
+    import torch
+    from transformers import LlamaConfig, masking_utils
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    if name == "attn_rosetta":
+        from attn_torch.interop import transformers
+
+        transformers.register()
+    config = LlamaConfig(attn_implementation=name)
+    groups = q.shape[1] // max(k.shape[1], 1)
+    layer = SimpleNamespace(num_key_value_groups=groups, training=False, is_causal=causal)
+    q, k, v, mask, bias = map(tensor, (q, k, v, mask, bias))
+    inputs, memory = torch.zeros(len(q), q.shape[2], 1), torch.zeros(len(q), k.shape[2], 1)
+    options = {"attention_mask": mask, "cache": None}
+    if mask is not None and mask.ndim == 4 and mask.dtype == torch.bool:
+        cells = mask.expand(len(q), -1, *(q.shape[2], k.shape[2]))
+        options["and_mask_function"] = lambda b, h, i, j: cells[b, 0, i, j]
+        options["attention_mask"] = None
+    if causal:
+        mask = masking_utils.create_causal_mask(config, inputs.to(q.dtype), **options)
+    else:
+        options["encoder_hidden_states"] = memory.to(q.dtype)
+        mask = masking_utils.create_bidirectional_mask(config, inputs.to(q.dtype), **options)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+    scale = {"scaling": q.shape[3] ** -0.5, "softcap": softcap, "position_bias": bias}
+    return back(function(layer, q, k, v, mask, **scale)[0].transpose(1, 2))
+
+
 def attend(q, k, v, mask=None, bias=None, causal=False, softcap=None, flash=False):
     from x_transformers.attend import Attend
 
