@@ -129,13 +129,18 @@ def floats(dtype):
     return cells
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "t5"])
 def test_float_mask_of_ones_own_is_added(name):
+    """To a position bias too."""
     model, (ids, _) = build(name), tokens((T,))
-    exact, naive = judged(model, lambda m: answer(m, input_ids=ids, attention_mask=floats(m.dtype)))
+
+    def call(model):
+        run = model.encoder if name == "t5" else model
+        return answer(run, input_ids=ids, attention_mask=floats(model.dtype))
+
+    exact, naive = judged(model, call)
     model.set_attn_implementation("attn_rosetta")
-    got = answer(model, input_ids=ids, attention_mask=floats(torch.float32))
-    compare(got.numpy(), exact, naive, name)
+    compare(call(model).numpy(), exact, naive, name)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])

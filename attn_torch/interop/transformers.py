@@ -116,11 +116,11 @@ def attend(
     if attention_mask is None and query.shape[2] > 1:
         check_no_mask(module, is_causal)
     if indices is not None:
-        mask = (
-            chosen(indices, key.shape[2]) if mask is None else mask & chosen(indices, key.shape[2])
-        )
+        picked = chosen(indices, key.shape[2])
+        mask = picked if mask is None else mask & picked
     if position_bias is not None:
-        bias = position_bias if bias is None else bias.float() + position_bias.float()
+        wide = torch.promote_types(query.dtype, torch.float32)  # 16 bits would overflow to -inf
+        bias = position_bias if bias is None else bias.to(wide) + position_bias.to(wide)
     options: dict[str, Any] = {
         "mask": mask,
         "bias": bias,

@@ -62,7 +62,9 @@ def test_the_first_words_name_who_differs():
     said = ATLAS["peers"]
     hiding = {name for name, peer in said.items() if peer["answers"]["true"]["word"] == "hide"}
     assert {name.rpartition("mha")[0] for name in hiding} == {"torch-"}
-    assert {peer["answers"]["nan-value"]["word"] for peer in said.values()} == {"NaN"}
+    words = {name: peer["answers"]["nan-value"]["word"] for name, peer in said.items()}
+    assert words.pop("hf-attn-rosetta") == "fine"
+    assert set(words.values()) == {"NaN"}
     assert ">hide</abbr>s the key" in BUILT.read_text("utf-8")
 
 
