@@ -332,12 +332,16 @@ def test_mask_is_the_array_of_transformers(name):
             assert torch.equal(got, expected), f"{name}: {sizes}"
 
 
-def test_function_that_needs_vmap_gives_an_array():
-    got = ours.make_mask(2, 5, 5, mask_function=both_ways, use_vmap=True)
-    assert torch.equal(
-        got,
-        m.sdpa_mask(2, 5, 5, mask_function=both_ways, use_vmap=True, allow_is_causal_skip=False),
-    )
+def test_function_of_single_cells_gives_an_array():
+    def scalar(batch, head, query, key):
+        assert query.ndim == key.ndim == 0, "it is asked of one cell at a time, by vmap"
+        return (query - key) % 3 == 0
+
+    function = m.and_masks(m.causal_mask_function, scalar)
+    got = ours.make_mask(2, 5, 5, mask_function=function, use_vmap=True)
+    cells = torch.arange(5)
+    expected = ((cells[:, None] - cells) % 3 == 0).tril()
+    assert torch.equal(got, expected.expand(2, 1, 5, 5))
 
 
 def test_carried_mask_is_the_array_once_it_is_used():

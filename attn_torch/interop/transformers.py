@@ -78,7 +78,7 @@ def make_mask(
         "attention_mask": attention_mask,
         "device": device,
     }
-    if q_length > 1 and not use_vmap and not theirs.is_tracing(attention_mask):
+    if q_length > 1 and not theirs.is_tracing(attention_mask):
         try:
             return carry(*sizes, **what)
         except Unrecognised:
@@ -119,8 +119,8 @@ def attend(
         picked = chosen(indices, key.shape[2])
         mask = picked if mask is None else mask & picked
     if position_bias is not None:
-        wide = torch.promote_types(query.dtype, torch.float32)  # 16 bits would overflow to -inf
-        bias = position_bias if bias is None else bias.to(wide) + position_bias.to(wide)
+        dtype = torch.promote_types(query.dtype, torch.float32)  # 16 bits would overflow to -inf
+        bias = position_bias if bias is None else bias.to(dtype) + position_bias.to(dtype)
     options: dict[str, Any] = {
         "mask": mask,
         "bias": bias,

@@ -110,17 +110,17 @@ PEERS: dict[str, PeerEntry] = {
         "transformers:Sdpa", ("transformers", "torch"), "transformers' sdpa attention function"
     ),
     "hf-eager": _peer(
-        "registered:Eager",
+        "registered:RegisteredEager",
         ("transformers", "torch"),
         "transformers' eager as Llama has it, with eager_mask: what a model's layers do",
     ),
     "hf-sdpa": _peer(
-        "registered:Sdpa",
+        "registered:RegisteredSdpa",
         ("transformers", "torch"),
         "transformers' sdpa with sdpa_mask: what a model's layers do",
     ),
     "hf-attn-rosetta": _peer(
-        "registered:Rosetta",
+        "registered:RegisteredRosetta",
         ("transformers", "torch"),
         "attn_torch inside transformers, by attn_torch.interop.transformers",
     ),

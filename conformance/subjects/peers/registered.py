@@ -125,19 +125,19 @@ class Registered(Torch, FunctionPeer):
         return lambda b, h, q, k: cells[b, q, k]
 
 
-class Eager(Registered):
+class RegisteredEager(Registered):
     """Llama's eager_attention_forward, and eager_mask."""
 
     implementation = "eager"
 
 
-class Sdpa(Registered):
+class RegisteredSdpa(Registered):
     """sdpa_attention_forward, and sdpa_mask."""
 
     implementation = "sdpa"
 
 
-class Rosetta(Registered):
+class RegisteredRosetta(Registered):
     """attn_torch, and its masks by name."""
 
     implementation = OURS
