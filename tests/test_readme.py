@@ -90,12 +90,6 @@ def test_every_file_of_a_backend_is_listed_once():
     assert sorted(names) == sorted(name for name in there if not name.endswith("__init__.py"))
 
 
-def test_every_module_of_interop_is_named():
-    (row,) = re.findall(r"^\| `interop/` .*$", README, re.MULTILINE)
-    there = {path.name for folder in BACKENDS.values() for path in (ROOT / folder).glob("*/*.py")}
-    assert set(re.findall(r"`(\w+\.py)`", row)) == there - {"__init__.py"}
-
-
 def test_every_room_of_the_suite_is_listed_once():
     rooms = [name for name in listed("folder") if name.startswith("conformance/")]
     there = {f"conformance/{p.parent.name}/" for p in (ROOT / "conformance").glob("*/__init__.py")}

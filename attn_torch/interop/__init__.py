@@ -1,1 +1,1 @@
-"""Attention inside other libraries: each module here imports its library when it is asked to."""
+"""Attention in the places that other libraries have for it; nothing here is imported unasked."""
