@@ -1,14 +1,14 @@
 """Weights in and out of a model: one naming for all backends, and other libraries' layouts.
 
 A parameter's name is the path to it, such as `encoder.layers.0.self_attn.q_proj.weight`; matrices
-are (out, in). The layouts "torch" and "nnx" are those of torch.nn's modules (in_proj_weight and so
-on) and of flax.nnx.MultiHeadAttention (kernels by head); "llama" (Mistral's and Qwen 2's, too),
-and "gemma" (1 to 3) are those of one attention in transformers; "qwen3" and "gpt_oss" are other
+are (out, in). The layout "torch" is that of torch.nn's modules, of whole models, too. The others
+are those of one attention: "nnx", "linen", "keras", "equinox", "timm", and of transformers "bert",
+"gpt2", "llama" (Mistral's and Qwen 2's, too) and "gemma" (1 to 3); "qwen3" and "gpt_oss" are other
 names of "llama", for the model says which norms and sinks there are. Nothing is ever unpickled.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from . import checks
-from .arrays import is_concrete
-from .layouts import READERS, WRITERS
+from .arrays import dtype_name, is_concrete
+from .layouts import BESIDE, READERS, WRITERS, recognise
 from .multihead import MultiHeadAttention
 
 # flax.nnx's own names of parameters, and ours.
@@ -46,28 +46,46 @@ def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Arra
 
 
 def import_weights(
-    model: nnx.Module, weights: Mapping | str | Path, layout: str = "rosetta"
+    model: nnx.Module,
+    weights: Mapping | str | Path,
+    layout: str = "rosetta",
+    *,
+    prefix: str = "",
+    cast: bool = False,
 ) -> None:
     """Put weights into a model: a mapping by name, nested or not, or a safetensors file of one.
 
     The arrays may be any framework's, but must have the model's shapes and dtype; they are copied.
+    `layout="auto"` recognises the layout by its names. `prefix` takes what begins with it out of
+    more weights, and nothing else is read; `a/b` is read as `a.b`. `cast=True` makes the model's
+    float dtype of another one.
     A model without values yet, built on the meta device or by `nnx.eval_shape`, gets them here;
     its dropout gets keys by `nnx.reseed`.
     Raises one ValueError that lists everything missing, unexpected, unreadable, of another shape or
-    dtype, and then nothing is loaded.
+    dtype, or too large for it, says which layout the names look like, and nothing is loaded.
 
     >>> attn, other = (MultiHeadAttention(8, 2, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     >>> import_weights(attn, export_weights(other, "nnx"), "nnx")
     >>> bool((attn.q_proj.kernel == other.q_proj.kernel).all())
     True
     """
+    checks.check_prefix(prefix)
+    checks.check_switches(cast=cast)
+    prefix = f"{_path(prefix).rstrip('.')}." if prefix else ""
     if isinstance(weights, str | Path):
-        weights = open_file(weights)[0]
+        weights = open_file(weights, prefix)[0]
     checks.check_mapping(weights)
-    arrays = {name: _array(value) for name, value in _flat(weights).items()}
-    checks.check_weights(arrays, _wanted(model, layout))
-    for prefix, attn in _attentions(model).items():
-        arrays = READERS[layout](arrays, prefix, attn)
+    arrays = {name: _array(value) for name, value in _part(weights, prefix).items()}
+    found = _find(model, arrays)
+    layout = checks.recognised(found, list(arrays)) if layout == "auto" else layout
+    wanted = _wanted(model, layout)
+    beside = [name for name in BESIDE.get(layout, ()) if name not in wanted]
+    arrays = {name: array for name, array in arrays.items() if name not in beside}
+    if cast:
+        arrays |= {n: _cast(arrays[n], like) for n, like in wanted.items() if n in arrays}
+    checks.check_weights(arrays, wanted, layout, found)
+    for path, attn in _attentions(model).items():
+        arrays = READERS[layout](arrays, path, attn)
     tied = ties(model)
     checks.check_ties([pair for pair in tied.items() if not _are_equal(*map(arrays.get, pair))])
     _write(model, arrays)
@@ -88,19 +106,37 @@ def _lay_out(model: nnx.Module, layout: str) -> dict[str, Array]:
     checks.check_layout(layout, attentions)
     weights = _read(model)
     for prefix, attn in attentions.items():
-        checks.check_projections(weights, layout, prefix, attn.bias)
+        checks.check_projections(weights, layout, prefix, attn)
         weights = WRITERS[layout](weights, prefix, attn)
     return weights
 
 
-def _flat(weights: Mapping, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _part(weights: Mapping, prefix: str) -> dict[str, Any]:
+    """Return what lies under a prefix, by the rest of its name."""
+    named = [(_path(name), value) for name, value in _flat(weights)]
+    checks.check_names([name for name, _ in named], prefix)
+    part = [(name, value) for name, value in named if name.startswith(prefix)]
+    return {name.removeprefix(prefix): value for name, value in part}
+
+
+def _path(name: str) -> str:
+    """Return a name in which dots part the steps, as slashes do in keras."""
+    return name.replace("/", ".").lstrip(".")
+
+
+def _flat(weights: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in weights.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            yield f"{prefix}{name}", value
+
+
+def _find(model: nnx.Module, names: Mapping) -> list[tuple[str, str]]:
+    """Return the layouts that names tell of, and under which prefix the model would be there."""
+    paths = _attentions(model)
+    found = [(layout, at, path) for layout, at in recognise(names) for path in paths]
+    return [(layout, at.removesuffix(path)) for layout, at, path in found if at.endswith(path)]
 
 
 # What frameworks make different
@@ -188,13 +224,25 @@ def _array(value: Any) -> Any:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def open_file(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return a safetensors file's arrays and metadata."""
+def _cast(array: Any, like: Any) -> Any:
+    """Return floats in another's dtype, or why they cannot be; what is no float as it is."""
+    if isinstance(array, str) or dtype_name(array) not in checks.FLOATS:
+        return array
+    with np.errstate(over="ignore"):
+        done = array.astype(like.dtype)
+    lost = (np.isfinite(done) != np.isfinite(array)).any()
+    return checks.beyond(dtype_name(like)) if lost else done
+
+
+def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return a safetensors file's arrays under a prefix, and its metadata."""
     files = safetensors_package()
     try:
         with files.safe_open(path, "numpy") as file:
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            checks.check_names([_path(name) for name in names], prefix)
+            part = [name for name in names if _path(name).startswith(prefix)]
+            return {name: file.get_tensor(name) for name in part}, file.metadata() or {}
     except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
 

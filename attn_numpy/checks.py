@@ -6,7 +6,8 @@ backends have this file byte for byte; what differs is in `arrays.py`.
 
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,26 @@ WIDE = FLOATS[2:]  # in which sums do not stall
 FARTHEST = 2**30  # positions must fit 32 bits
 LARGEST = 2.0**127  # a power of 2 that float32 holds
 EMPTY_ROWS = ("zero", "nan", "uniform")
-LAYOUTS = ("rosetta", "torch", "nnx", "llama", "qwen3", "gemma", "gpt_oss")
-UNKNOWN = ("scale", "softcap", "sinks", "process_heads")  # to torch.nn and flax.nnx
+UNKNOWN = ("scale", "softcap", "sinks", "process_heads")  # to most other libraries
+ALL = frozenset(("groups", "head_dim", "widths", "qkv_bias", *UNKNOWN))
+# What an attention in a layout can have that not each has.
+LAYOUTS: dict[str, Collection[str]] = {
+    "rosetta": ALL,
+    "torch": ("widths",),
+    "nnx": ("groups", "head_dim", "widths"),
+    "linen": ("groups", "head_dim", "widths"),
+    "keras": ("groups", "head_dim", "widths"),
+    "equinox": ("head_dim", "widths", "qkv_bias", "process_heads"),
+    "timm": ("qkv_bias",),
+    "bert": (),
+    "gpt2": (),
+    "llama": ALL,
+    "qwen3": ALL,
+    "gemma": ALL,
+    "gpt_oss": ALL,
+}
+JOINED = ("torch", "timm", "gpt2")  # those that keep three projections in one matrix
+SAME_NAMES = {"linen": "nnx", "qwen3": "llama", "gemma": "llama", "gpt_oss": "llama"}
 CALL = ("B", "H", "T", "S")
 LATER = {"head_dim", "qkv_bias", "scale", "softcap", "sinks", "process_heads"}  # not in older files
 
@@ -991,18 +1010,23 @@ def check_greedy(
 
 def check_layout(layout: Any, attentions: Mapping[str, Any]) -> None:
     if not isinstance(layout, str) or layout not in LAYOUTS:
-        rule = f"layout must be {', '.join(map(repr, LAYOUTS[:-1]))} or {LAYOUTS[-1]!r}"
-        raise ValueError(f"{rule}: got {layout!r}")
+        *names, last = map(repr, LAYOUTS)
+        raise ValueError(f"layout must be {', '.join(names)} or {last}: got {layout!r}")
     if layout not in ("rosetta", "torch") and list(attentions) != [""]:
         raise ValueError(f"layout {layout!r} is that of one MultiHeadAttention: got another model")
-    for attn in attentions.values() if layout in ("torch", "nnx") else ():
-        if attn.num_kv_heads != attn.num_heads and layout == "torch":
+    has = LAYOUTS[layout]
+    for attn in attentions.values():
+        if attn.num_kv_heads != attn.num_heads and "groups" not in has:
             got = f"{attn.num_kv_heads} for {attn.num_heads}"
-            raise ValueError(f"layout 'torch' has as many key heads as query heads: got {got}")
-        if attn.num_heads * attn.head_dim != attn.embed_dim and layout == "torch":
+            raise ValueError(f"layout {layout!r} has as many key heads as query heads: got {got}")
+        if attn.num_heads * attn.head_dim != attn.embed_dim and "head_dim" not in has:
             got = f"{attn.num_heads} heads of {attn.head_dim} for {attn.embed_dim}"
-            raise ValueError(f"layout 'torch' has heads that make up embed_dim: got {got}")
-        others = [name for name in UNKNOWN if getattr(attn, name) is not None]
+            raise ValueError(f"layout {layout!r} has heads that make up embed_dim: got {got}")
+        if {attn.kdim, attn.vdim} != {attn.embed_dim} and "widths" not in has:
+            got = f"{attn.kdim} and {attn.vdim} for {attn.embed_dim}"
+            raise ValueError(f"layout {layout!r} has keys and values of embed_dim: got {got}")
+        unknown = [name for name in UNKNOWN if name not in has]
+        others = [name for name in unknown if getattr(attn, name) is not None]
         if others:  # weights alone would compute something else there
             raise ValueError(f"layout {layout!r} has no {' and no '.join(others)}: got one")
 
@@ -1034,21 +1058,57 @@ def check_apart(shared: Sequence[str]) -> None:
         raise ValueError(f"{rule}: got {', '.join(shared)}")
 
 
-def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, bias: bool) -> None:
+def check_projections(weights: Mapping[str, Array], layout: str, prefix: str, attn: Any) -> None:
     """Check that an attention's projections have weights, and just those that a layout can have."""
-    parts = ("weight", "bias") if bias else ("weight",)
     projections = [f"{prefix}{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
     for name in projections:
         if not any(weight.startswith(f"{name}.") for weight in weights):
             raise ValueError(f"{name} must have parameters, one quantized has none: got none")
-    names = {f"{name}.{part}" for name in projections for part in parts}
+    has = LAYOUTS[layout]
+    bias = attn.qkv_bias if "qkv_bias" in has else attn.bias
+    names = {f"{name}.weight" for name in projections}
+    names |= {f"{name}.bias" for name in projections[:3] if bias}
+    names |= {f"{projections[3]}.bias"} if attn.bias else set()
     held = {name for name in weights if name.startswith(prefix)}
-    if layout in ("torch", "nnx") and held != names:
+    if has is not ALL and held != names:
         got = ", ".join(sorted(held ^ names))
         raise ValueError(f"layout {layout!r} has a weight and a bias a projection: got {got}")
-    if layout == "torch" and len({dtype_name(weights[name]) for name in names}) > 1:
+    if layout in JOINED and len({dtype_name(weights[name]) for name in names}) > 1:
         got = ", ".join(f"{name} {dtype_name(weights[name])}" for name in sorted(names))
-        raise ValueError(f"layout 'torch' has one dtype for all projections: got {got}")
+        raise ValueError(f"layout {layout!r} has one dtype for all projections: got {got}")
+
+
+def check_prefix(prefix: Any) -> None:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string: got {kind(prefix)}")
+
+
+def check_names(names: Sequence[str], prefix: str) -> None:
+    """Check that no name is there twice, and that some begin with a prefix."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"weights must have names of their own: got {_some(twice)} twice")
+    if not any(name.startswith(prefix) for name in names) and prefix:
+        raise ValueError(f"prefix must begin some of the names: got {prefix!r} for {_some(names)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(names[:4])}{more}" if names else "none"
+
+
+def recognised(found: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
+    """Return the one layout that names tell of: those that are `found`, below which prefix."""
+    layouts = {layout for layout, prefix in found if not prefix}
+    if len(layouts) != 1:
+        told = [f"{layout!r} under prefix {prefix!r}" for layout, prefix in found]
+        rule = "layout 'auto' needs the names of one layout, name it or give its prefix"
+        raise ValueError(f"{rule}: got {_some(told or names)}")
+    norms = [name for name in names if "_norm." in name]
+    if norms and layouts == {"llama"}:
+        rule = "layout 'auto' cannot tell 'qwen3' from 'gemma', whose norms add 1, name one"
+        raise ValueError(f"{rule}: got {_some(norms)}")
+    return layouts.pop()
 
 
 def check_mapping(weights: Any) -> None:
@@ -1056,8 +1116,16 @@ def check_mapping(weights: Any) -> None:
         raise TypeError(f"weights must be a mapping or a path: got {kind(weights)}")
 
 
-def check_weights(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Check names, shapes and dtypes against those that the model has."""
+def check_weights(
+    weights: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    layout: str,
+    found: Sequence[tuple[str, str]],
+) -> None:
+    """Check names, shapes and dtypes against those that the model has in a layout.
+
+    `found` are the layouts that the names tell of, and below which prefix: a message names one.
+    """
     extra = [name for name in weights if name.split(".")[-1] in ("bias_k", "bias_v")]
     if extra:
         got = ", ".join(extra)
@@ -1066,7 +1134,17 @@ def check_weights(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> None
     wrong += [f"{name}, which is unexpected" for name in weights if name not in wanted]
     wrong += _wrong_arrays(weights, wanted)
     if wrong:
-        raise ValueError(f"weights must be those of the model: got {'; '.join(wrong)}")
+        rule = f"weights must be those of the model{_other_layout(layout, found)}"
+        raise ValueError(f"{rule}: got {'; '.join(wrong)}")
+
+
+def _other_layout(layout: str, found: Sequence[tuple[str, str]]) -> str:
+    """Return which other layout, or which prefix, weights look like, if they do."""
+    if not found or (SAME_NAMES.get(layout, layout), "") in found:
+        return ""
+    other, prefix = found[0]
+    under = f" under prefix {prefix!r}" if prefix else ""
+    return f", these look like layout {other!r}{under}"
 
 
 def _wrong_arrays(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
@@ -1084,6 +1162,10 @@ def _wrong_arrays(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iter
 
 def unreadable(error: Exception) -> str:
     return f"which cannot be read ({str(error).strip().splitlines()[0] if str(error) else error!r})"
+
+
+def beyond(dtype: str) -> str:
+    return f"which is beyond {dtype}"
 
 
 def check_ties(pairs: Sequence[tuple[str, str]]) -> None:

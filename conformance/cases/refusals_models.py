@@ -130,7 +130,10 @@ def with_weights(m, a, attn):
     return weights | {"q_proj.weight": a(12, 12, dtype="float16"), "extra": a(3)}
 
 
-LAYOUT = "layout must be 'rosetta', 'torch', 'nnx', 'llama', 'qwen3', 'gemma' or 'gpt_oss': got"
+LAYOUT = (
+    "layout must be 'rosetta', 'torch', 'nnx', 'linen', 'keras', 'equinox', 'timm', 'bert', "
+    "'gpt2', 'llama', 'qwen3', 'gemma' or 'gpt_oss': got"
+)
 FULL = "capacity must hold every token: got"
 WRITTEN = "must be at most what is written: got"
 LAYERS = [
@@ -437,8 +440,8 @@ TOKENS = [
 ]  # fmt: skip
 
 WEIGHTS = [
-    Wrong("layout", ValueError, f"{LAYOUT} 'keras'",
-          lambda m, a: m.export_weights(attention(a), "keras")),
+    Wrong("layout", ValueError, f"{LAYOUT} 'auto'",
+          lambda m, a: m.export_weights(attention(a), "auto")),
     Wrong("layout_of_layers", ValueError, "layout 'nnx' is that of one MultiHeadAttention: got another model",
           lambda m, a: m.export_weights(a.new(ENCODER, 12, 3, 8), "nnx")),
     Wrong("layout_of_llama", ValueError,
@@ -456,6 +459,35 @@ WEIGHTS = [
           lambda m, a: m.save(attention(a, process_heads=lambda q, k, places: (q, k)), "nowhere")),
     Wrong("layout_of_groups", ValueError, "layout 'torch' has as many key heads as query heads: got 1 for 3",
           lambda m, a: m.export_weights(attention(a, num_kv_heads=1), "torch")),
+    Wrong("layout_of_widths", ValueError, "layout 'timm' has keys and values of embed_dim: got 5 and 12 for 12",
+          lambda m, a: m.export_weights(attention(a, kdim=5), "timm")),
+    Wrong("layout_of_scaled_heads", ValueError, "layout 'equinox' has no scale and no sinks: got one",
+          lambda m, a: m.export_weights(attention(a, scale=0.5, sinks=True), "equinox")),
+    Wrong("layout_unknown_to_auto", ValueError,
+          "layout 'auto' needs the names of one layout, name it or give its prefix: got a, b, c, d and 1 more",
+          lambda m, a: m.import_weights(attention(a), dict.fromkeys("abcde", a(3)), "auto")),
+    Wrong("layout_of_auto_elsewhere", ValueError,
+          "layout 'auto' needs the names of one layout, name it or give its prefix: got 'timm' under prefix 'blocks.0.'",
+          lambda m, a: m.import_weights(
+              attention(a), {"blocks.0.qkv.weight": a(36, 12), "blocks.0.proj.weight": a(12, 12)}, "auto")),
+    Wrong("layout_of_norms", ValueError,
+          "layout 'auto' cannot tell 'qwen3' from 'gemma', whose norms add 1, name one: got q_norm.weight",
+          lambda m, a: m.import_weights(
+              attention(a), dict.fromkeys(["q_proj.weight", "o_proj.weight", "q_norm.weight"], a(3)), "auto")),
+    Wrong("weights_of_another_layout", ValueError,
+          "weights must be those of the model, these look like layout 'bert' under prefix 'attention.': "
+          "got no q_proj.weight; no k_proj.weight; no v_proj.weight; no out_proj.weight; "
+          "attention.self.query.weight, which is unexpected; attention.output.dense.weight, which is unexpected",
+          lambda m, a: m.import_weights(
+              attention(a, bias=False), {"attention.self.query.weight": a(3), "attention.output.dense.weight": a(3)})),
+    Wrong("weights_named_twice", ValueError, "weights must have names of their own: got q_proj.bias twice",
+          lambda m, a: m.import_weights(attention(a), {"q_proj/bias": a(12), "q_proj.bias": a(12)})),
+    Wrong("prefix_of_nothing", ValueError, "prefix must begin some of the names: got 'b.' for a.q_proj.bias",
+          lambda m, a: m.import_weights(attention(a), {"a.q_proj.bias": a(12)}, prefix="b")),
+    Wrong("prefix_number", TypeError, "prefix must be a string: got int",
+          lambda m, a: m.import_weights(attention(a), {"q_proj.bias": a(12)}, prefix=3)),
+    Wrong("cast_dtype", TypeError, "cast must be True or False: got str",
+          lambda m, a: m.import_weights(attention(a), {"q_proj.bias": a(12)}, cast="float32")),
     Wrong("weights_list", TypeError, "weights must be a mapping or a path: got list",
           lambda m, a: m.import_weights(attention(a), [1.0])),
     Wrong("weights_missing", ValueError,

@@ -3,6 +3,11 @@
 import numpy as np
 
 NNX = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+NAMES = {
+    "equinox": {n: f"{other}_proj" for n, other in NNX.items()} | {"out_proj": "output_proj"},
+    "bert": {n: f"self.{other}" for n, other in NNX.items()} | {"out_proj": "output.dense"},
+    "llama": {"out_proj": "o_proj"},
+}
 
 
 def to_torch(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -36,6 +41,29 @@ def to_nnx(parameters: dict[str, np.ndarray], heads: int) -> dict[str, np.ndarra
         else:
             found[f"{NNX[projection]}.kernel"] = array.T.reshape(array.shape[1], -1, width // heads)
     return found
+
+
+def to_layout(layout: str, parameters: dict, heads: int) -> dict[str, np.ndarray]:
+    """Return the parameters of one attention in a layout."""
+    if layout in NAMES:
+        parts = {name: name.partition(".")[::2] for name in parameters}
+        names = {n: f"{NAMES[layout].get(part, part)}.{last}" for n, (part, last) in parts.items()}
+        return {names[name]: array for name, array in parameters.items()}
+    if layout in ("nnx", "linen", "keras"):
+        found = to_nnx(parameters, heads)
+        out = "attention_output" if layout == "keras" else "out"
+        return {n.replace("out", out): array for n, array in found.items()}
+    if layout == "rosetta":
+        return parameters
+    found, joined = to_torch(parameters), {"timm": ("qkv", "proj"), "gpt2": ("c_attn", "c_proj")}
+    if layout == "torch":
+        return found
+    into, out = joined[layout]
+    found = {
+        name.replace("in_proj_", f"{into}.").replace("out_proj", out): array
+        for name, array in found.items()
+    }
+    return {name: array.T for name, array in found.items()} if layout == "gpt2" else found
 
 
 def nested(named: dict) -> dict:

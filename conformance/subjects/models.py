@@ -151,13 +151,13 @@ class Models(Altering):
             found = self.module.export_weights(model, layout)
             return {name: self.numpy(array) for name, array in found.items()}
 
-    def import_weights(self, kind, config, parameters, weights, layout):
+    def import_weights(self, kind, config, parameters, weights, layout, **options):
         with self.scope(_dtype(parameters)):
             if isinstance(weights, str | Path):
                 _need_safetensors()
             model, error = self.model(kind, config, parameters), None
             try:
-                self.module.import_weights(model, weights, layout)
+                self.module.import_weights(model, weights, layout, **options)
             except (TypeError, ValueError) as refusal:
                 error = refusal
             return error, {} if error and self.how == "blank" else self.take(model)

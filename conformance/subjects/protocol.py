@@ -204,11 +204,14 @@ class Subject(Protocol):
     def export_weights(self, kind: str, config: dict, parameters: dict, layout: str) -> dict:
         """Return the weights of a model with these parameters, in a layout."""
 
-    def import_weights(self, kind: str, config: dict, parameters: dict, weights, layout: str):
+    def import_weights(
+        self, kind: str, config: dict, parameters: dict, weights, layout: str, **options
+    ):
         """Put weights of a layout into a model with these parameters.
 
         Returns the error, or None, and the model's parameters after it. The weights are a mapping
-        of any framework's arrays, nested or not, or the path of a safetensors file.
+        of any framework's arrays, nested or not, or the path of a safetensors file. The options
+        are `prefix` and `cast`.
         """
 
     def save(self, kind: str, config: dict, parameters: dict, path) -> None:
