@@ -82,6 +82,11 @@ def to_numpy(array: Array) -> np.ndarray:
     return np.asarray(array)
 
 
+def from_numpy(values: np.ndarray) -> Array:
+    """Return an array of this framework with NumPy's values."""
+    return jnp.asarray(values)
+
+
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
     values = np.asarray(array)

@@ -74,17 +74,13 @@ def save(model: nnx.Module, path: str | Path) -> None:
     dtypes, or whose layers have different settings; and ImportError where safetensors, which only
     files need, is not installed.
     """
-    files = safetensors_package()
     checks.check_model_class(model, [model_class for model_class, _ in CLASSES.values()])
     weights = export_weights(model)
     settings = _check_kept(model, weights)
     metadata = {"format": FORMAT, "class": type(model).__name__}
     metadata["configuration"] = json.dumps(settings)
     metadata |= {"tied": json.dumps(tied)} if (tied := ties(model)) else {}
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
-    mode = _mode(Path(path))
-    files.numpy.save_file(arrays, path, metadata)
-    Path(path).chmod(mode)  # safetensors lets nobody but the owner read it
+    write_file(path, weights, metadata)
 
 
 def load(path: str | Path) -> Any:
@@ -108,6 +104,17 @@ def load(path: str | Path) -> Any:
     return model
 
 
+def write_file(
+    path: str | Path, weights: Mapping[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays to a safetensors file."""
+    files = safetensors_package()
+    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    mode = _mode(Path(path))
+    files.numpy.save_file(arrays, path, metadata)
+    Path(path).chmod(mode)  # safetensors lets nobody but the owner read it
+
+
 def _mode(path: Path) -> int:
     """Return who may read a file that is there, or one that is made there."""
     if path.exists():
@@ -120,22 +127,22 @@ def _mode(path: Path) -> int:
 def _check_kept(model: nnx.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a model, if `load` would build the same of them."""
     try:
-        settings = _configuration(model)
+        settings = configuration(model)
         model_class, names = CLASSES[type(model).__name__]
         reason = checks.wrong_configuration(settings, names, PARTS, weights)
         if reason:
             raise ValueError(reason)
-        twin = _build_abstract(model_class, settings, next(iter(weights.values())).dtype)
+        twin = build_abstract(model_class, settings, next(iter(weights.values())).dtype)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise checks.not_kept(str(error)) from error
     checks.check_kept(_describe(model), _describe(twin))
     return settings
 
 
-def _configuration(model: Any) -> dict[str, Any]:
+def configuration(model: Any) -> dict[str, Any]:
     """Return the settings that build such a model."""
     if isinstance(model, Seq2SeqTransformer):
-        return _pick(model, TOKENS) | _configuration(model.transformer)
+        return _pick(model, TOKENS) | configuration(model.transformer)
     if isinstance(model, Transformer):
         stacks = {"num_encoder_layers": model.encoder, "num_decoder_layers": model.decoder}
         counts = {name: len(stack.layers) for name, stack in stacks.items()}
@@ -226,7 +233,7 @@ def _build_part(value: Any, **options: Any) -> Any:
 # What frameworks make different
 
 
-def _build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> Any:
+def build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> Any:
     """Build a model to be compared or filled, without drawing its weights where that can be."""
 
     def build() -> Any:

@@ -190,10 +190,10 @@ def recognise(names: Collection[str]) -> list[tuple[str, str]]:
     >>> recognise(["layers.0.self_attn.in_proj_weight", "layers.0.self_attn.out_proj.weight"])
     [('torch', 'layers.0.self_attn.')]
     """
-    found = []
+    looks = []
     for name in names:
         for layout, first, second in SIGNS:
             prefix = name.removesuffix(first)
             if prefix + first == name and prefix[-1:] in ("", ".") and prefix + second in names:
-                found.append((layout, prefix))
-    return found
+                looks.append((layout, prefix))
+    return looks

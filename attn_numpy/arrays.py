@@ -72,6 +72,11 @@ def to_numpy(array: Array) -> np.ndarray:
     return array
 
 
+def from_numpy(values: np.ndarray) -> Array:
+    """Return an array of this framework with NumPy's values."""
+    return values
+
+
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
     return int(array.min()), int(array.max())

@@ -1097,11 +1097,11 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:4])}{more}" if names else "none"
 
 
-def recognised(found: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
-    """Return the one layout that names tell of: those that are `found`, below which prefix."""
-    layouts = {layout for layout, prefix in found if not prefix}
+def recognised(looks: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
+    """Return the one layout that names tell of: those that are `looks`, below which prefix."""
+    layouts = {layout for layout, prefix in looks if not prefix}
     if len(layouts) != 1:
-        told = [f"{layout!r} under prefix {prefix!r}" for layout, prefix in found]
+        told = [f"{layout!r} under prefix {prefix!r}" for layout, prefix in looks]
         rule = "layout 'auto' needs the names of one layout, name it or give its prefix"
         raise ValueError(f"{rule}: got {_some(told or names)}")
     norms = [name for name in names if "_norm." in name]
@@ -1120,11 +1120,11 @@ def check_weights(
     weights: Mapping[str, Any],
     wanted: Mapping[str, Any],
     layout: str,
-    found: Sequence[tuple[str, str]],
+    looks: Sequence[tuple[str, str]],
 ) -> None:
     """Check names, shapes and dtypes against those that the model has in a layout.
 
-    `found` are the layouts that the names tell of, and below which prefix: a message names one.
+    `looks` are the layouts that the names tell of, and below which prefix: a message names one.
     """
     extra = [name for name in weights if name.split(".")[-1] in ("bias_k", "bias_v")]
     if extra:
@@ -1134,15 +1134,15 @@ def check_weights(
     wrong += [f"{name}, which is unexpected" for name in weights if name not in wanted]
     wrong += _wrong_arrays(weights, wanted)
     if wrong:
-        rule = f"weights must be those of the model{_other_layout(layout, found)}"
+        rule = f"weights must be those of the model{_other_layout(layout, looks)}"
         raise ValueError(f"{rule}: got {'; '.join(wrong)}")
 
 
-def _other_layout(layout: str, found: Sequence[tuple[str, str]]) -> str:
+def _other_layout(layout: str, looks: Sequence[tuple[str, str]]) -> str:
     """Return which other layout, or which prefix, weights look like, if they do."""
-    if not found or (SAME_NAMES.get(layout, layout), "") in found:
+    if not looks or (SAME_NAMES.get(layout, layout), "") in looks:
         return ""
-    other, prefix = found[0]
+    other, prefix = looks[0]
     under = f" under prefix {prefix!r}" if prefix else ""
     return f", these look like layout {other!r}{under}"
 
@@ -1268,6 +1268,59 @@ def check_tie(name: str, other: str, places: Mapping[str, tuple[Any, str]]) -> N
 
 def not_ours(path: str | Path, reason: str) -> ValueError:
     return ValueError(f"path must be a safetensors file that fits: got {path} ({reason})")
+
+
+def check_own_file(layout: str, prefix: str) -> None:
+    if layout not in ("auto", "rosetta") or prefix:
+        got = f"prefix {prefix!r}" if prefix else f"layout {layout!r}"
+        raise ValueError(
+            f"layout and prefix must be left out for a file that save wrote: got {got}"
+        )
+
+
+def check_tells_all(layout: str) -> None:
+    if SAME_NAMES.get(layout, layout) == "llama":
+        rule = (
+            f"a file in layout {layout!r} must say how heads are turned, build the attention with "
+            "process_heads, then import_weights and save"
+        )
+        raise ValueError(f"{rule}: got weights alone")
+
+
+def check_turns(layout: str, process: Any) -> None:
+    if SAME_NAMES.get(layout, layout) == "llama" and process is None:
+        rule = f"layout {layout!r} turns heads by position"
+        raise ValueError(f"{rule}: got an attention without process_heads")
+
+
+def not_in_layout(layout: str, names: Sequence[str]) -> ValueError:
+    rule = f"weights must be those of an attention in layout {layout!r}"
+    return ValueError(f"{rule}: got {_some(names)}")
+
+
+def number_of_heads(asked: int | None, shaped: int | None, shapes: Mapping[str, tuple]) -> int:
+    """Return how many heads an attention has: as its arrays are shaped, or else as the call asks."""
+    if shaped is None and asked is None:
+        raise ValueError("heads must be told where the arrays do not tell, --heads: got none")
+    if shaped is not None and asked not in (None, shaped):
+        raise ValueError(f"heads must be those of the arrays: got {asked} for {shaped}")
+    heads = shaped or asked or 0
+    rows = {name: shape[0] for name, shape in shapes.items()}
+    if (
+        heads < 1
+        or rows["q"] % heads
+        or any(count % (rows["q"] // heads) for count in rows.values())
+    ):
+        raise ValueError(f"heads must divide the rows of each projection: got {heads} for {rows}")
+    return heads
+
+
+def check_same_outputs(one: np.ndarray, other: np.ndarray) -> None:
+    if not np.isfinite(one).all():
+        raise ValueError("outputs must be finite to be compared: got NaN or inf")
+    if not np.array_equal(one, other):
+        off = abs(one.astype(np.float64) - other).max()
+        raise ValueError(f"both files must give the same output: got {off:.3g} between them")
 
 
 def no_safetensors(error: ImportError) -> ImportError:

@@ -91,6 +91,11 @@ def to_numpy(array: Array) -> np.ndarray:
     return array.numpy(force=True)
 
 
+def from_numpy(values: np.ndarray) -> Array:
+    """Return an array of this framework with NumPy's values."""
+    return torch.from_numpy(values)
+
+
 def lowest_highest(array: Array) -> tuple[int, int]:
     """Return the smallest and the largest of an array's integers."""
     if array.numel() <= 64:  # a short list is sooner than three operations

@@ -74,7 +74,6 @@ def save(model: nn.Module, path: str | Path) -> None:
     dtypes, or whose layers have different settings; and ImportError where safetensors, which only
     files need, is not installed.
     """
-    files = safetensors_package()
     model = getattr(model, "_orig_mod", model)  # a compiled model's own
     held = model.named_parameters() if isinstance(model, nn.Module) else ()
     checks.check_whole([name for name, array in held if is_distributed(array)])
@@ -84,11 +83,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     metadata = {"format": FORMAT, "class": type(model).__name__}
     metadata["configuration"] = json.dumps(settings)
     metadata |= {"tied": json.dumps(tied)} if (tied := ties(model)) else {}
-    dense = torch.contiguous_format  # what two parameters share is written twice
-    arrays = {name: array.clone(memory_format=dense) for name, array in weights.items()}
-    mode = _mode(Path(path))
-    files.torch.save_file(arrays, path, metadata)
-    Path(path).chmod(mode)  # safetensors lets nobody but the owner read it
+    write_file(path, weights, metadata)
 
 
 def load(path: str | Path) -> Any:
@@ -103,12 +98,24 @@ def load(path: str | Path) -> Any:
         device = torch.get_default_device()
         device = torch.device("cpu") if device.type == "meta" else device
         arrays = {name: array.to(device) for name, array in arrays.items()}
-        model = _build_abstract(model_class, settings, next(iter(arrays.values())).dtype)
+        model = build_abstract(model_class, settings, next(iter(arrays.values())).dtype)
         _tie(model, _read_ties(metadata, arrays))
         import_weights(model, arrays)
     except (TypeError, ValueError, RuntimeError) as error:
         raise checks.not_ours(path, str(error)) from error
     return model
+
+
+def write_file(
+    path: str | Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays to a safetensors file."""
+    files = safetensors_package()
+    dense = torch.contiguous_format  # what two parameters share is written twice
+    arrays = {name: array.clone(memory_format=dense) for name, array in weights.items()}
+    mode = _mode(Path(path))
+    files.torch.save_file(arrays, path, metadata)
+    Path(path).chmod(mode)  # safetensors lets nobody but the owner read it
 
 
 def _mode(path: Path) -> int:
@@ -123,22 +130,22 @@ def _mode(path: Path) -> int:
 def _check_kept(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the settings of a model, if `load` would build the same of them."""
     try:
-        settings = _configuration(model)
+        settings = configuration(model)
         model_class, names = CLASSES[type(model).__name__]
         reason = checks.wrong_configuration(settings, names, PARTS, weights)
         if reason:
             raise ValueError(reason)
-        twin = _build_abstract(model_class, settings, next(iter(weights.values())).dtype)
+        twin = build_abstract(model_class, settings, next(iter(weights.values())).dtype)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise checks.not_kept(str(error)) from error
     checks.check_kept(_describe(model), _describe(twin))
     return settings
 
 
-def _configuration(model: Any) -> dict[str, Any]:
+def configuration(model: Any) -> dict[str, Any]:
     """Return the settings that build such a model."""
     if isinstance(model, Seq2SeqTransformer):
-        return _pick(model, TOKENS) | _configuration(model.transformer)
+        return _pick(model, TOKENS) | configuration(model.transformer)
     if isinstance(model, Transformer):
         stacks = {"num_encoder_layers": model.encoder, "num_decoder_layers": model.decoder}
         counts = {name: len(stack.layers) for name, stack in stacks.items()}
@@ -229,7 +236,7 @@ def _build_part(value: Any, **options: Any) -> Any:
 # What frameworks make different
 
 
-def _build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> Any:
+def build_abstract(model_class: Any, settings: dict[str, Any], dtype: Any) -> Any:
     """Build a model to be compared or filled, without drawing its weights where that can be."""
     options = {"dtype": dtype, "device": "meta"}
     return model_class(**_build_parts(settings, **options), **options)

@@ -65,20 +65,19 @@ def import_weights(
     """
     checks.check_prefix(prefix)
     checks.check_switches(cast=cast)
-    prefix = f"{_path(prefix).rstrip('.')}." if prefix else ""
     if isinstance(weights, str | Path):
         weights = open_file(weights, prefix)[0]
     checks.check_mapping(weights)
-    arrays = {name: _array(value) for name, value in _part(weights, prefix).items()}
-    found = _find(model, arrays)
-    layout = checks.recognised(found, list(arrays)) if layout == "auto" else layout
+    arrays = {name: _array(value) for name, value in part(weights, prefix).items()}
+    looks = _looks_like(model, arrays)
+    layout = checks.recognised(looks, list(arrays)) if layout == "auto" else layout
     wanted = _wanted(model, layout)
     beside = [name for name in BESIDE.get(layout, ()) if name not in wanted]
     arrays = {name: array for name, array in arrays.items() if name not in beside}
     if cast:
         arrays |= {n: _cast(arrays[n], like) for n, like in wanted.items() if n in arrays}
-    checks.check_weights(arrays, wanted, layout, found)
-    for path, attn in _attentions(model).items():
+    checks.check_weights(arrays, wanted, layout, looks)
+    for path, attn in attentions(model).items():
         arrays = READERS[layout](arrays, path, attn)
     tied = ties(model)
     checks.check_ties([pair for pair in tied.items() if not _are_equal(*map(arrays.get, pair))])
@@ -94,28 +93,32 @@ def ties(model: nn.Module) -> dict[str, str]:
     return {name: other for name, other in names.items() if name != other}
 
 
+def part(weights: Mapping, prefix: str) -> dict[str, Any]:
+    """Return what lies under a prefix, nested or not, by the rest of its name."""
+    named, prefix = [(_path(name), value) for name, value in _flat(weights)], _begin(prefix)
+    checks.check_names([name for name, _ in named], prefix)
+    chosen = [(name, value) for name, value in named if name.startswith(prefix)]
+    return {name.removeprefix(prefix): value for name, value in chosen}
+
+
 def _lay_out(model: nn.Module, layout: str) -> dict[str, Tensor]:
     """Return the weights in a layout, whether they have values or not."""
-    attentions = _attentions(model)
-    checks.check_layout(layout, attentions)
+    by_prefix = attentions(model)
+    checks.check_layout(layout, by_prefix)
     weights = _read(model)
-    for prefix, attn in attentions.items():
+    for prefix, attn in by_prefix.items():
         checks.check_projections(weights, layout, prefix, attn)
         weights = WRITERS[layout](weights, prefix, attn)
     return weights
 
 
-def _part(weights: Mapping, prefix: str) -> dict[str, Any]:
-    """Return what lies under a prefix, by the rest of its name."""
-    named = [(_path(name), value) for name, value in _flat(weights)]
-    checks.check_names([name for name, _ in named], prefix)
-    part = [(name, value) for name, value in named if name.startswith(prefix)]
-    return {name.removeprefix(prefix): value for name, value in part}
-
-
 def _path(name: str) -> str:
     """Return a name in which dots part the steps, as slashes do in keras."""
     return name.replace("/", ".").lstrip(".")
+
+
+def _begin(prefix: str) -> str:
+    return f"{_path(prefix).rstrip('.')}." if prefix else ""
 
 
 def _flat(weights: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -126,11 +129,11 @@ def _flat(weights: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _find(model: nn.Module, names: Mapping) -> list[tuple[str, str]]:
+def _looks_like(model: nn.Module, names: Mapping) -> list[tuple[str, str]]:
     """Return the layouts that names tell of, and under which prefix the model would be there."""
-    paths = _attentions(model)
-    found = [(layout, at, path) for layout, at in recognise(names) for path in paths]
-    return [(layout, at.removesuffix(path)) for layout, at, path in found if at.endswith(path)]
+    paths = attentions(model)
+    looks = [(layout, at, path) for layout, at in recognise(names) for path in paths]
+    return [(layout, at.removesuffix(path)) for layout, at, path in looks if at.endswith(path)]
 
 
 # What frameworks make different
@@ -231,14 +234,14 @@ def _are_equal(one: Any, other: Any) -> bool:
     return torch.allclose(one, other.to(one.device), 0, 0, equal_nan=True)
 
 
-def _attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttention]:
+def attentions(model: nn.Module, prefix: str = "") -> dict[str, MultiHeadAttention]:
     """Return every attention of a model by the prefix of its names."""
     if isinstance(model, MultiHeadAttention):
         return {prefix: model}
-    attentions: dict[str, MultiHeadAttention] = {}
+    by_prefix: dict[str, MultiHeadAttention] = {}
     for name, part in model._modules.items():  # named_children leaves out what comes again
-        attentions |= {} if part is None else _attentions(part, f"{prefix}{name}.")
-    return attentions
+        by_prefix |= {} if part is None else attentions(part, f"{prefix}{name}.")
+    return by_prefix
 
 
 def _array(value: Any) -> Any:
@@ -273,9 +276,9 @@ def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     try:
         with files.safe_open(path, "pt") as file:
             names = file.keys()
-            checks.check_names([_path(name) for name in names], prefix)
-            part = [name for name in names if _path(name).startswith(prefix)]
-            return {name: file.get_tensor(name) for name in part}, file.metadata() or {}
+            checks.check_names([_path(name) for name in names], _begin(prefix))
+            chosen = [name for name in names if _path(name).startswith(_begin(prefix))]
+            return {name: file.get_tensor(name) for name in chosen}, file.metadata() or {}
     except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
 

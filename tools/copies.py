@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 BACKENDS = ("attn_numpy", "attn_torch", "attn_jax")
-FILES = dict.fromkeys(("checks.py", "draw.py", "layouts.py"), BACKENDS)
+SHARED = ("checks.py", "draw.py", "layouts.py", "convert.py", "__main__.py")
+FILES = dict.fromkeys(SHARED, BACKENDS)
 FILES["shard_checks.py"] = ("attn_torch", "attn_jax")  # NumPy has one device
 COMMAND = "nox -s copies -- --fix"
 

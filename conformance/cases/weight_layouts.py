@@ -30,16 +30,16 @@ def to_torch(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def to_nnx(parameters: dict[str, np.ndarray], heads: int) -> dict[str, np.ndarray]:
     """Return the parameters of one attention by flax.nnx's names: kernels (in, heads, dim)."""
-    found, width = {}, len(parameters["out_proj.weight"])
+    found, D = {}, len(parameters["q_proj.weight"]) // heads
     for name, array in parameters.items():
         projection, kind = name.split(".")
         if projection == "out_proj":
             own = "out.bias" if kind == "bias" else "out.kernel"
-            found[own] = array if kind == "bias" else array.T.reshape(heads, -1, width)
+            found[own] = array if kind == "bias" else array.T.reshape(heads, D, -1)
         elif kind == "bias":
-            found[f"{NNX[projection]}.bias"] = array.reshape(-1, width // heads)
+            found[f"{NNX[projection]}.bias"] = array.reshape(-1, D)
         else:
-            found[f"{NNX[projection]}.kernel"] = array.T.reshape(array.shape[1], -1, width // heads)
+            found[f"{NNX[projection]}.kernel"] = array.T.reshape(array.shape[1], -1, D)
     return found
 
 
