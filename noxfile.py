@@ -127,11 +127,13 @@ def tests(session: nox.Session) -> None:
     run(session, "-m", "pytest", "--doctest-modules", *slowest, *cores, *session.posargs)
 
 
-@nox.session(**SHARED)
+@nox.session
 def interop(session: nox.Session) -> None:
-    """Test against other libraries' models: what takes too long for `tests`."""
+    """Test inside other libraries: their models, and their weights."""
+    install(session, "-e", ".[all,conformance]", *group("peers", "interop"))
     files = [str(path) for path in sorted(Path("tests").glob("interop_*.py"))]
-    run(session, "-m", "pytest", *(session.posargs or [*parallel(), *files]))
+    words = session.posargs or [*parallel(), *files]
+    session.run("python", "-m", "pytest", *words, env=ENV)
 
 
 @nox.session(**SHARED)

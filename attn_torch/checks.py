@@ -1299,7 +1299,7 @@ def not_in_layout(layout: str, names: Sequence[str]) -> ValueError:
 
 
 def number_of_heads(asked: int | None, shaped: int | None, shapes: Mapping[str, tuple]) -> int:
-    """Return how many heads an attention has: as its arrays are shaped, or else as the call asks."""
+    """Return how many heads an attention has: of its arrays, or else as asked."""
     if shaped is None and asked is None:
         raise ValueError("heads must be told where the arrays do not tell, --heads: got none")
     if shaped is not None and asked not in (None, shaped):

@@ -1,5 +1,6 @@
 """The command `convert`: what goes where, the proof, and that a refusal writes nothing."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -175,3 +176,27 @@ def test_the_command_runs_from_any_folder(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "bit for bit" in done.stdout and (tmp_path / "target").exists()
+
+
+def test_the_page_runs_and_prints_what_it_says(tmp_path, capsys, monkeypatch):
+    from safetensors.torch import save_file
+    from torch import nn
+
+    page = (ROOT / "docs/weights.md").read_text("utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (code,) = (text for kind, text in blocks if kind == "python")
+    names: dict = {}
+    exec(code, names)
+    wanted = names["bert"].encoder.layer[1].attention.self.query.weight
+    assert (names["attn"].q_proj.weight == wanted).all()
+
+    (command,) = (text for kind, text in blocks if kind == "sh")
+    save_file(nn.MultiheadAttention(24, 4).state_dict(), "in.safetensors")
+    python, m, package, *words = command.split()
+    assert (python, m, package) == ("python", "-m", "attn_torch")
+    assert import_module("attn_torch.convert").main(words) == 0
+    printed = next(text for kind, text in blocks if kind == "text" and "->" in text)
+    got = capsys.readouterr().out.splitlines()
+    pairs = zip(got, printed.splitlines(), strict=True)
+    assert [line for line, said in pairs if not line.startswith(said.removesuffix("..."))] == []

@@ -1,4 +1,4 @@
-"""Weights of transformers' BERT, GPT-2 and Llama go in by name, and give its modules' outputs.
+"""Weights of transformers' BERT, CLIP, GPT-2 and Llama go in by name, and give its modules' outputs.
 
 They are a part of a whole model's state dict, of which neither layout nor sizes are told. Keras,
 equinox and timm are in `interop_weights.py`, in an environment that has them.
@@ -68,6 +68,21 @@ def test_bert_goes_in_with_padding(backend, layer):
         theirs = module.output.dense(heads).numpy()
     prefix = f"encoder.layer.{layer}.attention."
     check_output(backend, model.state_dict(), {}, theirs, [x] * 3, allowed, prefix=prefix)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clip_goes_in_by_our_own_names(backend):
+    config = transformers.CLIPTextConfig(**SIZES, max_position_embeddings=9)
+    model, x = sharpened(transformers.CLIPTextModel(config)), inputs()
+    allowed = np.tri(T, dtype=bool)[None, None]
+    names = model.state_dict()
+    (prefix,) = (
+        name.removesuffix("q_proj.weight") for name in names if "1.self_attn.q_proj.w" in name
+    )
+    with torch.no_grad():
+        attn = model.get_submodule(prefix.rstrip("."))
+        theirs = attn(torch.from_numpy(x), attention_mask=additive(allowed))[0].numpy()
+    check_output(backend, names, {}, theirs, [x] * 3, allowed, prefix=prefix)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

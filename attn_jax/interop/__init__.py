@@ -1,0 +1,1 @@
+"""Attention inside other libraries: each module here imports its library when it is asked to."""
