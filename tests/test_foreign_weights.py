@@ -1,4 +1,4 @@
-"""Weights of transformers' BERT, CLIP, GPT-2 and Llama go in by name, and give its modules' outputs.
+"""Weights of BERT, CLIP, GPT-2 and Llama go in by name, and give the outputs of transformers'.
 
 They are a part of a whole model's state dict, of which neither layout nor sizes are told. Keras,
 equinox and timm are in `interop_weights.py`, in an environment that has them.
