@@ -61,10 +61,11 @@ def convert(
         twin = build_abstract(type(model), configuration(model), next(iter(weights.values())).dtype)
         import_weights(twin, written, to)
         proof = _compare(_run(model, weights), _run(twin, weights))
+        left_out = [f"{name} is left out" for name in beside]
+        names = f"{source} ({layout})", f"{target} ({to})"
+        lines = [*_table(model, layout, to, names), *left_out, _describe(model), proof]
         os.replace(written, target)
-    left_out = [f"{name} is left out" for name in beside]
-    names = f"{source} ({layout})", f"{target} ({to})"
-    return [*_table(model, layout, to, names), *left_out, _describe(model), proof]
+    return lines
 
 
 def _read_settings(arrays: Weights, layout: str, heads: int | None) -> dict[str, Any]:
@@ -77,12 +78,12 @@ def _read_settings(arrays: Weights, layout: str, heads: int | None) -> dict[str,
     first, last = signs[0]
     out_bias = f"{last.rpartition('.')[0]}.bias"
     by_head = len(arrays[last].shape) == 3
-    width = arrays[last].shape[-1 if by_head or layout == "gpt2" else 0]
-    attn: Any = SimpleNamespace(embed_dim=width, kdim=width, vdim=width)
-    attn.kdim = 0 if first == "q_proj_weight" else width
-    attn.bias = out_bias in arrays
-    attn.qkv_bias = any(name.endswith("bias") for name in arrays if name != out_bias)
     try:
+        width = arrays[last].shape[-1 if by_head or layout == "gpt2" else 0]
+        attn: Any = SimpleNamespace(embed_dim=width, kdim=width, vdim=width)
+        attn.kdim = 0 if first == "q_proj_weight" else width
+        attn.bias = out_bias in arrays
+        attn.qkv_bias = any(name.endswith("bias") for name in arrays if name != out_bias)
         read = READERS[layout](arrays, "", attn)
         shapes = {name: tuple(read[f"{name}_proj.weight"].shape) for name in "qkv"}
         (rows, _), (kv_rows, kdim), (_, vdim) = shapes.values()
