@@ -1,1 +1,1 @@
-"""Attention in the places that other libraries have for it; nothing here is imported unasked."""
+"""Attention inside other libraries: each module here imports its library when it is asked to."""
