@@ -3,9 +3,11 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from typing import Any
 
 from .adapter import Plugged
 from .peers import PEERS
@@ -19,6 +21,10 @@ BACKENDS = {  # and what each cannot be imported without
 ALIASES = {"gpu": "cuda"}  # JAX says gpu where torch says cuda
 ENTRY_POINTS = "attn_rosetta.subjects"
 ENVIRONMENT = "ATTN_ROSETTA_SUBJECT"
+PREFIXES = {  # of `prefix:rest`, and what returns the adapter class of the rest
+    "hf": "conformance.subjects.peers.registered:registered",
+    "pipe": "conformance.subjects.pipe:piped",
+}
 
 
 def missing(backend: str) -> list[str]:
@@ -40,11 +46,12 @@ def load(backend: str, device: str = "cpu") -> Subject:
     return import_module(f"conformance.subjects.attn_{backend}").Adapter(device)
 
 
-def find(name: str) -> type:
+def find(name: str) -> Callable[..., Any]:
     """Return the adapter class of `package.module:Class`, an entry point's or a peer's name.
 
-    `hf:NAME` is what is registered in transformers, see `peers/registered.py`. Raises ValueError
-    where there is none; an ImportError inside the module goes through.
+    What stands behind a prefix, as in `pipe:./program`, is an argument of the prefix's function.
+
+    Raises ValueError where there is none; an ImportError inside the module goes through.
     """
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -58,8 +65,8 @@ def find(name: str) -> type:
             there = f"({', '.join(points) or 'none is installed'}), or a peer ({', '.join(PEERS)})"
             raise ValueError(f"{rule} {there}: got {name}")
         return find(PEERS[name].adapter)
-    if module == "hf":
-        return import_module(f"{__name__}.peers.registered").registered(attribute)
+    if module in PREFIXES:
+        return find(PREFIXES[module])(attribute)
     try:
         return getattr(import_module(module), attribute)
     except AttributeError as error:

@@ -14,6 +14,7 @@ import warnings
 from contextlib import AbstractContextManager
 from functools import partial
 from inspect import signature
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class Plugged:
 
     def __init__(self, adapter: Any, name: str, device: str = "cpu", path: str = ""):
         self.adapter, self.device = adapter, device
-        self.asked_as = f"--subject {path or name}"
+        self.asked_as = f"--subject {quote(path or name)}"
         self.name = getattr(adapter, "name", name)
         allowed = CAPABILITIES.keys() - OURS
         self.capabilities = check_capabilities(
