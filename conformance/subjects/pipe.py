@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..oracle.tolerance import Differs, dtype
-from .program import Program
+from .program import RunningProgram
 from .protocol import STEPS, NotOffered
 
 VERSION = 1
@@ -53,8 +53,8 @@ class Pipe:
 
     def start(self) -> dict:
         """Start the program, and return what it says of itself."""
-        self.program = Program(self.words, self.folder)
-        said = self.program.read()
+        self.program = RunningProgram(self.words, self.folder)
+        said = self.program.wait_for_answer()
         if said.pop("pipe", None) != VERSION:
             rule = f'the first line must be an object with "pipe": {VERSION}'
             raise self.program.broken(rule, f"one with {', '.join(said) or 'nothing'}")
@@ -67,8 +67,8 @@ class Pipe:
         question = {"id": next(self.ids), "call": call, **encoded(given)}
         if not self.program.runs:
             self.start()
-        self.program.write(question)
-        answer = self.program.read()
+        self.program.send(question)
+        answer = self.program.wait_for_answer()
         if (own := answer.pop("id", None)) != question["id"]:
             raise self.program.broken(f"an answer must have the id {question['id']}", repr(own))
         if "error" in answer:

@@ -20,7 +20,7 @@ SECONDS = 1.0  # for a program to end by itself when its input ends
 GUARD = "import os, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), 9)"
 
 
-class Program:
+class RunningProgram:
     """A running program, its messages JSON objects; whatever is wrong with them is `Differs`."""
 
     def __init__(self, words: list[str], folder: str):
@@ -29,6 +29,7 @@ class Program:
         try:
             process = subprocess.Popen(words, cwd=folder, stderr=self.log, **both)
         except OSError as error:
+            self.log.close()
             raise Differs(f"the program must start: got {error}") from error
         command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
         guard = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -39,14 +40,14 @@ class Program:
     def runs(self) -> bool:
         return self.end.alive
 
-    def write(self, message: dict) -> None:
+    def send(self, message: dict) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with suppress(OSError):  # it has ended: reading says how
             self.process.stdin.write(line)
             self.process.stdin.flush()
 
-    def read(self) -> dict:
-        """Return the program's next message."""
+    def wait_for_answer(self) -> dict:
+        """Return the program's next message; the message of a time limit names this function."""
         line = self.process.stdout.readline(LONGEST)
         if len(line) == LONGEST:
             raise self.broken(f"a line must be shorter than {LONGEST} bytes", "more")
@@ -70,6 +71,7 @@ class Program:
         try:
             status = self.process.wait(SECONDS)
         except subprocess.TimeoutExpired:
+            self.process.kill()
             how = "the end of its output"
         else:
             how = f"its end {_how(status)}"
