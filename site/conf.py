@@ -54,5 +54,7 @@ project_pages = {
     "reference/mutation": "docs/mutation.md",
     "reference/benchmarks": "docs/benchmarks.md",
     "reference/plug-in": "docs/plug-in.md",
+    "reference/kernels": "docs/kernels.md",
+    "reference/pipe": "docs/pipe.md",
     "reference/vectors": "conformance/vectors/README.md",
 }

@@ -157,7 +157,7 @@ def test_no_chapter_of_the_suite_imports_a_backend():
     paths = [p.relative_to(ROOT) for folder in folders for p in folder.rglob("*.py")]
     paths = [p for p in paths if p.stem != "__main__"]
     shared = {"__init__", "base", "conftest", "heads", "widths"}
-    own = ("subjects/attn_*.py", "subjects/*_transforms.py")
+    own = ("subjects/attn_*.py", "subjects/native_*.py", "subjects/*_transforms.py")
     adapters = [p for p in paths if any(map(p.match, own))]
     adapters += [p for p in paths if p.match("subjects/peers/*.py") and p.stem not in shared]
     names = [".".join(p.with_suffix("").parts) for p in sorted(set(paths) - set(adapters))]

@@ -6,11 +6,13 @@
 
         def attention(self, query, key, value, *, mask=None, bias=None): ...
 
-NumPy arrays go in and come out, shaped as the contract has them, a mask always (B, H, T, S). An
-option reaches an adapter only if it is declared and a test uses it; `docs/plug-in.md` has the rest.
+NumPy arrays go in and come out, or those that `arrays` names, shaped as the contract has them, a
+mask always (B, H, T, S). An option reaches an adapter only if it is declared and a test uses it;
+`docs/plug-in.md` has the rest.
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from inspect import signature
@@ -21,7 +23,9 @@ import numpy as np
 
 from ..mask_spec import Spec, conjuncts, positional
 from ..oracle import reference
+from . import autograd
 from .boundary import PluggedDecoding, ask, by_name, one, pair, two
+from .native import native
 from .protocol import CAPABILITIES, STEPS, NotOffered, Subject, check_capabilities, require
 
 POLARITIES = ("attend", "hide", "add")
@@ -89,14 +93,17 @@ class Plugged:
 
     def __init__(self, adapter: Any, name: str, device: str = "cpu", path: str = ""):
         self.adapter, self.device = adapter, device
+        self.native = native(getattr(adapter, "arrays", "numpy"), device)
+        self._ask = partial(ask, self.native)
         self.asked_as = f"--subject {quote(path or name)}"
         self.name = getattr(adapter, "name", name)
         allowed = CAPABILITIES.keys() - OURS
         self.capabilities = check_capabilities(
             getattr(adapter, "capabilities", ["attention"]), allowed
         )
-        of_attention = set() if "attention" in self.capabilities else {"weights", "gradients"}
-        declared = [name for name in METHODS if name in self.capabilities - of_attention]
+        not_needed = set() if "attention" in self.capabilities else {"weights", "gradients"}
+        not_needed |= {"gradients"} if self.native.has_autograd else set()
+        declared = [name for name in METHODS if name in self.capabilities - not_needed]
         lacking = [METHODS[name] for name in declared]
         lacking = [method for method in lacking if not callable(getattr(adapter, method, None))]
         if lacking:
@@ -120,7 +127,7 @@ class Plugged:
     def attention(self, query, key, value, **options) -> np.ndarray:
         require(self, "attention")
         options = self._options(query, key, options)
-        return ask(one, self.adapter.attention, query, key, value, **options)
+        return self._ask(one, self.adapter.attention, query, key, value, **options)
 
     def steps(self, query, key, value, **options) -> Steps:
         if not self.capabilities & {"weights", "steps"}:
@@ -128,11 +135,11 @@ class Plugged:
         require(self, "attention")
         options = self._options(query, key, options)
         if "steps" in self.capabilities:
-            found = ask(by_name, self.adapter.steps, query, key, value, **options)
+            found = self._ask(by_name, self.adapter.steps, query, key, value, **options)
             if missing := [name for name in STEPS if name not in found]:
                 raise KeyError(f"`steps` returns {', '.join(STEPS)}: got none of {missing}")
         else:
-            output, weights = ask(pair, self.adapter.weights, query, key, value, **options)
+            output, weights = self._ask(pair, self.adapter.weights, query, key, value, **options)
             found = {"output": output, "weights": weights}
         return Steps(found)
 
@@ -143,7 +150,9 @@ class Plugged:
     def gradients(self, query, key, value, grad, *, through="attention", **options):
         require(self, "gradients", *([through] if through != "attention" else []))
         options = self._options(query, key, options)
-        return ask(by_name, self.adapter.gradients, query, key, value, grad, **options)
+        call = getattr(self.adapter, "gradients", None)
+        call = call or partial(autograd.gradients, self.native, self.adapter.attention)
+        return self._ask(by_name, call, query, key, value, grad, **options)
 
     def processed(self, spec: dict, query, key, positions) -> list[np.ndarray]:
         require(self, "rotary")
@@ -151,11 +160,11 @@ class Plugged:
         if spec["class"] != "rotary":
             raise NotOffered(f"{self.name} does not offer {spec['class']}")
         self._refuse_dtypes(query, key)
-        return ask(two, self.adapter.rotary, query, key, positions, **settings)
+        return self._ask(two, self.adapter.rotary, query, key, positions, **settings)
 
     def parameters(self, config: dict) -> dict[str, np.ndarray]:
         require(self, "parameters")
-        return ask(by_name, self.adapter.parameters, self._config(config))
+        return self._ask(by_name, self.adapter.parameters, self._config(config))
 
     def multihead(self, config, parameters, *inputs, training=False, seed=None, **options):
         self._refuse_projected(options)
@@ -163,22 +172,29 @@ class Plugged:
         options |= {"training": training} | ({} if seed is None else {"seed": seed})
         inputs, parameters = self._all_inputs(inputs), dict(parameters)
         call = self.adapter.multihead
-        return ask(pair, call, self._config(config), parameters, *inputs, **options)
+        return self._ask(pair, call, self._config(config), parameters, *inputs, **options)
 
     def multihead_gradients(
         self, config, parameters, query, key, value, grad, *, training=False, seed=None, **options
     ):
-        if not hasattr(self.adapter, "multihead_gradients"):
-            raise NotOffered(f"{self.name} does not offer gradients of multi-head attention")
-        if training and "training" not in signature(self.adapter.multihead_gradients).parameters:
-            raise NotOffered(f"{self.name} does not offer gradients in training")
+        call = self._multihead_gradients(training)
         self._refuse_projected(options)
         options = self._module_options(config, (query, key, value), options)
         for name in ("need_weights", "average_weights"):
             options.pop(name)
         options |= {"training": True, "seed": seed} if training else {}
-        call, inputs = self.adapter.multihead_gradients, (query, key, value, grad)
-        return ask(by_name, call, self._config(config), dict(parameters), *inputs, **options)
+        inputs = (query, key, value, grad)
+        return self._ask(by_name, call, self._config(config), dict(parameters), *inputs, **options)
+
+    def _multihead_gradients(self, training: bool) -> Callable:
+        own, declared = getattr(self.adapter, "multihead_gradients", None), self.capabilities
+        if own is None and {"multihead", "gradients"} <= declared and self.native.has_autograd:
+            return partial(autograd.multihead_gradients, self.native, self.adapter.multihead)
+        if own is None:
+            raise NotOffered(f"{self.name} does not offer gradients of multi-head attention")
+        if training and "training" not in signature(own).parameters:
+            raise NotOffered(f"{self.name} does not offer gradients in training")
+        return own
 
     def _refuse_projected(self, options: dict) -> None:
         if options.get("projected"):
@@ -190,7 +206,8 @@ class Plugged:
         if kind != "attention" or set(given) != {"batch_size"}:
             raise NotOffered(f"{self.name} does not offer decoding with {kind} like this")
         inputs = self._config(config), dict(parameters), given["batch_size"], capacity
-        return ask(partial(PluggedDecoding, self.name), self.adapter.decoding, *inputs)
+        take = partial(PluggedDecoding, self.name)
+        return self._ask(take, self.adapter.decoding, *inputs)
 
     def _refuse_dtypes(self, *arrays: np.ndarray) -> None:
         for array in arrays:

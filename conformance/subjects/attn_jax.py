@@ -1,6 +1,6 @@
 """attn_jax under test, on any platform that JAX reports; float64 calls run with x64 enabled."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from flax import nnx
 import attn_jax
 
 from .jax_transforms import JaxTransforms
+from .native_jax import JaxArrays
 from .protocol import TILE
 from .rosetta import Rosetta, projected_by
 
@@ -54,7 +55,7 @@ def _recomputed(*inputs, **options):
     return call(*inputs, traced)
 
 
-class Adapter(JaxTransforms, Rosetta):
+class Adapter(JaxArrays, JaxTransforms, Rosetta):
     """Matrix products run at the highest precision."""
 
     name = "jax"
@@ -74,14 +75,6 @@ class Adapter(JaxTransforms, Rosetta):
         jax.config.update("jax_default_matmul_precision", "highest")
 
     @contextmanager
-    def scope(self, dtype):
-        with ExitStack() as stack:
-            stack.enter_context(jax.default_device(jax.devices(self.device)[0]))
-            if dtype == "float64":
-                stack.enter_context(jax.enable_x64(True))
-            yield
-
-    @contextmanager
     def small_blocks(self, setting):
         before, self.setting = self.setting, setting % len(self.small)
         try:
@@ -99,12 +92,6 @@ class Adapter(JaxTransforms, Rosetta):
             return _recomputed
         path = super().path(through, tile)
         return path if setting is None else partial(path)  # what was traced is cut otherwise
-
-    def array(self, array):
-        return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
-
-    def numpy(self, array):
-        return np.asarray(array)
 
     def random(self, seed):
         return {"rngs": nnx.Rngs(seed)}

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from functools import partial
 from shutil import which
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import attn_torch
 
+from .native_torch import TorchArrays
 from .protocol import TILE, NotOffered
 from .rosetta import Rosetta, projected_by
 from .torch_transforms import TorchTransforms
@@ -26,7 +26,7 @@ def devices() -> list[str]:
     return ["cpu", *(name for name, there in found.items() if there)]
 
 
-class Adapter(TorchTransforms, Rosetta):
+class Adapter(TorchArrays, TorchTransforms, Rosetta):
     """Matrix products run in full float32: TF32 is off."""
 
     name = "torch"
@@ -67,23 +67,12 @@ class Adapter(TorchTransforms, Rosetta):
                 torch.set_num_threads(before)
 
     def array(self, array):
+        """Keep a broadcast array broadcast."""
         array = np.asarray(array)
-        if array.dtype == ml_dtypes.bfloat16:
-            bits = torch.from_numpy(np.array(array).view(np.int16))
-            return bits.view(torch.bfloat16).to(self.device)
-        repeated = [
-            not step and size > 1 for step, size in zip(array.strides, array.shape, strict=True)
-        ]
-        if any(repeated):  # keep a broadcast broadcast
-            base = array[tuple(slice(0, 1) if r else slice(None) for r in repeated)]
-            return self.array(base).expand(array.shape)
-        return torch.from_numpy(np.array(array)).to(self.device)
-
-    def numpy(self, array):
-        array = array.detach().cpu()
-        if array.dtype == torch.bfloat16:
-            return array.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return array.numpy()
+        axes = zip(array.strides, array.shape, strict=True)
+        repeated = [not step and size > 1 for step, size in axes]
+        base = array[tuple(slice(0, 1) if r else slice(None) for r in repeated)]
+        return super().array(base).expand(array.shape)
 
     def random(self, seed):
         return {"generator": torch.Generator(self.device).manual_seed(seed)}

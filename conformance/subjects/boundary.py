@@ -8,27 +8,33 @@ from typing import Any
 import numpy as np
 
 from ..oracle.tolerance import Differs, same
+from .native import NUMPY, NativeArrays
 from .protocol import NotOffered
 
 
-def ask(take: Callable, function: Callable, /, *args, **options):
-    """Call an adapter and `take` what it answers: a copy, for it may use its arrays again.
+def ask(native: NativeArrays, take: Callable, function: Callable, /, *args, **options):
+    """Call an adapter with arrays of its framework, and `take` what it answers.
 
-    Warnings of its framework are silenced. An AssertionError inside the adapter is an error, and
-    not a failed clause.
+    An answer is copied, for the adapter may use its arrays again. Warnings of its framework are
+    silenced. An AssertionError inside the adapter is an error, and not a failed clause.
     """
-    given = [(array, array.copy()) for array in arrays((*args, *options.values()))]
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    given = {id(array): array for array in arrays((*args, *options.values()))}
+    before = {name: array.copy() for name, array in given.items()}
+    dtype = next((x.dtype.name for x in given.values() if "float" in x.dtype.name), "float32")
+    with warnings.catch_warnings(), np.errstate(all="ignore"), native.scope(dtype):
         warnings.simplefilter("ignore")
+        handed = {name: native.array(array) for name, array in given.items()}
+        args, options = (crossed(x, handed) for x in (args, options))
         try:
-            found = take(function(*args, **options))
+            found = take(native, function(*args, **options))
         except Differs:
             raise
         except AssertionError as error:
             raise RuntimeError(f"AssertionError: {error}") from error
-    for array, before in given:
-        if array.tobytes() != before.tobytes():
-            same(array, before, "an array that was given, after the call")
+        after = {name: native.numpy(array) for name, array in handed.items()}
+    for name, array in after.items():
+        if array.tobytes() != before[name].tobytes():
+            same(array, before[name], "an array that was given, after the call")
     return found
 
 
@@ -41,48 +47,54 @@ def arrays(given: Iterable) -> Iterator[np.ndarray]:
             yield value
 
 
-def one(found: Any) -> np.ndarray:
+def crossed(given: Any, handed: dict[int, Any]) -> Any:
+    """Return what is given with the framework's arrays; one that is given twice stays one."""
+    if isinstance(given, Mapping):
+        return {name: crossed(value, handed) for name, value in given.items()}
+    if isinstance(given, tuple):
+        return tuple(crossed(value, handed) for value in given)
+    return handed.get(id(given), given)
+
+
+def one(native: NativeArrays, found: Any) -> np.ndarray:
     """Take an array."""
-    array = np.array(found)
-    if array.dtype == object:
-        raise Differs(f"an answer must be an array: got {type(found).__name__}")
-    return array
+    return native.take(found)
 
 
-def pair(found: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def pair(native: NativeArrays, found: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Take an output and weights, or None for these."""
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise Differs(f"an answer must be an output and weights: got {type(found).__name__}")
     output, weights = found
-    return one(output), None if weights is None else one(weights)
+    return native.take(output), None if weights is None else native.take(weights)
 
 
-def two(found: Any) -> list[np.ndarray]:
+def two(native: NativeArrays, found: Any) -> list[np.ndarray]:
     """Take heads of queries and of keys."""
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise Differs(f"an answer must be query and key: got {type(found).__name__}")
-    return [one(heads) for heads in found]
+    return [native.take(heads) for heads in found]
 
 
-def by_name(found: Any) -> dict[str, np.ndarray]:
+def by_name(native: NativeArrays, found: Any) -> dict[str, np.ndarray]:
     """Take a dict of arrays."""
     if not isinstance(found, Mapping):
         raise Differs(f"an answer must be a dict of arrays: got {type(found).__name__}")
-    return {name: one(array) for name, array in found.items()}
+    return {name: native.take(array) for name, array in found.items()}
 
 
 class PluggedDecoding:
     """A decoding of an adapter: `feed` takes tokens, the rest is what the adapter has."""
 
-    def __init__(self, name: str, own: Any):
+    def __init__(self, name: str, native: NativeArrays, own: Any):
         if not hasattr(own, "feed"):
             raise Differs(f"a decoding has `feed`: got {type(own).__name__}")
-        self.name, self.own = name, own
+        self.name, self.native, self.own = name, native, own
 
     def feed(self, x: np.ndarray, **options) -> np.ndarray:
         if options:
             raise NotOffered(f"{self.name} does not offer {', '.join(options)} in decoding")
-        return ask(one, self.own.feed, x)
+        return ask(self.native, one, self.own.feed, x)
 
     def __getattr__(self, attribute: str):
         if attribute.startswith("_"):
@@ -90,8 +102,11 @@ class PluggedDecoding:
         if not hasattr(self.own, attribute):
             raise NotOffered(f"{self.name} does not offer {attribute} in decoding")
         found = getattr(self.own, attribute)
-        return partial(ask, self._taken, found) if callable(found) else one(found)
+        if callable(found):
+            return partial(ask, self.native, self._taken, found)
+        return (NUMPY if isinstance(found, list | np.ndarray) else self.native).take(found)
 
-    def _taken(self, found: Any) -> Any:
+    def _taken(self, native: NativeArrays, found: Any) -> Any:
         """Take a branch of this decoding, or an array."""
-        return PluggedDecoding(self.name, found) if hasattr(found, "feed") else one(found)
+        branch = hasattr(found, "feed")
+        return PluggedDecoding(self.name, native, found) if branch else native.take(found)

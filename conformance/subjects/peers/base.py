@@ -5,7 +5,7 @@ An adapter mixes a framework (`torch.Torch`, `jax.Jax`, `numpy.NumPy`) with `Fun
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -13,11 +13,12 @@ from unittest import mock
 
 import numpy as np
 
+from ..native import NativeArrays
 from . import heads
 from .widths import Fitted
 
 
-class Peer:
+class Peer(NativeArrays):
     """Says what it is, and hands every array on as it is, masks too.
 
     After a call `path` says which way through the library answered, and `did` what was done to the
@@ -38,23 +39,7 @@ class Peer:
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in self.packages}
 
-    def array(self, array: np.ndarray):
-        """Return a NumPy array as the framework's."""
-        raise NotImplementedError
-
-    def numpy(self, array) -> np.ndarray:
-        """Return an array of the framework as NumPy's."""
-        raise NotImplementedError
-
-    def scope(self, dtype: str) -> AbstractContextManager:
-        """Return the context in which the framework computes in a dtype."""
-        return nullcontext()
-
-    def differentiate(self, function, leaves: dict, grad: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the gradients of sum(grad * function(leaves)) by every leaf."""
-        raise NotImplementedError
-
-    def arrays(self, given: dict[str, Any]) -> dict[str, Any]:
+    def converted(self, given: dict[str, Any]) -> dict[str, Any]:
         """Convert what is an array; one array given twice stays one."""
         known: dict[int, object] = {}
         for value in given.values():
@@ -62,10 +47,17 @@ class Peer:
                 known[id(value)] = self.array(value)
         return {name: known.get(id(value), value) for name, value in given.items()}
 
+    def differentiate(
+        self, function: Callable, leaves: dict, grad: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the gradients of sum(grad * function(leaves)) by every leaf."""
+        found = self.vjp(function, self.converted(leaves), self.array(grad))
+        return {name: self.numpy(x) for name, x in found.items()}
+
     def answer(self, dtype: str, *args, **given):
         """Call the library; return output and weights, None where there are none."""
         with self.scope(dtype):
-            output, weights = self.watched(*args, **self.arrays(given))
+            output, weights = self.watched(*args, **self.converted(given))
             return self.numpy(output), None if weights is None else self.numpy(weights)
 
     def watched(self, *args, **given) -> tuple:
@@ -116,7 +108,7 @@ class FunctionPeer(Peer):
         learned = [name for name in ("bias", "sinks") if name in options]
         leaves = fitted.inputs | {name: options.pop(name) for name in learned}
         with self.scope(query.dtype.name):
-            options = self.arrays(options)
+            options = self.converted(options)
 
             def call(own: dict):
                 return self.watched(**own, **options)[0]
@@ -144,14 +136,14 @@ class ModulePeer(Peer):
     def multihead(self, config, parameters, query, key, value, *, average_weights=True, **options):
         given = {"query": query, "key": key, "value": value, **options}
         with self.scope(query.dtype.name):
-            parameters = self.arrays(parameters)
+            parameters = self.converted(parameters)
         output, weights = self.answer(query.dtype.name, config, parameters, **given)
         return output, weights.mean(1) if average_weights and weights is not None else weights
 
     def multihead_gradients(self, config, parameters, query, key, value, grad, **options):
         inputs = {"query": query, "key": key, "value": value}
         with self.scope(query.dtype.name):
-            options = self.arrays(options)
+            options = self.converted(options)
 
             def call(leaves):
                 own = {name: leaves[name] for name in parameters}

@@ -93,7 +93,7 @@ class NnxDecoding:
         self.peer, self.batch_size = peer, batch_size
         self.dtype = parameters["q_proj.weight"].dtype
         with peer.scope(self.dtype.name):
-            self.attn = peer.module(config, peer.arrays(parameters), decode=True)
+            self.attn = peer.module(config, peer.converted(parameters), decode=True)
             self.attn.init_cache((batch_size, capacity, config["embed_dim"]), self.dtype)
 
     def feed(self, x: np.ndarray) -> np.ndarray:

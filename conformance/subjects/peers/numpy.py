@@ -12,6 +12,3 @@ class NumPy(Peer):
 
     def array(self, array: np.ndarray) -> np.ndarray:
         return np.array(array)
-
-    def numpy(self, array) -> np.ndarray:
-        return np.asarray(array)

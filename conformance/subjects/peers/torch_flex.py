@@ -38,7 +38,7 @@ class Flex(Torch, FunctionPeer):
 
     def lse(self, query, key, value, **options):
         """Return the log-sum-exp of each row's scores."""
-        arrays = self.arrays({"query": query, "key": key, "value": value, **options})
+        arrays = self.converted({"query": query, "key": key, "value": value, **options})
         return self.numpy(self.attend(**arrays, return_aux=AuxRequest(lse=True))[1].lse)
 
     def attend(self, query, key, value, *, mask=None, bias=None, scale=None, **aux):

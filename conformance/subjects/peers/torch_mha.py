@@ -121,7 +121,7 @@ class Fast(Train):
 
     def check_overflow(self, asked: heads.Packed) -> None:
         """Raise NotOffered unless the projections make NaN and inf where they are wanted."""
-        weights = packed(self.arrays(asked.parameters))["in_proj_weight"]
+        weights = packed(self.converted(asked.parameters))["in_proj_weight"]
         made = linear(self.array(asked.x), weights).chunk(3, -1)
         for wanted, projected in zip(asked.fitted.inputs.values(), made, strict=True):
             got = asked.split(self.numpy(projected))[..., : wanted.shape[3]]
