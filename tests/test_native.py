@@ -12,7 +12,7 @@ from conformance.cases.arrays import normal
 from conformance.cases.attention import BY_NAME, PLAIN, Case
 from conformance.cases.compare import check_gradients, check_steps
 from conformance.mask_spec import padding
-from conformance.oracle.tolerance import Differs, dtype
+from conformance.oracle.tolerance import Differs, compare, dtype
 from conformance.subjects.adapter import Plugged
 from conformance.subjects.native import native
 from conformance.subjects.protocol import NotOffered
@@ -93,6 +93,24 @@ def test_adapter_is_given_the_frameworks_arrays_and_conforms(framework, kind):
         assert str(query.dtype).rpartition(".")[2] == kind
         if case is RAGGED:
             assert str(others[-1].dtype).rpartition(".")[2].startswith("bool")
+
+
+def test_tensor_lies_as_the_array_does():
+    subject, case = plugged("torch"), PLAIN
+    inputs = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in case.inputs("float32")]
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    compare(subject.attention(*inputs), exact, naive, "output")
+    assert not any(x.is_contiguous() for x in subject.adapter.given[:3])
+
+
+def test_answer_may_use_its_tensor_again(framework):
+    kept = constant(framework)
+    subject = plugged(framework, attention=lambda *inputs: kept)
+    first = subject.attention(*PLAIN.inputs("float32"))
+    if framework == "torch":
+        kept += 1
+    np.testing.assert_array_equal(first, 1)
+    assert first.flags.writeable
 
 
 def test_array_that_is_given_twice_is_one(framework):

@@ -82,19 +82,17 @@ def test_frozen_vectors_are_put_to_a_program(commands, name, least):
     assert judged >= least
 
 
-def test_commands_of_the_page_end_in_a_pass(commands, folder):
+@pytest.mark.parametrize("name", ["c", "node"])
+def test_command_of_the_page_ends_in_a_pass(commands, folder, name):
+    named(commands, name)
     (text,) = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (shown,) = re.findall(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    pattern = ".*".join(map(re.escape, shown.strip().split("...")))
     compiling, *lines = text.splitlines()
     assert compiling == "cc -O2 -o attention attention.c -lm" and len(lines) == 2
-    for line, name in zip(lines, ("c", "node"), strict=True):
-        if name in commands:
-            done = cli(*shlex.split(line)[3:], cwd=folder)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-            assert re.fullmatch(pattern, done.stdout.splitlines()[-1])
-    if not commands:
-        pytest.skip("neither a compiler of C nor node is on the PATH")
+    done = cli(*shlex.split(lines[name == "node"])[3:], cwd=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    pattern = ".*".join(map(re.escape, shown.strip().split("...")))
+    assert re.fullmatch(pattern, done.stdout.splitlines()[-1])
 
 
 MISTAKES = {
@@ -119,7 +117,9 @@ def test_program_with_a_mistake_is_caught(tmp_path, name):
 
 
 def test_program_that_adds_the_mask_is_given_floats(tmp_path):
-    subject = plugged(script(tmp_path, ECHO, HELLO.replace('"attend"', '"add"')))
+    command = script(tmp_path, ECHO, HELLO.replace('"attend"', '"add"'))
+    subject = plugged(command)
+    assert shlex.split(subject.asked_as) == ["--subject", f"pipe:{command}"]
     with pytest.raises(RuntimeError, match=r"mask: float32 \[3, 2, 5, 7\]"):
         subject.attention(*PLAIN.inputs("float32"), mask=causal(), query_offset=2)
 
@@ -208,6 +208,7 @@ WRONG = {
         r"sys.stdout.buffer.write(b'\xff\x00\n'); sys.stdout.flush()",
         rf"{RULE}'\\xff\x00'",
     ),
+    "deep": ("print('[' * 100_000)", f"{RULE}'[[[["),
     "no_object": ("print('[1]')", f"{RULE}'[1]'"),
     "other_id": ("id -= 1", "an answer must have the id 1: got 0"),
     "no_output": ("output = None", "an answer must be an array: got NoneType"),

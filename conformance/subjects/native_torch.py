@@ -9,12 +9,12 @@ from .native import NativeArrays
 
 
 class TorchArrays(NativeArrays):
-    """Tensors are contiguous copies; gradients come from `torch.autograd`."""
+    """Tensors are copies that lie as the array does; gradients come from `torch.autograd`."""
 
     has_autograd = True
 
     def array(self, array: np.ndarray) -> torch.Tensor:
-        array = np.array(array, order="C")
+        array = np.array(array)
         if array.dtype == ml_dtypes.bfloat16:
             bits = torch.from_numpy(array.view(np.int16))
             return bits.view(torch.bfloat16).to(self.device)

@@ -55,7 +55,7 @@ class RunningProgram:
             raise self.broken("the program must answer", self._end_of_it())
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             rule = "the program must print one JSON object a line, and all else to stderr"
