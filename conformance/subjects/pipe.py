@@ -6,7 +6,8 @@ python -m conformance run --subject "pipe:./my_program"
 import base64
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from math import isfinite, prod
 from typing import Any
@@ -105,6 +106,11 @@ class Pipe:
         options |= {"query": query, "key": key, "value": value}
         found = self.ask("multihead", config=config, parameters=parameters, **options)
         return found["output"], found["weights"]
+
+
+def piped(command: str) -> Callable[[], Pipe]:
+    """Return what starts a program as an adapter."""
+    return partial(Pipe, command)
 
 
 def encoded(given: Any) -> Any:
