@@ -80,8 +80,8 @@ def _attend(
         if bias.shape[3] > 1:
             bias = bias.index_select(3, told.rows[told.owner(step)].to(bias.device))
         inputs.append(bias)
-    if torch.is_grad_enabled():
-        inputs = [x.detach().requires_grad_() for x in inputs]
+    if torch.is_grad_enabled():  # a part's gradient is not rounded to 16 bits
+        inputs = [upcast(x).detach().requires_grad_() for x in inputs]
     options = told.options(step) | ({} if bias is None else {"bias": inputs[3]})
     return attention_part(inputs[0], inputs[1], inputs[2], **options), inputs
 

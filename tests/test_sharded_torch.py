@@ -321,6 +321,29 @@ def test_second_derivatives_of_one_exchange_are_right(exchange):
     torch.testing.assert_close(found, wanted[:, :, torch.cat(places)])
 
 
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize(("dtype", "large"), [(torch.bfloat16, 2**8), (torch.float16, 2**11)])
+def test_gradients_of_16_bits_are_summed_in_float32(exchange, dtype, large):
+    """A sum in 16 bits would leave out the ones; a ring does not even round what it adds."""
+    shares = [[1, 0], [large, 0], [1, 0]]
+    if exchange == "ring":
+        shares = [[large, 1], [large, 1], [large, 2]]
+    places, one = contiguous(6, 3), torch.ones(1, 1, 2, 1, dtype=dtype)
+
+    def work(rank):
+        value = one.clone().requires_grad_()
+        told = {"mask": padding([1]), "rows": places, "exchange": exchange}
+        output = sharded_attention(one, one, value, **told)
+        grad = torch.tensor(shares[rank], dtype=dtype)[None, None, :, None]
+        return torch.autograd.grad(output, value, grad)[0]
+
+    with played(3) as engine:
+        found = engine.run(work)
+    exact = float(sum(map(sum, shares)))  # all queries are allowed key 0, and no other
+    assert exact == torch.tensor(exact).to(dtype)
+    assert torch.cat(found, 2).flatten().tolist() == [exact] + [0.0] * 5
+
+
 # Mistakes: each is made, and noticed
 
 

@@ -325,6 +325,17 @@ def _check_rotary_and_hidden_tokens(rank, world):
         found = attn(x[:, rows[rank]], **told)[0]
     kept = ~hidden[:, rows[rank]]
     check(found[kept], wanted[:, rows[rank]][kept], "rotary, with NaN in hidden tokens")
+    # A hidden token's own row is fully masked, or its NaN would be in the keys' gradients.
+    told["attn_mask"] &= allow((~hidden[:, None, :, None]).expand(2, 1, T, T))
+    wanted = attn(x, **told)[0]
+    with shard_sequences(rows):
+        found = attn(x[:, rows[rank]], **told)[0]
+    for name in ("k_proj", "v_proj"):
+        weight = getattr(attn, name).weight
+        losses = (y.square().sum() for y in (found, wanted))
+        grad, whole_grad = (torch.autograd.grad(y, weight, retain_graph=True)[0] for y in losses)
+        torch.distributed.all_reduce(grad)
+        check(grad, whole_grad, f"gradient of {name}, with NaN in hidden tokens")
 
 
 def _check_checkpoints(rank, world):
