@@ -23,7 +23,7 @@ from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
-from .sharded import Shards, attend_sharded, current_shards, note_shards
+from .sharded import Shards, attend_sharded, check_no_share, current_shards, note_share
 from .tiles import Cells, Tiles
 from .window import WindowCache
 
@@ -127,13 +127,13 @@ class MultiHeadAttention(nn.Module):
         if self.process_heads is not None:
             checks.check_same_tokens(same, query_offset)
         shards = current_shards()
-        note_shards(self, shards is not None)
         if shards is not None:
             shard_checks.check_in_shards(
                 same and (value is None or value is key), need_weights, query_offset
             )
             return self._attend_to_ranks(query, key_padding_mask, attn_mask, shards), None
         query, keys, values = self._check_inputs(query, key, value)
+        check_no_share(self, query)
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         heads = self._project_query(query)
         if not isinstance(keys, KVCache):
@@ -371,7 +371,9 @@ class MultiHeadAttention(nn.Module):
         """Let `process_heads` change the heads of tokens from position `first` on, or from 0."""
         if self.process_heads is None:
             return query, key
-        places = torch.arange(query.shape[2], device=query.device)[None]
+        shards = current_shards()
+        places = torch.arange(query.shape[2]) if shards is None else shards.rows[shards.rank]
+        places = places.to(query.device)[None]
         positions = places if first is None else first.to(query.device)[:, None] + places
         processed: Any = self.process_heads(query, key, positions)
         checks.check_processed(processed, query, key)
@@ -389,6 +391,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend from this rank's tokens to those of all ranks; masks are of the whole call."""
         x, _, _ = self._check_inputs(x, None, None)
+        note_share(self, x)
         rows = shards.rows[shards.rank]
         shard_checks.check_rank_length("query", x.shape[1], len(rows))
         sizes = (x.shape[0], self.num_heads, shards.length, shards.length)
@@ -400,10 +403,7 @@ class MultiHeadAttention(nn.Module):
             keys, _ = _zero_hidden_keys(x, x, keys_of_rank, (*sizes[:3], len(rows)), 0)
         key, value = self._project_heads(keys, keys)
         query = self._project_query(x)
-        if self.process_heads is not None:
-            processed: Any = self.process_heads(query, key, rows[None].to(query.device))
-            checks.check_processed(processed, query, key)
-            query, key = processed
+        query, key = self._process(query, key)
         call, query = self._on_device(call, query, key), cast_like(query, key)
         checks.check_projected(query, key, value, (*call.sizes[:2], len(rows), len(rows)))
         return self._join_heads(attend_sharded(query, key, value, call, shards))

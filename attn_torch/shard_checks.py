@@ -188,6 +188,13 @@ def check_rank_rows(rows: Any, rank: int, world: int) -> list[Array]:
     return known
 
 
+def check_agreed(alike: Sequence[bool]) -> None:
+    """Check that ranks were given the same rows, and exchange keys in the same way."""
+    if not all(alike):
+        others = [rank for rank, same in enumerate(alike) if not same]
+        raise ValueError(f"rows and exchange must be the same on all ranks: got others on {others}")
+
+
 def check_rank_length(name: str, length: int, rows: int) -> None:
     if length != rows:
         raise ValueError(f"{name} must have this rank's {rows} rows: got {length}")

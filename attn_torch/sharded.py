@@ -7,8 +7,9 @@ allowed, or round a ring. `shard_sequences` has modules attend so.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from .dtensors import are_shards
 from .masks import Mask
 from .numerics import cast_alike, upcast
 from .partial import finish
-from .ring import Round, attend_ring
+from .ring import RingCall, attend_ring
 from .rows import columns_of, everything, moved_share, needed_rows
 from .traced import may_look
 
@@ -105,7 +106,7 @@ class Shards(NamedTuple):
         return call._replace(sizes=sizes, mask=mask, bias=bias)
 
 
-_LAST_SHARDED: WeakSet[Any] = WeakSet()  # modules whose last call was inside of shard_sequences
+_SHARES: WeakKeyDictionary[Any, set] = WeakKeyDictionary()  # shapes that modules took in shards
 _SHARDS: list[Shards] = []  # the innermost comes last; compilers read no context variable
 
 
@@ -119,9 +120,11 @@ def shard_sequences(
     and masks of the whole call; `process_heads` is told where the tokens stand. Attention is
     self-attention without weights; other calls are refused, decoding too. What is added up over
     positions, as a loss or a parameter's gradient, is this rank's share. Take gradients inside,
-    where checkpointed modules are called again. It holds for all threads of a process.
+    where checkpointed modules are called again. It holds for all threads of a process. Every rank
+    enters; all of them raise ValueError where they are not given the same rows and exchange.
     """
     shards = _check_shards(rows, group, exchange)
+    _check_agreed(shards)
     _SHARDS.append(shards)
     try:
         yield
@@ -134,18 +137,18 @@ def current_shards() -> Shards | None:
     return _SHARDS[-1] if _SHARDS else None
 
 
-def note_shards(module: Any, sharded: bool) -> None:
-    """Note how a module is called; refuse it where a backward pass calls it again, otherwise.
+def note_share(module: Any, x: Tensor) -> None:
+    """Remember what a module took inside of `shard_sequences`."""
+    _SHARES.setdefault(module, set()).add(x.shape)
 
-    As a checkpoint does: outside of `shard_sequences` it would attend to this rank's rows alone.
+
+def check_no_share(module: Any, x: Tensor) -> None:
+    """Refuse what a backward pass gives a module again, outside of `shard_sequences`.
+
+    As a checkpoint does: the module would attend to this rank's rows alone.
     """
-    if torch.compiler.is_compiling() or not (sharded or _LAST_SHARDED):
-        return
-    if sharded:
-        _LAST_SHARDED.add(module)
-    elif module in _LAST_SHARDED:
+    if _SHARES and not torch.compiler.is_compiling() and x.shape in _SHARES.get(module, ()):
         shard_checks.check_not_again(torch._C._current_graph_task_id() != -1)
-        _LAST_SHARDED.discard(module)
 
 
 def _check_shards(
@@ -161,6 +164,15 @@ def _check_shards(
     return Shards(rows, group, rank, exchange)
 
 
+def _check_agreed(shards: Shards) -> None:
+    """Check, once for many calls, that all ranks were given the same."""
+    own = [shards.exchange, *(places.tolist() for places in shards.rows)]
+    digest = sha256(repr(own).encode()).hexdigest()
+    found = [""] * len(shards.rows)
+    dist.all_gather_object(found, digest, group=shards.group)
+    shard_checks.check_agreed([other == digest for other in found])
+
+
 def attend_sharded(query: Tensor, key: Tensor, value: Tensor, call: Call, shards: Shards) -> Tensor:
     """Return this rank's rows of a checked call, which is the whole one."""
     shard_checks.check_exchange(shards.exchange, call.empty_rows)
@@ -170,21 +182,16 @@ def attend_sharded(query: Tensor, key: Tensor, value: Tensor, call: Call, shards
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)
     rows, rank = shards.rows, shards.rank
-    needed = needed_rows(call.mask, call.sizes, rows)
-    exchange = shards.exchange
-    if exchange == "auto":
-        exchange = _choose(needed, rows, call, key, value)
+    exchange, needed = _choose(shards, call, key, value)
     bias = _rows_of_bias(call.bias, rows[rank])
     if exchange == "ring":
         wanted = [bool(len(places)) for places in needed[rank]]
-        told = Round(call, rows, wanted, shards.group, rank)
-        partial = attend_ring(query, key, value, bias, told)
+        ring = RingCall(call, rows, wanted, shards.group, rank)
+        partial = attend_ring(query, key, value, bias, ring)
         return finish(partial, query.dtype, call.empty_rows, call.sinks)
-    if exchange == "gathered":
-        needed = everything(rows)
     take, send = needed[rank], [theirs[rank] for theirs in needed]
     pair = torch.cat((key, value), 3)
-    pair = Lines(send, [len(places) for places in take], shards.group).send(pair)
+    pair = Routes(send, [len(places) for places in take], shards.group).send(pair)
     key, value = pair.split([key.shape[3], value.shape[3]], 3)
     columns = columns_of(rows, take)
     mask = None if call.mask is None else call.mask.part(rows[rank], columns)
@@ -195,17 +202,24 @@ def attend_sharded(query: Tensor, key: Tensor, value: Tensor, call: Call, shards
 
 
 def _choose(
-    needed: list[list[Tensor]], rows: list[Tensor], call: Call, key: Tensor, value: Tensor
-) -> str:
-    """Return the exchange that costs least, the same on every rank."""
-    if call.empty_rows == "uniform":
-        return "gathered"
+    shards: Shards, call: Call, key: Tensor, value: Tensor
+) -> tuple[str, list[list[Tensor]]]:
+    """Return the exchange, "auto" as the cheapest, and which rows each rank needs of each.
+
+    It is the same on every rank.
+    """
+    rows, exchange = shards.rows, shards.exchange
+    if exchange == "gathered" or call.empty_rows == "uniform":
+        return "gathered", everything(rows)
+    needed = needed_rows(call.mask, call.sizes, rows)
+    if exchange != "auto":
+        return exchange, needed
     chosen = moved_share(needed, rows) <= EXCHANGED
-    taken = [sum(map(len, asks)) for asks in (needed if chosen else everything(rows))]
+    exchange, taken = ("exchanged", needed) if chosen else ("gathered", everything(rows))
     numbers = key.shape[0] * key.shape[1] * (key.shape[3] + value.shape[3])
-    if max(taken) * numbers * key.itemsize > GATHERED:
-        return "ring"
-    return "exchanged" if chosen else "gathered"
+    if max(sum(map(len, asks)) for asks in taken) * numbers * key.itemsize > GATHERED:
+        return "ring", needed
+    return exchange, taken
 
 
 def _rows_of_bias(bias: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -216,7 +230,7 @@ def _rows_of_bias(bias: Tensor | None, rows: Tensor) -> Tensor | None:
     return bias if bias.shape[2] == 1 else bias.index_select(2, rows.to(bias.device))
 
 
-class Lines(NamedTuple):
+class Routes(NamedTuple):
     """Which of this rank's rows go to whom, and how many come from whom."""
 
     send_to: list[Tensor]
@@ -244,26 +258,26 @@ class _Send(torch.autograd.Function):
     """Send rows to the ranks that need them; the gradient of it brings theirs home."""
 
     @staticmethod
-    def forward(ctx: Any, array: Tensor, lines: Lines) -> Tensor:
-        ctx.lines, ctx.count = lines, len(array)
-        return lines.exchange(lines.scatter(array))
+    def forward(ctx: Any, array: Tensor, routes: Routes) -> Tensor:
+        ctx.routes, ctx.count = routes, len(array)
+        return routes.exchange(routes.scatter(array))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _BringHome.apply(grad, ctx.lines, ctx.count), None
+        return _BringHome.apply(grad, ctx.routes, ctx.count), None
 
 
 class _BringHome(torch.autograd.Function):
     """Add up, for each row, what all ranks to which it was sent have of it."""
 
     @staticmethod
-    def forward(ctx: Any, array: Tensor, lines: Lines, count: int) -> Tensor:
-        ctx.lines = lines
-        got = upcast(lines.exchange(array, back=True))
+    def forward(ctx: Any, array: Tensor, routes: Routes, count: int) -> Tensor:
+        ctx.routes = routes
+        got = upcast(routes.exchange(array, back=True))
         home = got.new_zeros((count, *got.shape[1:]))
-        index = torch.cat(lines.send_to).to(got.device)
+        index = torch.cat(routes.send_to).to(got.device)
         return home.index_add_(0, index, got).to(array.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _Send.apply(grad, ctx.lines), None, None
+        return _Send.apply(grad, ctx.routes), None, None

@@ -169,4 +169,5 @@ def tables():
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]]()
+    for part in sys.argv[1:]:
+        globals()[part]()

@@ -1,4 +1,4 @@
-"""What `test_jax_sharded.py` runs in a process with eight devices: python jax_sharded.py PART.
+"""What `test_jax_sharded.py` runs in a process with eight devices: python jax_sharded.py PART ...
 
 Answers are compared with the suite's oracle, not with our own on one device.
 """
@@ -408,4 +408,5 @@ def refusals():
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](*map(eval, sys.argv[2:]))
+    for part in sys.argv[1:]:
+        globals()[part]()

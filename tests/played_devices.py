@@ -13,6 +13,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from merged import allow_merged
 
 import attn_jax
 from attn_jax import attention, padding, sharded_attention
@@ -53,6 +54,10 @@ def attention_of_three(query, key, value, **told):
     options.pop("query_offset", None)
     output = sharded_attention(*arrays, **options)
     return (output if order is None else output[:, :, np.argsort(order)])[:, :, :T]
+
+
+def pytest_load_initial_conftests():
+    allow_merged()
 
 
 def pytest_configure():

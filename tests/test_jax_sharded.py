@@ -1,7 +1,7 @@
 """JAX on eight devices: attention sharded by rows, samples and heads gives the oracle's answer.
 
-`jax_sharded.py` says what is compared and `jax_moved.py` what is counted; each of their parts runs
-in a process that has the devices.
+`jax_sharded.py` says what is compared and `jax_moved.py` what is counted; their parts run in
+processes that have the devices.
 """
 
 import os
@@ -10,21 +10,22 @@ import subprocess
 import sys
 
 import pytest
-from test_jax_devices import QUICKLY, ROOT, run_part
+from test_jax_devices import QUICKLY, ROOT, run_parts
 
-ANSWERS = ["masks", "options", "tiles", "halves", "worlds", "hygiene", "traced", "meshes"]
-ANSWERS += ["heads", "refusals", "mutants"]
-MOVED = ["exchanged", "gathered_and_ring", "samples_and_heads", "chosen", "tables"]
-
-
-@pytest.mark.parametrize("part", ANSWERS)
-def test_devices_answer_as_the_oracle(part):
-    run_part("jax_sharded.py", part, QUICKLY, devices=8)
+ANSWERS = [
+    "masks tiles halves hygiene",
+    "options worlds traced meshes heads refusals mutants",
+]
+MOVED = "exchanged gathered_and_ring samples_and_heads chosen tables"
 
 
-@pytest.mark.parametrize("part", MOVED)
-def test_devices_move_what_is_needed(part):
-    run_part("jax_moved.py", part, {}, devices=8)
+@pytest.mark.parametrize("parts", ANSWERS)
+def test_devices_answer_as_the_oracle(parts):
+    run_parts("jax_sharded.py", parts, QUICKLY, devices=8)
+
+
+def test_devices_move_what_is_needed():
+    run_parts("jax_moved.py", MOVED, {}, devices=8)
 
 
 def test_example_learns_on_four_devices_as_on_one():

@@ -203,9 +203,8 @@ def test_the_cheapest_exchange_is_chosen(monkeypatch):
     def chosen(mask, length=96, **options):
         places = contiguous(length, 3)
         call = check_call(*torch.zeros(3, 1, 1, length, 4), mask, **options)
-        needed = rows.needed_rows(mask, call.sizes, places)
         key = torch.zeros(1, 1, 32, 4)
-        return sharded._choose(needed, places, call, key, key)
+        return sharded._choose(sharded.Shards(places, None, 0, "auto"), call, key, key)[0]
 
     assert chosen(None) == "gathered"
     assert chosen(predicate(lambda b, h, i, j: i >= j)) == "gathered"
@@ -356,23 +355,23 @@ def check_played(name: str, exchange: str, layout: str = "zigzag") -> None:
 
 
 def keys_that_are_not_awaited(monkeypatch):
-    hop = ring.Round.start_hop
+    hop = ring.RingCall.start_hop
     kept = lambda told, array, step, tag=0: (  # noqa: E731
         (lambda: torch.zeros_like(hop(told, array, step, tag)()))
         if step == 1 and not tag
         else hop(told, array, step, tag)
     )
-    monkeypatch.setattr(ring.Round, "start_hop", kept)
+    monkeypatch.setattr(ring.RingCall, "start_hop", kept)
 
 
 def without_the_way_home(monkeypatch):
-    hop = ring.Round.start_hop
+    hop = ring.RingCall.start_hop
     kept = lambda told, array, step, tag=0: (  # noqa: E731
         (lambda: torch.zeros_like(hop(told, array, step, tag)()))
         if tag and step == len(told.rows) - 1
         else hop(told, array, step, tag)
     )
-    monkeypatch.setattr(ring.Round, "start_hop", kept)
+    monkeypatch.setattr(ring.RingCall, "start_hop", kept)
 
 
 def rows_as_if_contiguous(monkeypatch):
@@ -450,13 +449,13 @@ def test_a_mistake_is_noticed(mistake, monkeypatch):
 
 def test_a_rank_that_leaves_out_a_hop_keeps_the_others_waiting(monkeypatch):
     """As one would that takes part only where its queries are allowed a key."""
-    hop = ring.Round.start_hop
+    hop = ring.RingCall.start_hop
 
     def sparing(told, array, step, tag=0):
         idle = not told.needed[told.owner(step)]
         return (lambda: array) if idle else hop(told, array, step, tag)
 
-    monkeypatch.setattr(ring.Round, "start_hop", sparing)
+    monkeypatch.setattr(ring.RingCall, "start_hop", sparing)
     q = torch.randn(1, 2, 9, 3)
     places = contiguous(9, 3)
 

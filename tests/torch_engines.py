@@ -354,9 +354,12 @@ def _check_checkpoints(rank, world):
         check(found.grad, wanted.grad[:, rows[rank]], f"a checkpoint, reentrant {reentrant}")
         with shard_sequences(rows):
             output = checkpoint(attend, found, use_reentrant=reentrant)
+        attend(x)  # a call in between hides nothing
         with pytest.raises(RuntimeError, match="needs shard_sequences then, too"):
             output.square().sum().backward()
-    attend(x)  # and outside a module is what it was
+    found = x.clone().requires_grad_()  # and outside a module is what it was, in a checkpoint too
+    checkpoint(attend, found, use_reentrant=True).square().sum().backward()
+    check(found.grad, wanted.grad, "a checkpoint outside")
 
 
 def _refused_in_shards(rank, world):
@@ -390,6 +393,11 @@ def _refused_in_shards(rank, world):
     ):
         with pytest.raises(ValueError, match=words):
             sharded_attention(*three, **options)
+    other = contiguous(T, world) if rank else zigzag(T, world)
+    with pytest.raises(
+        ValueError, match=rf"must be the same on all ranks: got others on \[{1 - rank}]"
+    ):
+        shard_sequences(other).__enter__()
     with pytest.raises(TypeError, match="rows must be a list of integers"):
         sharded_attention(*three, rows=T)
     with pytest.raises(NotImplementedError, match="leave out compilation and transforms"):
