@@ -104,6 +104,13 @@ def check_engine(function: Any) -> None:
         raise RuntimeError(f"{rule}: got a call inside context_parallel")
 
 
+def check_predicate(hidden: bool) -> None:
+    """Check that a predicate is told the samples and heads of the whole call."""
+    if hidden:
+        rule = "a predicate must know which samples and heads a shard has, give attention DTensors"
+        raise ValueError(f"{rule}: got a call inside local_map")
+
+
 def check_all_distributed(distributed: Mapping[str, bool]) -> None:
     others = [name for name, is_so in distributed.items() if not is_so]
     if others:
@@ -186,6 +193,13 @@ def check_rank_rows(rows: Any, rank: int, world: int) -> list[Array]:
         rule = f"rows must have every position 0..{len(places) - 1} once"
         raise ValueError(f"{rule}: got {places}")
     return known
+
+
+def check_agreed(alike: Sequence[bool]) -> None:
+    """Check that ranks were given the same rows, and exchange keys in the same way."""
+    if not all(alike):
+        others = [rank for rank, same in enumerate(alike) if not same]
+        raise ValueError(f"rows and exchange must be the same on all ranks: got others on {others}")
 
 
 def check_rank_length(name: str, length: int, rows: int) -> None:

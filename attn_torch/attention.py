@@ -125,7 +125,7 @@ def _in_rank(rank: int, step: Tensor) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """Return the output of a checked call: by tiles, or by the textbook."""
-    if are_shards(query, key, value):
+    if are_shards(query, key, value, call.mask):
         return attend_shards(lambda *shards: (attend(*shards),), query, key, value, call)[0]
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)
@@ -169,7 +169,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
 
 def attend_steps(query: Tensor, key: Tensor, value: Tensor, call: Call) -> AttentionSteps:
     """Return every step of a checked call."""
-    if are_shards(query, key, value):
+    if are_shards(query, key, value, call.mask):
         return AttentionSteps(*attend_shards(attend_steps, query, key, value, call))
     query, key, value = cast_alike(query, key, value)
     bias, sinks = (x if x is None else x.to(query.device) for x in (call.bias, call.sinks))

@@ -5,6 +5,7 @@ mask, a bias and sinks speak of the whole call: a device takes what belongs to i
 not right it is refused.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,10 +24,24 @@ def is_distributed(array: Any) -> bool:
     return array is not None and type(array) not in PLAIN and hasattr(array, "placements")
 
 
-def are_shards(query: Any, key: Any, value: Any) -> bool:
+def are_shards(query: Any, key: Any, value: Any, mask: Mask | None) -> bool:
     """Whether any of a call's arrays is a DTensor; refuse what torch shards behind our back."""
     check_context_parallel()
-    return any(map(is_distributed, (query, key, value)))
+    shards = any(map(is_distributed, (query, key, value)))
+    if not shards and mask is not None and any(leaf.name == "predicate" for leaf in mask.leaves()):
+        shard_checks.check_predicate(_is_in_local_map())
+    return shards
+
+
+def _is_in_local_map() -> bool:
+    """Whether torch's `local_map` calls: nothing but the stack says so."""
+    distributed = torch.distributed
+    if torch.compiler.is_compiling() or not distributed.is_available():
+        return False
+    frame = sys._getframe() if distributed.is_initialized() else None
+    while frame is not None and frame.f_code.co_name != "_local_map_wrapped":
+        frame = frame.f_back
+    return frame is not None
 
 
 def check_context_parallel() -> None:

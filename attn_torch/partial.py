@@ -159,7 +159,7 @@ def _divisor(partial: Partial, empty_row_divisor: float) -> Tensor:
 
 def attend_part(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Partial:
     """Return a checked call's part: by tiles, or by the textbook."""
-    if are_shards(query, key, value):
+    if are_shards(query, key, value, call.mask):
         return Partial(*attend_shards(attend_part, query, key, value, call))
     if is_autocast(query.device):
         query, key, value = cast_alike(query, key, value)

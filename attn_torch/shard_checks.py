@@ -104,6 +104,13 @@ def check_engine(function: Any) -> None:
         raise RuntimeError(f"{rule}: got a call inside context_parallel")
 
 
+def check_predicate(hidden: bool) -> None:
+    """Check that a predicate is told the samples and heads of the whole call."""
+    if hidden:
+        rule = "a predicate must know which samples and heads a shard has, give attention DTensors"
+        raise ValueError(f"{rule}: got a call inside local_map")
+
+
 def check_all_distributed(distributed: Mapping[str, bool]) -> None:
     others = [name for name, is_so in distributed.items() if not is_so]
     if others:

@@ -176,7 +176,7 @@ def _check_agreed(shards: Shards) -> None:
 def attend_sharded(query: Tensor, key: Tensor, value: Tensor, call: Call, shards: Shards) -> Tensor:
     """Return this rank's rows of a checked call, which is the whole one."""
     shard_checks.check_exchange(shards.exchange, call.empty_rows)
-    shard_checks.check_local("arrays of a shard", are_shards(query, key, value))
+    shard_checks.check_local("arrays of a shard", are_shards(query, key, value, call.mask))
     shard_checks.check_no_dropout(call.dropout)
     shard_checks.check_plain_call(may_look(query, key, value, call))
     if is_autocast(query.device):

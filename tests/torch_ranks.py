@@ -194,7 +194,9 @@ class Played:
 
     def batch_isend_irecv(self, ends):
         two = sorted(end.op for end in ends) == ["irecv", "isend"]
-        assert two and all(end.tensor.numel() for end in ends), "NCCL may wait for who sends nothing"
+        assert two and all(end.tensor.numel() for end in ends), (
+            "NCCL may wait for who sends nothing"
+        )
         waits = []
         for end in ends:
             if end.op == "isend":
