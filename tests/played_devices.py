@@ -56,11 +56,8 @@ def attention_of_three(query, key, value, **told):
     return (output if order is None else output[:, :, np.argsort(order)])[:, :, :T]
 
 
-def pytest_load_initial_conftests():
-    allow_merged()
-
-
 def pytest_configure():
+    allow_merged()
     attn_jax.attention = attention_of_three
 
 

@@ -313,7 +313,6 @@ def modules(rank, world, folder):
     _check_rotary_and_hidden_tokens(rank, world)
     _check_checkpoints(rank, world)
     _refused_in_shards(rank, world)
-    _check_with_tensor_parallelism(rank, world)
 
 
 def _check_rotary_and_hidden_tokens(rank, world):
@@ -412,16 +411,30 @@ def _refused_in_shards(rank, world):
         torch.autograd.grad(output.square().sum(), inputs, create_graph=True)
 
 
-def _check_with_tensor_parallelism(rank, world):
-    """Heads on one axis of a mesh, rows on the other: here each has one device."""
-    mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("context", "heads"))
-    torch.manual_seed(0)
-    attn, x, rows = MultiHeadAttention(E, H), torch.randn(2, T, E), zigzag(T, world)
-    wanted = attn(x, attn_mask=predicate(every_third), need_weights=False)[0]
-    model = parallelize_module(copy.deepcopy(attn), mesh["heads"], plan())
-    with shard_sequences(rows, mesh.get_group("context")):
-        found = model(x[:, rows[rank]], attn_mask=predicate(every_third), need_weights=False)[0]
-    check(found, wanted[:, rows[rank]], "heads and rows")
+def heads_and_rows(rank, world, folder):
+    """Heads on one axis of a mesh and rows on the other: sinks, a bias, predicates, gradients."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("context", "heads"))
+    context, rows = mesh.get_group("context"), zigzag(T, 2)
+    mine = rows[mesh.get_local_rank("context")]
+    told = {"predicate": predicate(every_third), "bias": masks()["bias"]}
+    for exchange, (name, mask) in zip(("exchanged", "ring"), told.items(), strict=True):
+        torch.manual_seed(0)
+        attn = MultiHeadAttention(E, H, num_kv_heads=G, sinks=True)
+        attn.sinks.data, x = torch.randn(H), torch.randn(2, T, E)
+        hidden = torch.arange(T) >= torch.tensor([[T], [5]])
+        inputs = {"attn_mask": mask, "key_padding_mask": hidden, "need_weights": False}
+        wanted = attn(x, **inputs)[0]
+        wanted.square().sum().backward()
+        model = parallelize_module(copy.deepcopy(attn), mesh["heads"], plan())
+        model.zero_grad()
+        with shard_sequences(rows, context, exchange):
+            found = model(x[:, mine], **inputs)[0]
+            found.square().sum().backward()
+        check(found, wanted[:, mine], f"{name}, heads and rows")
+        for (key, p), q in zip(model.named_parameters(), attn.parameters(), strict=True):
+            grad = whole(p.grad).clone()
+            torch.distributed.all_reduce(grad, group=context)
+            check(grad, q.grad, f"{name}, heads and rows, gradient of {key}")
 
 
 def groups(rank, world, folder):

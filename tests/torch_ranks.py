@@ -253,13 +253,14 @@ def played(world: int, patience: float = 60):
 
 
 if __name__ == "__main__":
-    part, folder = sys.argv[1], Path(sys.argv[2])
+    folder, parts = Path(sys.argv[1]), sys.argv[2].split()
     torch.set_num_threads(1)
-    if part == "rows":
+    if parts == ["rows"]:
         for world in WORLDS:
             run_processes(world, every_row, folder)
     else:
         import torch_engines
 
         torch.set_default_dtype(torch.float64)  # in which an error of another kind stands out
-        run_processes(4 if part == "groups" else 2, getattr(torch_engines, part), folder)
+        for part in parts:
+            run_processes(int(sys.argv[3]), getattr(torch_engines, part), folder)
