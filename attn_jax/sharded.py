@@ -152,7 +152,7 @@ def current_shards() -> Shards | None:
 class Exchange(NamedTuple):
     """How keys and values get to the devices that need them."""
 
-    exchange: str
+    kind: str  # "none", "gathered", "exchanged" or "ring"
     hops: int = 0  # of a ring
     pieces: tuple[Piece, ...] = ()  # of an exchange
 
@@ -181,8 +181,8 @@ def attend_sharded(
         orders = [np.reshape(shard_checks.check_rows(rows, call.sizes[2], world), -1)] * 2
     call = closure_convert(_in_order(call, *orders))
     others = layout.count(layout.batch) * layout.count(layout.heads)
-    way, tables = _plan(call, world, exchange, (key.nbytes + value.nbytes) // others)
-    return _attend(layout, way, query, key, value, call, tables)
+    chosen, tables = _plan(call, world, exchange, (key.nbytes + value.nbytes) // others)
+    return _attend(layout, chosen, query, key, value, call, tables)
 
 
 def _as_axes(names: str | Axes | None) -> Axes:
@@ -203,25 +203,25 @@ def _in_order(call: Call, rows: np.ndarray, columns: np.ndarray) -> Call:
 
 def _plan(call: Call, world: int, exchange: str, size: int) -> tuple[Exchange, tuple]:
     """Choose an exchange of keys and values of a size in bytes; its tables lie as rows do."""
+    if exchange == "gathered" or call.empty_rows == "uniform":
+        return Exchange("gathered"), ()
     needed = needed_blocks(call.mask, call.sizes, world)
     if exchange == "auto":
-        exchange = _cheapest(moved_share(needed), size, call.empty_rows)
+        exchange = _cheapest(moved_share(needed), size)
     if exchange == "exchanged":
         pieces, tables = plan_pieces(needed, call.sizes[3] // world)
         return Exchange(exchange, pieces=pieces), tables
     return Exchange(exchange, last_hop(needed) if exchange == "ring" else 0), ()
 
 
-def _cheapest(moved: float, size: int, empty_rows: str) -> str:
-    if empty_rows == "uniform":
-        return "gathered"
+def _cheapest(moved: float, size: int) -> str:
     return "exchanged" if moved <= EXCHANGED else "ring" if size > GATHERED else "gathered"
 
 
 @bind(jax.jit, static_argnums=(0, 1))
 def _attend(
     layout: Layout,
-    way: Exchange,
+    exchange: Exchange,
     query: Array,
     key: Array,
     value: Array,
@@ -233,13 +233,13 @@ def _attend(
     def local(query: Array, key: Array, value: Array, call: Call, tables: tuple) -> Array:
         key, value = layout.local_heads((key, value), call.sizes[1], kv_heads)
         inputs = vary_alike((query, key, value, layout.local_call(call)))
-        match way.exchange:
+        match exchange.kind:
             case "ring":
-                return attend_ring(layout, way.hops, *inputs)
+                return attend_ring(layout, exchange.hops, *inputs)
             case "gathered":
                 inputs = _gather(layout, *inputs)
             case "exchanged":
-                inputs = _exchange(layout, way.pieces, inputs, tables)
+                inputs = _exchange(layout, exchange.pieces, inputs, tables)
         return attend(*inputs)
 
     rows = "BKTD" if layout.length else "BKSD"

@@ -143,9 +143,12 @@ def _lower(context: Any, *values: Any, program: Any, apart: Callable) -> Any:
 
 
 def _is_shared_out(context: Any) -> bool:
-    """Whether the compiler shares a program out: not inside of `jax.shard_map`, on all its axes."""
+    """Whether the compiler shares a program out: not inside of `jax.shard_map`.
+
+    Should that leave axes to the compiler: `pmin` over lanes does not know those it has.
+    """
     if hasattr(context, "manual_axes"):
-        return bool(set(context.mesh.axis_names) - context.manual_axes)
+        return bool(context.mesh.axis_names) and not context.manual_axes
     return getattr(context, "num_devices", 1) > 1
 
 

@@ -328,6 +328,7 @@ def layers():
                         (loss, output), grads = both(new(rngs=nnx.Rngs(0)), given)
                     found = (loss, np.asarray(output)[:, np.argsort(order)]), grads
                     check(found, wanted, f"{told} {kind} {exchange}")
+    hidden_nan(new_mesh(AxisType.Auto))
     attn = new(rngs=nnx.Rngs(0))
     with shard_sequences(mesh, length="m", rows=rows):
         for text, call in {
@@ -340,6 +341,64 @@ def layers():
                 call()
     with pytest.raises(ValueError, match="mesh must have the axis 'x'"):
         shard_sequences(mesh, length="x").__enter__()
+
+
+def hidden_nan(mesh):
+    """NaN in hidden tokens is in no gradient of what projects keys, by any way to share rows."""
+    rows, x = zigzag(24, 2), np.random.default_rng(1).normal(size=(B, 24, 16))
+    hidden = np.random.default_rng(2).random((B, 24)) < 0.3
+    x[hidden] = np.nan  # as a query's it would be in them: such rows are fully masked, too
+    mask = causal() & padding(hidden=hidden) & allow(np.tile(~hidden[:, None, :, None], 24))
+
+    def run(attn, *tokens):
+        output, _ = attn(*tokens, attn_mask=mask, need_weights=False)
+        return (output**3).sum()
+
+    both = nnx.jit(nnx.value_and_grad(run))
+    memory = np.nan_to_num(x), x
+    for tokens, order in (((x,), rows), (memory, None)):
+        attn = MultiHeadAttention(16, 4, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        wanted = both(attn, *tokens)
+        with shard_sequences(mesh, length="m", rows=order):
+            places = slice(None) if order is None else order.reshape(-1)
+            found = both(attn, *(put(mesh, each[:, places], P(None, "m")) for each in tokens))
+        for one, other in ((found[0], wanted[0]), *projected(found[1], wanted[1])):
+            assert jnp.isfinite(other).all()
+            check(one, np.asarray(other), f"hidden NaN, rows {order is not None}")
+
+
+def projected(*grads):
+    """Return the gradients of the weights that project keys and values, side by side."""
+    return [[grad[name].kernel[...] for grad in grads] for name in ("k_proj", "v_proj")]
+
+
+def heads_and_rows():
+    """Modules by heads on one axis and by rows on the other: sinks, a bias, a predicate."""
+    rows, random = zigzag(24, 2), np.random.default_rng(3)
+    x, hidden = random.normal(size=(2, 24, 16)), np.arange(24) >= np.array([[24], [5]])
+    some = predicate(lambda b, h, i, j: (7 * i + 3 * j + h + 2 * b) % 3 > 0)
+    told = {"bias": random.normal(size=(2, 4, 24, 24)), "predicate": some}
+    for kind, (name, mask) in zip((AxisType.Auto, AxisType.Explicit), told.items(), strict=True):
+        attn = MultiHeadAttention(16, 4, num_kv_heads=2, sinks=True, dtype=float, rngs=nnx.Rngs(0))
+        attn.sinks[...] = jnp.asarray(random.normal(size=4))
+
+        def run(attn, x, mask=mask):
+            masks = {"attn_mask": mask, "key_padding_mask": hidden, "need_weights": False}
+            output, _ = attn(x, **masks)
+            return (output**3).sum(), output
+
+        both = nnx.jit(nnx.value_and_grad(run, has_aux=True))
+        wanted, mesh = jax.tree.map(np.asarray, both(attn, x)), new_mesh(kind)
+        for layer in (attn.q_proj, attn.k_proj, attn.v_proj):
+            layer.kernel = nnx.Param(put(mesh, layer.kernel[...], P(None, "d")))
+            layer.bias = nnx.Param(put(mesh, layer.bias[...], P("d")))
+        attn.out_proj.kernel = nnx.Param(put(mesh, attn.out_proj.kernel[...], P("d")))
+        given = put(mesh, x[:, rows.reshape(-1)], P(None, "m"))
+        shards = {"heads": "d", "length": "m", "rows": rows, "exchange": "ring"}
+        with jax.set_mesh(mesh), shard_sequences(mesh, **shards):
+            (loss, output), grads = both(attn, given)
+        found = (loss, np.asarray(output)[:, np.argsort(rows.reshape(-1))]), grads
+        check(found, wanted, f"heads and rows, {name}, {kind}")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ def check(case, dtype_name, rows, what, inputs=None, backward=True, **told):
         )
 
 
+def every_mask():
+    """Every mask by every exchange, in every layout: no test has the time."""
+    masks(every=True)
+
+
 def masks(every=False):
     """Every mask by two exchanges, in one layout each; `every` takes all of both."""
     where, turns, ways = mesh(WORLD), cycle(LAYOUTS), cycle(EXCHANGES)
@@ -203,6 +208,21 @@ def halves():
             rows = zigzag(T, WORLD)
             told = {"mesh": where, "length": "context", "exchange": exchange}
             check(case, name, rows, f"{name} {exchange}", **told)
+            sums_of_halves(name, told)
+
+
+def sums_of_halves(name, told):
+    """Every query is allowed key 0 alone; a sum in 16 bits, or a share that is, leaves out ones."""
+    large = 2.0 ** (jnp.finfo(name).nmant + 1)
+    shares = jnp.array([large, 1, large, 1, large, 1, 1, 0], name)
+    one = jnp.ones((1, 1, 8, 1), name)
+
+    def attend(value):
+        return sharded_attention(one, one, value, mask=JAX.mask(padding([1])), **told)
+
+    grad = jax.jit(lambda value: jax.vjp(attend, value)[1](shares[None, None, :, None])[0])(one)
+    found, exact = grad.ravel().astype(float).tolist(), 3 * large + 4
+    assert found == [exact] + [0.0] * 7, f"{name}, {told['exchange']}: {found}, not {exact}"
 
 
 def worlds():
@@ -329,8 +349,21 @@ def _merge_empty(*partials):
     return Partial(sums, top, sum(s * p.total for s, p in zip(shares, partials, strict=True)))
 
 
-IN_ORDER = sharded._in_order
-MUTANTS = {  # what is wrong: where it stands, what is put there, the call that must show it
+IN_ORDER, PASS_ON = sharded._in_order, ring._pass_on
+
+
+def _stay_away(layout, arrays, distance):
+    """Leave the gradients of keys where the ring has brought them."""
+    return arrays if distance < 0 else PASS_ON(layout, arrays, distance)
+
+
+def _pass_on_keys(layout, arrays, distance):
+    """Pass keys on, and not the gradients beside them."""
+    keys = PASS_ON(layout, arrays[:2], distance)
+    return keys if len(arrays) == 2 else (*keys, *arrays[2:])
+
+
+MUTANTS = {  # what is wrong: where it stands, what is put there, the call that shows it, and where
     "forgotten hop": (ring, "_pass_on", lambda layout, arrays, _: arrays, "causal", "ring"),
     "hop the other way": (ring, "_first_column", lambda _, step, key: step * 6, "causal", "ring"),
     "contiguous rows": (
@@ -344,23 +377,32 @@ MUTANTS = {  # what is wrong: where it stands, what is put there, the call that 
     "log-sum-exps": (ring, "merge", _merge_lse, "far", "ring"),
     "two empty parts": (ring, "merge", _merge_empty, "padding", "ring"),
     "nobody needs it": (sharded, "needed_blocks", lambda *_: np.zeros((4, 4, 6)), "causal", "ring"),
+    "gradients away": (ring, "_pass_on", _stay_away, "causal", "ring", "gradient of key"),
+    "gradients left behind": (ring, "_pass_on", _pass_on_keys, "causal", "ring", "gradient of key"),
+    "last bias": (ring, "_add_columns", lambda *told: told[4], "bias", "ring", "gradient of bias"),
 }
 
 
 def mutants():
     """Each mistake is found, and told apart by what it says."""
-    for name, (module, function, wrong, which, exchange) in MUTANTS.items():
+    for name, (module, function, wrong, which, exchange, *where) in MUTANTS.items():
         jax.clear_caches()
         told = {"mesh": mesh(WORLD), "length": "context", "exchange": exchange}
         rows = zigzag(T, WORLD)
         if exchange == "none":
             told, rows = {"mesh": mesh(WORLD), "heads": "context"}, None
-        case = Case(which, SHAPE, MASKS.get(which, causal()))
+        case = Case(which, SHAPE, MASKS.get(which, causal()), "BTS" if which == "bias" else None)
         call = partial(check, case, "float32", rows, name, **told)
         if which == "far":
             call = partial(equal_scores, told, name)
-        with mock.patch.object(module, function, wrong), pytest.raises(Differs, match="output"):
+        found = pytest.raises(Differs, match=f"^({'|'.join(where or ['output'])})")
+        with mock.patch.object(module, function, wrong), found:
             call()
+    jax.clear_caches()
+    with mock.patch.object(sharded, "_move", lambda collect, *arrays: collect(*arrays)):
+        told = {"mesh": mesh(WORLD), "length": "context", "exchange": "gathered"}
+        with pytest.raises(AssertionError, match="bfloat16, gathered: "):
+            sums_of_halves("bfloat16", told)
 
 
 REFUSED = {  # what a call is told, and what it answers

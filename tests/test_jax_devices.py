@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PARTS = [
     "shard_map explicit_axes automatic_axes other_dims",
-    "modules steps narrow_caches greedy layers",
+    "modules steps narrow_caches greedy layers heads_and_rows",
 ]
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled
 
