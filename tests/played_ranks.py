@@ -97,10 +97,11 @@ def square(query, key, value, mask, bias, query_offset) -> tuple:
 def attention(query, key, value, *, bias=None, sinks=None, query_offset=None, **options):
     told = options | {"bias": bias, "sinks": sinks, "query_offset": query_offset}
     usual = options.get("dropout") or options.get("empty_rows") == "uniform"
-    usual = usual or torch.compiler.is_compiling()
-    if usual or 0 in (*query.shape, *value.shape):
+    if usual or torch.compiler.is_compiling():
         return attention_of_one(query, key, value, **told)
     call = check_call(query, key, value, **told)  # so that wrong calls are refused as ever
+    if 0 in (*query.shape, *value.shape):
+        return attention_of_one(query, key, value, **told)
     queries = query.shape[2]
     names = ("mask", "scale", "softcap", "empty_rows")
     told = {name: options[name] for name in names if name in options}
