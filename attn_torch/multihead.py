@@ -372,8 +372,10 @@ class MultiHeadAttention(nn.Module):
         if self.process_heads is None:
             return query, key
         shards = current_shards()
-        places = torch.arange(query.shape[2]) if shards is None else shards.rows[shards.rank]
-        places = places.to(query.device)[None]
+        if shards is None:
+            places = torch.arange(query.shape[2], device=query.device)[None]
+        else:
+            places = shards.rows[shards.rank].to(query.device)[None]
         positions = places if first is None else first.to(query.device)[:, None] + places
         processed: Any = self.process_heads(query, key, positions)
         checks.check_processed(processed, query, key)
