@@ -37,7 +37,7 @@ from attn_jax import (
 from conformance.oracle import naive
 
 blocked.ROWS = blocked.COLUMNS = 32
-blocked.LONE_CELLS = 256
+blocked.LONE_CELLS = 600
 B, H, D, E = 4, 8, 3, 5
 SMALL, LARGE, ONE = (13, 17), (37, 71), (1, 19)  # the formula, two blocks of queries, one query
 SPECS = {"samples and heads": P("d", "m"), "samples": P(("d", "m")), "heads": P(None, ("d", "m"))}
@@ -345,10 +345,10 @@ def layers():
 
 def hidden_nan(mesh):
     """NaN in hidden tokens is in no gradient of what projects keys, by any way to share rows."""
-    rows, x = zigzag(24, 2), np.random.default_rng(1).normal(size=(B, 24, 16))
-    hidden = np.random.default_rng(2).random((B, 24)) < 0.3
+    rows, x = zigzag(32, 2), np.random.default_rng(1).normal(size=(B, 32, 16))
+    hidden = np.random.default_rng(2).random((B, 32)) < 0.3
     x[hidden] = np.nan  # as a query's it would be in them: such rows are fully masked, too
-    mask = causal() & padding(hidden=hidden) & allow(np.tile(~hidden[:, None, :, None], 24))
+    mask = causal() & padding(hidden=hidden) & allow(np.tile(~hidden[:, None, :, None], 32))
 
     def run(attn, *tokens):
         output, _ = attn(*tokens, attn_mask=mask, need_weights=False)
