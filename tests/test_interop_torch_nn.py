@@ -544,7 +544,7 @@ REFUSED = {
     "key_of_one_sample": ((X, X[0], X), {}, ValueError, "key must be (S, B, E): got (3, 14)"),
     "value_of_a_batch": ((X[0], X[0], X), {}, ValueError, "value must be (S, E): got (5, 3, 14)"),
     "rank": ((X[None], X, X), {}, ValueError, "query must be (T, B, E): got (1, 5, 3, 14)"),
-    "no_array": ((X.numpy(), X, X), {}, TypeError, "query must be an array: got ndarray"),
+    "no_array": ((X.numpy(), X, X), {}, TypeError, "query must be an array: got numpy.ndarray"),
     "features": ((X[..., :9], X, X), {}, ValueError, "query must have 14 features: got 9"),
     "batch": (
         (X, X[:, :2], X[:, :2]),
