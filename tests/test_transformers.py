@@ -24,7 +24,15 @@ from hf_models import (
     positions,
     tokens,
 )
-from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BloomConfig,
+    BloomModel,
+    MptConfig,
+    MptModel,
+    masking_utils,
+)
 
 from attn_torch import attention, causal
 from attn_torch.interop import transformers as ours
@@ -399,6 +407,21 @@ def test_model_whose_mask_function_was_forgotten_is_refused():
     model.set_attn_implementation("forgotten")
     with pytest.raises(ValueError, match="got none for LlamaAttention"):
         model(input_ids=ids, attention_mask=real.long())
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (BloomModel, BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)),
+        (MptModel, MptConfig(vocab_size=9, d_model=8, n_layers=1, n_heads=2)),
+    ],
+)
+def test_model_that_adds_the_mask_itself_is_refused(model, config):
+    """Under this name it would add 1 to the scores of what may be seen."""
+    config._attn_implementation = "attn_rosetta"
+    text = f"models that ask for an attention function, use eager: got {model.__name__}"
+    with pytest.raises(ValueError, match=f"^attn_rosetta is for {text}$"):
+        model(config)(torch.tensor([[1, 2, 3]]))
 
 
 def test_transformers_with_other_masks_is_refused(monkeypatch):

@@ -65,11 +65,14 @@ def make_mask(
 
     An array too for one query, which may enter a compiled step, and under a compiler. It is never
     None, so that `attend` knows of a mask that was forgotten.
+
+    Raises ValueError for a model that would add the mask to its scores itself.
     """
     from transformers import masking_utils as theirs
 
     from .recognised import Unrecognised, carry
 
+    check_model(type(kwargs.get("config")))
     sizes = batch_size, q_length, kv_length
     what: dict[str, Any] = {
         "q_offset": q_offset,
@@ -85,6 +88,19 @@ def make_mask(
             pass
     kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return theirs.sdpa_mask(*sizes, **what, use_vmap=use_vmap, **kwargs)
+
+
+@torch.compiler.assume_constant_result
+def check_model(config: type) -> None:
+    """Refuse a model that asks for no attention function, by the class of its configuration."""
+    from transformers import AutoModel
+
+    model = AutoModel._model_mapping.get(config, None)
+    model = model[0] if isinstance(model, tuple) else model
+    ways = ("attention_backend", "sdpa", "flash_attn", "flex_attn")
+    if model is not None and not any(getattr(model, f"_supports_{way}", False) for way in ways):
+        rule = f"{NAME} is for models that ask for an attention function, use eager"
+        raise ValueError(f"{rule}: got {model.__name__}")
 
 
 def attend(
