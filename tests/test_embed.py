@@ -271,11 +271,32 @@ def test_a_chapter_can_be_chosen_and_its_failure_be_repeated(folder):
     assert command.startswith("run --subject inverted:Subject --device cpu --case 'test_")
 
 
+FORGOTTEN = """
+import inverted
+from conformance import parametrize_with_clauses
+
+@parametrize_with_clauses(inverted, profiles=["empty"])
+def test_forgotten(check):
+    check  # and no ()
+"""
+
+
+def test_a_check_that_is_not_called_fails(folder):
+    (folder / "test_forgotten.py").write_text(FORGOTTEN, "utf-8")
+    done = pytest_in(folder, "-x", "test_forgotten.py")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "a test must call its check, as in check(): got <check of test_" in done.stdout
+
+
 OPTION = "--conformance-subject"
 REFUSED = {
     "no_such_class": (
         ["--pyargs", "conformance", f"{OPTION}=right:No"],
         f"{OPTION} right:No: it must name a class of right: got No",
+    ),
+    "no_such_module": (
+        ["--pyargs", "conformance", f"{OPTION}=nowhere:Subject"],
+        "No module named 'nowhere'; install it, or name its folder in PYTHONPATH",
     ),
     "no_such_profile": (
         ["--pyargs", "conformance", f"{OPTION}=right:Subject", "--conformance-profile=empt"],
@@ -315,7 +336,12 @@ class Attending:
 @pytest.mark.parametrize(
     ("subject", "options", "error", "text"),
     [
-        (3, {}, TypeError, "a class, a module that has a class Subject, or a text: got int"),
+        (
+            3,
+            {},
+            TypeError,
+            "a class, a module that has a class Subject, or a text: got an instance of int",
+        ),
         ("numpy", {}, ValueError, "it must be an adapter, a backend is --backend numpy"),
         (Attending, {"profiles": ["empt"]}, ValueError, "a profile must be one of masks,"),
         (Attending, {"profiles": []}, ValueError, "nothing would be tested"),

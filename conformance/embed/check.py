@@ -47,6 +47,7 @@ class Check:
     def __init__(self, case: ClauseCase, offer: Offer, known: Known | None):
         self.case, self.offer, self.known = case, offer, known
         self.subject, self.clause = offer.subject, clauses()[case.clause]
+        self.called = False
 
     def __repr__(self) -> str:
         return f"<check of {self.case.name}>"
@@ -58,6 +59,7 @@ class Check:
 
     def __call__(self) -> None:
         __tracebackhide__ = True
+        self.called = True
         error = self._error()
         if isinstance(error, NotOffered):
             pytest.skip(str(error))

@@ -86,7 +86,7 @@ def _plugged(subject: type | ModuleType | str) -> list[Any]:
         subject = f"{subject.__name__}:Subject"
     if not isinstance(subject, str | type):
         rule = "a subject must be a class, a module that has a class Subject, or a text"
-        raise TypeError(f"{rule}: got {type(subject).__name__}")
+        raise TypeError(f"{rule}: got an instance of {type(subject).__name__}")
     return subjects.plug(subject)
 
 

@@ -73,6 +73,8 @@ def _offers(config: pytest.Config, names: list[str]) -> list[Any]:
         return offers(names, config.option.conformance_profile, file)
     except (Exception, SystemExit) as error:
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            told += "; install it, or name its folder in PYTHONPATH"
         raise pytest.UsageError(f"{OPTION} {', '.join(names)}: {told}") from error
 
 
@@ -91,6 +93,15 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if OFFERS in config.stash and COLLECTED not in config.stash:
         raise pytest.UsageError(f"{OPTION} needs --pyargs conformance: got other tests alone")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that was given a check and did not call it: it would pass whatever is wrong."""
+    yield
+    check = _check_of(item) if CHECK in sys.modules else None
+    if check and not check.called:
+        pytest.fail(f"a test must call its check, as in check(): got {check}", pytrace=False)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
