@@ -271,8 +271,8 @@ def test_program_that_dies_has_refused_nothing(tmp_path):
 FIRST = {
     "silent": ("", "the program must answer: got the end of its output|its end"),
     "rubbish": ("hello", f"{RULE}'hello'"),
-    "no_version": ("{}", 'first line must be an object with "pipe": 1: got one with nothing'),
-    "newer": ('{"pipe": 2, "name": "x"}', 'with "pipe": 1: got one with name'),
+    "no_version": ("{}", 'first line must be an object with "pipe": 1: got "pipe": None'),
+    "newer": ('{"pipe": 2, "name": "x"}', 'with "pipe": 1: got "pipe": 2'),
     "unknown": ('{"pipe": 1, "masks": "hide"}', "holds name, mask_polarity, .*: got masks"),
     "no_polarity": ('{"pipe": 1}', "`mask_polarity` must say what True means.*: got None"),
     "lasting": (

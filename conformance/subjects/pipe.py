@@ -56,9 +56,9 @@ class Pipe:
         """Start the program, and return what it says of itself."""
         self.program = RunningProgram(self.words, self.folder)
         said = self.program.wait_for_answer()
-        if said.pop("pipe", None) != VERSION:
+        if (version := said.pop("pipe", None)) != VERSION:
             rule = f'the first line must be an object with "pipe": {VERSION}'
-            raise self.program.broken(rule, f"one with {', '.join(said) or 'nothing'}")
+            raise self.program.broken(rule, f'"pipe": {version!r}')
         if unknown := [name for name in said if name not in SAID]:
             raise self.program.broken(f"the first line holds {', '.join(SAID)}", ", ".join(unknown))
         return said
