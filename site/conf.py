@@ -54,7 +54,13 @@ project_pages = {
     "reference/mutation": "docs/mutation.md",
     "reference/benchmarks": "docs/benchmarks.md",
     "reference/plug-in": "docs/plug-in.md",
+    "reference/pytest": "docs/pytest.md",
     "reference/kernels": "docs/kernels.md",
     "reference/pipe": "docs/pipe.md",
+    "reference/transformers": "docs/transformers.md",
+    "reference/torch-nn": "docs/torch-nn.md",
+    "reference/flax": "docs/flax.md",
+    "reference/weights": "docs/weights.md",
+    "reference/which-clause": "docs/which-clause.md",
     "reference/vectors": "conformance/vectors/README.md",
 }
