@@ -36,8 +36,6 @@ from attn_jax import (
 )
 from conformance.oracle import naive
 
-blocked.ROWS = blocked.COLUMNS = 32
-blocked.LONE_CELLS = 600
 B, H, D, E = 4, 8, 3, 5
 SMALL, LARGE, ONE = (13, 17), (37, 71), (1, 19)  # the formula, two blocks of queries, one query
 SPECS = {"samples and heads": P("d", "m"), "samples": P(("d", "m")), "heads": P(None, ("d", "m"))}
@@ -402,5 +400,7 @@ def heads_and_rows():
 
 
 if __name__ == "__main__":
+    blocked.ROWS = blocked.COLUMNS = 32
+    blocked.LONE_CELLS = 600
     for part in sys.argv[1:]:
         globals()[part]()

@@ -46,7 +46,7 @@ def test_tiles_under_strict_promotion():
 def test_arrays_that_are_more_than_arrays_are_refused(backend, kind):
     query = _array(backend, np.ones((1, 1, 3, 2), np.float32))
     bias = np.zeros((3, 3), np.float32).view(kind)
-    with pytest.raises(TypeError, match=f"bias must be an array: got {kind.__name__}"):
+    with pytest.raises(TypeError, match=f"bias must be an array: got numpy.{kind.__name__}"):
         BACKENDS[backend].attention(query, query, query, bias=bias)
 
 

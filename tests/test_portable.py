@@ -52,3 +52,21 @@ def test_the_check_finds_what_it_looks_for(tmp_path, source, check):
     (tmp_path / "conformance/module.py").write_text(source, "utf-8")
     (tmp_path / "conformance/test_module.py").write_text(source, "utf-8")
     assert len(check(tmp_path)) == 1
+
+
+def changed(source: str) -> list[int]:
+    """Return the lines on which a file's import sets what belongs to another module."""
+    found = []
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets):
+            found.append(node.lineno)
+    return found
+
+
+def test_importing_a_file_of_tests_changes_nothing_elsewhere():
+    """Doctests are looked for in every file, so that all are imported into one process."""
+    assert changed("a = 1\nblocked.ROWS = b = 2\nos.environ['A'] = '1'\n") == [2, 3]
+    files = sorted((ROOT / "tests").glob("*.py"))
+    found = [f"{path.name}:{line}" for path in files for line in changed(path.read_text("utf-8"))]
+    assert files and not found, f"set it in a function, or where __name__ is __main__: got {found}"
