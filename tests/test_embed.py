@@ -322,7 +322,7 @@ def test_options_that_would_test_nothing_are_refused(folder, name):
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_nothing(): ...
+def nothing(): ...
 
 
 class Attending:
@@ -350,7 +350,7 @@ class Attending:
 )
 def test_a_decorator_that_means_nothing_is_refused(subject, options, error, text):
     with pytest.raises(error, match=re.escape(text)):
-        parametrize_with_clauses(subject, **options)(test_nothing)
+        parametrize_with_clauses(subject, **options)(nothing)
 
 
 def test_a_known_difference_must_match_a_case(tmp_path):
@@ -358,7 +358,7 @@ def test_a_known_difference_must_match_a_case(tmp_path):
     rule = "a known difference must match a case of the suite that is offered: got EMPTY-2, case"
     options = {"profiles": ["empty"], "known": tmp_path / "known.toml"}
     with pytest.raises(ValueError, match=rule):
-        parametrize_with_clauses(Attending, **options)(test_nothing)
+        parametrize_with_clauses(Attending, **options)(nothing)
 
 
 def test_cases_are_named_as_pytest_names_them(folder):
