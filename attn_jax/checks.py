@@ -40,7 +40,7 @@ LAYOUTS: dict[str, Collection[str]] = {
     "gpt_oss": ALL,
 }
 JOINED = ("torch", "timm", "gpt2")  # those that keep three projections in one matrix
-SAME_NAMES = {"linen": "nnx", "qwen3": "llama", "gemma": "llama", "gpt_oss": "llama"}
+SAME_NAMES = {"linen": "nnx"} | dict.fromkeys(("llama", "qwen3", "gemma", "gpt_oss"), "llama")
 CALL = ("B", "H", "T", "S")
 LATER = {"head_dim", "qkv_bias", "scale", "softcap", "sinks", "process_heads"}  # not in older files
 
@@ -1029,6 +1029,12 @@ def check_layout(layout: Any, attentions: Mapping[str, Any]) -> None:
         others = [name for name in unknown if getattr(attn, name) is not None]
         if others:  # weights alone would compute something else there
             raise ValueError(f"layout {layout!r} has no {' and no '.join(others)}: got one")
+        if SAME_NAMES.get(layout) == "llama" and attn.process_heads is None:
+            rule = (
+                f"layout {layout!r} turns heads by position and needs process_heads, where a model "
+                "turns none name o_proj out_proj and take layout 'rosetta'"
+            )
+            raise ValueError(f"{rule}: got an attention without process_heads")
 
 
 def check_has_values(abstract: Sequence[str]) -> None:
@@ -1279,18 +1285,12 @@ def check_own_file(layout: str, prefix: str) -> None:
 
 
 def check_tells_all(layout: str) -> None:
-    if SAME_NAMES.get(layout, layout) == "llama":
+    if SAME_NAMES.get(layout) == "llama":
         rule = (
             f"a file in layout {layout!r} must say how heads are turned, build the attention with "
             "process_heads, then import_weights and save"
         )
         raise ValueError(f"{rule}: got weights alone")
-
-
-def check_turns(layout: str, process: Any) -> None:
-    if SAME_NAMES.get(layout, layout) == "llama" and process is None:
-        rule = f"layout {layout!r} turns heads by position"
-        raise ValueError(f"{rule}: got an attention without process_heads")
 
 
 def not_in_layout(layout: str, names: Sequence[str]) -> ValueError:

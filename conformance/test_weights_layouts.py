@@ -1,5 +1,7 @@
 """The chapter on weights, of other libraries: by their layouts, told or recognised, or a part."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ WIDE = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "head_dim": 5}, S=7)
 OUT_BIAS = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "qkv_bias": False}, S=7)
 NORM = {"class": "QKNorm", "head_dim": 6}
 NORMED = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "head_dim": 6, "process_heads": NORM})
+TURN = {"class": "rotary", "dim": 2}
 # What an attention of each layout may be; the kernels of a layout by heads are 3 axes there.
 PLAIN = {"cross": CROSS, "no_bias": NO_BIAS}
 BY_HEAD = PLAIN | {"grouped": GROUPED, "widths": WIDTHS, "wide": WIDE}
@@ -30,7 +33,10 @@ LAYOUTS = {
     "timm": PLAIN | {"out_bias": OUT_BIAS},
     "bert": PLAIN,
     "gpt2": PLAIN,
-    "llama": PLAIN | {"grouped": GROUPED, "out_bias": OUT_BIAS},
+    "llama": {
+        name: replace(call, config=call.config | {"process_heads": TURN})
+        for name, call in (PLAIN | {"grouped": GROUPED, "out_bias": OUT_BIAS}).items()
+    },
 }
 CASES = [(layout, name) for layout, cases in LAYOUTS.items() for name in cases]
 # The layout in which `auto` reads what is written in another.
@@ -144,11 +150,22 @@ def test_a_prefix_takes_a_part_of_a_file_or_a_nested_mapping(subject, tmp_path):
     ],
 )
 def test_what_stands_beside_an_attention_is_left_out(subject, layout, beside):
-    weights = theirs(layout, CROSS)
+    call = LAYOUTS[layout]["cross"]
+    weights = theirs(layout, call)
     weights |= {name: np.ones(shape, np.float32) for name, shape in beside.items()}
-    check_taken(subject, CROSS, weights, layout)
-    check_taken(subject, CROSS, weights, "auto")
-    check_refused(subject, CROSS, weights | {"gate": np.ones(3)}, layout, "gate, which is unexp")
+    check_taken(subject, call, weights, layout)
+    check_taken(subject, call, weights, "auto")
+    check_refused(subject, call, weights | {"gate": np.ones(3)}, layout, "gate, which is unexp")
+
+
+@clause("WGT-6")
+@pytest.mark.parametrize("layout", ["auto", "llama", "qwen3", "gemma", "gpt_oss"])
+@pytest.mark.parametrize("call", [CROSS, GROUPED], ids=["cross", "grouped"])
+def test_heads_that_nobody_turns_are_refused(subject, call, layout):
+    """Names and shapes fit, but a Llama turns its heads: another output would come out."""
+    told = repr("llama" if layout == "auto" else layout)
+    text = f"layout {told} turns heads by position and needs process_heads"
+    check_refused(subject, call, theirs("llama", call), layout, text)
 
 
 @clause("WGT-6")

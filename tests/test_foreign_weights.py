@@ -33,14 +33,16 @@ def check_output(
     """Import weights into an attention; check its output and the library's against the oracle."""
     subject, config = load(backend), {"embed_dim": E, "num_heads": H} | config
     widths = {name: config.get(name, E) for name in ("kdim", "vdim")}
-    before = MultiHeadCase(config, **widths).parameters("float32")
+    call = MultiHeadCase(config, T=x[0].shape[1], **widths)
+    before, told = call.parameters("float32"), call.told()
     error, ours = subject.import_weights("attention", config, before, weights, "auto", **options)
     assert error is None
     heads = config["num_heads"], config.get("num_kv_heads", config["num_heads"])
     allowed = np.broadcast_to(allowed, (len(x[0]), heads[0], x[0].shape[1], x[1].shape[1]))
-    exact, naive = expected.multihead(ours, *heads, *x, allowed=allowed)
+    exact, naive = expected.multihead(ours, *heads, *x, allowed=allowed, **told)
     compare(theirs, exact["output"], naive["output"], "the library's output")
-    got, _ = subject.multihead(config, ours, *x, attn_mask=~allowed)
+    given = x[:1] if "process" in told else x
+    got, _ = subject.multihead(config, ours, *given, attn_mask=~allowed)
     compare(got, exact["output"], naive["output"], "output by the library's weights")
 
 
@@ -107,14 +109,14 @@ def test_gpt2_goes_in_from_a_file_of_an_older_version(backend, tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_llama_goes_in(backend):
-    """Its heads are not turned at position 0 alone: all tokens stand there in this test."""
     config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, head_dim=10)
     model = sharpened(transformers.LlamaModel(config))
     x, allowed = inputs(), np.tri(T, dtype=bool)[None, None]
     with torch.no_grad():
-        places = model.rotary_emb(torch.from_numpy(x), torch.zeros(3, T, dtype=torch.long))
+        places = model.rotary_emb(torch.from_numpy(x), torch.arange(T)[None])
         attn = model.layers[1].self_attn
         theirs = attn(torch.from_numpy(x), places, additive(allowed))[0].numpy()
     settings = {"num_kv_heads": 2, "head_dim": 10, "bias": False}
+    settings |= {"process_heads": {"class": "rotary"}}
     prefix = "layers.1.self_attn"
     check_output(backend, model.state_dict(), settings, theirs, [x] * 3, allowed, prefix=prefix)

@@ -453,6 +453,10 @@ WEIGHTS = [
     Wrong("layout_of_rotary", ValueError, "layout 'nnx' has no softcap and no process_heads: got one",
           lambda m, a: m.export_weights(
               attention(a, softcap=3.0, process_heads=m.rotary()), "nnx")),
+    Wrong("layout_of_unturned_heads", ValueError,
+          "layout 'llama' turns heads by position and needs process_heads, where a model turns none name o_proj "
+          "out_proj and take layout 'rosetta': got an attention without process_heads",
+          lambda m, a: m.export_weights(attention(a), "llama")),
     Wrong("file_of_a_process", ValueError,
           "model must be what load builds of its settings, keep others by export_weights: "
           "got a function, which is none of Rotary, QKNorm",

@@ -167,6 +167,16 @@ def norms_taken_for_qwens(right, kind, config, parameters, weights, layout, **op
 
 
 @breaks("import_weights", "WGT-6")
+def heads_left_unturned(right, kind, config, parameters, weights, layout, **options):
+    """Weights of a Llama go into an attention that does not turn its heads."""
+    error, after = right(kind, config, parameters, weights, layout, **options)
+    if error and "turns heads" in str(error):
+        weights = {name.replace("o_proj", "out_proj"): x for name, x in weights.items()}
+        return right(kind, config, parameters, weights, "rosetta", **options)
+    return error, after
+
+
+@breaks("import_weights", "WGT-6")
 def everything_read_before_the_prefix(right, kind, config, parameters, weights, layout, **options):
     """Arrays are read that are not under the prefix."""
     for array in weights.values() if isinstance(weights, dict) and "prefix" in options else ():
