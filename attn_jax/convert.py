@@ -18,7 +18,7 @@ from .arrays import copy_like, dtype_name, from_numpy, to_numpy
 from .files import FORMAT, build_abstract, configuration, load, save, write_file
 from .layouts import BESIDE, READERS, SIGNS, WRITERS, Weights, recognise
 from .multihead import MultiHeadAttention
-from .weights import attentions, export_weights, import_weights, open_file, part
+from .weights import attentions, dotted, export_weights, import_weights, open_file, part
 
 BATCH, LENGTH = 2, 5
 FAR = 16  # apart in a trace: a norm may be written less 1
@@ -48,7 +48,8 @@ def convert(
         model, layout = load(source), "rosetta"
     else:
         arrays = part(arrays, prefix)
-        layout = checks.recognised(recognise(arrays), list(arrays)) if layout == "auto" else layout
+        if layout == "auto":
+            layout = checks.recognised(recognise(arrays), list(arrays), dotted(prefix))
         beside = [name for name in BESIDE.get(layout, ()) if arrays.pop(name, None) is not None]
         settings = _read_settings(arrays, layout, heads)
         model = build_abstract(MultiHeadAttention, settings, next(iter(arrays.values())).dtype)

@@ -66,14 +66,14 @@ def import_weights(
         weights = open_file(weights, prefix)[0]
     checks.check_mapping(weights)
     arrays = {name: _array(value) for name, value in part(weights, prefix).items()}
-    looks = _looks_like(model, arrays)
-    layout = checks.recognised(looks, list(arrays)) if layout == "auto" else layout
+    looks, begin = _looks_like(model, arrays), dotted(prefix)
+    layout = checks.recognised(looks, list(arrays), begin) if layout == "auto" else layout
     wanted = _wanted(model, layout)
     beside = [name for name in BESIDE.get(layout, ()) if name not in wanted]
     arrays = {name: array for name, array in arrays.items() if name not in beside}
     if cast:
         arrays |= {n: _cast(arrays[n], like) for n, like in wanted.items() if n in arrays}
-    checks.check_weights(arrays, wanted, layout, looks)
+    checks.check_weights(arrays, wanted, layout, looks, begin)
     for path, attn in attentions(model).items():
         arrays = READERS[layout](arrays, path, attn)
     tied = ties(model)
@@ -92,7 +92,7 @@ def ties(model: Module) -> dict[str, str]:
 
 def part(weights: Mapping, prefix: str) -> dict[str, Any]:
     """Return what lies under a prefix, nested or not, by the rest of its name."""
-    named, prefix = [(_path(name), value) for name, value in _flat(weights)], _begin(prefix)
+    named, prefix = [(_path(name), value) for name, value in _flat(weights)], dotted(prefix)
     checks.check_names([name for name, _ in named], prefix)
     chosen = [(name, value) for name, value in named if name.startswith(prefix)]
     return {name.removeprefix(prefix): value for name, value in chosen}
@@ -114,7 +114,8 @@ def _path(name: str) -> str:
     return name.replace("/", ".").lstrip(".")
 
 
-def _begin(prefix: str) -> str:
+def dotted(prefix: str) -> str:
+    """Return a prefix as names have it, with a dot at its end."""
     return f"{_path(prefix).rstrip('.')}." if prefix else ""
 
 
@@ -218,8 +219,8 @@ def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray]
     try:
         with files.safe_open(path, "numpy") as file:
             names = file.keys()
-            checks.check_names([_path(name) for name in names], _begin(prefix))
-            chosen = [name for name in names if _path(name).startswith(_begin(prefix))]
+            checks.check_names([_path(name) for name in names], dotted(prefix))
+            chosen = [name for name in names if _path(name).startswith(dotted(prefix))]
             return {name: file.get_tensor(name) for name in chosen}, file.metadata() or {}
     except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error

@@ -8,6 +8,7 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -1094,8 +1095,12 @@ def check_names(names: Sequence[str], prefix: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"weights must have names of their own: got {_some(twice)} twice")
-    if not any(name.startswith(prefix) for name in names) and prefix:
-        raise ValueError(f"prefix must begin some of the names: got {prefix!r} for {_some(names)}")
+    if prefix and not any(name.startswith(prefix) for name in names):
+        dots = [(name, dot) for name in names for dot, letter in enumerate(name) if letter == "."]
+        near = get_close_matches(prefix, sorted({name[: dot + 1] for name, dot in dots}))
+        rule = "prefix must begin some of the names"
+        rule += f", try {' or '.join(map(repr, near))}" if near else ""
+        raise ValueError(f"{rule}: got {prefix!r} for {_some(names)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -1103,11 +1108,14 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:4])}{more}" if names else "none"
 
 
-def recognised(looks: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
-    """Return the one layout that names tell of: those that are `looks`, below which prefix."""
+def recognised(looks: Sequence[tuple[str, str]], names: Sequence[str], begin: str) -> str:
+    """Return the one layout that names tell of: those that are `looks`, below which prefix.
+
+    All stand below `begin`, which was asked for.
+    """
     layouts = {layout for layout, prefix in looks if not prefix}
     if len(layouts) != 1:
-        told = [f"{layout!r} under prefix {prefix!r}" for layout, prefix in looks]
+        told = [f"{layout!r} under prefix {begin + prefix!r}" for layout, prefix in looks]
         rule = "layout 'auto' needs the names of one layout, name it or give its prefix"
         raise ValueError(f"{rule}: got {_some(told or names)}")
     norms = [name for name in names if "_norm." in name]
@@ -1127,10 +1135,12 @@ def check_weights(
     wanted: Mapping[str, Any],
     layout: str,
     looks: Sequence[tuple[str, str]],
+    begin: str,
 ) -> None:
     """Check names, shapes and dtypes against those that the model has in a layout.
 
     `looks` are the layouts that the names tell of, and below which prefix: a message names one.
+    All stand below `begin`, which was asked for.
     """
     extra = [name for name in weights if name.split(".")[-1] in ("bias_k", "bias_v")]
     if extra:
@@ -1140,16 +1150,16 @@ def check_weights(
     wrong += [f"{name}, which is unexpected" for name in weights if name not in wanted]
     wrong += _wrong_arrays(weights, wanted)
     if wrong:
-        rule = f"weights must be those of the model{_other_layout(layout, looks)}"
+        rule = f"weights must be those of the model{_other_layout(layout, looks, begin)}"
         raise ValueError(f"{rule}: got {'; '.join(wrong)}")
 
 
-def _other_layout(layout: str, looks: Sequence[tuple[str, str]]) -> str:
+def _other_layout(layout: str, looks: Sequence[tuple[str, str]], begin: str) -> str:
     """Return which other layout, or which prefix, weights look like, if they do."""
     if not looks or (SAME_NAMES.get(layout, layout), "") in looks:
         return ""
     other, prefix = looks[0]
-    under = f" under prefix {prefix!r}" if prefix else ""
+    under = f" under prefix {begin + prefix!r}" if prefix else ""
     return f", these look like layout {other!r}{under}"
 
 

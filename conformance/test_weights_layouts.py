@@ -266,7 +266,32 @@ def test_auto_refuses_what_it_cannot_tell(subject):
     check_refused(subject, CROSS, two, "auto", "'bert' under prefix ''", "'gpt2' under prefix ''")
     under = {f"h.0.attn.{name}": array for name, array in theirs("gpt2", CROSS).items()}
     check_refused(subject, CROSS, under, "auto", "'gpt2' under prefix 'h.0.attn.'")
-    check_refused(subject, CROSS, under, "gpt2", "got 'h.1.' for h.0.attn.", prefix="h.1")
+
+
+@clause("WGT-6")
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("prefix", "text"),
+    [
+        ("modl.h.1.attn", "some of the names, try 'model.h.1.attn.' or"),
+        ("h.1.attn.", "try 'model.h.1.attn.' or"),
+        ("model.h.12.attn", "'model.h.1.attn.'"),
+        ("vision", "some of the names: got 'vision.' for model.h.0.attn.c_"),
+        ("model.h.1", "these look like layout 'gpt2' under prefix 'model.h.1.attn.': got"),
+        ("model", "these look like layout 'gpt2' under prefix 'model.h.0.attn.': got"),
+    ],
+)
+def test_an_error_names_the_prefix_that_is_there(subject, tmp_path, prefix, text):
+    layers = (f"model.h.{i}.attn.{name}" for i in range(3) for name in theirs("gpt2", CROSS))
+    weights = dict.fromkeys(layers, np.ones(3, np.float32))
+    check_refused(subject, CROSS, weights, "bert", text, prefix=prefix)
+    tensors.write(tmp_path / "more", weights)
+    check_refused(subject, CROSS, tmp_path / "more", "bert", text, prefix=prefix)
+    if "look like" in text:
+        under = text.removeprefix("these look like layout ").removesuffix(": got")
+        check_refused(
+            subject, CROSS, weights, "auto", f"give its prefix: got {under}", prefix=prefix
+        )
 
 
 @clause("WGT-6")
