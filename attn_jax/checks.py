@@ -1286,6 +1286,14 @@ def not_ours(path: str | Path, reason: str) -> ValueError:
     return ValueError(f"path must be a safetensors file that fits: got {path} ({reason})")
 
 
+def check_target(source: str | Path, target: str | Path) -> None:
+    path = Path(target)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"target must be a file, in a folder that is there: got {target}")
+    if path.exists() and path.samefile(source):
+        raise ValueError(f"target must be another file than source: got {target}")
+
+
 def check_own_file(layout: str, prefix: str) -> None:
     if layout not in ("auto", "rosetta") or prefix:
         got = f"prefix {prefix!r}" if prefix else f"layout {layout!r}"
@@ -1310,17 +1318,14 @@ def not_in_layout(layout: str, names: Sequence[str]) -> ValueError:
 
 def number_of_heads(asked: int | None, shaped: int | None, shapes: Mapping[str, tuple]) -> int:
     """Return how many heads an attention has: of its arrays, or else as asked."""
-    if shaped is None and asked is None:
+    heads = asked if shaped is None else shaped
+    if heads is None:
         raise ValueError("heads must be told where the arrays do not tell, --heads: got none")
-    if shaped is not None and asked not in (None, shaped):
+    if asked not in (None, heads):
         raise ValueError(f"heads must be those of the arrays: got {asked} for {shaped}")
-    heads = shaped or asked or 0
     rows = {name: shape[0] for name, shape in shapes.items()}
-    if (
-        heads < 1
-        or rows["q"] % heads
-        or any(count % (rows["q"] // heads) for count in rows.values())
-    ):
+    head_dim = rows["q"] // max(heads, 1)
+    if head_dim < 1 or head_dim * heads != rows["q"] or any(n % head_dim for n in rows.values()):
         raise ValueError(f"heads must divide the rows of each projection: got {heads} for {rows}")
     return heads
 

@@ -39,8 +39,10 @@ def convert(
     `layout` of `import_weights`; `heads` is how many heads it has, where its arrays do not tell.
     Written to "rosetta", `target` is a file that `load` builds. Before there is a `target`, a
     model is read from each of the two files, and both are run on random input. Raises ValueError
-    where their outputs differ, or a layout cannot say what the source says.
+    where their outputs differ, a layout cannot say what the source says, or `target` is `source`;
+    TypeError where an array has no floats.
     """
+    checks.check_target(source, target)
     arrays, metadata = open_file(source, prefix)
     beside: list[str] = []
     if metadata.get("format") == FORMAT:
@@ -51,6 +53,8 @@ def convert(
         if layout == "auto":
             layout = checks.recognised(recognise(arrays), list(arrays), dotted(prefix))
         beside = [name for name in BESIDE.get(layout, ()) if arrays.pop(name, None) is not None]
+        for name, array in arrays.items():
+            checks.check_float(name, array)
         settings = _read_settings(arrays, layout, heads)
         model = build_abstract(MultiHeadAttention, settings, next(iter(arrays.values())).dtype)
         import_weights(model, arrays, layout)

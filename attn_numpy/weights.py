@@ -218,12 +218,13 @@ def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray]
     files = safetensors_package()
     try:
         with files.safe_open(path, "numpy") as file:
-            names = file.keys()
-            checks.check_names([_path(name) for name in names], dotted(prefix))
+            names, metadata = file.keys(), file.metadata() or {}
             chosen = [name for name in names if _path(name).startswith(dotted(prefix))]
-            return {name: file.get_tensor(name) for name in chosen}, file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in chosen}
     except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
+    checks.check_names([_path(name) for name in names], dotted(prefix))
+    return arrays, metadata
 
 
 def safetensors_package() -> Any:

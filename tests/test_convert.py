@@ -121,6 +121,43 @@ def test_what_is_refused_writes_nothing(backend, name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("source", "target must be another file than source: got "),
+        ("folder/../source", "target must be another file than source: got "),
+        ("nowhere/target", "target must be a file, in a folder that is there: got "),
+        ("folder", "target must be a file, in a folder that is there: got "),
+    ],
+)
+def test_a_target_that_cannot_be_is_named(backend, target, text, tmp_path, capsys):
+    source = written(tmp_path / "source", "bert", PLAIN)
+    (tmp_path / "folder").mkdir()
+    before = source.read_bytes()
+    assert convert(backend, source, f"{tmp_path}/{target}", "--to", "nnx", heads=2) == 1
+    said = capsys.readouterr().err
+    assert said == f"nothing was written: {text}{tmp_path}/{target}\n"
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "source"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [0, 14])
+def test_arrays_that_are_no_weights_are_refused(backend, rows, tmp_path, capsys):
+    dtype = "float32" if rows == 0 else "int64"
+    projections = dict.fromkeys(("query", "key", "value"), np.ones((rows, 14), dtype))
+    weights = {f"self.{name}.weight": array for name, array in projections.items()}
+    tensors.write(
+        tmp_path / "source", weights | {"output.dense.weight": np.ones((14, rows), dtype)}
+    )
+    assert convert(backend, tmp_path / "source", tmp_path / "t", "--to", "nnx", heads=2) == 1
+    text = (
+        "must be float16, bfloat16, float32 or float64: got int64" if rows else "got 2 for {'q': 0"
+    )
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["query", "out"])
 def test_outputs_that_differ_are_no_proof(backend, name, tmp_path, capsys, monkeypatch):
     layouts = import_module(f"attn_{backend}.layouts")
