@@ -42,7 +42,7 @@ def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Arra
     checks.check_has_values(
         [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
     )
-    return _lay_out(model, layout)
+    return {name: _in_order(array) for name, array in _lay_out(model, layout).items()}
 
 
 def import_weights(
@@ -162,6 +162,14 @@ def _read(model: nnx.Module) -> dict[str, Array]:
     return {name: array.T if attr == "kernel" else array for name, (array, attr) in arrays.items()}
 
 
+def _in_order(array: Array) -> Array:
+    """Return an array that lies in memory as a file has it.
+
+    All do, in JAX.
+    """
+    return array
+
+
 def _wanted(model: nnx.Module, layout: str) -> Any:
     """Return what has the names, shapes and dtypes of what goes in."""
     shapes = nnx.eval_shape(lambda abstract: OrderedDict(_lay_out(abstract, layout)), model)
@@ -246,7 +254,7 @@ def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray]
             names, metadata = file.keys(), file.metadata() or {}
             chosen = [name for name in names if _path(name).startswith(dotted(prefix))]
             arrays = {name: file.get_tensor(name) for name in chosen}
-    except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (files.SafetensorError, AttributeError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
     checks.check_names([_path(name) for name in names], dotted(prefix))
     return arrays, metadata

@@ -104,9 +104,8 @@ def write_file(
 ) -> None:
     """Write arrays to a safetensors file."""
     files = safetensors_package()
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
     mode = _mode(Path(path))
-    files.numpy.save_file(arrays, path, metadata)
+    files.numpy.save_file(dict(weights), path, metadata)
     Path(path).chmod(mode)  # safetensors lets nobody but the owner read it
 
 

@@ -34,7 +34,7 @@ def export_weights(model: Module, layout: str = "rosetta") -> dict[str, np.ndarr
     checks.check_has_values(
         [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
     )
-    return _lay_out(model, layout)
+    return {name: _in_order(array) for name, array in _lay_out(model, layout).items()}
 
 
 def import_weights(
@@ -146,6 +146,14 @@ def _read(model: Module) -> dict[str, np.ndarray]:
     return {name: getattr(*place) for name, place in parameters(model).items()}
 
 
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """Return an array that lies in memory as a file has it.
+
+    Of a view `safetensors.numpy` would write other numbers, without a word.
+    """
+    return np.ascontiguousarray(array)
+
+
 def _wanted(model: Module, layout: str) -> dict[str, np.ndarray]:
     """Return what has the names, shapes and dtypes of what goes in."""
     return _lay_out(model, layout)
@@ -221,7 +229,7 @@ def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray]
             names, metadata = file.keys(), file.metadata() or {}
             chosen = [name for name in names if _path(name).startswith(dotted(prefix))]
             arrays = {name: file.get_tensor(name) for name in chosen}
-    except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (files.SafetensorError, AttributeError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
     checks.check_names([_path(name) for name in names], dotted(prefix))
     return arrays, metadata

@@ -37,7 +37,7 @@ def export_weights(model: nn.Module, layout: str = "rosetta") -> dict[str, Tenso
     checks.check_has_values(
         [name for name, place in parameters(model).items() if _is_abstract(getattr(*place))]
     )
-    return _lay_out(model, layout)
+    return {name: _in_order(array) for name, array in _lay_out(model, layout).items()}
 
 
 def import_weights(
@@ -162,6 +162,14 @@ def _read(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in held.items()}
 
 
+def _in_order(array: Tensor) -> Tensor:
+    """Return an array that lies in memory as a file has it.
+
+    `safetensors.torch` refuses a view.
+    """
+    return array.contiguous()
+
+
 def _wanted(model: nn.Module, layout: str) -> dict[str, Tensor]:
     """Return what has the names, shapes and dtypes of what goes in."""
     return _lay_out(model, layout)
@@ -279,7 +287,7 @@ def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], di
             names, metadata = file.keys(), file.metadata() or {}
             chosen = [name for name in names if _path(name).startswith(dotted(prefix))]
             arrays = {name: file.get_tensor(name) for name in chosen}
-    except (files.SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (files.SafetensorError, AttributeError, ValueError, TypeError, KeyError) as error:
         raise checks.not_ours(path, str(error)) from error
     checks.check_names([_path(name) for name in names], dotted(prefix))
     return arrays, metadata

@@ -411,11 +411,12 @@ def test_nothing_is_ever_unpickled(subject, tmp_path):
 
 @clause("WGT-4")
 @pytest.mark.untyped
-@pytest.mark.parametrize("header", ["long", "no_json", "overlap", "beyond"])
+@pytest.mark.parametrize("header", ["long", "no_json", "overlap", "beyond", "float8"])
 def test_a_header_that_lies_is_refused(subject, tmp_path, header):
     require(subject, "checkpoints")
     entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     lies = {
+        "float8": {"a": entry | {"dtype": "F8_E4M3", "shape": [4, 4]}},
         "overlap": {"a": entry, "b": entry},
         "beyond": {"a": entry | {"shape": [2**40, 2**20], "data_offsets": [0, 2**62]}},
     }

@@ -4,6 +4,7 @@ They are a part of a whole model's state dict, of which neither layout nor sizes
 equinox and timm are in `interop_weights.py`, in an environment that has them.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 import transformers
 
 from conformance.cases.multihead import MultiHeadCase
+from conformance.cases.weight_layouts import to_layout
 from conformance.oracle import expected
 from conformance.oracle.tolerance import compare
 from conformance.subjects import load
+from conformance.vectors import tensors
 
 BACKENDS = ("numpy", "torch", "jax")
 E, H, T = 24, 4, 7
@@ -120,3 +123,19 @@ def test_llama_goes_in(backend):
     settings |= {"process_heads": {"class": "rotary"}}
     prefix = "layers.1.self_attn"
     check_output(backend, model.state_dict(), settings, theirs, [x] * 3, allowed, prefix=prefix)
+
+
+@pytest.mark.parametrize("layout", ["rosetta", "torch", "nnx", "equinox", "gpt2"])
+@pytest.mark.parametrize(
+    ("backend", "package"), [("numpy", "numpy"), ("torch", "torch"), ("jax", "flax")]
+)
+def test_what_goes_out_is_saved_by_safetensors_itself(backend, package, layout, tmp_path):
+    subject, call = load(backend), MultiHeadCase()
+    attn, wanted = subject.new("MultiHeadAttention", 14, 2), call.parameters("float32")
+    subject.module.import_weights(attn, wanted)
+    weights = subject.module.export_weights(attn, layout)
+    import_module(f"safetensors.{package}").save_file(weights, tmp_path / "file")
+    written, _ = tensors.read(tmp_path / "file")
+    theirs = to_layout(layout, wanted, 2)
+    assert set(written) == set(theirs)
+    assert [name for name in theirs if not np.array_equal(written[name], theirs[name])] == []
