@@ -30,8 +30,9 @@ NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 def export_weights(model: nnx.Module, layout: str = "rosetta") -> dict[str, Array]:
     """Return a model's weights by name, in the layout "rosetta" or another library's.
 
-    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx; and
-    where a weight is no parameter with values: pruned, quantized, abstract.
+    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx,
+    heads that nobody turns in llama; and where a weight is no parameter with values: pruned,
+    quantized, abstract.
 
     >>> attn = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
     >>> sorted(export_weights(attn))[:4]
@@ -63,6 +64,7 @@ def import_weights(
     its dropout gets keys by `nnx.reseed`.
     Raises one ValueError that lists everything missing, unexpected, unreadable, of another shape or
     dtype, or too large for it, says which layout the names look like, and nothing is loaded.
+    Raises ValueError, too, where a layout turns heads by position and the model does not.
 
     >>> attn, other = (MultiHeadAttention(8, 2, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     >>> import_weights(attn, export_weights(other, "nnx"), "nnx")

@@ -26,8 +26,9 @@ from .multihead import MultiHeadAttention
 def export_weights(model: nn.Module, layout: str = "rosetta") -> dict[str, Tensor]:
     """Return a model's weights by name, in the layout "rosetta" or another library's.
 
-    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx; and
-    where a weight is no parameter with values: pruned, quantized, abstract.
+    Raises ValueError where the layout has no such thing: grouped heads in torch, layers in nnx,
+    heads that nobody turns in llama; and where a weight is no parameter with values: pruned,
+    quantized, abstract.
 
     >>> sorted(export_weights(MultiHeadAttention(8, 2, bias=False)))
     ['k_proj.weight', 'out_proj.weight', 'q_proj.weight', 'v_proj.weight']
@@ -57,6 +58,7 @@ def import_weights(
     A model without values yet, built on the meta device or by `nnx.eval_shape`, gets them here.
     Raises one ValueError that lists everything missing, unexpected, unreadable, of another shape or
     dtype, or too large for it, says which layout the names look like, and nothing is loaded.
+    Raises ValueError, too, where a layout turns heads by position and the model does not.
 
     >>> attn, other = MultiHeadAttention(8, 2), MultiHeadAttention(8, 2)
     >>> import_weights(attn, export_weights(other, "nnx"), "nnx")

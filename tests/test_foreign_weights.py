@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.jamba.modeling_jamba import JambaAttention
 
 from conformance.cases.multihead import MultiHeadCase
 from conformance.cases.weight_layouts import to_layout
@@ -123,6 +124,22 @@ def test_llama_goes_in(backend):
     settings |= {"process_heads": {"class": "rotary"}}
     prefix = "layers.1.self_attn"
     check_output(backend, model.state_dict(), settings, theirs, [x] * 3, allowed, prefix=prefix)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jamba_has_llamas_names_and_turns_nothing(backend):
+    config = transformers.JambaConfig(**SIZES, num_key_value_heads=2)
+    module, x = sharpened(JambaAttention(config, 0)), inputs()
+    allowed = np.tri(T, dtype=bool)[None, None]
+    with torch.no_grad():
+        theirs = module(torch.from_numpy(x), additive(allowed))[0].numpy()
+    settings, weights = {"num_kv_heads": 2, "bias": False}, module.state_dict()
+    before = MultiHeadCase({"embed_dim": E, "num_heads": H} | settings, kdim=E, vdim=E)
+    call = ("attention", before.config, before.parameters("float32"), weights, "auto")
+    error, _ = load(backend).import_weights(*call)
+    assert "turns none name o_proj out_proj and take layout 'rosetta'" in str(error)
+    weights = {name.replace("o_proj", "out_proj"): array for name, array in weights.items()}
+    check_output(backend, weights, settings, theirs, [x] * 3, allowed)
 
 
 @pytest.mark.parametrize("layout", ["rosetta", "torch", "nnx", "equinox", "gpt2"])
