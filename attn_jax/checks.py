@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Collection[str]] = {
     "rosetta": ALL,
     "torch": ("widths",),
     "nnx": ("groups", "head_dim", "widths"),
-    "linen": ("groups", "head_dim", "widths"),
+    "linen": ("head_dim", "widths"),
     "keras": ("groups", "head_dim", "widths"),
     "equinox": ("head_dim", "widths", "qkv_bias", "process_heads"),
     "timm": ("qkv_bias",),

@@ -284,6 +284,8 @@ def _cast(array: Any, like: Tensor) -> Any:
 def open_file(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a safetensors file's arrays under a prefix, and its metadata."""
     files = safetensors_package()
+    if Path(path).is_dir():
+        raise checks.not_ours(path, "a folder")
     try:
         with files.safe_open(path, "pt") as file:
             names, metadata = file.keys(), file.metadata() or {}

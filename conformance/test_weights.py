@@ -389,6 +389,13 @@ def test_a_truncated_file_is_refused(subject, tmp_path):
         check_refused(subject, path, f"{length} of {len(content)} bytes", also_weights=True)
 
 
+@clause("WGT-4")
+@pytest.mark.untyped
+def test_a_folder_is_refused(subject, tmp_path):
+    require(subject, "checkpoints")
+    check_refused(subject, tmp_path, "a folder", also_weights=True)
+
+
 class Trap:
     """Unpickled, it leaves a file behind."""
 

@@ -22,14 +22,15 @@ NORMED = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "head_dim": 6, "process
 TURN = {"class": "rotary", "dim": 2}
 # What an attention of each layout may be; the kernels of a layout by heads are 3 axes there.
 PLAIN = {"cross": CROSS, "no_bias": NO_BIAS}
-BY_HEAD = PLAIN | {"grouped": GROUPED, "widths": WIDTHS, "wide": WIDE}
+UNGROUPED = PLAIN | {"widths": WIDTHS, "wide": WIDE}
+BY_HEAD = UNGROUPED | {"grouped": GROUPED}
 LAYOUTS = {
     "rosetta": PLAIN,
     "torch": PLAIN | {"widths": WIDTHS},
     "nnx": BY_HEAD,
-    "linen": BY_HEAD,
+    "linen": UNGROUPED,
     "keras": BY_HEAD,
-    "equinox": PLAIN | {"widths": WIDTHS, "wide": WIDE, "out_bias": OUT_BIAS},
+    "equinox": UNGROUPED | {"out_bias": OUT_BIAS},
     "timm": PLAIN | {"out_bias": OUT_BIAS},
     "bert": PLAIN,
     "gpt2": PLAIN,

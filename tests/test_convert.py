@@ -26,7 +26,7 @@ PLAIN = MultiHeadCase()
 CHAINS = {
     "plain": (PLAIN, ["torch", "keras", "gpt2", "bert", "timm", "equinox"]),
     "out_bias": (OUT_BIAS, ["timm", "equinox", "timm"]),
-    "grouped": (GROUPED, ["nnx", "keras", "rosetta", "linen"]),
+    "grouped": (GROUPED, ["nnx", "keras", "rosetta", "nnx"]),
 }
 
 
@@ -47,7 +47,7 @@ def test_a_chain_of_layouts_ends_in_a_file_that_load_builds(backend, name, tmp_p
     path = written(tmp_path / "0.safetensors", layouts[0], call)
     for i, (layout, to) in enumerate(zip(layouts, [*layouts[1:], "rosetta"], strict=True)):
         target = last if to == "rosetta" and layout == layouts[-1] else tmp_path / f"{i + 1}"
-        by_head = layout in ("nnx", "keras", "linen") or (layout == "rosetta" and i)
+        by_head = layout in ("nnx", "keras") or (layout == "rosetta" and i)
         heads = None if by_head else call.config["num_heads"]
         assert convert(backend, path, target, "--to", to, heads=heads) == 0, capsys.readouterr()
         said = capsys.readouterr().out

@@ -463,6 +463,8 @@ WEIGHTS = [
           lambda m, a: m.save(attention(a, process_heads=lambda q, k, places: (q, k)), "nowhere")),
     Wrong("layout_of_groups", ValueError, "layout 'torch' has as many key heads as query heads: got 1 for 3",
           lambda m, a: m.export_weights(attention(a, num_kv_heads=1), "torch")),
+    Wrong("layout_of_linen", ValueError, "layout 'linen' has as many key heads as query heads: got 1 for 3",
+          lambda m, a: m.export_weights(attention(a, num_kv_heads=1), "linen")),
     Wrong("layout_of_widths", ValueError, "layout 'timm' has keys and values of embed_dim: got 5 and 12 for 12",
           lambda m, a: m.export_weights(attention(a, kdim=5), "timm")),
     Wrong("layout_of_scaled_heads", ValueError, "layout 'equinox' has no scale and no sinks: got one",
