@@ -100,7 +100,7 @@ def _check(option: str, asked: list[str] | None, names: list[str]) -> None:
 def select(backends: list[str] | None, device: str, named: list[str] | None = None) -> list:
     """Load the subjects that are asked for: every installed backend where none is named."""
     if not named and not backends:
-        named = os.environ.get(subjects.ENVIRONMENT, "").split()
+        named = [os.environ[name]] if os.environ.get(name := subjects.ENVIRONMENT) else []
     adapters = [subject for name in named or [] for subject in plugged(name, device)]
     return adapters if named and not backends else of_backends(backends, device) + adapters
 

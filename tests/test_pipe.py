@@ -16,9 +16,10 @@ from test_misbehaving import report_of
 
 from conformance import subjects
 from conformance.cases.attention import PLAIN
+from conformance.conftest import select
 from conformance.mask_spec import causal
 from conformance.oracle.tolerance import Differs, dtype
-from conformance.subjects import pipe
+from conformance.subjects import pipe, program
 from conformance.subjects.adapter import Plugged
 from conformance.subjects.protocol import CAPABILITIES, NotOffered
 from conformance.vectors.check_subject import check, checks
@@ -114,6 +115,12 @@ def test_program_with_a_mistake_is_caught(tmp_path, name):
     ]
     with pytest.raises(Differs, match=rf"^vector {vector}: output at \(.*\): expected .*, got"):
         check(subject, vector, "float32")
+
+
+def test_environment_names_a_program_with_its_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv(subjects.ENVIRONMENT, f"pipe:{script(tmp_path, 'pass')}")
+    (subject,) = select(None, "auto")
+    assert subject.adapter.words[1:3] == ["-I", "-S"]
 
 
 def test_program_that_adds_the_mask_is_given_floats(tmp_path):
@@ -333,11 +340,36 @@ def test_program_that_hangs_is_ended_with_its_case(tmp_path, line):
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     ((outcome, message),) = report_of(tmp_path).values()
     assert outcome == "error"
-    assert re.fullmatch(
-        r"no answer within 1.5 s \(--timeout\), at .*program.py, line \d+, in wait_for_answer",
-        message,
-    )
+    rule = "no answer within 1.5 s (--timeout) from the program"
+    assert message == f"{rule}; does it flush its output after every line?"
+    assert f"{CASE[1]}: {message}\nrun just this: python -m conformance run " in done.stderr
     assert has_ended(line)
+
+
+@pytest.mark.parametrize("flushes", [False, True], ids=["first_line", "first_answer"])
+def test_program_that_keeps_its_output_is_soon_told_to_flush(tmp_path, monkeypatch, flushes):
+    monkeypatch.setattr(program, "START", 0.7)
+    words = "the program must print its first line, and its first answer, in 0.7 s: got nothing; "
+    words = re.escape(f"{words}does it flush its output after every line?")
+    if not flushes:
+        command = script(tmp_path, "")
+        text = SCRIPT.format(hello=HELLO, body="").replace("flush=True", "flush=False")
+        (tmp_path / "program.py").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match=words):
+            plugged(command)
+        return
+    subject = plugged(script(tmp_path, "time.sleep(600)"))
+    for _ in range(2):  # the second is not waited for
+        with pytest.raises(Differs, match=words):
+            subject.attention(*PLAIN.inputs("float32"))
+        monkeypatch.setattr(program, "START", 2)
+
+
+def test_program_may_think_after_its_first_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "START", 0.7)
+    subject = plugged(script(tmp_path, "time.sleep(1.2 * (id == 2))"))
+    for _ in range(2):
+        subject.attention(*PLAIN.inputs("float32"))
 
 
 def test_program_that_ignores_the_end_of_its_input_is_ended(tmp_path, line):

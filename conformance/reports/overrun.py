@@ -21,4 +21,6 @@ def overrun(notes: str | Path, seconds: float, worker: str = "") -> str:
     main = text.rpartition("most recent call first")[2]  # the first thread stands last
     frame = FRAME.search(main)
     where = f", at {frame[1]}, line {frame[2]}, in {frame[3]}" if frame else ""
+    if "in wait_for_answer\n" in main:
+        where = " from the program; does it flush its output after every line?"
     return f"no answer within {seconds:g} s (--timeout){where}"

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -79,6 +80,7 @@ class Reporter:
         self.cases = {line["case"] for line in lines if line["type"] == "case"}
         self.done = {result["test"] for result in results(lines)}
         self.counts = Counter(result["outcome"] for result in results(lines))
+        self.started = datetime.fromisoformat(lines[0]["started"]).timestamp()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -125,7 +127,9 @@ class Reporter:
         if not self.notes or mark is None:
             return (yield)
         path = Path(self.notes, "now.json")
-        about = _about(item, mark.args[0], item.callspec.params["subject"])
+        subject = item.callspec.params["subject"]
+        about = _about(item, mark.args[0], subject)
+        about["command"] = repeating(subject, about["case"], None)
         path.write_text(json.dumps(about), "utf-8")
         try:
             return (yield)
@@ -183,7 +187,8 @@ class Reporter:
         worker = re.match(r"worker '(\w+)'", message)
         limit = (self.options.notes or "", self.options.case_timeout)
         late = overrun(*limit, worker[1]) if worker else ""
-        report.longrepr = late or message
+        command = repeating(subject, about["case"], None)
+        report.longrepr = f"{late or message}\nrun just this: {command}"
         self._enter(about | CRASHED | {"message": late or message})
 
     def pytest_report_header(self) -> list[str]:

@@ -50,13 +50,15 @@ def follow(options: dict[str, Any], words: list[str], shared: list[str]) -> tupl
                 return INTERRUPTED, told, deaths
             deaths += 1
             if told:
-                print("a worker has ended: one process runs the other cases", file=sys.stderr)
+                print("a worker has ended", file=sys.stderr)
             trim(report)
             if not told and not _enter_death(report, notes, status, options["case_timeout"]):
                 return INTERNAL, told, deaths
             if deaths > DEATHS:
                 print(f"a process ended {deaths} times: the run is given up", file=sys.stderr)
                 return INTERNAL, told, deaths
+            rest = "another process runs the other cases, and pytest's last line counts only these"
+            print(rest, file=sys.stderr)
             options, shared = options | {"resume": True}, []
 
 
@@ -129,12 +131,14 @@ def _enter_death(report: Path, notes: Path, status: int, seconds: float) -> bool
         return False
     about = json.loads(current.read_text("utf-8"))
     current.unlink()
+    command = about.pop("command")
     if about["test"] in {result["test"] for result in results(begun(report))}:
         how += " after this case"
     else:
         how += " during this case" if how.startswith("the process") else ""
         enter(report, about, how)
-    print(f"\n{about['subject']} on {about['device']}, {about['case']}: {how}", file=sys.stderr)
+    where = f"{about['subject']} on {about['device']}, {about['case']}"
+    print(f"\n{where}: {how}\nrun just this: {command}", file=sys.stderr)
     return True
 
 

@@ -10,7 +10,7 @@ WHAT: dict[str, dict[str, Any]] = {
     "--subject": {
         "action": "append",
         "help": "your adapter as package.module:Class, pipe:program, an entry point or a peer, "
-        "repeatable; by default what ATTN_ROSETTA_SUBJECT names",
+        "repeatable; by default the one that ATTN_ROSETTA_SUBJECT names",
     },
     "--device": {"default": "auto", "help": "cpu, cuda, ...; auto, the default, is all of them"},
     "--profile": {"action": "append", "help": "only the clauses of this profile, repeatable"},

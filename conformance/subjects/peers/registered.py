@@ -158,7 +158,7 @@ def registered(name: str) -> type[Registered]:
     if colon:
         import_module(place)
     register(implementation)
-    known = ["eager", *ALL_ATTENTION_FUNCTIONS]
+    known = dict.fromkeys(["eager", OURS, *ALL_ATTENTION_FUNCTIONS])
     if implementation not in known:
         rule = f"hf:NAME must be registered in transformers ({', '.join(known)})"
         raise ValueError(f"{rule}: got {implementation}")
