@@ -147,7 +147,7 @@ def test_steps_are_what_is_offered():
         more.steps(*inputs)["masked_scores"]
 
 
-WRITTEN = "an array that was given, after the call at"
+WRITTEN = "^your function changed its input `{}` in place at"
 
 
 @pytest.mark.parametrize("name", ["query", "mask"])
@@ -159,7 +159,7 @@ def test_array_that_is_written_to_is_told_at_once(name):
         return np.zeros((3, 2, 5, 13), np.float32)
 
     subject = plugged(attention=spoil)
-    with pytest.raises(Differs, match=WRITTEN):
+    with pytest.raises(Differs, match=WRITTEN.format(name)):
         subject.attention(*RAGGED.inputs("float32"), **RAGGED.options("float32"))
 
 
@@ -169,7 +169,7 @@ def test_parameter_that_is_written_to_is_told_at_once():
         return query, None
 
     subject = plugged(capabilities=MODULE, multihead=spoil)
-    with pytest.raises(Differs, match=WRITTEN):
+    with pytest.raises(Differs, match=WRITTEN.format("q_proj.weight")):
         subject.multihead(
             {"embed_dim": 14, "num_heads": 2},
             {"q_proj.weight": normal(0, 14, 14)},
@@ -235,7 +235,7 @@ def test_written_array_is_no_refusal():
         return np.zeros((3, 2, 5, 13), np.float32)
 
     subject, inputs = plugged(attention=spoil), PLAIN.inputs("float32")
-    with pytest.raises(Differs, match=WRITTEN):
+    with pytest.raises(Differs, match=WRITTEN.format("query")):
         refused(subject, lambda: subject.attention(*inputs), ValueError, beside=lambda: None)
 
 

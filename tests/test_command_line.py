@@ -84,12 +84,14 @@ def test_run_passes_and_ends_with_its_verdict(empty_run):
     done, path = empty_run
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     *_, fine, total, versions, where, verdict = done.stdout.splitlines()
-    one_line = r"numpy cpu: 1 profile conforms, worst error 0\.\d\d of the tolerance; 1 not offered"
+    one_line = (
+        r"numpy cpu: 1 profile conforms, worst error 0\.\d\d of the tolerance; 1 clause not offered"
+    )
     assert re.fullmatch(one_line, fine), done.stdout
-    assert re.fullmatch(r"\d+ tests in \S+ s: \d+ conform, \d+ not offered", total)
+    assert re.fullmatch(r"\d+ tests in \S+ s: \d+ conform, \d+ skipped", total)
     assert versions == f"Python {platform.python_version()}, numpy {np.__version__}"
     assert where == f"report: {path.relative_to(path.parents[1])}"
-    assert verdict == "conforms: 8 clauses, 1 not offered"
+    assert verdict == "conforms: 8 clauses, 1 clause not offered"
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
     assert all(line == line.rstrip() and len(line) <= 80 for line in done.stdout.splitlines())
 

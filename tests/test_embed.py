@@ -12,9 +12,9 @@ import pytest
 from test_command_line import ROOT, cli
 
 from conformance import parametrize_with_clauses
-from conformance.contract import clauses
 from conformance.embed.chapters import clause_cases
-from conformance.reports.report import read, results
+from conformance.reports.report import by_clause, read, results
+from conformance.reports.verdict import is_must
 
 PROFILES = ["empty", "hygiene", "causal"]
 RIGHT = """
@@ -43,7 +43,7 @@ ADAPTERS = {
     "poisoned": RIGHT.replace(CLEANING, "").replace('"right"', '"poisoned"'),
     "raising": RIGHT.replace(
         "allowed = np.ones", "raise KeyError(0)\n        allowed = np.ones", 1
-    ),
+    ).replace('"right"', '"raising"'),
 }
 KNOWN = "".join(
     f'[[known]]\nclause = "{clause}"\nsubject = "poisoned"\ncase = "{case}"\n'
@@ -155,9 +155,9 @@ def session(folder) -> tuple[subprocess.CompletedProcess, dict[str, str]]:
 @pytest.fixture(scope="module")
 def reference(folder) -> list[dict]:
     """Put the same to the suite by its own command."""
-    named = [f"--subject={name}:Subject" for name in ("right", "inverted", "poisoned")]
+    named = [f"--subject={name}:Subject" for name in ADAPTERS]
     profiles = [f"--profile={name}" for name in PROFILES]
-    cli("run", *named, *profiles, "--known", "known.toml", cwd=folder)
+    cli("run", *named, *profiles, "--known", "known.toml", "--junitxml=run.xml", cwd=folder)
     return results(read(folder / ".conformance/report.jsonl"))
 
 
@@ -212,7 +212,17 @@ def test_a_failure_is_told_in_the_suites_words(session, reference):
 def test_an_exception_goes_through_with_the_suites_words(session):
     text = session[0].stdout
     assert ">       raise KeyError(0)" in text and "E       KeyError: 0" in text
-    assert "E       subject right, device cpu, dtype float32, case test_" in text
+    assert "E       subject raising, device cpu, dtype float32, case test_" in text
+    frames = re.findall(r"^(\S+\.py):\d+: ", text, re.MULTILINE)
+    assert set(frames) == {"test_file.py", "raising.py"}, "a frame of the suite's is shown"
+
+
+def test_xml_of_a_run_shows_the_adapters_frames_alone(folder, reference):
+    found = outcomes(folder / "run.xml")
+    assert len(found) == len(reference)
+    text = (folder / "run.xml").read_text("utf-8")
+    assert "raising.py:9: in attention" in text and "<property" not in text
+    assert str(ROOT) not in text, "a path of the suite's is shown"
 
 
 def test_a_known_difference_that_conforms_fails(session, folder):
@@ -231,15 +241,28 @@ def test_the_session_is_left_as_it_was(session, folder):
     assert not (folder / ".hypothesis").exists()
 
 
-def test_what_is_not_offered_is_counted_and_not_collected(session):
-    found = re.findall(r"^conformance: (\w+) on cpu, (\d+) cases, (\d+) not offered$",
-                       session[0].stdout, re.MULTILINE)  # fmt: skip
-    counted = {name: int(cases) for name, cases, _ in found[:3]}
+TOLD = re.compile(
+    r"^conformance: (\w+) on cpu, (\d+) cases, (\d+) clauses not offered$", re.MULTILINE
+)
+
+
+def test_what_is_not_offered_is_counted_and_not_collected(session, reference):
+    found = TOLD.findall(session[0].stdout)[:3]
+    counted = {name: int(cases) for name, cases, _ in found}
     tests = {"right": "test_right", "inverted": "TestClass.test_inverted",
              "poisoned": "test_poisoned"}  # fmt: skip
     assert counted == {name: len(of(session[1], test)) for name, test in tests.items()}
-    asked = [case for case in clause_cases() if clauses()[case.clause].profile in PROFILES]
-    assert {int(cases) + int(absent) for _, cases, absent in found[:3]} == {len(asked)}
+    for name, _, absent in found:
+        by_id = by_clause([result for result in reference if result["subject"] == name])
+        ours = {id for id, outcome in by_id.items() if outcome == "not offered" and is_must(id)}
+        collected = {re.search(r"-cpu-(\w+-\d+)", test)[1] for test in of(session[1], tests[name])}
+        assert int(absent) == len(ours - collected) > 3, "a run of the suite counts otherwise"
+
+
+def test_workers_tell_what_is_not_offered_once(folder, session):
+    done = pytest_in(folder, "-n2", "-k", "test_right and CAUSE-1", "test_file.py")
+    assert "[gw1]" not in done.stdout and done.returncode == 0, done.stdout[-2000:]
+    assert TOLD.findall(done.stdout) == TOLD.findall(session[0].stdout)[:1]
 
 
 @pytest.fixture(scope="module")

@@ -180,7 +180,7 @@ def test_summary_shows_the_worst_row_first_and_folds_what_conforms():
     assert head.split()[:5] == ["subject", "device", "profile", "conform", "differ"]
     shown = ["empty", "attention", "half", "hygiene"]
     assert [row.split()[2] for row in rows[:4]] == shown
-    assert texts(LINES)[6] == "mine cpu: 0 profiles conform; 1 not offered"
+    assert texts(LINES)[6] == "mine cpu: 0 profiles conform; 1 clause not offered"
     fine = whole(result("ATT-1", "conforms"), result("EMPTY-1", "conforms", used=0.5))
     assert texts(fine)[0] == "mine cpu: 2 profiles conform, worst error 0.50 of the tolerance"
     assert [row.split()[2] for row in texts(fine, wide=True)[1:3]] == ["attention", "empty"]
@@ -215,7 +215,7 @@ def test_table_shows_what_is_in_the_report_in_columns_of_their_own():
 VERDICTS = {
     "conforms": (["conforms"] * 3, 0, "conforms: 3 clauses", 0),
     "known": (["conforms", "known difference"], 0, "conforms: 1 clause, 1 known difference", 0),
-    "not_offered": (["conforms", "not offered"], 0, "conforms: 1 clause, 1 not offered", 0),
+    "not_offered": (["conforms", "not offered"], 0, "conforms: 1 clause, 1 clause not offered", 0),
     "one": (["differs", "conforms"], 1, "does not conform: ATT-1 differs", 1),
     "three": (["differs"] * 3, 1, "does not conform: ATT-1, ATT-2 and ATT-3 differ", 1),
     "five": (["differs"] * 5, 1, "does not conform: ATT-1, ATT-2 and 3 more differ", 1),
@@ -325,6 +325,21 @@ def test_verdict_names_the_subject_and_the_device_that_differ():
     assert verdict(report, 1)[0] == "does not conform: EMPTY-1 raises an error on two"
 
 
+def in_place(clause: str, took: str | None = None) -> dict:
+    text = "your function changed its input `key` in place at (2, 0): expected exactly 1, got 3"
+    return result(clause, "differs", took, message=f"{clause}: {text} (1 of 5 differ)")
+
+
+def test_input_that_is_changed_in_place_is_told_once_and_first():
+    wrong = [in_place("ATT-3"), in_place("ATT-8"), result("ATT-8", "differs", "mean", case="that")]
+    report = whole(result("ATT-1", "differs", "inverted"), *wrong, in_place("CAUSE-1"))
+    assert texts(report, width=160)[-3:] == [
+        "  an input changed in place: ATT-3, CAUSE-1",
+        f"  ATT-1: {NAMES['inverted']} (1)",
+        f"  ATT-8: your function changed its input `key` in place (1), {NAMES['mean']} (1)",
+    ]
+
+
 def test_subject_of_which_nothing_was_tested_is_named():
     found = on("cpu", result("ATT-1", "not offered", case="that"), subject="two")
     report = beside([result("ATT-1", "conforms")], "two", "cpu", found)
@@ -338,6 +353,20 @@ def test_message_is_cut_behind_the_name_of_its_exception():
     message = 'no answer at "a:b.py": it hangs'
     found = result("ATT-1", "error", message=message)
     assert in_short(found) == 'no answer at "a:b.py"'
+
+
+def test_line_of_the_summary_is_cut_behind_a_word():
+    message = "ATT-1: the rows that may attend to the last of the chapters should be unchanged"
+    assert in_short(result("ATT-1", "differs", message=message)) == (
+        "the rows that may attend to the last of the chapters ..."
+    )
+    lines = whole(result("ATT-1", "differs", case="a"), result("ATT-1", "conforms", case="b" * 40))
+    lines[4] |= {"case": "test_some_thing_that_is_slow[ATT-1]", "what": "gradient of the first key"}
+    for width in range(100, 130):
+        shown = texts(lines, width=width)[1].rpartition("  ")[2]
+        whole_text = "some_thing_that_is_slow: gradient of the first key"
+        rest = whole_text.removeprefix(shown.removesuffix("…"))
+        assert rest == "" or not rest[0].isalnum() or not shown[-2].isalnum(), shown
 
 
 @pytest.mark.parametrize("outcome", ["differs", "conforms"])

@@ -353,7 +353,7 @@ def test_written_array_is_no_refusal(monkeypatch):
     subject = WithoutWeights()
 
     def spoil(*inputs, **options):
-        raise Differs("an array that was given, after the call")
+        raise Differs("your function changed its input `key` in place")
 
     monkeypatch.setattr(subject, "attention", spoil, raising=False)
     with pytest.raises(Differs, match="that was given"):

@@ -12,9 +12,14 @@ from .. import subjects
 from ..contract import clauses, profiles
 from ..reports import known as differences
 from ..reports.suggest import must_be_one_of
+from ..reports.verdict import is_must
 from .chapters import clause_cases
 from .check import Check, Offer
 from .offered import offered_cases
+
+
+class RefusedError(ValueError, pytest.Collector.CollectError):
+    """A refusal; pytest shows its sentence, and no traceback."""
 
 
 def parametrize_with_clauses(
@@ -61,10 +66,13 @@ def offers(
     """Return what subjects offer of some profiles, each on each of its devices."""
     for name in names or []:
         if name not in profiles():
-            raise ValueError(must_be_one_of("a profile", profiles(), name))
+            raise RefusedError(must_be_one_of("a profile", profiles(), name))
     chosen = profiles() if names is None else names
     asked = {id for id, clause in clauses().items() if clause.profile in chosen}
-    known = [] if file is None else differences.read(file)
+    try:
+        known = [] if file is None else differences.read(file)
+    except (OSError, ValueError) as error:
+        raise RefusedError(str(error)) from error
     path = None if file is None else str(file)
     found = [
         _offer(one, asked, known, path, isinstance(subject, str))
@@ -73,11 +81,11 @@ def offers(
     ]
     checks = [check for offer in found for check in offer.checks]
     if not checks:
-        raise ValueError("nothing would be tested: got a subject that offers nothing of it")
+        raise RefusedError("nothing would be tested: got a subject that offers nothing of it")
     tried = [(c.clause.id, c.case.name, c.subject.name, c.subject.device) for c in checks]
     if idle := differences.unmatched([one for one in known if one.clause in asked], tried):
         rule = "a known difference must match a case of the suite that is offered"
-        raise ValueError(f"{rule}: got {'; '.join(map(str, idle))} in {file}")
+        raise RefusedError(f"{rule}: got {'; '.join(map(str, idle))} in {file}")
     return found
 
 
@@ -99,7 +107,8 @@ def _offer(
 ) -> Offer:
     cases = [case for case in clause_cases() if case.clause in asked]
     there = offered_cases(subject, cases)
-    offer = Offer(subject, len(cases) - len(there), file, is_named)
+    absent = asked - {case.clause for case in there}
+    offer = Offer(subject, sum(map(is_must, absent)), file, is_named)
     about = (subject.name, subject.device)
     for case in there:
         entry = next((e for e in known if e.matches(case.clause, case.name, *about)), None)

@@ -15,6 +15,8 @@ SUITE = Path(__file__).parents[1]
 OPTION = "--conformance-subject"
 OFFERS = pytest.StashKey[list]()
 COLLECTED = pytest.StashKey[bool]()
+TOLD = pytest.StashKey[dict[str, None]]()  # lines of workers
+OFFERED = "attn-rosetta-offered"  # what a worker of pytest-xdist tells
 CHECK = f"{__package__}.check"
 MARKS = (
     "clause(id): the clause of CONTRACT.md that a test checks",
@@ -104,8 +106,28 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         pytest.fail(f"a test must call its check, as in check(): got {check}", pytrace=False)
 
 
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Say how many cases of the suite are asked, and how many are not offered."""
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+    """Say how many cases of the suite are asked, and how many clauses are not offered."""
+    return _offered(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[OFFERED] = _offered(session.items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    told = getattr(node, "workeroutput", {}).get(OFFERED, [])
+    node.config.stash.setdefault(TOLD, {}).update(dict.fromkeys(told))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for line in config.stash.get(TOLD, {}):
+        terminalreporter.write_line(line)
+
+
+def _offered(items: list[pytest.Item]) -> list[str]:
     if CHECK not in sys.modules:
         return []
     found = [check.offer for check in map(_check_of, items) if check]

@@ -18,7 +18,7 @@ from .diagnosis import first_name
 from .failure import explain, printable, repeating
 from .known import KNOWN
 from .overrun import overrun
-from .raised import DIFFERS, message_of, notes_of
+from .raised import DIFFERS, comes_from_outside, message_of, notes_of, without_the_suite
 from .report import (
     CRASHED,
     begun,
@@ -138,8 +138,14 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call: pytest.CallInfo):
-        report = yield
         mark = item.get_closest_marker("clause")
+        error = _error(call)
+        if mark and isinstance(error, Exception) and comes_from_outside(error):
+            call.excinfo = pytest.ExceptionInfo.from_exception(without_the_suite(error))
+        report = yield
+        if mark and isinstance(report.longrepr, tuple):  # of a skipped test: path, line, reason
+            path, *rest = report.longrepr
+            report.longrepr = (Path(path).name, *rest)
         if mark and (report.when == "call" or not report.passed):
             clause, subject = clauses()[mark.args[0]], item.callspec.params["subject"]
             result = _result(item, call, report, clause, subject)

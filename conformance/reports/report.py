@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from ..contract import clauses
@@ -18,6 +19,7 @@ from ..contract import clauses
 OK, FAILED, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
 OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
 ENDS = ["header", "footer"]
+IN_PLACE = re.compile(r"your function changed its input \S+ in place")
 WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
 OUTDATED = "a known difference has begun to conform: take its entry ("
@@ -196,6 +198,12 @@ def by_clause(results: list[dict]) -> dict[str, str]:
     return {id: next(w for w in WORST_FIRST if w in group) for id, group in outcomes.items()}
 
 
+def changed_input(result: dict) -> str:
+    """Return what is said of a call that wrote into its inputs, "" if it did not."""
+    found = IN_PLACE.search(result["message"].partition("\n")[0])
+    return found[0] if found else ""
+
+
 def in_short(result: dict, where: str = "") -> str:
     """Return in a few words what is wrong with an answer that has no name.
 
@@ -206,10 +214,12 @@ def in_short(result: dict, where: str = "") -> str:
     text = next(iter(result["message"].splitlines()), "").removeprefix(f"{result['clause']}: ")
     if result["outcome"] == "error":
         return text.partition(": ")[0]
+    if changed := changed_input(result):
+        return changed
     text = re.sub(r"^vector \S+: ", "", text)
     number = WRONG_NUMBER.match(text)
     if number is None:
-        return text.partition(", got")[0].partition(": ")[0][:60]
+        return shorten(text.partition(", got")[0].partition(": ")[0], 60, placeholder=" ...")
     what, wanted, got = number.groups()
     if not re.fullmatch(r"(exactly )?(-?\d\S*|True|False)", wanted):
         return f"{what}{where}: not {wanted}"

@@ -88,14 +88,14 @@ def _fine(report: list[dict], rows: list[dict], width: int) -> list[Line]:
             worst = max((row["worst"] for row in offered if row["worst"] != "exact"), default="")
             text += f", worst error {worst} of the tolerance" if worst else ""
             absent = sum(row["not offered"] for row in fine)
-            text += f"; {absent} not offered" if absent else ""
+            text += f"; {many(absent, 'clause')} not offered" if absent else ""
             lines += folded(text, width, "green" if offered else "")
     return lines
 
 
 def _counts(report: list[dict]) -> str:
     counts, seconds = report[-1]["counts"], report[-1]["seconds"]
-    words = COLUMNS | {"known difference": "known to differ"}
+    words = COLUMNS | {"known difference": "known to differ", "not offered": "skipped"}
     told = ", ".join(f"{counts[name]} {words[name]}" for name in OUTCOMES if counts.get(name))
     return f"{many(len(results(report)), 'test')} in {seconds} s: {told}"
 

@@ -1,5 +1,6 @@
 """Lines for a terminal: as wide as it is, coloured where it has colours and rich is installed."""
 
+import re
 import shutil
 from collections.abc import Iterable
 from textwrap import wrap
@@ -39,12 +40,12 @@ def folded(text: str, width: int, style: str = "") -> list[Line]:
 
 
 def cut(text: str, width: int) -> str:
-    """Return a text of at most a width.
+    """Return a text of at most a width, without the rest behind a word.
 
-    >>> cut("attention", 5)
-    'atte…'
+    >>> cut("zero_gives_zeros: output", 13)
+    'zero_gives_…'
     """
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return text if len(text) <= width else re.sub(r"[^\W_]+$", "", text[: width - 1]) + "…"
 
 
 def aligned(rows: list[list[str]], left: Iterable[int]) -> list[str]:

@@ -4,7 +4,17 @@ from collections import Counter, defaultdict
 
 from ..contract import clauses
 from .diagnosis import EMPTY_ROWS, NAMES
-from .report import FAILED, NOTHING, OK, by_clause, conforms_now, entry_file, in_short, results
+from .report import (
+    FAILED,
+    NOTHING,
+    OK,
+    by_clause,
+    changed_input,
+    conforms_now,
+    entry_file,
+    in_short,
+    results,
+)
 from .terminal import Line, folded
 
 MOST_WAYS = 4  # in which a clause is violated
@@ -59,7 +69,7 @@ def _conforming(report: list[dict], musts: list[str], kept: int, tried: int) -> 
     if known := counts["known difference"]:
         parts.append(many(known, "known difference"))
     if absent := counts["not offered"]:
-        parts.append(f"{absent} not offered")
+        parts.append(f"{many(absent, 'clause')} not offered")
     if kept < tried:
         parts.append(f"SHOULD {kept} of {tried}")
     text = f"conforms: {', '.join(parts)}"
@@ -96,7 +106,10 @@ def violations(report: list[dict], width: int) -> list[Line]:
     for (subject, device), wrong in by_subject.items():
         ranked = _ranked(wrong)
         lines.append(Line(f"{subject} on {device} violates {many(len(ranked), 'clause')}:", "bold"))
-        told = [_instead(id, group) for id, group in ranked.items() if not _only_rows(group)]
+        changed = [id for id, group in ranked.items() if all(map(changed_input, group))]
+        told = [f"an input changed in place: {', '.join(changed)}"] if changed else []
+        others = {id: group for id, group in ranked.items() if id not in changed}
+        told += [_instead(id, group) for id, group in others.items() if not _only_rows(group)]
         rows = [id for id, group in ranked.items() if _only_rows(group)]
         told += [f"in fully masked rows only: {', '.join(rows)}"] if rows else []
         lines += [line for text in told for line in folded(f"  {text}", width)]

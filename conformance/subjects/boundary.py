@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def ask(native: NativeArrays, take: Callable, function: Callable, /, *args, **op
     An answer is copied, for the adapter may use its arrays again. Warnings of its framework are
     silenced. An AssertionError inside the adapter is an error, and not a failed clause.
     """
+    named = args, options
     given = {id(array): array for array in arrays((*args, *options.values()))}
     before = {name: array.copy() for name, array in given.items()}
     dtype = next((x.dtype.name for x in given.values() if "float" in x.dtype.name), "float32")
@@ -34,7 +36,23 @@ def ask(native: NativeArrays, take: Callable, function: Callable, /, *args, **op
         after = {name: native.numpy(array) for name, array in handed.items()}
     for name, array in after.items():
         if array.tobytes() != before[name].tobytes():
-            same(array, before[name], "an array that was given, after the call")
+            changed = names_of(function, named)[name]
+            same(array, before[name], f"your function changed its input `{changed}` in place")
+    return found
+
+
+def names_of(function: Callable, call: tuple) -> dict[int, str]:
+    """Return the names of a call's arrays by their ids, as the function has them."""
+    args, options = call
+    try:
+        bound = signature(function).bind(*args, **options).arguments
+    except (TypeError, ValueError):  # such as a function in C
+        bound = dict(enumerate(args)) | options
+    found = {}
+    for name, value in bound.items():
+        inner = value.items() if isinstance(value, Mapping) else [(name, value)]
+        inner = enumerate(value) if isinstance(value, tuple) else inner
+        found |= {id(array): str(own) for own, array in inner}
     return found
 
 

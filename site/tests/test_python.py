@@ -186,7 +186,7 @@ def test_the_page_says_what_the_suite_says(tab, tmp_path):
         printed = suite(code, tmp_path)
         counts = re.fullmatch(r".* offers \((\d+ clauses); (\d+) are .*", said)
         if counts:
-            said = "conforms: {}, {} not offered".format(*counts.groups())
+            said = "conforms: {}, {} clauses not offered".format(*counts.groups())
         assert printed.rstrip().endswith("\n" + said)
         lines = violations(read(tmp_path / ".conformance" / "report.jsonl"), WIDTH)
         assert "".join(shown) == "\n".join(line.text for line in lines)
