@@ -78,18 +78,15 @@ def _fine(report: list[dict], rows: list[dict], width: int) -> list[Line]:
     for about in report[0]["subjects"]:
         key = (about["subject"], about["device"])
         own = [row for row in rows if (row["subject"], row["device"]) == key]
-        fine = [row for row in own if _is_fine(row)]
-        offered = [row for row in fine if row["conforms"]]
+        offered = [row for row in own if _is_fine(row) and row["conforms"]]
         if own and not any(map(_is_offered, own)):
             lines += folded(f"{key[0]} {key[1]}: nothing offered", width)
-        elif fine:
+        elif offered:
             conform = "profile conforms" if len(offered) == 1 else "profiles conform"
             text = f"{key[0]} {key[1]}: {len(offered)} {conform}"
             worst = max((row["worst"] for row in offered if row["worst"] != "exact"), default="")
             text += f", worst error {worst} of the tolerance" if worst else ""
-            absent = sum(row["not offered"] for row in fine)
-            text += f"; {many(absent, 'clause')} not offered" if absent else ""
-            lines += folded(text, width, "green" if offered else "")
+            lines += folded(text, width, "green")
     return lines
 
 
