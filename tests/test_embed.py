@@ -345,6 +345,28 @@ def test_options_that_would_test_nothing_are_refused(folder, name):
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+DRAFT = STALE.replace('reason = "no"', 'reason = ""  # 0')
+NO_REASON = """
+import right
+from conformance import parametrize_with_clauses
+
+@parametrize_with_clauses(right.Subject, profiles=["empty"], known="draft.toml")
+def test_draft(check):
+    check()
+"""
+
+
+def test_draft_without_a_reason_is_refused_in_a_sentence(folder):
+    (folder / "draft.toml").write_text(DRAFT, "utf-8")
+    (folder / "test_draft.py").write_text(NO_REASON, "utf-8")
+    done = pytest_in(folder, "test_draft.py")
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+    told = done.stdout.partition("ERROR collecting test_draft.py ____")[2].splitlines()[1:]
+    said = "a known difference has clause, reason, link: got no reason in {'clause': 'EMPTY-1', "
+    assert told[0].startswith(said) and told[0].endswith(f", {folder / 'draft.toml'}"), told
+    assert told[1].startswith("====")
+
+
 def nothing(): ...
 
 

@@ -251,6 +251,18 @@ def test_fully_masked_rows_are_zero_with_weights_and_without(name):
     assert (whole["output"][rows] == numpy(bias)).all()
 
 
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, MultiheadAttention])
+def test_padded_query_that_is_nan_reaches_the_gradients(kind):
+    """As the page says: a query is no hidden key, so no clause speaks of it."""
+    (x, *_), _ = call("batch_first", "none")
+    x = x.masked_fill(PAD[..., None], torch.nan)
+    attn = module(kind, batch_first=True)
+    output = attn(x, x, x, key_padding_mask=PAD, need_weights=False)[0][~PAD]
+    output.sum().backward()
+    assert output.isfinite().all() == (kind is MultiheadAttention)
+    assert attn.in_proj_weight.grad[:E].isnan().any()
+
+
 @pytest.mark.parametrize("weights", [True, False], ids=["weights", "output_alone"])
 @pytest.mark.parametrize("mask", ["bool_padding", "float_padding"])
 def test_nan_in_padding_reaches_nothing(mask, weights):

@@ -1,6 +1,8 @@
 """Adapters that end the process, hang, move or shout: each is named, and none makes a green run."""
 
 import json
+import shlex
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -55,8 +57,19 @@ def test_case_that_ends_the_process_is_an_error_and_the_rest_is_run(tmp_path, ho
     assert all(f"{case}: {message}" in done.stderr for case in ended)
     others = {outcome for case, (outcome, _) in found.items() if case not in ended}
     assert "conforms" in others and others <= {"conforms", "not offered"}
-    assert read(tmp_path / ".conformance/report.jsonl")[-1]["exit"] == 1
+    path = tmp_path / ".conformance/report.jsonl"
+    header, *_, footer = read(path)
+    assert footer["exit"] == 1
+    began = datetime.fromisoformat(header["started"]).timestamp()
+    assert footer["seconds"] > path.stat().st_mtime - began - 1, "of the last process alone"
     assert "1 error" in done.stdout or f"{len(ended)} error" in done.stdout
+    lines = done.stderr.splitlines()
+    places = [n for n, text in enumerate(lines) if text.endswith(message)]
+    rest = "another process runs the other cases, and pytest's last line counts only these"
+    assert lines[places[-1] + 2] == rest
+    command = shlex.split(lines[places[-1] + 1].removeprefix("run just this: "))
+    again = cli(*command[3:], cwd=tmp_path)
+    assert again.returncode == pytest.ExitCode.TESTS_FAILED and message in again.stderr
 
 
 @pytest.mark.parametrize("status", [0, 1, 5])
