@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +15,7 @@ from conformance.contract import clauses
 from conformance.reports import terminal
 from conformance.reports.diagnosis import NAMES
 from conformance.reports.diff import diff
+from conformance.reports.failure import explain
 from conformance.reports.report import OUTCOMES, in_short, line, outdated, read, results
 from conformance.reports.summary import MOST_LINES, as_data, summary
 from conformance.reports.terminal import show
@@ -322,6 +324,20 @@ def test_verdict_names_the_subject_and_the_device_that_differ():
     assert verdict(report, 1)[0] == "does not conform: EMPTY-1 differs on mine cpu and two cuda"
     report = beside([wrong], "two", "cpu", on("cpu", result("EMPTY-1", "error"), subject="two"))
     assert verdict(report, 1)[0] == "does not conform: EMPTY-1 raises an error on two"
+
+
+@pytest.mark.parametrize(
+    ("id", "took", "where"),
+    [("CAUSE-3", "mean", "in fully masked rows only, "), ("CAUSE-2", "top-left", ""),
+     ("EMPTY-1", "mean", "")],
+)  # fmt: skip
+def test_failure_and_summary_say_alike_that_rows_are_wrong(id, took, where):
+    wrong = result(id, "differs", took, message=f"{id}: off", dtype="float32")
+    subject = SimpleNamespace(name="mine", device="cpu")
+    *_, line, _ = explain(clauses()[id], subject, wrong, [], "python").splitlines()
+    assert line == f"{where}this answer is recognised as '{took}': {NAMES[took]}"
+    del wrong["dtype"]
+    assert ("  in fully masked rows only: CAUSE-3" in texts(whole(wrong))) == bool(where)
 
 
 def in_place(clause: str, took: str | None = None) -> dict:

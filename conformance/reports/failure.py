@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from .diagnosis import NAMES
+from .diagnosis import EMPTY_ROWS, NAMES
 
 
 def printable(text: str) -> str:
@@ -18,6 +18,11 @@ def repeating(subject: Any, case: str, known: str | None) -> str:
     return f"python -m conformance run {chosen}"
 
 
+def in_rows_only(clause, wrong: list[dict]) -> bool:
+    """Whether a clause that is not about fully masked rows differs only because cases have some."""
+    return clause.profile != "empty" and all(r["took"] in EMPTY_ROWS for r in wrong)
+
+
 def explain(clause, subject, result: dict, notes: list[str], command: str) -> str:
     """Return a failure as text that needs no knowledge of the suite, and how to repeat it."""
     message = result["message"].removeprefix(f"{clause.id}: ")
@@ -28,7 +33,8 @@ def explain(clause, subject, result: dict, notes: list[str], command: str) -> st
         f"case {result['case']}",
         message,
     ]
-    if result["took"]:
-        lines.append(f"this answer is recognised as {result['took']!r}: {NAMES[result['took']]}")
+    if took := result["took"]:
+        where = "in fully masked rows only, " if in_rows_only(clause, [result]) else ""
+        lines.append(f"{where}this answer is recognised as {took!r}: {NAMES[took]}")
     lines.append(f"run just this: {command}")
     return "\n".join([*lines, *notes])

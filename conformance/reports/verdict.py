@@ -3,7 +3,8 @@
 from collections import Counter, defaultdict
 
 from ..contract import clauses
-from .diagnosis import EMPTY_ROWS, NAMES
+from .diagnosis import NAMES
+from .failure import in_rows_only
 from .report import (
     FAILED,
     NOTHING,
@@ -148,9 +149,7 @@ def _ranked(wrong: list[dict]) -> dict[str, list[dict]]:
 
 
 def _only_rows(group: list[dict]) -> bool:
-    """Whether a clause that is not about fully masked rows differs only because cases have some."""
-    elsewhere = clauses()[group[0]["clause"]].profile != "empty"
-    return elsewhere and all(r["took"] in EMPTY_ROWS for r in group)
+    return in_rows_only(clauses()[group[0]["clause"]], group)
 
 
 def _instead(clause: str, group: list[dict]) -> str:
