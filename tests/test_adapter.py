@@ -163,6 +163,15 @@ def test_array_that_is_written_to_is_told_at_once(name):
         subject.attention(*RAGGED.inputs("float32"), **RAGGED.options("float32"))
 
 
+def test_array_without_a_parameter_of_its_own_is_told_by_its_place():
+    def spoil(*heads, **options):
+        heads[1][0, 0, 2] = 0
+        return np.zeros((3, 2, 5, 13), np.float32)
+
+    with pytest.raises(Differs, match=r"changed its input `heads\[1\]` in place at"):
+        plugged(attention=spoil).attention(*PLAIN.inputs("float32"))
+
+
 def test_parameter_that_is_written_to_is_told_at_once():
     def spoil(config, parameters, query, key, value, **options):
         parameters["q_proj.weight"][3, 0] = 0

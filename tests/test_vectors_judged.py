@@ -356,7 +356,7 @@ def test_written_array_is_no_refusal(monkeypatch):
         raise Differs("your function changed its input `key` in place")
 
     monkeypatch.setattr(subject, "attention", spoil, raising=False)
-    with pytest.raises(Differs, match="that was given"):
+    with pytest.raises(Differs, match="changed its input"):
         check(subject, "ATT-5.not_divisible", "float32")
 
 

@@ -19,7 +19,7 @@ def ask(native: NativeArrays, take: Callable, function: Callable, /, *args, **op
     An answer is copied, for the adapter may use its arrays again. Warnings of its framework are
     silenced. An AssertionError inside the adapter is an error, and not a failed clause.
     """
-    named = args, options
+    call = args, options
     given = {id(array): array for array in arrays((*args, *options.values()))}
     before = {name: array.copy() for name, array in given.items()}
     dtype = next((x.dtype.name for x in given.values() if "float" in x.dtype.name), "float32")
@@ -36,24 +36,28 @@ def ask(native: NativeArrays, take: Callable, function: Callable, /, *args, **op
         after = {name: native.numpy(array) for name, array in handed.items()}
     for name, array in after.items():
         if array.tobytes() != before[name].tobytes():
-            changed = names_of(function, named)[name]
+            changed = dict(named(bound(function, *call)))[name]
             same(array, before[name], f"your function changed its input `{changed}` in place")
     return found
 
 
-def names_of(function: Callable, call: tuple) -> dict[int, str]:
-    """Return the names of a call's arrays by their ids, as the function has them."""
-    args, options = call
+def bound(function: Callable, args: tuple, options: dict) -> Mapping[str, Any]:
+    """Return what a function is given by the names of its own parameters, where it has some."""
     try:
-        bound = signature(function).bind(*args, **options).arguments
+        return signature(function).bind(*args, **options).arguments
     except (TypeError, ValueError):  # such as a function in C
-        bound = dict(enumerate(args)) | options
-    found = {}
-    for name, value in bound.items():
-        inner = value.items() if isinstance(value, Mapping) else [(name, value)]
-        inner = enumerate(value) if isinstance(value, tuple) else inner
-        found |= {id(array): str(own) for own, array in inner}
-    return found
+        return {"inputs": args} | options
+
+
+def named(given: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Yield the id and the name of each thing that is given, those in a tuple or a dict too."""
+    for name, value in given.items():
+        if isinstance(value, tuple):
+            value = {f"{name}[{n}]": one for n, one in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from named(value)
+        else:
+            yield id(value), name
 
 
 def arrays(given: Iterable) -> Iterator[np.ndarray]:
