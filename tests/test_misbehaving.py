@@ -1,6 +1,7 @@
 """Adapters that end the process, hang, move or shout: each is named, and none makes a green run."""
 
 import json
+import re
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -91,9 +92,11 @@ def test_adapter_that_ends_the_process_again_and_again_has_no_verdict(tmp_path):
 
 ONCE = """
         from pathlib import Path
-        if not Path(__file__).with_name("died").exists():
-            Path(__file__).with_name("died").touch()
+        try:
+            Path(__file__).with_name("died").touch(exist_ok=False)
             __import__("os")._exit(0)
+        except FileExistsError:
+            pass
 """
 
 
@@ -126,6 +129,10 @@ def test_case_without_an_answer_in_time_says_where_it_was(tmp_path, statement, w
     found = report_of(tmp_path)
     late = [told for told in found.values() if told[0] == "error"]
     assert late and {told for _, told in late} == {f"{message}attention"}, found
+    told = re.findall(
+        "run just this: .* --case '(.*)' --timeout 1.5$", f"{done.stdout}{done.stderr}", re.M
+    )
+    assert set(told) == {case for case, (outcome, _) in found.items() if outcome == "error"}
     assert "conforms" in {outcome for outcome, _ in found.values()}
 
 

@@ -112,8 +112,8 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if (output := getattr(session.config, "workeroutput", None)) is not None:
-        output[OFFERED] = _offered(session.items)
+    if (lines := _offered(session.items)) and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[OFFERED] = lines
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -194,6 +194,7 @@ class Reporter:
         limit = (self.options.notes or "", self.options.case_timeout)
         late = overrun(*limit, worker[1]) if worker else ""
         command = repeating(subject, about["case"], None)
+        command += f" --timeout {limit[1]:g}" if late else ""
         report.longrepr = f"{late or message}\nrun just this: {command}"
         self._enter(about | CRASHED | {"message": late or message})
 

@@ -124,18 +124,19 @@ def _environment(notes: Path) -> dict[str, str]:
 
 def _enter_death(report: Path, notes: Path, status: int, seconds: float) -> bool:
     """Enter the case that ended its process as an error; return whether there is one."""
-    how = overrun(notes, seconds) or f"the process ended {_how(status)}"
+    late = overrun(notes, seconds)
+    how = late or f"the process ended {_how(status)}"
     current = notes / "now.json"
     if not current.exists():
         print(f"outside a case: {how}", file=sys.stderr)
         return False
     about = json.loads(current.read_text("utf-8"))
     current.unlink()
-    command = about.pop("command")
+    command = about.pop("command") + (f" --timeout {seconds:g}" if late else "")
     if about["test"] in {result["test"] for result in results(begun(report))}:
         how += " after this case"
     else:
-        how += " during this case" if how.startswith("the process") else ""
+        how += "" if late else " during this case"
         enter(report, about, how)
     where = f"{about['subject']} on {about['device']}, {about['case']}"
     print(f"\n{where}: {how}\nrun just this: {command}", file=sys.stderr)
