@@ -95,6 +95,11 @@ class ShardedCall:
         outputs = {"output": exact} | exact_grads, {"output": naive} | naive_grads
         return *outputs, {"output": 0.0, "sinks": 0.0, **more}
 
+    def rounded(self, rows: list) -> dict[str, float]:
+        """Return what gradients may miss where 16-bit shares of these rows are exchanged."""
+        arrays = self.inputs(poisoned=False)
+        return expected.rounded_shares(*arrays, rows, allowed=self.allowed(), **self.options)
+
 
 def calls() -> list[ShardedCall]:
     named = masks()

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import naive, reference, second
 from .memo import remembered
+from .tolerance import eps
 
 # Which axis of which array runs along the queries, the keys, and a third sum.
 ATTENTION = {
@@ -78,6 +79,23 @@ def cancelled(
         along = tuple(i for i in range(4) if shape[i] == 1)
         sums["bias"] = terms.sum(along)
     return {name: float(array.max(initial=0.0)) for name, array in sums.items()}
+
+
+def rounded_shares(query, key, value, grad, rows, **options) -> dict[str, float]:
+    """Return what it costs that shares of a gradient are rounded before they are added up.
+
+    `rows` are the queries of each share, which is rounded to the dtype of the keys: by half a
+    spacing of its own size at most, however small the sum is.
+    """
+    call = {"query": query, "key": key, "value": value} | options
+    call = {name: _as_double(x) for name, x in call.items()}
+    sizes = {name: 0.0 for name in ("key", "value")}
+    for own in rows:
+        share = np.zeros_like(call["query"], shape=grad.shape)
+        share[:, :, own] = grad[:, :, own]
+        found = naive.gradients(**call, grad=share)
+        sizes = {name: size + np.abs(found[name]) for name, size in sizes.items()}
+    return {name: eps(query.dtype) / 2 * float(size.max()) for name, size in sizes.items()}
 
 
 def dropped(query, key, value, grad, **options) -> tuple[dict, dict]:
