@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import torch
-from merged import allow_merged
+from merged import Play, allow_merged
 from torch.nn.functional import pad
 from torch_ranks import played
 
@@ -18,10 +18,11 @@ import attn_torch
 from attn_torch import allow, sharded_attention, zigzag
 from attn_torch import attention as attention_of_one
 from attn_torch.call import check_call
+from conformance.subjects.attn_torch import Adapter
 
 WORLD = 3
 EXCHANGE = os.environ.get("PLAYED_EXCHANGE", "ring")
-PLAYED = {"calls": 0}  # so that a run that played nothing is noticed
+PLAYS: list[Play] = []  # what counts the calls
 
 
 def play(rank: int, inputs: list, told: dict, grad: torch.Tensor | None = None) -> tuple:
@@ -96,11 +97,10 @@ def square(query, key, value, mask, bias, query_offset) -> tuple:
 
 def attention(query, key, value, *, bias=None, sinks=None, query_offset=None, **options):
     told = options | {"bias": bias, "sinks": sinks, "query_offset": query_offset}
-    usual = options.get("dropout") or options.get("empty_rows") == "uniform"
-    if usual or torch.compiler.is_compiling():
-        return attention_of_one(query, key, value, **told)
     call = check_call(query, key, value, **told)  # so that wrong calls are refused as ever
-    if 0 in (*query.shape, *value.shape):
+    left_out = {"dropout": call.dropout, "uniform": call.empty_rows == "uniform"}
+    for reason in [name for name, is_so in left_out.items() if is_so]:
+        PLAYS[0].leave_out(reason)
         return attention_of_one(query, key, value, **told)
     queries = query.shape[2]
     names = ("mask", "scale", "softcap", "empty_rows")
@@ -109,14 +109,12 @@ def attention(query, key, value, *, bias=None, sinks=None, query_offset=None, **
         arrays = query, key, value, call.mask, bias, call.query_offset
         query, key, value, told["mask"], bias = square(*arrays)
     told |= {"rows": zigzag(query.shape[2], WORLD), "exchange": EXCHANGE}
-    PLAYED["calls"] += 1
+    PLAYS[0].calls["played"] += 1
     return PlayedRing.apply(told, query, key, value, bias, sinks)[:, :, :queries]
 
 
-def pytest_configure():
+def pytest_configure(config):
     allow_merged()
-    attn_torch.attention = attention
-
-
-def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line(f"{PLAYED['calls']} calls were played by {WORLD} ranks")
+    PLAYS.append(Play(Adapter, attn_torch, attention))
+    Adapter.compiled = PLAYS[0].usual("compiled")
+    config.pluginmanager.register(PLAYS[0])

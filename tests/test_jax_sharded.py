@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 
+import merged
 import numpy as np
 import pytest
-from test_jax_devices import QUICKLY, ROOT, run_parts
+from test_jax_devices import QUICKLY, ROOT, on_devices, run_parts
 
 from attn_jax import (
     causal,
@@ -34,11 +35,11 @@ MOVED = "exchanged gathered_and_ring samples_and_heads chosen tables"
 
 @pytest.mark.parametrize("parts", ANSWERS)
 def test_devices_answer_as_the_oracle(parts):
-    run_parts("jax_sharded.py", parts, QUICKLY, devices=8)
+    run_parts("jax_sharded.py", parts, 8)
 
 
 def test_devices_move_what_is_needed():
-    run_parts("jax_moved.py", MOVED, {}, devices=8)
+    run_parts("jax_moved.py", MOVED, 8)
 
 
 # How much is sent, and how evenly work is shared: the mask's verdicts alone, nothing is computed
@@ -94,21 +95,6 @@ def test_example_learns_on_four_devices_as_on_one():
 
 
 def test_the_suite_goes_through_three_devices():
-    """A part of it, by what PART-1 allows of what is merged: every call is compiled for itself.
-
-    What is left out of both chapters passes, too, in ten minutes. The others that call attention
-    are played in torch, whose rules for rows and parts are the same.
-    """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    environment = os.environ | flags | QUICKLY | {"PYTHONPATH": paths}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "played_devices", "-p", "no:xdist"]
-    command += [f"conformance/test_{chapter}.py" for chapter in ("hygiene", "gradients")]
-    some = "garbage_reaches_no_gradient or visible_nan or notice or far_from_zero"
-    command += ["-k", some, "--backend", "jax", "--device", "cpu"]
-    told = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
-    child = subprocess.run(command, env=environment, **told)
-    assert not child.returncode, child.stdout[-6000:] + child.stderr[-2000:]
-    played = re.search(r"(\d+) calls were played by 3 devices", child.stdout)
-    assert played, child.stdout[-2000:]
-    assert int(played[1]) > 20, "the suite goes past the devices"
+    """All of it that `merged.py` does not leave out, by what PART-1 allows of what is merged."""
+    environment = on_devices(3, ROOT / "tests", ROOT)
+    assert merged.run("played_devices", environment, "jax") > 250

@@ -2,7 +2,6 @@
 
 import os
 import queue
-import re
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import merged  # noqa: E402
 from sharded_rows import CALLS, H, ShardedCall, T, masks  # noqa: E402
 from torch_ranks import (  # noqa: E402
     EXCHANGES,
@@ -513,23 +513,8 @@ def test_a_rank_that_leaves_out_a_hop_keeps_the_others_waiting(monkeypatch):
 
 
 def test_the_suite_is_played_through_a_ring_of_three():
-    """The chapters that call attention, by what PART-1 allows of what is merged.
-
-    Left out: derivatives and transforms want second ones, forward mode and graphs, which a ring
-    has not got; precision wants autocast, which a thread has for itself; small blocks take too
-    long, and pass; fuzz looks for new calls. All others make none.
-    """
-    chapters = ["empty", "hygiene", "causal", "gradients", "half", "sinks", "attention"]
-    chapters.append("combinations")
-    files = [str(HERE.parent / "conformance" / f"test_{chapter}.py") for chapter in chapters]
-    options = ["-q", "-p", "played_ranks", "-k", "not compiled"]
-    command = [sys.executable, "-m", "pytest", *options, "--backend", "torch", *files]
-    child = subprocess.run(
-        command, env=settings(), cwd=HERE.parent, capture_output=True, text=True, check=False
-    )
-    assert not child.returncode, child.stdout[-6000:]
-    calls = int(re.search(r"(\d+) calls were played by 3 ranks", child.stdout).group(1))
-    assert calls > 500, child.stdout[-500:]
+    """All of it that `merged.py` does not leave out, by what PART-1 allows of what is merged."""
+    assert merged.run("played_ranks", settings(), "torch") > 500
 
 
 @pytest.mark.parametrize(
