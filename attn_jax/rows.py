@@ -36,7 +36,7 @@ def zigzag(length: int, world: int) -> Integer[np.ndarray, "world length/world"]
     """Give each device a chunk from the start and one from the end: causal masks are balanced.
 
     Raises ValueError where the length does not divide into two chunks a device. Source: "Striped
-    Attention", section 3, for the imbalance; the two chunks are those of Llama 3's training,
+    Attention", section 3, for the imbalance; the two chunks are those of
     "The Llama 3 Herd of Models", section 3.3.2.
 
     >>> zigzag(8, 2)
@@ -54,7 +54,7 @@ def planned(mask: Mask, sizes: Sizes, world: int) -> Integer[np.ndarray, "world 
     From contiguous rows on, blocks of the fullest device are swapped with those of others until
     none has more than 1.05 of the mean to do: of all swaps the one that sends least for what it
     levels. What is balanced already stays as it is. A predicate, and what is traced, counts as
-    allowed. Raises ValueError where T does not divide.
+    allowed. Raises ValueError where T is not S, or does not divide.
 
     >>> from attn_jax import causal
     >>> planned(causal(), (1, 1, 8, 8), 2)

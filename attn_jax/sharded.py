@@ -181,7 +181,7 @@ def attend_sharded(
         orders = [np.reshape(shard_checks.check_rows(rows, call.sizes[2], world), -1)] * 2
     call = closure_convert(_in_order(call, *orders))
     others = layout.count(layout.batch) * layout.count(layout.heads)
-    chosen, tables = _plan(call, world, exchange, (key.nbytes + value.nbytes) // others)
+    chosen, tables = _choose(call, world, exchange, (key.nbytes + value.nbytes) // others)
     return _attend(layout, chosen, query, key, value, call, tables)
 
 
@@ -201,7 +201,7 @@ def _in_order(call: Call, rows: np.ndarray, columns: np.ndarray) -> Call:
     return call._replace(mask=mask, bias=bias, query_offset=0)
 
 
-def _plan(call: Call, world: int, exchange: str, size: int) -> tuple[Exchange, tuple]:
+def _choose(call: Call, world: int, exchange: str, size: int) -> tuple[Exchange, tuple]:
     """Choose an exchange of keys and values of a size in bytes; its tables lie as rows do."""
     if exchange == "gathered" or call.empty_rows == "uniform":
         return Exchange("gathered"), ()

@@ -57,8 +57,8 @@ def planned(mask: Mask, sizes: Sizes, world: int) -> list[Integer[Tensor, "T"]]:
 
     From contiguous rows on, blocks are swapped between the fullest and the emptiest rank until
     none has more than 1.05 of the mean to do; of the swaps that level them, the one after which
-    least is sent. What is balanced already stays as it is. What the mask allows must be known;
-    a predicate, and what has no values, counts as allowed. Raises ValueError where T is not S.
+    least is sent. What is balanced already stays as it is. A predicate, and what has no values,
+    counts as allowed. Raises ValueError where T is not S.
 
     >>> from attn_torch import causal
     >>> planned(causal(), (1, 1, 8, 8), 2)
