@@ -89,12 +89,12 @@ def rounded_shares(query, key, value, grad, rows, **options) -> dict[str, float]
     """
     call = {"query": query, "key": key, "value": value} | options
     call = {name: _as_double(x) for name, x in call.items()}
-    sizes = {name: 0.0 for name in ("key", "value")}
+    shares = []
     for own in rows:
-        share = np.zeros_like(call["query"], shape=grad.shape)
-        share[:, :, own] = grad[:, :, own]
-        found = naive.gradients(**call, grad=share)
-        sizes = {name: size + np.abs(found[name]) for name, size in sizes.items()}
+        some = np.zeros_like(call["query"], shape=grad.shape)
+        some[:, :, own] = grad[:, :, own]
+        shares.append(naive.gradients(**call, grad=some))
+    sizes = {name: np.sum([np.abs(x[name]) for x in shares], 0) for name in ("key", "value")}
     return {name: eps(query.dtype) / 2 * float(size.max()) for name, size in sizes.items()}
 
 
