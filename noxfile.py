@@ -127,13 +127,13 @@ def tests(session: nox.Session) -> None:
     run(session, "-m", "pytest", "--doctest-modules", *slowest, *cores, *session.posargs)
 
 
-@nox.session
+@nox.session(requires=["environment"])
 def interop(session: nox.Session) -> None:
     """Test inside other libraries: their models, and their weights."""
+    run(session, "-m", "pytest", *parallel(), "tests/interop_transformers.py", *session.posargs)
     install(session, "-e", ".[all,conformance]", *group("peers", "interop"))
-    files = [str(path) for path in sorted(Path("tests").glob("interop_*.py"))]
-    words = session.posargs or [*parallel(), *files]
-    session.run("python", "-m", "pytest", *words, env=ENV)
+    words = ["-m", "pytest", "tests/interop_weights.py", *session.posargs]
+    session.run("python", *words, env=ENV)
 
 
 @nox.session(**SHARED)
