@@ -74,6 +74,7 @@ def sharded_attention(
     >>> bool(jnp.allclose(output, attention(query, key, value, mask=causal()), atol=1e-6))
     True
     """
+    shard_checks.check_aligned(mask, query, key)
     call = check_call(query, key, value, mask, bias, scale, softcap, sinks, empty_rows)
     layout = Layout(mesh, *map(_as_axes, (batch, heads, length)))
     return attend_sharded(query, key, value, call, layout, rows, exchange)
@@ -97,7 +98,7 @@ class Shards:
         if self.order is None:
             return call
         shard_checks.check_same_rows(*call.sizes[2:])
-        shard_checks.check_rows(self.order[None], call.sizes[2], 1)
+        shard_checks.check_rows_fit(len(self.order), call.sizes[2])
         return _in_order(call, self.order, self.order)
 
     def attend(self, query: Array, key: Array, value: Array, call: Call) -> Array:

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, shard_checks
 from .arrays import is_concrete
 from .cache import StackCache, zero_hidden
 from .dtensors import check_gathered
 from .layers import Start, new_linear
 from .masks import causal, sequence_mask
+from .sharded import current_shards
 from .transformer import Transformer, TransformerWeights
 
 
@@ -184,6 +185,7 @@ class Seq2SeqTransformer(nn.Module):
         self, embedding: nn.Embedding, tokens: Tensor, hidden: Tensor, first: int | Tensor
     ) -> Tensor:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
+        shard_checks.check_no_memory(current_shards() is None, "Seq2SeqTransformer")
         vocab = self.src_vocab if embedding is self.src_embedding else self.tgt_vocab
         checks.check_embedding(getattr(embedding, "num_embeddings", vocab), vocab)
         check_gathered(embedding=embedding)

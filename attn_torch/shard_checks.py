@@ -11,16 +11,20 @@ from .checks import _is_integer, as_integers, check_count, check_is_mask, check_
 
 
 def check_shares(name: str, length: Any, world: Any) -> None:
-    """Check that a size divides by the devices, or chunks, that it is shared out to."""
+    """Check that a size is a multiple of the devices, or chunks, that it is shared out to."""
     check_count(name, length, 0)
     check_count("world", world, 1)
     if length % world:
-        raise ValueError(f"{name} must divide by {world}, as shares are equal: got {length}")
+        rule = f"{name} must be a multiple of {world}, as shares are equal"
+        raise ValueError(f"{rule}: got {length}")
 
 
 def check_axes(layout: Any, sizes: Mapping[str, int]) -> None:
     """Check the axes of a mesh that samples, heads and rows are spread over, and their sizes."""
-    names = tuple(layout.mesh.axis_names)
+    names = getattr(layout.mesh, "axis_names", None)
+    if names is None:
+        rule = "mesh must have named axes, as jax.make_mesh makes it"
+        raise TypeError(f"{rule}: got {kind(layout.mesh)}")
     for name in (used := (*layout.batch, *layout.heads, *layout.length)):
         if name not in names:
             raise ValueError(f"mesh must have the axis {name!r}: got {names}")
@@ -42,6 +46,16 @@ def check_same_rows(queries: int, keys: int) -> None:
         raise ValueError(f"{rule}: got {queries} and {keys}")
 
 
+def check_aligned(mask: Any, query: Any, key: Any) -> None:
+    """Check that rows and keys, which are dealt out alike, are as many where positions count."""
+    shapes = [getattr(array, "shape", ()) for array in (query, key)]
+    if getattr(mask, "positional", False) and all(len(shape) == 4 for shape in shapes):
+        queries, keys = (shape[2] for shape in shapes)
+        if queries != keys:
+            rule = "a mask of positions needs T == S where rows are sharded"
+            raise ValueError(f"{rule}: got T = {queries} and S = {keys}")
+
+
 def check_planned(mask: Any, mask_class: type, sizes: Any) -> None:
     check_is_mask("mask must be a Mask", mask, mask_class)
     if not isinstance(sizes, tuple) or len(sizes) != 4:
@@ -58,11 +72,21 @@ def check_rows(rows: Any, length: int, world: int) -> Array:
     if tuple(rows.shape) != (world, length // world):
         wanted = (world, length // world)
         raise ValueError(f"rows must be (devices, T / devices), {wanted}: got {tuple(rows.shape)}")
-    places = arrays.to_numpy(rows).reshape(-1)
-    if not np.array_equal(np.sort(places), np.arange(length)):
-        rule = f"rows must have every position 0..{length - 1} once"
-        raise ValueError(f"{rule}: got {places.tolist()}")
+    _check_each_once(arrays.to_numpy(rows).reshape(-1))
     return rows
+
+
+def _check_each_once(places: np.ndarray) -> None:
+    lacking = np.setdiff1d(np.arange(len(places)), places)
+    if len(lacking):
+        rule = f"rows must have every position 0..{len(places) - 1} once"
+        raise ValueError(f"{rule}: got no {lacking[0]}")
+
+
+def check_rows_fit(rows: int, length: int) -> None:
+    if rows != length:
+        rule = f"rows of shard_sequences must be those of the {length} tokens"
+        raise ValueError(f"{rule}: got rows of {rows}")
 
 
 def check_exchange(exchange: Any, empty_rows: str) -> None:
@@ -89,6 +113,12 @@ def check_in_shards(same: bool, need_weights: bool, query_offset: Any) -> None:
     if query_offset is not None and not (_is_integer(query_offset) and query_offset == 0):
         got = query_offset if _is_integer(query_offset) else kind(query_offset)
         raise ValueError(f"query_offset must be 0 {rule}: got {got}")
+
+
+def check_no_memory(outside: bool, model: str) -> None:
+    if not outside:
+        rule = "a memory is not sharded here, put both texts into one sequence with prefix()"
+        raise ValueError(f"{rule}: got a {model} inside shard_sequences")
 
 
 def check_no_shards(outside: bool) -> None:
@@ -188,10 +218,7 @@ def check_rank_rows(rows: Any, rank: int, world: int) -> list[Array]:
     if len(rows) != world:
         raise ValueError(f"rows must be given for {world} ranks: got {len(rows)}")
     known = [arrays.to_positions(as_integers("rows", x, "T")) for x in rows]
-    places = np.concatenate([arrays.to_numpy(x) for x in known])
-    if not np.array_equal(np.sort(places), np.arange(len(places))):
-        rule = f"rows must have every position 0..{len(places) - 1} once"
-        raise ValueError(f"{rule}: got {places}")
+    _check_each_once(np.concatenate([arrays.to_numpy(x) for x in known]))
     return known
 
 

@@ -3,6 +3,8 @@
 `nox -s interop` makes an environment that has them and runs this file, whose name no other finds.
 """
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def timm():
     That half then defines no operator, and without these two torchvision cannot be imported.
     """
     try:
-        import torchvision as _
+        importlib.import_module("torchvision")
     except RuntimeError:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")

@@ -363,6 +363,10 @@ def hidden_nan(mesh):
         for one, other in ((found[0], wanted[0]), *projected(found[1], wanted[1])):
             assert jnp.isfinite(other).all()
             check(one, np.asarray(other), f"hidden NaN, rows {order is not None}")
+    words = "must be those of the 32 tokens: got rows of 16"
+    others = shard_sequences(mesh, length="m", rows=zigzag(16, 2))
+    with others, pytest.raises(ValueError, match=words):
+        run(attn, memory[0])
 
 
 def projected(*grads):

@@ -380,6 +380,11 @@ def _refused_in_shards(rank, world):
                 call()
         with pytest.raises(RuntimeError, match="leave shard_sequences first"):
             attn.decode(x, attn.new_cache(2, T))
+        tokens = torch.ones(2, len(rows[rank]), dtype=torch.long)
+        with pytest.raises(
+            ValueError, match=r"in.* one sequence with prefix.*: got a Seq2SeqTrans"
+        ):
+            Seq2SeqTransformer(5, 5, d_model=8, nhead=2)(tokens, tokens)
     mean = MultiHeadAttention(E, H, empty_rows="uniform")
     for exchange in ("exchanged", "ring"):
         words = "empty_rows must be 'zero' or 'nan'"
