@@ -48,7 +48,7 @@ def check_same_rows(queries: int, keys: int) -> None:
 
 def check_aligned(mask: Any, query: Any, key: Any) -> None:
     """Check that rows and keys, which are dealt out alike, are as many where positions count."""
-    shapes = [getattr(array, "shape", ()) for array in (query, key)]
+    shapes: list[Any] = [getattr(array, "shape", ()) for array in (query, key)]
     if getattr(mask, "positional", False) and all(len(shape) == 4 for shape in shapes):
         queries, keys = (shape[2] for shape in shapes)
         if queries != keys:

@@ -152,6 +152,12 @@ def test_report_that_is_not_whole_is_refused(tmp_path, capsys, name):
     assert said.startswith(words) and str(path) in said and said.count("\n") == 1
 
 
+def test_report_that_is_not_there_says_who_writes_one(tmp_path, capsys):
+    assert main(["summary", str(tmp_path / "none.jsonl")]) == 2
+    rule = "a report must be there, python -m conformance run writes one"
+    assert capsys.readouterr().err == f"{rule}: got no {tmp_path / 'none.jsonl'}\n"
+
+
 def texts(lines: list[dict], **options) -> list[str]:
     return [line.text for line in summary(lines, **options)]
 

@@ -96,11 +96,14 @@ def read(path: str | Path) -> list[dict]:
     """Read a report.
 
     Raises ValueError where lines are missing, doubled or not of the schema, and its subclass
-    `CutOffError` where the report has no header or no footer.
+    `CutOffError` where the report has no header or no footer; OSError where none can be read.
     """
     try:
         lines = begun(Path(path))
         kinds = [line["type"] for line in lines]
+    except FileNotFoundError:
+        rule = "a report must be there, python -m conformance run writes one"
+        raise FileNotFoundError(f"{rule}: got no {path}") from None
     except (ValueError, KeyError, TypeError, RecursionError):  # no UTF-8, JSON, object, type
         kinds = []
     if kinds[:1] + kinds[-1:] != ENDS or [kind for kind in kinds if kind in ENDS] != ENDS:
