@@ -39,7 +39,6 @@ class Pipe:
         if not words:
             raise ValueError("after `pipe:` stand a program and its arguments: got nothing")
         self.words, self.folder, self.ids = words, os.getcwd(), count(1)
-        self.silent = ""  # what was said when it did not answer after a start
         try:
             said = self.start()
         except Differs as error:
@@ -56,7 +55,7 @@ class Pipe:
     def start(self) -> dict:
         """Start the program, and return what it says of itself."""
         self.program = RunningProgram(self.words, self.folder)
-        said = self.program.wait_for_answer()
+        said = self.program.wait_for_hello()
         if (version := said.pop("pipe", None)) != VERSION:
             rule = f'the first line must be an object with "pipe": {VERSION}'
             raise self.program.broken(rule, f'"pipe": {version!r}')
@@ -66,13 +65,11 @@ class Pipe:
 
     def ask(self, call: str, **given) -> dict[str, Any]:
         """Put a question to the program, and return its answer's arrays by name."""
-        if self.silent:
-            raise Differs(self.silent)
         question = {"id": next(self.ids), "call": call, **encoded(given)}
         if not self.program.runs:
             self.start()
         self.program.send(question)
-        answer = self._answer()
+        answer = self.program.wait_for_answer()
         if (own := answer.pop("id", None)) != question["id"]:
             raise self.program.broken(f"an answer must have the id {question['id']}", repr(own))
         if "error" in answer:
@@ -81,14 +78,6 @@ class Pipe:
             rule = f"an answer to `{call}` must hold {', '.join(ANSWERS[call])}"
             raise Differs(f"{rule}: got no {', '.join(missing)}")
         return {name: decoded(value, name) for name, value in answer.items()}
-
-    def _answer(self) -> dict:
-        try:
-            return self.program.wait_for_answer()
-        except Differs as error:
-            if self.program.is_late:  # and would be for every question
-                self.silent = str(error)
-            raise
 
     def versions(self) -> dict[str, str]:
         return self.told

@@ -11,22 +11,19 @@ import sys
 import weakref
 from contextlib import suppress
 from tempfile import TemporaryFile
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 from ..oracle.tolerance import Differs
 
 LONGEST = 2**30  # bytes of a line
 SECONDS = 1.0  # for a program to end by itself when its input ends
-START = 30.0  # for its first line, and for its first answer
+START = 30.0  # for its first line
 GUARD = "import os, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), 9)"
 
 
 class RunningProgram:
     """A running program, its messages JSON objects; whatever is wrong with them is `Differs`."""
-
-    lines = 0  # that it has printed
-    is_late = False
 
     def __init__(self, words: list[str], folder: str):
         self.log: Any = TemporaryFile()  # noqa: SIM115 - open for as long as the program runs
@@ -53,10 +50,7 @@ class RunningProgram:
 
     def wait_for_answer(self) -> dict:
         """Return the program's next message; `reports/overrun.py` looks for this function."""
-        line = self._next_line()
-        if self.is_late:
-            rule = f"the program must print its first line, and its first answer, in {START:g} s"
-            raise self.broken(rule, "nothing; does it flush its output after every line?")
+        line = self.process.stdout.readline(LONGEST)
         if len(line) == LONGEST:
             raise self.broken(f"a line must be shorter than {LONGEST} bytes", "more")
         if not line.endswith(b"\n"):
@@ -70,19 +64,21 @@ class RunningProgram:
             raise self.broken(rule, shown(line))
         return message
 
-    def _next_line(self) -> bytes:
-        limit = Timer(START, self._end_late)
-        if self.lines < 2:
-            limit.start()
+    def wait_for_hello(self) -> dict:
+        """Return the program's first message; one that keeps its output is not waited for long."""
+        late = Event()
+        limit = Timer(START, lambda: (late.set(), self.process.kill()))
+        limit.start()
         try:
-            return self.process.stdout.readline(LONGEST)
+            return self.wait_for_answer()
+        except Differs as error:
+            if late.is_set():
+                rule = f"the program must print its first line in {START:g} s"
+                got = "nothing; does it flush its output after every line?"
+                raise self.broken(rule, got) from error
+            raise
         finally:
             limit.cancel()
-            self.lines += 1
-
-    def _end_late(self) -> None:
-        self.is_late = True
-        self.process.kill()
 
     def broken(self, rule: str, got: str) -> Differs:
         """End the program, and return what to raise."""
