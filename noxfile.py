@@ -130,10 +130,9 @@ def tests(session: nox.Session) -> None:
 @nox.session(requires=["environment"])
 def interop(session: nox.Session) -> None:
     """Test inside other libraries: their models, and their weights."""
-    run(session, "-m", "pytest", *parallel(), "tests/interop_transformers.py", *session.posargs)
+    run(session, "-m", "pytest", *parallel(), "tests/interop_transformers.py")
     install(session, "-e", ".[all,conformance]", *group("peers", "interop"))
-    words = ["-m", "pytest", "tests/interop_weights.py", *session.posargs]
-    session.run("python", *words, env=ENV)
+    session.run("python", "-m", "pytest", "tests/interop_weights.py", env=ENV)
 
 
 @nox.session(**SHARED)

@@ -62,8 +62,9 @@ def sharded_attention(
     than half, a ring where all keys are more than 2**30 bytes, else gathered. Works eagerly and
     under `jax.jit`, with automatic and explicit axes.
 
-    Raises what `attention` raises; ValueError where sizes do not divide, for axes that the mesh
-    has not got, and for "uniform" where no device has all values.
+    Raises what `attention` raises; ValueError where sizes are no multiples of the devices, for a
+    mask of positions where rows are shared and T is not S, for axes that the mesh has not got, and
+    for "uniform" where no device has all values.
 
     Source: "Ring Attention with Blockwise Transformers", section 3, for the ring.
 
@@ -74,7 +75,8 @@ def sharded_attention(
     >>> bool(jnp.allclose(output, attention(query, key, value, mask=causal()), atol=1e-6))
     True
     """
-    shard_checks.check_aligned(mask, query, key)
+    if length is not None:
+        shard_checks.check_aligned(mask, query, key)
     call = check_call(query, key, value, mask, bias, scale, softcap, sinks, empty_rows)
     layout = Layout(mesh, *map(_as_axes, (batch, heads, length)))
     return attend_sharded(query, key, value, call, layout, rows, exchange)

@@ -1030,12 +1030,14 @@ def check_layout(layout: Any, attentions: Mapping[str, Any]) -> None:
         others = [name for name in unknown if getattr(attn, name) is not None]
         if others:  # weights alone would compute something else there
             raise ValueError(f"layout {layout!r} has no {' and no '.join(others)}: got one")
-        if SAME_NAMES.get(layout) == "llama" and attn.process_heads is None:
+        turns = attn.process_heads
+        if SAME_NAMES.get(layout) == "llama" and getattr(turns, "then", turns) is None:
             rule = (
-                f"layout {layout!r} turns heads by position and needs process_heads, where a model "
-                "turns none name o_proj out_proj and take layout 'rosetta'"
+                f"layout {layout!r} turns heads by position and needs process_heads; if the model "
+                "turns none, rename o_proj to out_proj and use layout 'rosetta'"
             )
-            raise ValueError(f"{rule}: got an attention without process_heads")
+            got = "an attention without process_heads" if turns is None else "a QKNorm without then"
+            raise ValueError(f"{rule}: got {got}")
 
 
 def check_has_values(abstract: Sequence[str]) -> None:

@@ -123,6 +123,7 @@ class Seq2SeqTransformer(nn.Module):
         need_weights: bool = False,
     ) -> Float[Tensor, "B T V"] | tuple[Float[Tensor, "B T V"], TransformerWeights]:
         """Return logits (B, T, tgt_vocab); with `need_weights` `TransformerWeights` too."""
+        shard_checks.check_no_memory(current_shards() is None, "Seq2SeqTransformer")
         checks.check_token_pair(src, tgt, self.src_vocab, self.tgt_vocab)
         src_hidden, tgt_hidden = self._hidden(src), self._hidden(tgt)
         result: Any = self.transformer(
@@ -145,6 +146,7 @@ class Seq2SeqTransformer(nn.Module):
 
         None of them has a window: every target attends to all that are before it.
         """
+        shard_checks.check_no_memory(current_shards() is None, "Seq2SeqTransformer")
         checks.check_token_array("src", src, ("B", "S"), self.src_vocab)
         hidden = self._hidden(src)
         x = self._embed(self.src_embedding, src, hidden, 0)
@@ -185,7 +187,6 @@ class Seq2SeqTransformer(nn.Module):
         self, embedding: nn.Embedding, tokens: Tensor, hidden: Tensor, first: int | Tensor
     ) -> Tensor:
         """Return (B, T, E); tokens stand from position `first` on, padding left out."""
-        shard_checks.check_no_memory(current_shards() is None, "Seq2SeqTransformer")
         vocab = self.src_vocab if embedding is self.src_embedding else self.tgt_vocab
         checks.check_embedding(getattr(embedding, "num_embeddings", vocab), vocab)
         check_gathered(embedding=embedding)

@@ -17,9 +17,9 @@ from .vectors import tensors
 
 WIDE = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "head_dim": 5}, S=7)
 OUT_BIAS = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "qkv_bias": False}, S=7)
-NORM = {"class": "QKNorm", "head_dim": 6}
-NORMED = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "head_dim": 6, "process_heads": NORM})
 TURN = {"class": "rotary", "dim": 2}
+NORM = {"class": "QKNorm", "head_dim": 6, "then": TURN}
+NORMED = MultiHeadCase({"embed_dim": 14, "num_heads": 2, "head_dim": 6, "process_heads": NORM})
 # What an attention of each layout may be; the kernels of a layout by heads are 3 axes there.
 PLAIN = {"cross": CROSS, "no_bias": NO_BIAS}
 UNGROUPED = PLAIN | {"widths": WIDTHS, "wide": WIDE}
@@ -263,6 +263,8 @@ def test_auto_refuses_what_it_cannot_tell(subject):
     }
     check_refused(subject, NORMED, weights, "auto", "'qwen3' from 'gemma'", "got q_norm.weight")
     check_taken(subject, NORMED, weights, "qwen3")
+    alone = MultiHeadCase(NORMED.config | {"process_heads": {"class": "QKNorm", "head_dim": 6}})
+    check_refused(subject, alone, theirs("llama", NORMED), "qwen3", "got a QKNorm without then")
     two = theirs("bert", CROSS) | theirs("gpt2", CROSS)
     check_refused(subject, CROSS, two, "auto", "'bert' under prefix ''", "'gpt2' under prefix ''")
     under = {f"h.0.attn.{name}": array for name, array in theirs("gpt2", CROSS).items()}

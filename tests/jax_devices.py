@@ -31,6 +31,7 @@ from attn_jax import (
     rotary,
     segments,
     shard_sequences,
+    sharded_attention,
     sliding_window,
     zigzag,
 )
@@ -339,6 +340,20 @@ def layers():
                 call()
     with pytest.raises(ValueError, match="mesh must have the axis 'x'"):
         shard_sequences(mesh, length="x").__enter__()
+
+
+def second_gradients():
+    """The gradient of a ring's gradient is that of one device."""
+    query, key, value = np.random.default_rng(0).normal(size=(3, 1, 2, 8, 3))
+    told = {"mesh": jax.make_mesh((4,), ("m",)), "length": "m", "exchange": "ring"}
+
+    def twice(attend):
+        once = jax.grad(lambda query: (attend(query, key, value, mask=causal()) ** 2).sum())
+        return jax.jit(jax.grad(lambda query: (once(query) ** 2).sum()))(query)
+
+    of_one = twice(attention)
+    difference = abs(twice(partial(sharded_attention, **told)) - of_one).max()
+    assert difference < 1e-12 * abs(of_one).max(), difference
 
 
 def hidden_nan(mesh):

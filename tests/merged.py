@@ -32,7 +32,7 @@ OTHERS = {  # chapters that are not played
     "cache": "caches are sharded by sample or by head, never by rows",
     "cache_states": "as cache",
     "cache_window": "as cache",
-    "derivatives": "a ring has one derivative, in reverse mode",
+    "derivatives": "a ring has no forward mode, and in torch one derivative",
     "dropout": "is refused where a call is sharded",
     "errors": "calls are refused before they are shared out",
     "fuzz": "looks for new calls, each of a shape of its own",

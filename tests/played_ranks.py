@@ -98,9 +98,8 @@ def square(query, key, value, mask, bias, query_offset) -> tuple:
 def attention(query, key, value, *, bias=None, sinks=None, query_offset=None, **options):
     told = options | {"bias": bias, "sinks": sinks, "query_offset": query_offset}
     call = check_call(query, key, value, **told)  # so that wrong calls are refused as ever
-    left_out = {"dropout": call.dropout, "uniform": call.empty_rows == "uniform"}
-    for reason in [name for name, is_so in left_out.items() if is_so]:
-        PLAYS[0].leave_out(reason)
+    if call.dropout or call.empty_rows == "uniform":
+        PLAYS[0].leave_out("dropout" if call.dropout else "uniform")
         return attention_of_one(query, key, value, **told)
     queries = query.shape[2]
     names = ("mask", "scale", "softcap", "empty_rows")

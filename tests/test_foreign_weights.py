@@ -137,7 +137,7 @@ def test_jamba_has_llamas_names_and_turns_nothing(backend):
     before = MultiHeadCase({"embed_dim": E, "num_heads": H} | settings, kdim=E, vdim=E)
     call = ("attention", before.config, before.parameters("float32"), weights, "auto")
     error, _ = load(backend).import_weights(*call)
-    assert "turns none name o_proj out_proj and take layout 'rosetta'" in str(error)
+    assert "rename o_proj to out_proj and use layout 'rosetta'" in str(error)
     weights = {name.replace("o_proj", "out_proj"): array for name, array in weights.items()}
     check_output(backend, weights, settings, theirs, [x] * 3, allowed)
 

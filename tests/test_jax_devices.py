@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PARTS = [
     "shard_map explicit_axes automatic_axes other_dims",
-    "modules steps narrow_caches greedy layers heads_and_rows",
+    "modules steps narrow_caches greedy layers heads_and_rows second_gradients",
 ]
 # How a process compiles quickly: of machine code alone, XLA still rewrites what is computed
 QUICKLY = {

@@ -381,10 +381,10 @@ def _refused_in_shards(rank, world):
         with pytest.raises(RuntimeError, match="leave shard_sequences first"):
             attn.decode(x, attn.new_cache(2, T))
         tokens = torch.ones(2, len(rows[rank]), dtype=torch.long)
-        with pytest.raises(
-            ValueError, match=r"in.* one sequence with prefix.*: got a Seq2SeqTrans"
-        ):
-            Seq2SeqTransformer(5, 5, d_model=8, nhead=2)(tokens, tokens)
+        model = Seq2SeqTransformer(5, 5, d_model=8, nhead=2)
+        for call in (lambda: model(tokens, tokens), lambda: model.start(tokens, 3)):
+            with pytest.raises(ValueError, match=r"one sequence with prefix.*: got a Seq2SeqTrans"):
+                call()
     mean = MultiHeadAttention(E, H, empty_rows="uniform")
     for exchange in ("exchanged", "ring"):
         words = "empty_rows must be 'zero' or 'nan'"

@@ -454,8 +454,8 @@ WEIGHTS = [
           lambda m, a: m.export_weights(
               attention(a, softcap=3.0, process_heads=m.rotary()), "nnx")),
     Wrong("layout_of_unturned_heads", ValueError,
-          "layout 'llama' turns heads by position and needs process_heads, where a model turns none name o_proj "
-          "out_proj and take layout 'rosetta': got an attention without process_heads",
+          "layout 'llama' turns heads by position and needs process_heads; if the model turns none, rename "
+          "o_proj to out_proj and use layout 'rosetta': got an attention without process_heads",
           lambda m, a: m.export_weights(attention(a), "llama")),
     Wrong("file_of_a_process", ValueError,
           "model must be what load builds of its settings, keep others by export_weights: "

@@ -18,7 +18,7 @@ from .diagnosis import first_name
 from .failure import explain, printable, repeating
 from .known import KNOWN
 from .overrun import overrun
-from .raised import DIFFERS, comes_from_outside, message_of, notes_of, without_the_suite
+from .raised import DIFFERS, message_of, notes_of, without_the_suite
 from .report import (
     CRASHED,
     begun,
@@ -140,7 +140,7 @@ class Reporter:
     def pytest_runtest_makereport(self, item, call: pytest.CallInfo):
         mark = item.get_closest_marker("clause")
         error = _error(call)
-        if mark and isinstance(error, Exception) and comes_from_outside(error):
+        if mark and isinstance(error, Exception):
             call.excinfo = pytest.ExceptionInfo.from_exception(without_the_suite(error))
         report = yield
         if mark and isinstance(report.longrepr, tuple):  # of a skipped test: path, line, reason

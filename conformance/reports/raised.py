@@ -26,7 +26,9 @@ def notes_of(error: BaseException | None) -> list[str]:
 
 
 def without_the_suite(error: BaseException) -> BaseException:
-    """Return an error without the suite's own frames in its traceback."""
+    """Return an error from outside without the suite's own frames in its traceback."""
+    if not comes_from_outside(error):
+        return error
     traceback = None
     for entry in reversed(_entries(error)):
         if not _is_of_the_suite(entry):

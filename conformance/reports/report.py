@@ -19,7 +19,7 @@ from ..contract import clauses
 OK, FAILED, INTERRUPTED, INTERNAL, USAGE, NOTHING = range(6)
 OUTCOMES = ("conforms", "differs", "error", "known difference", "not offered")
 ENDS = ["header", "footer"]
-IN_PLACE = re.compile(r"your function changed its input \S+ in place")
+IN_PLACE = re.compile(r"your function changed its input .+? in place")
 WRONG_NUMBER = re.compile(r"([^:]*) at \([\d, ]*\): expected (.*?), got (.*)")
 WORST_FIRST = ("error", "differs", "known difference", "conforms", "not offered")
 OUTDATED = "a known difference has begun to conform: take its entry ("

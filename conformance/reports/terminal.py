@@ -40,12 +40,15 @@ def folded(text: str, width: int, style: str = "") -> list[Line]:
 
 
 def cut(text: str, width: int) -> str:
-    """Return a text of at most a width, without the rest behind a word.
+    """Return a text of at most a width, without the rest behind a word, or within the only one.
 
-    >>> cut("zero_gives_zeros: output", 13)
-    'zero_gives_…'
+    >>> cut("zero_gives_zeros: output", 13), cut("attention", 5)
+    ('zero_gives_…', 'atte…')
     """
-    return text if len(text) <= width else re.sub(r"[^\W_]+$", "", text[: width - 1]) + "…"
+    if len(text) <= width:
+        return text
+    begun = text[: width - 1]
+    return (re.sub(r"[^\W_]+$", "", begun) or begun) + "…"
 
 
 def aligned(rows: list[list[str]], left: Iterable[int]) -> list[str]:

@@ -36,7 +36,8 @@ def ask(native: NativeArrays, take: Callable, function: Callable, /, *args, **op
         after = {name: native.numpy(array) for name, array in handed.items()}
     for name, array in after.items():
         if array.tobytes() != before[name].tobytes():
-            changed = dict(named(bound(function, *call)))[name]
+            names = [own for id, own in named(bound(function, *call)) if id == name]
+            changed = "`, `".join(names)
             same(array, before[name], f"your function changed its input `{changed}` in place")
     return found
 

@@ -67,7 +67,12 @@ class RunningProgram:
     def wait_for_hello(self) -> dict:
         """Return the program's first message; one that keeps its output is not waited for long."""
         late = Event()
-        limit = Timer(START, lambda: (late.set(), self.process.kill()))
+
+        def end() -> None:
+            late.set()
+            self.process.kill()
+
+        limit = Timer(START, end)
         limit.start()
         try:
             return self.wait_for_answer()
