@@ -107,7 +107,9 @@ def check_in_shards(same: bool, need_weights: bool, query_offset: Any) -> None:
     """Check a module's call where each rank has some tokens of a sequence."""
     rule = "where sequences are sharded"
     if not same:
-        raise ValueError(f"keys must be the query's own tokens {rule}: got others")
+        raise ValueError(
+            "keys must be the query's own tokens where shard_sequences has rows: got others"
+        )
     if need_weights:
         raise ValueError(f"need_weights must be False {rule}: got True")
     if query_offset is not None and not (_is_integer(query_offset) and query_offset == 0):
