@@ -3,7 +3,8 @@
 `nox -s interop` makes an environment that has them and runs this file, whose name no other finds.
 """
 
-import importlib
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -84,9 +85,10 @@ def timm():
 
     That half then defines no operator, and without these two torchvision cannot be imported.
     """
-    pytest.importorskip("torchvision.version")
+    if find_spec("torchvision") is None:
+        pytest.skip("timm needs torchvision")
     try:
-        importlib.import_module("torchvision")
+        import_module("torchvision")
     except RuntimeError:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
