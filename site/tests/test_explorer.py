@@ -254,8 +254,10 @@ def test_every_start_shows_another_mask(tab):
     tab.goto("/explorer.html")
     shown = {}
     for start in tab.locator(".ex-starts a").all():
-        start.click()
-        tab.wait_for_function("(hash) => location.hash === hash", arg=start.get_attribute("href"))
+        start.evaluate(
+            """(link) => new Promise((done) => {
+                 addEventListener("hashchange", done, {once: true}); link.click(); })"""
+        )
         shown[start.text_content()] = tab.evaluate(READ)
     assert len({(str(seen["grid"]), seen["expression"]) for seen in shown.values()}) == len(shown)
     assert [name for name, seen in shown.items() if any(seen["full"])] == ["fully masked rows"]
