@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.progress import Progress
 
 from tools.mutate import child, command, page, reach
 from tools.mutate.mutant import ROOT, SourceMutant, patches
@@ -198,6 +199,9 @@ def test_where_every_case_runs_the_bad_ones_are_left_out():
     plugin.known = {f"t.py::{name}" for name in plugin.known}
     plugin.pytest_collection_modifyitems(items)
     assert [item.nodeid for item in items] == ["t.py::good", "t.py::far", "t.py::new"]
+    only = child.ChosenCases(ROOT, print, {"order": {"t.py::good": 0}})
+    only.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["t.py::good"]
 
 
 # The verdict, from real processes
@@ -285,6 +289,52 @@ def test_a_catch_is_kept_until_the_file_or_its_test_changes(tmp_path, monkeypatc
     assert verdicts(tmp_path).get(one)
     pins["conformance/test_a.py"] = "2"
     assert not verdicts(tmp_path).get(one)
+
+
+def test_a_record_says_what_is_true_and_which_case_to_ask_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.mutate.verdicts.pin", lambda where, file: pins[file])
+    pins, record = (
+        {"conformance/test_a.py": "1", "conformance/test_b.py": "1"},
+        tmp_path / "p.jsonl",
+    )
+    every = [mutant("one", new="SIZE = 5"), mutant("two", new="SIZE = 6"), mutant("late")]
+    first = Verdicts(tmp_path / "here", record)
+    for one, file in zip(every, pins, strict=False):
+        case = {"case": f"{file}::t[x]", "message": "long", "seconds": 1}
+        first.keep(one, "conformance", case)
+    pins["conformance/test_b.py"] = "2"
+    first.write(every)
+    fresh = Verdicts(tmp_path / "elsewhere", record)
+    assert fresh.get(every[0]) and not fresh.get(every[1]) and not fresh.get(every[2])
+    assert fresh.catches.keys() == {"numpy/one", "numpy/two"}
+    task = fresh.again(every[1])
+    assert task["files"] == ["test_b.py"] and task["order"] == {"conformance/test_b.py::t[x]": 0}
+    assert "long" not in record.read_text("utf-8")
+
+
+class Answers:
+    """Workers that answer at once."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def ask(self, task):
+        return self.answers.pop(0)
+
+    def map(self, do, things):
+        return ((thing, do(thing)) for thing in things)
+
+
+def test_a_catch_of_before_counts_only_if_the_same_case_fails(tmp_path):
+    found, every = verdicts(tmp_path), [mutant("one", new="1"), mutant("two"), mutant("late")]
+    for one in every[:2]:
+        answer = {"case": "conformance/test_errors.py::t", "seconds": 1}
+        found.keep(one, "conformance", answer)
+    found.known.clear()
+    gone = {"case": "before the first case", "seconds": 1}
+    with Progress(disable=True) as bars:
+        command.ask_again(Answers(answer, gone), bars, found, every)
+    assert [bool(found.get(one)) for one in every] == [True, False, False]
 
 
 def test_a_record_is_pinned_by_what_its_chapter_imports_and_all_share(tmp_path, monkeypatch):

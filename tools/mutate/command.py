@@ -43,7 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--suite", action="store_true", help="ask the suite, and not the tests")
     parser.add_argument("--unmapped", action="store_true", help="run every case, and keep nothing")
-    parser.add_argument("--page", type=Path, help="what is known of all mutants; not with NAME")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="what is known of all mutants, written beside it as .jsonl, too; not with NAME",
+    )
     parser.add_argument("--folder", type=Path, default=".conformance/mutate", help="what is kept")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the workers are ended, too
@@ -54,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if options.page and not options.names:
-        write(options.page, patches() + changes(BACKENDS), verdicts)
+        every = patches() + changes(BACKENDS)
+        write(options.page, every, verdicts)
+        verdicts.write(every)
     print(summary(mutants, verdicts, options.suite))
     asked = [mutant for mutant in mutants if not mutant.equivalent]
     found = {mutant.id: verdicts.get(mutant, options.suite) for mutant in asked}
@@ -96,14 +102,17 @@ def run(options: argparse.Namespace, mutants: list[SourceMutant]) -> Verdicts:
     """Judge mutants until time is up; return what is known then."""
     folder = options.folder.absolute()
     reach = Reach(folder)
-    verdicts = Verdicts(folder)
+    verdicts = Verdicts(folder, options.page and options.page.with_suffix(".jsonl"))
     with Workers(folder, cores()) as workers, Progress(console=Console(stderr=True)) as bars:
+        todo = [m for m in mutants if anew(options) or not verdicts.get(m, options.suite)]
+        if not anew(options):
+            ask_again(workers, bars, verdicts, todo)
+            todo = [m for m in todo if not verdicts.get(m, options.suite)]
         for where in asked_of(options):
-            for backend in dict.fromkeys(mutant.backend for mutant in mutants):
+            for backend in dict.fromkeys(mutant.backend for mutant in todo):
                 record(workers, bars, reach, where, backend)
         end = time.monotonic() + 60 * options.minutes
         late = not (options.all or options.names)
-        todo = [m for m in mutants if anew(options) or not verdicts.get(m, options.suite)]
         bar = bars.add_task("mutants", total=len(todo))
         ask = partial(judge, workers, reach, verdicts, options)
         in_time = (m for m in todo if not late or time.monotonic() < end)
@@ -124,6 +133,18 @@ def asked_of(options: argparse.Namespace) -> tuple[str, ...]:
 def anew(options: argparse.Namespace) -> bool:
     """Return whether a mutant is judged although it was judged before."""
     return bool(options.unmapped or options.names)
+
+
+def ask_again(
+    workers: Workers, bars: Progress, verdicts: Verdicts, mutants: list[SourceMutant]
+) -> None:
+    """Ask of each mutant the case that caught it before something changed: that needs no map."""
+    caught = [mutant for mutant in mutants if mutant.id in verdicts.catches]
+    bar = bars.add_task("caught before", total=len(caught), visible=bool(caught))
+    for mutant, answer in workers.map(lambda m: workers.ask(verdicts.again(m)), caught):
+        if answer.get("case") == verdicts.catches[mutant.id]["case"]:
+            verdicts.keep(mutant, "conformance", answer)
+        bars.advance(bar)
 
 
 def judge(
