@@ -533,3 +533,29 @@ def test_the_example_gets_the_losses_of_one_process():
     )
     assert not child.returncode, child.stderr[-6000:]
     assert "two processes" in child.stdout
+
+
+# A gloo thread that still lets go of a tensor while Python ends aborts the process.
+ENDS = """
+import sys
+import weakref
+from examples import sharded_torch
+from examples.sharded_torch import dist
+
+def destroy(destroyed=dist.destroy_process_group):
+    group = weakref.ref(dist.group.WORLD)
+    destroyed()
+    assert group() is None, "something keeps the group alive, and gloo's threads with it"
+
+dist.destroy_process_group = destroy
+sharded_torch.WORLD = 1
+sharded_torch.work(0, 1, sys.argv[1])
+"""
+
+
+def test_the_example_leaves_no_group_behind(tmp_path):
+    command = [sys.executable, "-c", ENDS, str(tmp_path / "store")]
+    child = subprocess.run(
+        command, env=settings(), cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
+    assert not child.returncode, child.stderr[-6000:]
