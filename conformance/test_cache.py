@@ -11,6 +11,7 @@ from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part
 from .cases.models import ModelCase
 from .contract import clause
 from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
+from .oracle import reference
 from .oracle.expected import multihead
 from .oracle.tolerance import Differs, allowance, check_dtype, check_each, close, compare, same
 from .subjects.protocol import require
@@ -418,6 +419,17 @@ def test_reordered_samples_go_on_as_those_they_were(subject, name, index):
 
 
 @clause("CACHE-6")
+@pytest.mark.untyped
+@pytest.mark.parametrize("kind", ["uint8", "int32"])
+def test_an_index_may_be_of_any_kind_of_integers(subject, kind):
+    x, index = ENCODER.tokens(), np.array([1, 0, 1], kind)
+    decoding = ENCODER.start(subject)
+    ENCODER.feed(decoding, x[:, :3])
+    wanted = ENCODER.one_pass(x[[1, 0, 1]])
+    part(ENCODER.feed(decoding.reorder(index), x[[1, 0, 1], 3:4]), *wanted, 3, "a step of beams")
+
+
+@clause("CACHE-6")
 def test_a_reordered_cache_stands_on_its_own(subject):
     x, (exact, naive) = ENCODER.tokens(), ENCODER.whole()
     decoding = ENCODER.start(subject)
@@ -425,6 +437,8 @@ def test_a_reordered_cache_stands_on_its_own(subject):
     beams = decoding.reorder(np.array([0, 1, 2]))
     ENCODER.feed(beams, -x[:, 3:5])
     part(ENCODER.feed(decoding, x[:, 3:]), exact, naive, 3, "the tokens after it")
+    told = np.concatenate([x[:, :3], -x[:, 3:6]], 1)
+    part(ENCODER.feed(beams, -x[:, 5:6]), *ENCODER.one_pass(told), 5, "a token of the beams")
 
 
 @clause("CACHE-6")
@@ -509,6 +523,19 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
         rest = weights[b, ..., written[b] :]
         same(rest, np.zeros_like(rest), "weights of slots that are not written")
     same(decoding.lengths, written, "lengths")
+
+
+@clause("CACHE-6")
+def test_of_a_memory_that_is_truncated_the_rest_is_forgotten(subject):
+    x, lengths = ATTENTION.tokens(), [2, 0, N]
+    given, parameters = (x[:, :3], x), ATTENTION.parameters()
+    output, weights = subject.multihead(
+        ATTENTION.config, parameters, *given, projected=lengths, average_weights=False
+    )
+    seen = reference.allowed(padding(lengths), (B, 2, 3, N))
+    exact, naive = multihead(parameters, 2, 2, *given, x, allowed=seen)
+    compare(output, exact["output"], naive["output"], "output")
+    compare(weights, exact["weights"], naive["weights"], "weights")
 
 
 def reference_of(stream: Stream, query, key):
@@ -626,8 +653,9 @@ def test_a_mask_of_the_source_is_that_of_one_pass(subject):
     x, given = stream.tokens(), stream.given()
     inputs, masks = {"src": given.pop("src"), "tgt": x}, {"src_mask": spec, "tgt_mask": causal()}
     arguments = (stream.kind, stream.config, stream.parameters(), inputs)
+    given["memory_key_padding_mask"] = None  # the source's padding is not the memory's
     once = subject.layer(*arguments, **masks, **given)["output"]
-    decoding = stream.start(subject, src_mask=spec)
+    decoding = stream.start(subject, src_mask=spec, memory_key_padding_mask=None)
     got = [stream.feed(decoding, x[:, first:last]) for first, last in ((0, 3), (3, 4), (4, 7))]
     close(np.concatenate(got, 1), once, *stream.whole(), "output, in pieces and at once")
 

@@ -83,6 +83,8 @@ def test_one_full_sample_refuses_for_all_and_the_others_go_on(subject, name):
     told.feed(x[:, 6:7], "a step without sample 2", np.array([[0], [0], [1]], bool))
     told.feed(x[:, 7:8], "a step of sample 1 alone", np.array([[1], [0], [1]], bool))
     told.check("outputs of all samples")
+    if stream.kind == "attention":
+        check_look(told, x[:, :2], [])
 
 
 @clause("CACHE-4")
@@ -108,7 +110,7 @@ def test_one_sample_beyond_its_capacity_is_nan_and_the_others_are_not(subject, n
 
 
 def check_look(told: Told, query: np.ndarray, over: list[int]) -> None:
-    """Look at a cache whose lengths are traced: output and weights, and NaN where it overran."""
+    """Look at a cache: output and weights, and NaN where one with traced lengths overran."""
     stream, (output, weights) = told.stream, told.decoding.look(query)
     heads = stream._head_counts()
     for b, own in enumerate(told.told):

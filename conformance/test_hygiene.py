@@ -27,6 +27,7 @@ WAYS = {
     "bias": {"bias": np.where(PADDED[:, None, None], -np.inf, 0).astype(np.float32)},
 }
 SEEN = np.broadcast_to(~PADDED[:, None, None], MAIN.call)
+PAST = np.broadcast_to(np.tri(5, 7, dtype=bool), MAIN.call)  # the last two keys are behind all
 CLEAN = Case("clean")
 
 
@@ -82,16 +83,18 @@ def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
 
 
 @clause("CLEAN-3")
-@pytest.mark.parametrize("way", ["key_padding_mask", "attn_mask"])
+@pytest.mark.parametrize("way", ["key_padding_mask", "attn_mask", "causal"])
 @pytest.mark.parametrize("fill", [np.nan, np.inf])
 def test_hidden_garbage_reaches_no_parameter(subject, fill, way):
     require(subject, "gradients")
-    options = {
-        "key_padding_mask": {"key_padding_mask": PADDED},
-        "attn_mask": {"attn_mask": padding(LENGTHS)},
+    options, seen = {
+        "key_padding_mask": ({"key_padding_mask": PADDED}, SEEN),
+        "attn_mask": ({"attn_mask": padding(LENGTHS)}, SEEN),
+        "causal": ({"attn_mask": causal(), "query_offset": 0}, PAST),
     }[way]
-    clean, (query, key, value) = CROSS.check_gradients(subject, options, SEEN), CROSS.inputs()
-    key, value = (np.where(PADDED[..., None], np.float32(fill), x) for x in (key, value))
+    clean, (query, key, value) = CROSS.check_gradients(subject, options, seen), CROSS.inputs()
+    padded = ~seen.any((1, 2))[..., None]
+    key, value = (np.where(padded, np.float32(fill), x) for x in (key, value))
     parameters = CROSS.parameters("float32")
     got = subject.multihead_gradients(
         CROSS.config, parameters, query, key, value, CROSS.grad(), **options
@@ -112,6 +115,18 @@ def test_visible_infinity_is_not_taken_for_a_number(subject, role):
     check_each(finite | sees, got, "output", "a finite number where infinity is not seen")
     forgiven = finite.all(-1, keepdims=True) & sees
     check_each(~forgiven, got, "output", "NaN or infinity in a row that sees infinity")
+
+
+@clause("CLEAN-4")
+@pytest.mark.parametrize("fill", [np.inf, -np.inf])
+def test_a_score_of_minus_infinity_hides_nothing_from_one_query(subject, fill):
+    """One number of a key is infinite, and of one sign the product is -inf."""
+    require(subject, "attention")
+    query, key, value = (np.array(x) for x in CLEAN.inputs("float32"))
+    key[2, 1, 4, 0] = fill
+    got, sees = subject.attention(query[:, :, :1], key, value), np.zeros((3, 2, 1, 1), bool)
+    sees[2, 1] = True
+    check_each(np.isnan(got) == sees, got, "output", "NaN where infinity is seen, and only there")
 
 
 @clause("CLEAN-4")

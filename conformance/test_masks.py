@@ -576,6 +576,17 @@ def test_lengths_of_documents_may_be_of_any_kind(subject, kind):
     same(allowed(subject, packed(lengths), sizes, 198), expected, f"packed lengths of {kind}")
 
 
+@pytest.mark.untyped
+@clause("MASK-13")
+def test_documents_of_a_long_call_may_end_beyond_their_dtype(subject):
+    require(subject, "attention")
+    rng, sizes = np.random.default_rng(34), (1, 1, 131, 131)
+    query, key, value = (rng.normal(size=(1, 1, 131, 5)).astype(np.float32) for _ in range(3))
+    spec = packed(np.array([[50, 0, 80]], np.int8))
+    output = subject.attention(query, key, value, mask=spec)
+    check_output(output, query, key, value, "output", allowed=reference.allowed(spec, sizes))
+
+
 @clause("MASK-13")
 def test_packed_documents_equal_the_same_documents_alone(subject):
     require(subject, "attention")
@@ -612,6 +623,15 @@ def test_a_part_allows_what_the_whole_allows_there(subject, name, rows, columns)
             got = subject.ask("tile", part, *sizes[2:], *at, **options)
             wanted = verdict(expected[:, :, at[0]][..., at[1]])
             assert got == wanted, f"MASK-14: tile {at}: expected {wanted}, got {got}"
+
+
+@clause("MASK-14")
+@pytest.mark.parametrize("offset", [-3, 5])
+@pytest.mark.parametrize("name", ["packed", "segments", "chunked", "prefix", "window"])
+def test_a_part_may_have_queries_before_and_behind_all_keys(subject, name, offset):
+    spec, r, c = MASKS[name][0], [4, 0, 2, 1], [6, 0, 3, 1, 4]
+    expected = reference.allowed(spec, MAIN.call, offset)[:, :, r][..., c]
+    same(allowed(subject, spec.part(r, c, offset), (3, 2, 4, 5)), expected, "a part")
 
 
 @clause("MASK-14")

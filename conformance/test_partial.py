@@ -223,11 +223,12 @@ def test_a_finite_fill_is_no_mask_in_parts_either(subject, fill):
 @clause("ATT-16")
 @pytest.mark.parametrize("dtype_name", ["float32", "float16", "bfloat16"])
 def test_4096_equal_weights_in_parts_sum_to_one(subject, dtype_name):
-    shapes = ((3, 2, 0), (4096, 2, 1), (4096, 5, 1))
+    """The sum of the values is beyond float16, and their mean is not."""
+    shapes = ((3, 2, 0), (4096, 2, 1), (4096, 5, 100))
     query, key, value = (np.full((1, 1, n, d), x, dtype(dtype_name)) for n, d, x in shapes)
     ends = (0, 1000, 1007, 4096)
     given = [{"key": key[:, :, i:j], "value": value[:, :, i:j]} for i, j in pairwise(ends)]
-    same(subject.merged(query, given)["output"], np.ones((1, 1, 3, 5)), "the mean of ones")
+    same(subject.merged(query, given)["output"], np.full((1, 1, 3, 5), 100), "the mean of 100s")
 
 
 @clause("ATT-16")

@@ -71,6 +71,19 @@ def test_tables_written_to_after_the_gradients_are_not(name):
         table.zero_()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_optimizer_goes_on_with_what_was_imported(tied):
+    attn, other = (attn_torch.MultiHeadAttention(8, 2) for _ in range(2))
+    for module in (attn, other) if tied else ():
+        module.v_proj.weight = module.k_proj.weight
+    optimizer = torch.optim.SGD(attn.parameters(), lr=0.5)
+    attn_torch.import_weights(attn, attn_torch.export_weights(other))
+    attn(torch.ones(1, 3, 8))[0].sum().backward()
+    optimizer.step()
+    assert attn.out_proj.bias.tolist() == [-1.5] * 8
+    assert not torch.equal(attn.k_proj.weight, other.k_proj.weight) or not tied
+
+
 def test_lengths_are_copied_and_may_change():
     arrays, lengths = qkv(), torch.tensor([60, 99])
     mask = attn_torch.padding(lengths)

@@ -17,7 +17,7 @@ from ..mask_spec import (
 from .arrays import coins
 from .attention import BY_NAME, GROUPED, LENGTHS, MAIN, MASKED, PLAIN, SQUARE, Case
 
-HOLES = np.array([[0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 1, 1]], bool)
+HOLES = np.array([[0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 1]], bool)
 LEFT = np.arange(7) < np.array([0, 7, 3])[:, None]  # padding on the left: whole, empty, ragged
 ONE_HOLE = np.array([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0, 1]], bool)
 APART = np.array([[1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [0, 1, 0, 0, 0, 0, 0]], bool)

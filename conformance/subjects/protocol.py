@@ -159,7 +159,8 @@ class Subject(Protocol):
     def multihead(self, config: dict, parameters: dict, *inputs, training=False, **options):
         """Return output and weights of a multi-head attention with the given parameters.
 
-        `projected=True` gives it keys and values that were projected before.
+        `projected=True` gives it keys and values that were projected before, and a list of lengths
+        the first of them.
         """
 
     def multihead_gradients(

@@ -198,6 +198,8 @@ class Rosetta(Models):
             attn = self.alter(self.module_with(config, parameters, training, seed))
             arrays: Any = [None if x is None else self.array(x) for x in inputs]
             arrays = projected_by(attn, *arrays) if projected else arrays
+            if isinstance(projected, list):
+                arrays = arrays[0], arrays[1].truncate(self.array(np.array(projected)))
             output, weights = attn(*arrays, **self.options(options))
             return self.numpy(output), None if weights is None else self.numpy(weights)
 
