@@ -7,6 +7,7 @@ import pytest
 
 from .cases import multihead
 from .cases.attention import BY_NAME, GROUPED, LENGTHS, MAIN, PLAIN, Case, names
+from .cases.compare import check_output
 from .cases.decoding import STREAMS, part
 from .cases.models import ModelCase
 from .cases.transforms import EVERY, GROWN, LONG, OTHERS, SIZES, check_calls, grown, other, rolled
@@ -33,6 +34,18 @@ def check_programs(programs: int) -> None:
 def test_one_graph_gives_what_the_oracle_gives_at_any_values(subject, case):
     require(subject, "transforms")
     check_programs(check_calls(subject, "graph", [case, other(case)]))
+
+
+@clause("TRF-1")
+def test_one_graph_does_not_round_logits_to_16_bits(subject):
+    """Logits of 50: rounded to 16 bits they would move the weights by a tenth."""
+    require(subject, "transforms")
+    case, dtype = Case("sharp", MAIN._replace(D=7), causal() & padding(LENGTHS), 2), "bfloat16"
+    query, key, value = case.inputs(dtype)
+    inputs = ((query.astype(np.float32) * 20).astype(query.dtype), key, value)
+    named = dict(zip(("query", "key", "value"), inputs, strict=True))
+    (got,), _ = subject.transformed("graph", [{"inputs": named, "options": case.options(dtype)}])
+    check_output(got, *inputs, "output of the graph", allowed=case.allowed())
 
 
 COMPILED_BACK = [BY_NAME["causal_and_padding"], BY_NAME["allow"], OTHERS[3]]
