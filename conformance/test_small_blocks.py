@@ -91,6 +91,21 @@ def test_a_call_that_is_cut_has_the_oracles_gradients(subject, case, dtype):
                 compare(got[name], exact[name], naive[name], what)
 
 
+BEGIN = padding(hidden=np.arange(8) < np.array([2, 0, 6])[:, None])
+
+
+@clause("ATT-9")
+def test_keys_that_begin_inside_of_a_block_count_once(subject):
+    """Eight keys are whole blocks: the last one, moved back to fit, would be allowed whole."""
+    require(subject, "attention")
+    case = Case("begin", MAIN._replace(S=8), BEGIN)
+    exact, naive = (steps["output"] for steps in case.expected("float32"))
+    for setting in settings(subject, case.name, {"begin": [1]}):
+        with subject.small_blocks(setting):
+            got = subject.attention(*case.inputs("float32"), **case.options("float32"))
+        compare(got, exact, naive, f"output in small blocks {setting}")
+
+
 SEES = np.zeros(MAIN.call[:3], bool)
 SEES[2, 1, 4:] = True  # key 6 is allowed from position 6 on: row 4, in the last block of keys
 
