@@ -84,6 +84,13 @@ def test_uniform_gives_the_mean_over_all_keys(subject):
     check_rows(subject, "uniform", "float32")
 
 
+@clause("EMPTY-3")
+def test_uniform_is_the_mean_over_all_keys_where_one_query_sees_few(subject):
+    """What is hidden from every sample may be left out of a step, but not here."""
+    few = padding([3, 0, 1])
+    check_steps(subject, Case("few", MAIN._replace(T=1), few, empty_rows="uniform"), "float32")
+
+
 @clause("EMPTY-7")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("policy", POLICIES)
