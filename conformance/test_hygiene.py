@@ -119,14 +119,18 @@ def test_visible_infinity_is_not_taken_for_a_number(subject, role):
 
 @clause("ATT-9")
 @pytest.mark.parametrize("fill", [np.inf, -np.inf])
-def test_one_query_of_a_key_with_an_infinity_is_that_of_the_steps(subject, fill):
-    """Of one sign the score is -inf, which must not hide the key on one path alone."""
+@pytest.mark.parametrize("role", ["key", "value"])
+@pytest.mark.parametrize("T", [1, 5])
+def test_one_infinite_feature_is_in_every_path_what_it_is_in_one(subject, T, role, fill):
+    """Of -inf times a query above 0 comes a logit that could pass for a hidden one."""
     require(subject, "attention", "steps")
-    query, key, value = (np.array(x) for x in CLEAN.inputs("float32"))
-    key[2, 1, 4, 0] = fill
-    got = subject.attention(query[:, :, :1], key, value)
-    steps = subject.steps(query[:, :, :1], key, value)["output"]
-    check_each(np.isnan(got) == np.isnan(steps), got, "output", "NaN where the steps have it")
+    case = Case("feature", MAIN._replace(T=T), padding(LENGTHS), empty_rows="uniform")
+    query, key, value = (np.array(x) for x in case.inputs("float32"))
+    query[..., 3] = abs(query[..., 3])
+    (key if role == "key" else value)[2, 1, 2, 3] = fill
+    steps = subject.steps(query, key, value, **case.options("float32"))["output"]
+    got = subject.attention(query, key, value, **case.options("float32"))
+    same(np.isfinite(got), np.isfinite(steps), "what is finite of the output")
 
 
 @clause("CLEAN-4")
