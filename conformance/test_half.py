@@ -76,7 +76,6 @@ def test_16_bits_stay_within_the_budget(subject, dtype, name):
 
 SHARP = {
     "plain": Case("plain", MAIN._replace(D=7)),
-    "one_query": Case("one_query", MAIN._replace(T=1, D=7)),
     "causal": Case("causal", GROUPED._replace(D=7, D_v=7), causal() & padding(LENGTHS), 2),
 }
 
