@@ -511,6 +511,7 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
     x = ATTENTION.tokens()
     decoding = ATTENTION.start(subject, 4)  # one sample fills its slots
     decoding.feed(x[:, :4], hidden=RAGGED["right"])
+    decoding.feed(x[:, 6:], hidden=np.ones((B, 1), bool))  # which leaves all slots as they are
     decoding = decoding.poison(np.nan)
     written = (~RAGGED["right"]).sum(1)
     output, weights = decoding.look(x[:, 4:])
