@@ -234,6 +234,7 @@ def worlds():
         for exchange, rows in zip(EXCHANGES, (order, None, zigzag(length, world)), strict=True):
             told = {"mesh": mesh(world), "length": "context", "exchange": exchange}
             check(case, "float32", rows, f"{world} devices {exchange}", **told)
+    check(case, "float32", None, "a ring of two hops", **told)  # keys go home by as many
 
 
 def hygiene():
