@@ -41,7 +41,7 @@ KINDS = {
     "causal_of_one_query": (causal() & padding(LENGTHS), np.array([6, 2, 0]), 1),
     "causal_and_lengths": (causal() & padding(LENGTHS), 0, 7),
     "causal_and_left": (causal() & padding(hidden=LEFT), 0, 7),
-    "causal_and_left_before": (causal() & padding(hidden=LEFT), -2, 5),
+    "causal_and_left_before": (causal() & padding(hidden=LEFT), -3, 5),
     "causal_across_lengths": (causal() & padding([7, 3, 4]), 2, 5),
     "causal_up_to_lengths": (causal() & padding([5, 6, 4]), 4, 5),
     "window": (sliding_window(2, 1), 1, 5),
