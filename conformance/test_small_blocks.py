@@ -113,9 +113,10 @@ SEES[2, 1, 4:] = True  # key 6 is allowed from position 6 on: row 4, in the last
 @clause("CLEAN-4")
 @pytest.mark.parametrize("fill", [np.nan, np.inf])
 @pytest.mark.parametrize("role", ["key", "value"])
-def test_what_is_no_number_in_the_last_block_reaches_those_who_see_it(subject, role, fill):
-    require(subject, "attention")
-    case = BY_NAME["causal"]
+@pytest.mark.parametrize("scale", [None, -0.7])
+def test_what_is_no_number_in_the_last_block_reaches_those_who_see_it(subject, scale, role, fill):
+    require(subject, "attention", *(["scale"] if scale else []))
+    case = replace(BY_NAME["causal"], scale=scale)
     exact, naive = (steps["output"] for steps in case.expected("float32"))
     inputs = [np.array(x) for x in case.inputs("float32")]
     inputs[1 if role == "key" else 2][2, 1, 6] = fill
