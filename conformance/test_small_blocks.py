@@ -96,9 +96,12 @@ BEGIN = padding(hidden=np.arange(8) < np.array([2, 0, 6])[:, None])
 
 @clause("ATT-9")
 def test_keys_that_begin_inside_of_a_block_count_once(subject):
-    """Eight keys are whole blocks: the last one, moved back to fit, would be allowed whole."""
-    require(subject, "attention")
-    case = Case("begin", MAIN._replace(S=8), BEGIN)
+    """Eight keys are whole blocks: the last one, moved back to fit, would be allowed whole.
+
+    Two heads at a time are no part of the three that share a key head.
+    """
+    require(subject, "attention", "grouped")
+    case = Case("begin", MAIN._replace(H=6, S=8), BEGIN)
     exact, naive = (steps["output"] for steps in case.expected("float32"))
     for setting in settings(subject, case.name, {"begin": [1]}):
         with subject.small_blocks(setting):
