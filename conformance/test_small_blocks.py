@@ -56,20 +56,6 @@ def test_a_call_that_is_cut_gives_the_formula(subject, case, dtype):
             compare(beside, exact, naive, what)
 
 
-HALFWAY = Case("halfway", MAIN._replace(S=8), padding(hidden=np.arange(8) < np.full((3, 1), 2)))
-
-
-@clause("ATT-9")
-def test_no_key_is_taken_twice_where_blocks_start_halfway(subject):
-    """The first two keys are hidden: blocks of four that start behind them end beyond the last."""
-    require(subject, "attention")
-    for setting in settings(subject, HALFWAY.name, {HALFWAY.name: [1]}):
-        with subject.small_blocks(setting):
-            got = subject.attention(*HALFWAY.inputs("float32"), **HALFWAY.options("float32"))
-        exact, naive = (steps["output"] for steps in HALFWAY.expected("float32"))
-        compare(got, exact, naive, f"output in small blocks {setting}")
-
-
 @clause("GRAD-3")
 @pytest.mark.parametrize(
     ("case", "dtype"), BACKWARD, ids=[f"{case.name}-{dtype}" for case, dtype in BACKWARD]
