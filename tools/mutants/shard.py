@@ -80,6 +80,10 @@ class Chosen:
         """Whether a case runs at all."""
         return True
 
+    def needs(self, item: pytest.Item) -> bool:
+        """Whether a case has something to show, after those that ran."""
+        return self.catch(item) not in self.caught
+
     def catch(self, item: Any) -> tuple[str, ...]:
         """Return what a failure would show: that a clause, and a test of it, catches a subject."""
         clause = item.get_closest_marker("clause").args[0]
@@ -104,7 +108,7 @@ class Chosen:
         if session.testsfailed:
             return None  # pytest says what could not be collected
         for i, item in enumerate(session.items):
-            if self.catch(item) not in self.caught:
+            if self.needs(item):
                 # None: what an item leaves behind is torn down, whichever item comes next
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             self.say(i + 1, len(session.items))
@@ -132,17 +136,44 @@ def subject_of(item: Any) -> Any:
 
 
 class Quick(Chosen):
-    """Right subjects and mutants, on the cases of the clauses that the mutants name."""
+    """Mutants on the cases of the clauses that they name, and right subjects beside them.
+
+    A right subject runs on the first case of a clause, and where a mutant did not conform: it must
+    conform there, or the mutant's failure proves nothing. The suite runs it on all cases.
+    """
 
     def __init__(self, folder: Path, bases: dict, mutants: list[Mutant]):
         super().__init__(folder, [])
         self.bases = bases
+        self.begun: set[tuple[str, ...]] = set()  # right subjects and clauses
+        self.failed: set[tuple[str, str]] = set()  # bases and cases
         self.wrong = [(mutant, load(mutant.name)) for mutant in mutants]
 
     def wanted(self, function: str, clause: str) -> list:
         own = [(mutant, subject) for mutant, subject in self.wrong if clause in mutant.clauses]
         bases = dict.fromkeys(mutant.base for mutant, _ in own)
         return [*(self.bases[base] for base in bases), *(subject for _, subject in own)]
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        super().pytest_collection_modifyitems(items)
+        tests = {item.function: i for i, item in reversed([*enumerate(items)])}
+        items.sort(key=lambda item: (tests[item.function], subject_of(item).name in self.bases))
+
+    def needs(self, item: pytest.Item) -> bool:
+        name = subject_of(item).name
+        if name not in self.bases:
+            return super().needs(item)
+        first = self.catch(item) not in self.begun
+        self.begun.add(self.catch(item))
+        return first or (name, case_of(item.name, name)) in self.failed
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item):
+        report = yield from super().pytest_runtest_makereport(item)
+        name = subject_of(item).name
+        if name not in self.bases and not report.passed:
+            self.failed.add((MUTANTS[name].base, case_of(item.name, name)))
+        return report
 
     def catch(self, item: Any) -> tuple[str, ...]:
         return super().catch(item)[:2]  # one test of a clause will do
