@@ -49,6 +49,14 @@ def test_a_process_that_dies_does_not_hang_the_session():
     assert '"--max-worker-restart=0"' in options, f"a dead process must not be replaced: {options}"
 
 
+def test_jax_compiles_as_users_do_in_all_but_two_sessions():
+    """What XLA optimises less is rounded otherwise: one gate must see what users get."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
+    texts = {node.name: ast.unparse(node) for node in tree.body if hasattr(node, "name")}
+    assert {name for name, text in texts.items() if "QUICKLY" in text} == {"tests", "shapes"}
+    assert texts["alone"].count("env=ENV") == 2, "`alone` must compile as users do"
+
+
 def test_the_workflow_names_sessions_that_exist():
     missing = set(after(GATES, WORKFLOW)) - set(sessions())
     assert not missing, f"the noxfile has no session {', '.join(sorted(missing))}"
