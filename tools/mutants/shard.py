@@ -100,7 +100,7 @@ class Chosen:
         finally:
             there.clear()  # a test that compares subjects finds no other
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         on_a_subject = (item for item in items if hasattr(subject_of(item), "capabilities"))
         items[:] = [item for item in on_a_subject if self.runs(item)]
 
@@ -154,7 +154,7 @@ class Quick(Chosen):
         bases = dict.fromkeys(mutant.base for mutant, _ in own)
         return [*(self.bases[base] for base in bases), *(subject for _, subject in own)]
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         super().pytest_collection_modifyitems(items)
         tests = {item.function: i for i, item in reversed([*enumerate(items)])}
         items.sort(key=lambda item: (tests[item.function], subject_of(item).name in self.bases))
