@@ -153,7 +153,7 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(**SHARED)
 def mutate(session: nox.Session) -> None:
-    """Change the backends' source for ten minutes, see who notices, and write docs/mutation.md."""
+    """Change the backends' source for ten minutes, see who notices, and write docs/mutation.*."""
     run(session, "-m", "tools.mutate", "--page", "docs/mutation.md", *session.posargs)
 
 
