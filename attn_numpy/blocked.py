@@ -27,6 +27,8 @@ ROWS, COLUMNS = 128, 128
 FEW_KEYS, FEW_ROWS = 512, 64
 # Scores that are made in one block, since there is little to save.
 LONE_CELLS = 2**17
+# Scores that are hidden sooner by a copy than by a sum.
+FEW_CELLS = 2**14
 # Queries for which keys are turned round once, as BLAS would do it for every block.
 TURNED = 32
 # How many threads share a call; None is as many as BLAS would use. Never more than BLAS may use.
@@ -123,7 +125,7 @@ def attend_into(
         call,
         tile,
         call.mask is not None and sizes[3] <= tile[1],
-        Verdict(*(_widen(part, *part.shape[:2], *blocks) for part in verdict)),
+        Verdict(*[_widen(part, *part.shape[:2], *blocks) for part in verdict]),
         widest,
         output,
         parts,
@@ -216,7 +218,7 @@ def _plan(work: _Work, block: int, part: _Share) -> _Plan:
 def _plan_lone(hidden: np.ndarray) -> _Plan:
     """Plan for a tile that holds all keys: from the first to the last that a query is allowed."""
     (met,) = (~np.logical_and.reduce(hidden, (0, 1, 2))).nonzero()
-    kept = slice(met[0], met[-1] + 1) if len(met) else slice(0, 0)
+    kept = slice(int(met[0]), int(met[-1]) + 1) if len(met) else slice(0, 0)
     at = slice(0, kept.stop - kept.start)
     return _Plan([(kept, at)], [(0, at)], at.stop, kept)
 
@@ -345,8 +347,8 @@ def _cap_and_bias(work: _Work, scores: np.ndarray, rows: slice, part: _Share, pl
 
 
 def _hide(scores: np.ndarray, hidden: np.ndarray, may_be_nan: bool) -> None:
-    """Put -inf where the mask hides. To add it takes a third of the time, but NaN would stay."""
-    if may_be_nan or hidden.shape[1] == scores.shape[1]:
+    """Put -inf where the mask hides. Adding it is faster for many scores, but NaN would stay."""
+    if may_be_nan or hidden.shape[1] == scores.shape[1] or scores.size <= FEW_CELLS:
         np.copyto(scores, -np.inf, where=hidden)
     else:
         number = scores.dtype.type
@@ -360,8 +362,11 @@ def _widen(array: np.ndarray, *shape: int) -> np.ndarray:
 
 def _cut(array: np.ndarray, *where: slice) -> np.ndarray:
     """Cut a part out of an array whose dims are 1 where nothing varies."""
-    sizes = zip(array.shape, where, strict=False)
-    return array[tuple([slice(None) if size == 1 else part for size, part in sizes])]
+    sizes = array.shape[: len(where)]
+    if max(sizes) == 1:
+        return array
+    pairs = zip(sizes, where, strict=True)
+    return array[tuple([slice(None) if size == 1 else part for size, part in pairs])]
 
 
 def _exponentiate(scores: np.ndarray, sinks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
