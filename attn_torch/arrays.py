@@ -83,7 +83,8 @@ def is_cast(array: Any, dtype: str) -> bool:
 
 def is_autocast(device: torch.device) -> bool:
     """Whether autocast is on for a device; for the meta device it cannot be."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+    kind = device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -27,7 +27,7 @@ def is_distributed(array: Any) -> bool:
 def are_shards(query: Any, key: Any, value: Any, mask: Mask | None) -> bool:
     """Whether any of a call's arrays is a DTensor; refuse what torch shards behind our back."""
     check_context_parallel()
-    shards = any(map(is_distributed, (query, key, value)))
+    shards = is_distributed(query) or is_distributed(key) or is_distributed(value)
     if not shards and mask is not None and any(leaf.name == "predicate" for leaf in mask.leaves()):
         shard_checks.check_predicate(_is_in_local_map())
     return shards

@@ -182,7 +182,7 @@ def call_kernel(
     """Call torch's kernel on finite keys; its result may be wider than the query."""
     q, k, v = query, key, value
     grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 -- a graph's is no bool
-    if query.device.type == "cpu":
+    if query.is_cpu:
         if query.itemsize == 2:
             q, k, v = (upcast(array) for array in (q, k, v))
     elif grouped and (query.dtype == torch.float32 or mask is not None):

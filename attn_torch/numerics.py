@@ -2,14 +2,16 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import dtype_name, is_autocast, is_cast, is_concrete
+from .arrays import dtype_name, is_autocast, is_cast, is_concrete, to_numpy
 
 HUGE = 1e37  # a bound on scores, below what float32 holds
-FEW = 2**16  # numbers of which one thread makes a norm sooner than BLAS wakes its own
+FEW = 2**13  # numbers of which NumPy makes a norm sooner than torch begins
 
 
 def upcast(array: Tensor) -> Tensor:
@@ -47,8 +49,7 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
     norms = [_norm(x) for x in (query, key, value)]
-    numbers = [x.item() for x in norms] if query.is_cpu else torch.stack(norms).tolist()  # one wait
-    query_norm, key_norm, value_norm = numbers
+    query_norm, key_norm, value_norm = norms if query.is_cpu else torch.stack(norms).tolist()
     bounded = query_norm * key_norm * max(abs(scale), 1.0) < HUGE  # unscaled, too
     return bounded and math.isfinite(value_norm)
 
@@ -70,12 +71,17 @@ def surely_finite(key: Tensor, value: Tensor) -> bool:
     return math.isfinite(_norm(key) + _norm(value))
 
 
-def _norm(array: Tensor) -> Tensor:
+def _norm(array: Tensor) -> Any:
     """Return the root of the sum of all squares, which is finite only if every number is."""
     array = array.detach() if array.requires_grad else array
-    if array.numel() > FEW and array.is_cpu and array.is_contiguous() and array.itemsize > 2:
-        flat = array.view(-1)
-        return flat.dot(flat).sqrt()  # of what lies side by side, the fastest sum
+    if array.is_cpu and array.itemsize > 2:
+        array = array if array.is_contiguous() else array.transpose(1, 2)  # heads of a module
+        if array.is_contiguous():  # of what lies side by side, the fastest sum
+            if array.numel() <= FEW:
+                numbers = to_numpy(array)
+                return math.sqrt(np.vdot(numbers, numbers))  # `dot` would warn of an overflow
+            flat = array.view(-1)
+            return math.sqrt(flat.dot(flat))
     dtype = None if array.itemsize > 2 else torch.float32  # of each number, with no copy of all
     return torch.linalg.vector_norm(array, dtype=dtype)
 

@@ -35,8 +35,8 @@ def may_look(query: Tensor, key: Tensor, value: Tensor, call: Call) -> bool:
     """Whether the way may depend on values: nothing is recorded, transformed or has none."""
     if is_making_graph() or _is_transforming():
         return False
-    others = (x for x in (call.bias, call.sinks) if x is not None)
-    return all(map(has_values, (query, key, value, *others, *tables(call))))
+    everything = query, key, value, call.bias, call.sinks, *tables(call)
+    return all([array is None or has_values(array) for array in everything])
 
 
 def tables(call: Call) -> Iterator[Tensor]:
