@@ -49,7 +49,8 @@ def cast_alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 def is_bounded(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all numbers surely are finite, and all scores, too: |q . k| <= |q| |k|."""
     norms = [_norm(x) for x in (query, key, value)]
-    query_norm, key_norm, value_norm = norms if query.is_cpu else torch.stack(norms).tolist()
+    numbers = map(float, norms) if query.is_cpu else torch.stack(norms).tolist()  # one wait
+    query_norm, key_norm, value_norm = numbers
     bounded = query_norm * key_norm * max(abs(scale), 1.0) < HUGE  # unscaled, too
     return bounded and math.isfinite(value_norm)
 
