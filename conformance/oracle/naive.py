@@ -14,9 +14,9 @@ from . import naive_heads
 
 
 def upcast(array) -> np.ndarray:
-    """Return float64 as it is, anything narrower in float32."""
+    """Return float64 and wider as they are, anything narrower in float32."""
     array = np.asarray(array)
-    return array if array.dtype == np.float64 else array.astype(np.float32)
+    return array if array.dtype.itemsize >= 8 else array.astype(np.float32)
 
 
 def attention(
@@ -85,15 +85,20 @@ def gradients(
     """
     options = {"bias": bias, "scale": scale, "softcap": softcap, "empty_rows": empty_rows}
     options["sinks"] = sinks
-    steps = attention(query, key, value, allowed=allowed, **options, folded=folded)
+    options |= {"folded": folded, "dropped": dropped}
+    steps = attention(query, key, value, allowed=allowed, **options)
     q, k, v, g = upcast(query), upcast(key), upcast(value), upcast(grad)
     group = q.shape[1] // k.shape[1]
     k_all, v_all = k.repeat(group, axis=1), v.repeat(group, axis=1)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     dropped = np.asarray(dropped, steps["weights"].dtype)
     d_weights = np.einsum("bhtd,bhsd->bhts", g, v_all) * dropped
-    more = None if grad_lse is None else upcast(grad_lse)[..., None]
-    d_logits = _logit_gradients(steps, d_weights, folded, more)
+    mean = (steps["weights"] * d_weights).sum(-1, keepdims=True)
+    if folded:  # sum of weight x (grad . value) = grad . output: FlashAttention-2, section 3.1
+        forward = attention(query, key, value, allowed=allowed, **options | {"folded": False})
+        mean = (g * upcast(forward["output"])).sum(-1, keepdims=True)
+    less = mean if grad_lse is None else mean - upcast(grad_lse)[..., None]
+    d_logits = _logit_gradients(steps, d_weights, less, folded)
     slope = _slope(steps["scores"], softcap, folded)
     d_scores = d_logits * slope if folded else d_logits * slope * scale
     last = scale if folded else 1.0
@@ -109,16 +114,14 @@ def gradients(
         found["bias"] = d_logits.sum(axes, keepdims=True).reshape(np.shape(bias))
         found["bias"] = found["bias"].astype(np.asarray(bias).dtype)
     if sinks is not None:
-        mean = (steps["weights"] * d_weights).sum(-1)
-        found["sinks"] = -(_sink_weights(steps["masked_scores"], sinks) * mean).sum((0, 2))
+        shares = _sink_weights(steps["masked_scores"], sinks)
+        found["sinks"] = -(shares * mean[..., 0]).sum((0, 2))
         found["sinks"] = found["sinks"].astype(np.asarray(sinks).dtype)
     return found
 
 
-def _logit_gradients(steps: dict, d_weights, folded: bool, more=None):
+def _logit_gradients(steps: dict, d_weights, mean, folded: bool):
     weights = steps["weights"]
-    mean = (weights * d_weights).sum(-1, keepdims=True)
-    mean = mean if more is None else mean - more
     found = weights * d_weights - weights * mean if folded else weights * (d_weights - mean)
     empty = np.isneginf(steps["masked_scores"]).all(-1, keepdims=True)
     return np.where(empty, 0, found)

@@ -17,13 +17,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from conformance.oracle.tolerance import Differs
 from conformance.subjects import load
 
 from .calls import draw
-from .judge import check
+from .judge import check, near
 
-NEAR = 2  # up to so many times what is allowed may be a kernel's own rounding: told, not counted
 NUMBERS = {"jax": 16}  # how many sets of numbers meet a structure; elsewhere one
 
 
@@ -38,11 +36,8 @@ def fuzz(backend: str, calls: int, seed: int, numbers: int | None = None) -> Ite
                 check(subject, call)
             yield ""
         except Exception as error:
-            near = isinstance(error, Differs) and error.found.get("error", np.inf) < (
-                NEAR * error.found.get("allowed", 0)
-            )
             again = f"python -m tools.fuzz --backend {backend} --seed {at[0]} --numbers {at[1]}"
-            yield f"{'near: ' * near}{again}\n  {call}\n  {type(error).__name__}: {error}"
+            yield f"{'near: ' * near(error)}{again}\n  {call}\n  {type(error).__name__}: {error}"
         if backend == "jax" and i % many == many - 1:
             sys.modules["jax"].clear_caches()  # hundreds of programs run out of memory maps
 
