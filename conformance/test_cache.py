@@ -10,7 +10,7 @@ from .cases.compare import refused
 from .cases.decoding import SOURCE_HIDDEN, STEPS, STREAMS, B, N, S, Stream, part, unless_handed_on
 from .cases.models import ModelCase
 from .contract import clause
-from .mask_spec import allow, causal, hide, padding, prefix, sliding_window
+from .mask_spec import allow, causal, hide, padding, predicate, prefix, sliding_window
 from .oracle import reference
 from .oracle.expected import multihead
 from .oracle.tolerance import Differs, allowance, check_dtype, check_each, close, compare, same
@@ -489,11 +489,17 @@ def test_a_memory_mask_leaves_hidden_tokens_uncounted(subject, name):
         compare(got[own, kept], exact, naive, f"sample {b} as if alone")
 
 
+MEMORYS = {  # the lengths of SOURCE_HIDDEN: 5, 2, 3
+    "lengths": padding((~SOURCE_HIDDEN).sum(1)),
+    "predicate": predicate(lambda batch, head, query, key: key < 5 - 5 * batch + 2 * batch * batch),
+}
+
+
 @clause("CACHE-7")
-def test_the_memorys_padding_may_be_a_mask(subject):
+@pytest.mark.parametrize("name", MEMORYS)
+def test_the_memorys_padding_may_be_a_mask(subject, name):
     stream = STREAMS["decoder"]
-    lengths = (~SOURCE_HIDDEN).sum(1)
-    decoding = stream.start(subject, memory_key_padding_mask=padding(lengths))
+    decoding = stream.start(subject, memory_key_padding_mask=MEMORYS[name])
     stream.check_feeds(decoding, stream.tokens(), (3, 4), *stream.whole())
 
 
