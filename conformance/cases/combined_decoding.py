@@ -9,7 +9,7 @@ import numpy as np
 
 from ..mask_spec import sliding_window
 from ..subjects.protocol import Subject, require
-from .combined_models import process_of
+from .combined_models import OWN_SCALE, process_of
 from .decoding import ATTENTIONS, CHANGES, B, Stream
 from .told import Told
 
@@ -26,6 +26,12 @@ STEPS = {
     "chunk": [np.zeros((B, 2), bool), np.zeros((B, 1), bool)],
     "hidden_chunk": [np.array([[0, 1], [1, 0], [0, 0]], bool), np.zeros((B, 1), bool)],
 }
+SCORES = {
+    "usual": {},
+    "scaled": {"scale": OWN_SCALE},
+    "capped": {"softcap": 0.8},
+    "sinks": {"sinks": True},
+}
 ORDERS = {"reorder": [2, 0, 1], "repeat": [1, 1, 2]}
 WINDOW, MEMORY_WINDOW = sliding_window(2), sliding_window(1, 2)
 
@@ -40,7 +46,7 @@ class WindowStream(Stream):
 
 @dataclass(frozen=True, eq=False)
 class DecodingRow:
-    """One decoding of eleven tokens at most, in float32."""
+    """One decoding of eleven tokens at most."""
 
     row: dict[str, str]
 
@@ -51,6 +57,7 @@ class DecodingRow:
             changes |= {"norm_first": row["norm_first"] == "yes"}
         changes |= {"num_encoder_layers": 1} if row["kind"] in ("transformer", "seq2seq") else {}
         changes |= {"bias": False} if row["bias"] == "no" else {}
+        changes |= SCORES[row["scores"]]
         changes |= {"batch_first": False} if self.first else {}
         if row["process_heads"] != "none":
             plain = ATTENTIONS[row["kind"]].config
@@ -66,11 +73,13 @@ class DecodingRow:
         """Feed the prompt, do what the row says, go on; check every output and the lengths."""
         require(subject, "cache")
         stream, row = self.stream, self.row
-        x, prompt = stream.tokens(length=TOKENS), PROMPTS[row["prompt"]]
-        given = {n: self.turned(v) for n, v in stream.given().items() if n in ("src", "memory")}
+        x, prompt = stream.tokens(row["dtype"], TOKENS), PROMPTS[row["prompt"]]
+        sources = {n: x for n, x in stream.given(row["dtype"]).items() if n in ("src", "memory")}
+        given = {n: self.turned(source) for n, source in sources.items()}
         given |= {"window": WINDOW.arguments["before"]} if row["cache"] == "window" else {}
         capacity = prompt.shape[1] + (3 if row["room"] == "exact" else 7)
-        told = Told(stream, stream.start(subject, capacity, **given), range(B), self.masks)
+        decoding = stream.start(subject, capacity, row["dtype"], **given)
+        told = Told(stream, decoding, range(B), self.masks, row["dtype"])
         told.feed(x, "the prompt", prompt)
         told = self.moved(told, x)
         for i, hidden in enumerate(STEPS[row["steps"]]):

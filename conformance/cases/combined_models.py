@@ -14,6 +14,7 @@ from .combined import HEADS
 from .models import ATTENTIONS, B, H, ModelCase, S, T
 from .multihead import MultiHeadCase
 
+OWN_SCALE = 1.7
 Form = tuple[object, np.ndarray, np.ndarray | None]  # the argument, what is allowed, what is added
 
 
@@ -89,6 +90,7 @@ class MultiHeadRow:
         if row["head_dim"] == "own":
             found["head_dim"] = head_dim = 5
         found |= {"sinks": True} if row["sinks"] == "yes" else {}
+        found |= {"scale": OWN_SCALE} if row["scale"] == "own" else {}
         found |= {"softcap": 0.8} if row["softcap"] == "low" else {}
         if row["process_heads"] != "none":
             found["process_heads"] = process_of(row["process_heads"], head_dim)

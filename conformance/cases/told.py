@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..oracle.tolerance import check_dtype, compare, same
+from ..oracle.tolerance import check_dtype, compare, finfo, same
+from ..oracle.tolerance import dtype as numpy_dtype
 from .decoding import SOURCE_HIDDEN, Stream, check_lengths
 
 MASK_NAMES = {"attention": "attn_mask", "encoder": "mask", "encoder_layer": "src_mask"}
@@ -16,10 +17,12 @@ MASK_NAMES = {"attention": "attn_mask", "encoder": "mask", "encoder_layer": "src
 class Told:
     """`masks` are those of every feed: mask, memory_mask; `rows` say which sources samples have."""
 
-    def __init__(self, stream: Stream, decoding, rows, masks: dict[str, Any] | None = None):
+    def __init__(
+        self, stream: Stream, decoding, rows, masks: dict[str, Any] | None = None, dtype="float32"
+    ):
         self.stream, self.decoding, self.masks = stream, decoding, masks or {}
-        self.rows = list(rows)
-        self.told = [stream.tokens()[0, :0] for _ in self.rows]
+        self.rows, self.dtype = list(rows), numpy_dtype(dtype)
+        self.told = [stream.tokens(dtype)[0, :0] for _ in self.rows]
         self.heard: list[list[np.ndarray]] = [[] for _ in self.rows]
 
     @property
@@ -28,7 +31,8 @@ class Told:
 
     def _moved_to(self, decoding, index, lengths) -> "Told":
         """Return what a decoding holds that goes on from the first tokens of these samples."""
-        moved = Told(self.stream, decoding, [self.rows[i] for i in index], self.masks)
+        rows = [self.rows[i] for i in index]
+        moved = Told(self.stream, decoding, rows, self.masks, self.dtype.name)
         moved.told = [self.told[i][:n] for i, n in zip(index, lengths, strict=True)]
         moved.heard = [self.heard[i][:n] for i, n in zip(index, lengths, strict=True)]
         return moved
@@ -62,11 +66,12 @@ class Told:
         if stream.kind == "seq2seq":
             got = stream.feed(self.decoding, np.where(hidden, 0, x))
         else:
-            given = np.where(hidden[..., None], np.float32(1e30), x)
+            huge = self.dtype.type(min(1e30, float(finfo(self.dtype).max) / 4))
+            given = np.where(hidden[..., None], huge, x)
             got = self._turned(
                 stream.feed(self.decoding, self._turned(given), **self._options(hidden))
             )
-        check_dtype(got, np.dtype("float32"), f"output of {what}")
+        check_dtype(got, self.dtype, f"output of {what}")
         same(got[hidden], np.zeros_like(got[hidden]), f"hidden tokens of {what}")
         for b, padded in enumerate(hidden):
             self.told[b] = np.concatenate([self.told[b], x[b, ~padded]])
