@@ -6,7 +6,7 @@ import pytest
 from .cases import multihead
 from .cases.attention import BY_NAME, LENGTHS
 from .cases.compare import check_gradients, check_output
-from .cases.decoding import STREAMS, B, Stream
+from .cases.decoding import STREAMS, B, N, Stream
 from .cases.models import ModelCase
 from .cases.transforms import OTHERS
 from .contract import clause
@@ -133,6 +133,17 @@ def test_decoding_is_that_of_the_casts(subject, name, dtype, half):
     exact, _ = stream.whole()
     naive = stream.whole(half)[1]
     compare(np.concatenate(pieces, 1), exact, naive.astype(np.float32), "decoded outputs")
+
+
+@clause("TRF-5")
+@pytest.mark.parametrize("half", DTYPES)
+def test_decoding_in_float64_is_not_cast(subject, half):
+    """As no other call of that precision is."""
+    require(subject, "autocast")
+    stream = STREAMS["attention"]
+    with subject.autocast(half):
+        decoding = stream.start(subject, dtype_name="float64")
+        stream.check_feeds(decoding, stream.tokens("float64"), (3, 4, N), *stream.whole("float64"))
 
 
 @clause("TRF-5")
