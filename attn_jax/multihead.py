@@ -20,7 +20,7 @@ from .cache import KVCache, pack, unpack
 from .call import Call, check_rngs
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
-from .numerics import scale_or_default
+from .numerics import mark_heads, scale_or_default, set_nonfinite_aside
 from .sharded import current_shards
 from .tiles import Cells, Tiles
 from .window import WindowCache
@@ -128,12 +128,10 @@ class MultiHeadAttention(nnx.Module):
         call = call if shards is None else shards.lay_out(call)
         heads = self._project_query(query)
         if not isinstance(keys, KVCache):
-            if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
-                rows = (call.sizes, call.query_offset)
-                keys, values = _zero_hidden_keys(keys, values, call.mask, *rows)
+            keys, values, marks = _set_hidden_aside(keys, values, call)
             projected, values = self._project_heads(keys, values)
             heads, projected = self._process(heads, projected)
-            keys = self._full_cache(projected, values)
+            keys = self._full_cache(*mark_heads(projected, values, marks))
         output, weights = self._attend(heads, keys, call, need_weights)
         if weights is not None and average_weights:
             weights = weights.mean(1)
@@ -407,6 +405,33 @@ def _turn_heads(x: Array, num_heads: int) -> Array:
     return lax.optimization_barrier(rows).reshape(x.shape)
 
 
+def _set_hidden_aside(key: Array, value: Array, call: Call) -> tuple[Array, Array, Any]:
+    """Put 0 for tokens that may be hidden: in a parameter's gradient NaN would not be.
+
+    Beside them stand marks for `mark_heads`, where only the attention will tell who is hidden.
+    """
+    if call.mask is None and call.bias is None:
+        return key, value, None
+    mask = _exact_mask(call)
+    if mask is None:
+        return set_nonfinite_aside(key, value)
+    return *_zero_hidden_keys(key, value, mask, call.sizes, call.query_offset), None
+
+
+def _exact_mask(call: Call) -> Mask | None:
+    """Return the mask if its tiles tell exactly which keys are hidden from every query.
+
+    Two rules may hide a key together, a tile of ids tells their range only, and a bias may hide.
+    """
+    if call.mask is None or call.bias is not None or call.empty_rows == "uniform":
+        return None
+    if any(map(is_symbolic_dim, call.sizes)):  # there are no tiles of unknown sizes
+        return None
+    names = [leaf.name for leaf in call.mask.leaves() if leaf.name != "padding"]
+    loose = len(names) > 1 or not {"predicate", "segments", "part"}.isdisjoint(names)
+    return None if loose or not call.sizes[2] else call.mask
+
+
 def _zero_hidden_keys(
     key: Array,
     value: Array,
@@ -414,11 +439,11 @@ def _zero_hidden_keys(
     sizes: tuple[int, int, int, int],
     query_offset: int | Array | np.ndarray,
 ) -> tuple[Array, Array]:
-    """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
-    by_position = not any(leaf.arrays or leaf.name == "predicate" for leaf in mask.leaves())
-    if by_position and is_concrete(query_offset) and not any(map(is_symbolic_dim, sizes)):
-        cells = Cells(sizes, query_offset)
-        if mask.evaluate(Tiles(cells, sizes[2], 1)).any.all():  # as plain causal: none is hidden
+    """Put 0 where no query is allowed."""
+    by_position = not any(leaf.arrays for leaf in mask.leaves())
+    if by_position and is_concrete(query_offset):
+        tiles = Tiles(Cells(sizes, query_offset), sizes[2], 1)
+        if mask.evaluate(tiles).any.all():  # as plain causal: none is hidden
             return key, value
     return _zero_where_hidden(key, value, mask, sizes, query_offset)
 
@@ -431,12 +456,8 @@ def _zero_where_hidden(
     sizes: tuple[int, int, int, int],
     query_offset: int | Array | np.ndarray,
 ) -> tuple[Array, Array]:
-    cells = Cells(sizes, query_offset, xp=jnp)
-    if any(map(is_symbolic_dim, sizes)):  # there are no blocks of unknown sizes
-        some = jnp.broadcast_to(mask.evaluate(cells), sizes)
-    else:
-        any_allowed = mask.evaluate(Tiles(cells, sizes[2], 1)).any
-        some = jnp.broadcast_to(any_allowed, (*sizes[:2], 1, sizes[3]))
+    at = Tiles(Cells(sizes, query_offset, xp=jnp), sizes[2], 1)
+    some = jnp.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     allowed = jnp.any(some, (1, 2))[..., None]  # (B, S, 1)
     return jnp.where(allowed, key, 0), jnp.where(allowed, value, 0)
 

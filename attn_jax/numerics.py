@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -55,3 +56,22 @@ def split_nonfinite(key: Array, value: Array) -> tuple[Array, Array, Array]:
 def zero_where_empty(query: Array, empty: Array) -> Array:
     """Put 0 for what is not finite in a fully masked row: its gradient is 0, and 0 * NaN is not."""
     return jnp.where(empty & ~jnp.isfinite(query), 0, query)
+
+
+@jax.jit
+def set_nonfinite_aside(key: Array, value: Array) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Put 0 for what is not finite in tokens, with marks that give it back to their heads.
+
+    A token may be hidden, but a parameter's gradient sums over all: 0 * NaN would be in it.
+    """
+    both = (key, value)
+    key_mark, value_mark = (lax.stop_gradient(x - x).sum(-1)[:, None, :, None] for x in both)
+    key, value = (jnp.where(jnp.isfinite(x), x, 0) for x in both)
+    return key, value, (key_mark, value_mark)  # of 0, or else NaN
+
+
+def mark_heads(key: Array, value: Array, marks: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    """Put NaN for the heads of tokens that were not finite."""
+    if marks is None:
+        return key, value
+    return key + marks[0].astype(key.dtype), value + marks[1].astype(value.dtype)

@@ -22,7 +22,15 @@ from .dtensors import (
 from .fused import fused_step
 from .layers import new_linear
 from .masks import Mask, allow, causal, hide, padding
-from .numerics import cast_like, mark_nonfinite, scale_or_default, surely_finite, surely_scored
+from .numerics import (
+    cast_like,
+    mark_heads,
+    mark_nonfinite,
+    scale_or_default,
+    set_nonfinite_aside,
+    surely_finite,
+    surely_scored,
+)
 from .sharded import Shards, attend_sharded, check_no_share, current_shards, note_share
 from .tiles import Cells, Tiles
 from .window import WindowCache
@@ -137,12 +145,10 @@ class MultiHeadAttention(nn.Module):
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         heads = self._project_query(query)
         if not isinstance(keys, KVCache):
-            if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
-                rows = (call.sizes, call.query_offset)
-                keys, values = _zero_hidden_keys(keys, values, call.mask, *rows)
+            keys, values, marks = _set_hidden_aside(keys, values, call)
             projected, values = self._project_heads(keys, values)
             heads, projected = self._process(heads, projected)
-            keys = self._full_cache(projected, values)
+            keys = self._full_cache(*mark_heads(projected, values, marks))
         output, weights = self._attend(heads, keys, call, need_weights)
         if weights is not None and average_weights:
             shard_checks.check_each_head(weights.shape[1], self.num_heads)
@@ -399,13 +405,12 @@ class MultiHeadAttention(nn.Module):
         sizes = (x.shape[0], self.num_heads, shards.length, shards.length)
         mask, bias = _read_masks(key_padding_mask, attn_mask, x, sizes)
         checks.check_mask(mask, sizes)
-        call, keys = self._new_call(sizes, mask, bias, 0), x
-        if mask is not None and call.empty_rows != "uniform" and not surely_finite(x, x):
-            keys_of_rank = mask.part(torch.arange(shards.length), rows)
-            keys, _ = _zero_hidden_keys(x, x, keys_of_rank, (*sizes[:3], len(rows)), 0)
-        key, value = self._project_heads(keys, keys)
+        call = self._new_call(sizes, mask, bias, 0)
+        keys, values, marks = set_nonfinite_aside(x, x)
+        key, value = self._project_heads(keys, values)
         query = self._project_query(x)
         query, key = self._process(query, key)
+        key, value = mark_heads(key, value, marks)
         call, query = self._on_device(call, query, key), cast_like(query, key)
         checks.check_projected(query, key, value, (*call.sizes[:2], len(rows), len(rows)))
         return self._join_heads(attend_sharded(query, key, value, call, shards))
@@ -469,6 +474,31 @@ class MultiHeadAttention(nn.Module):
         return self._batch_first(output)
 
 
+def _set_hidden_aside(key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor, Any]:
+    """Put 0 for tokens that may be hidden: in a parameter's gradient NaN would not be.
+
+    Beside them stand marks for `mark_heads`, where only the attention will tell who is hidden.
+    """
+    if (call.mask is None and call.bias is None) or surely_finite(key, value):
+        return key, value, None
+    mask = _exact_mask(call)
+    if mask is None:
+        return set_nonfinite_aside(key, value)
+    return *_zero_hidden_keys(key, value, mask, call.sizes, call.query_offset), None
+
+
+def _exact_mask(call: Call) -> Mask | None:
+    """Return the mask if its tiles tell exactly which keys are hidden from every query.
+
+    Two rules may hide a key together, a tile of ids tells their range only, and a bias may hide.
+    """
+    if call.mask is None or call.bias is not None or call.empty_rows == "uniform":
+        return None
+    names = [leaf.name for leaf in call.mask.leaves() if leaf.name != "padding"]
+    loose = len(names) > 1 or not {"predicate", "segments", "part"}.isdisjoint(names)
+    return None if loose or not call.sizes[2] else call.mask
+
+
 def _zero_hidden_keys(
     key: Tensor,
     value: Tensor,
@@ -476,9 +506,7 @@ def _zero_hidden_keys(
     sizes: tuple[int, int, int, int],
     query_offset: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Put 0 where no query is allowed: in a parameter's gradient NaN would not be hidden."""
-    if surely_finite(key, value):
-        return key, value
+    """Put 0 where no query is allowed."""
     at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
     some = torch.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     allowed = torch.any(some, (1, 2))[..., None]  # (B, S, 1)

@@ -115,3 +115,26 @@ def mark_nonfinite(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return key, value
     mark = ((key - key) + (value - value)).sum(-1, keepdim=True)  # 0, or else NaN
     return key + mark, value + mark
+
+
+def set_nonfinite_aside(
+    key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Put 0 for what is not finite in tokens, with marks that give it back to their heads.
+
+    A token may be hidden, but a parameter's gradient sums over all: 0 * NaN would be in it.
+    """
+    if surely_finite(key, value):
+        return key, value, None
+    key_mark, value_mark = ((x - x).detach().sum(-1)[:, None, :, None] for x in (key, value))
+    key, value = (torch.where(torch.isfinite(x), x, 0) for x in (key, value))
+    return key, value, (key_mark, value_mark)  # of 0, or else NaN
+
+
+def mark_heads(
+    key: Tensor, value: Tensor, marks: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Put NaN for the heads of tokens that were not finite."""
+    if marks is None:
+        return key, value
+    return key + marks[0].to(key.dtype), value + marks[1].to(value.dtype)

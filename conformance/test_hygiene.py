@@ -10,7 +10,7 @@ from .cases.attention import GROUPED, MAIN, Case
 from .cases.compare import check_output
 from .cases.multihead import CROSS
 from .contract import clause
-from .mask_spec import causal, hide, padding
+from .mask_spec import causal, hide, padding, predicate, segments
 from .oracle import expected
 from .oracle.tolerance import Differs, check_each, compare, same
 from .subjects.protocol import TILE, require
@@ -29,6 +29,37 @@ WAYS = {
 SEEN = np.broadcast_to(~PADDED[:, None, None], MAIN.call)
 PAST = np.broadcast_to(np.tri(5, 7, dtype=bool), MAIN.call)  # the last two keys are behind all
 CLEAN = Case("clean")
+
+# Two that together hide keys 3 and 4 from every query; ids, of which no query has 1 and 3.
+FIRST = np.isin(np.arange(7), [3, 4]) & (np.arange(5) < 2)[:, None]
+REST = np.isin(np.arange(7), [3, 4]) & ~(np.arange(5) < 2)[:, None]
+IDS = np.array([[0, 0, 2, 2, 4]] * 3), np.array([[0, 4, 2, 1, 3, 2, 0]] * 3)
+BIAS = normal(73, 3, 2, 5, 7, dtype_name="float32")
+FOR_PARAMETERS = {
+    "key_padding_mask": ({"key_padding_mask": PADDED}, SEEN),
+    "attn_mask": ({"attn_mask": padding(LENGTHS)}, SEEN),
+    "causal": ({"attn_mask": causal(), "query_offset": 0}, PAST),
+    "predicate": (
+        {"attn_mask": predicate(lambda b, h, q, k: k < 7 - 2 * b), "query_offset": 0},
+        np.broadcast_to(np.arange(7) < np.array([7, 5, 3]).reshape(3, 1, 1, 1), MAIN.call),
+    ),
+    "two masks": (
+        {"attn_mask": hide(FIRST[None, None]) & hide(REST[None, None])},
+        np.broadcast_to(~(FIRST | REST), MAIN.call),
+    ),
+    "ids": (
+        {"attn_mask": segments(*IDS)},
+        np.broadcast_to((IDS[0][:, :, None] == IDS[1][:, None])[:, None], MAIN.call),
+    ),
+    "bias": ({"attn_mask": np.where(SEEN, BIAS, np.float32(-np.inf))}, SEEN),
+    "mask and bias": (
+        {
+            "key_padding_mask": hide(FIRST[None, None]),
+            "attn_mask": np.where(REST, np.float32(-np.inf), BIAS),
+        },
+        np.broadcast_to(~(FIRST | REST), MAIN.call),
+    ),
+}
 
 
 def dirty(role: str, fill: float) -> list[np.ndarray]:
@@ -83,16 +114,14 @@ def test_hidden_garbage_reaches_no_gradient(subject, through, role, fill, way):
 
 
 @clause("CLEAN-3")
-@pytest.mark.parametrize("way", ["key_padding_mask", "attn_mask", "causal"])
+@pytest.mark.parametrize("way", FOR_PARAMETERS)
 @pytest.mark.parametrize("fill", [np.nan, np.inf])
 def test_hidden_garbage_reaches_no_parameter(subject, fill, way):
-    require(subject, "gradients")
-    options, seen = {
-        "key_padding_mask": ({"key_padding_mask": PADDED}, SEEN),
-        "attn_mask": ({"attn_mask": padding(LENGTHS)}, SEEN),
-        "causal": ({"attn_mask": causal(), "query_offset": 0}, PAST),
-    }[way]
-    clean, (query, key, value) = CROSS.check_gradients(subject, options, seen), CROSS.inputs()
+    options, seen = FOR_PARAMETERS[way]
+    bias = options["attn_mask"] if "bias" in way else None
+    require(subject, "gradients", *([] if bias is None else ["attn_mask"]))
+    clean = CROSS.check_gradients(subject, options, seen, bias=bias)
+    query, key, value = CROSS.inputs()
     padded = ~seen.any((1, 2))[..., None]
     key, value = (np.where(padded, np.float32(fill), x) for x in (key, value))
     parameters = CROSS.parameters("float32")
@@ -166,16 +195,22 @@ def test_visible_nan_reaches_exactly_those_who_see_it(subject, through, role, dt
 
 
 @clause("CLEAN-4")
-@pytest.mark.parametrize("as_mask", [False, True], ids=["array", "mask"])
+@pytest.mark.parametrize("way", ["array", "mask", "two masks", "bias"])
+@pytest.mark.parametrize("role", ["key", "value"])
 @pytest.mark.parametrize("head", [0, 1])
-def test_a_key_that_one_head_may_see_is_not_hidden(subject, head, as_mask):
+def test_a_key_that_one_head_may_see_is_not_hidden(subject, head, role, way):
     """A query whose other head sees the NaN is NaN: the heads are joined."""
-    require(subject, "multihead", *([] if as_mask else ["attn_mask"]))
+    require(subject, "multihead", *(["attn_mask"] if way in ("array", "bias") else []))
     hidden = np.zeros((3, 2, 5, 7), bool)
     hidden[:, head, :, 4] = hidden[0, :, :, 4] = hidden[:, :, 3, 4] = True
     query, key, value = (np.array(x) for x in CROSS.inputs())
-    key[:, 4] = np.nan
-    mask = hide(hidden) if as_mask else hidden
+    (key if role == "key" else value)[:, 4] = np.nan
+    mask = {
+        "array": hidden,
+        "mask": hide(hidden),
+        "two masks": hide(hidden) & hide(np.zeros_like(hidden)),
+        "bias": np.where(hidden, np.float32(-np.inf), BIAS),
+    }[way]
     got, _ = subject.multihead(
         CROSS.config, CROSS.parameters("float32"), query, key, value,
         attn_mask=mask, need_weights=False,

@@ -13,8 +13,8 @@ from .. import checks
 from ..arrays import dtype_name, is_array, is_concrete
 from ..attention import attention, attention_steps
 from ..masks import Mask, allow, causal, hide, padding
-from ..multihead import _read_masks, _zero_hidden_keys
-from ..numerics import upcast
+from ..multihead import _read_masks
+from ..numerics import mark_heads, set_nonfinite_aside, upcast
 from ..sharded import current_shards
 from ..tiles import Cells
 
@@ -112,9 +112,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         """Attend from checked inputs, batch first."""
         sizes = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
         mask, bias = _combine_masks(key_padding_mask, attn_mask, is_causal, query, sizes)
-        if mask is not None and sizes[2]:
-            key, value = _zero_hidden_keys(key, value, mask, sizes, 0)
-        heads = self._project(query, key, value)
+        marks = None
+        if mask is not None or bias is not None:
+            key, value, marks = set_nonfinite_aside(key, value)
+        heads = self._project(query, key, value, marks)
         mask, bias = _allow_added_keys(mask, bias, sizes, heads[1])
         dropout = self.dropout if self.training else 0.0
         options: Any = {"mask": mask, "bias": bias, "query_offset": 0, "dropout": dropout}
@@ -135,18 +136,22 @@ class MultiheadAttention(nn.MultiheadAttention):
         samples = [row[~pads] for row, pads in zip(output, hidden, strict=True)]
         return torch.nested.as_nested_tensor(samples), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, query: Tensor, key: Tensor, value: Tensor, marks: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return heads (B, H, T, D); of keys and values with those that the module adds."""
         biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         inputs = zip((query, key, value), self._weights(), biases, strict=True)
         query, key, value = (linear(*each) for each in inputs)
-        if self.bias_k is not None and self.bias_v is not None:
-            key = torch.cat((key, self.bias_k.expand(key.shape[0], 1, -1)), 1)
-            value = torch.cat((value, self.bias_v.expand(value.shape[0], 1, -1)), 1)
-        if self.add_zero_attn:
-            key, value = (pad(x, (0, 0, 0, 1)) for x in (key, value))
         split = (self.num_heads, self.head_dim)
         query, key, value = (x.unflatten(2, split).swapaxes(1, 2) for x in (query, key, value))
+        key, value = mark_heads(key, value, marks)
+        if self.bias_k is not None and self.bias_v is not None:
+            added = (x.unflatten(2, split).swapaxes(1, 2) for x in (self.bias_k, self.bias_v))
+            added = (x.expand(len(key), -1, -1, -1) for x in added)
+            key, value = (torch.cat(both, 2) for both in zip((key, value), added, strict=True))
+        if self.add_zero_attn:
+            key, value = (pad(x, (0, 0, 0, 1)) for x in (key, value))
         return query, key, value
 
     def _weights(self) -> tuple[Tensor, ...]:
