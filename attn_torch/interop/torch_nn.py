@@ -12,9 +12,10 @@ from torch.nn.functional import linear, pad
 from .. import checks
 from ..arrays import dtype_name, is_array, is_concrete
 from ..attention import attention, attention_steps
+from ..call import Call
 from ..masks import Mask, allow, causal, hide, padding
-from ..multihead import _read_masks
-from ..numerics import mark_heads, set_nonfinite_aside, upcast
+from ..multihead import _read_masks, _set_hidden_aside
+from ..numerics import mark_heads, upcast
 from ..sharded import current_shards
 from ..tiles import Cells
 
@@ -112,9 +113,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         """Attend from checked inputs, batch first."""
         sizes = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
         mask, bias = _combine_masks(key_padding_mask, attn_mask, is_causal, query, sizes)
-        marks = None
-        if mask is not None or bias is not None:
-            key, value, marks = set_nonfinite_aside(key, value)
+        call = Call(sizes, mask, bias, 1.0, None, None, "zero", 0, 0.0, None)
+        key, value, marks = _set_hidden_aside(key, value, call)
         heads = self._project(query, key, value, marks)
         mask, bias = _allow_added_keys(mask, bias, sizes, heads[1])
         dropout = self.dropout if self.training else 0.0
@@ -148,7 +148,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         key, value = mark_heads(key, value, marks)
         if self.bias_k is not None and self.bias_v is not None:
             added = (x.unflatten(2, split).swapaxes(1, 2) for x in (self.bias_k, self.bias_v))
-            added = (x.expand(len(key), -1, -1, -1) for x in added)
+            added = (x.expand(key.shape[0], -1, -1, -1) for x in added)
             key, value = (torch.cat(both, 2) for both in zip((key, value), added, strict=True))
         if self.add_zero_attn:
             key, value = (pad(x, (0, 0, 0, 1)) for x in (key, value))
