@@ -18,8 +18,7 @@ import numpy as np
 
 from conformance.runs.run import cores
 
-BATCH_SECONDS = 2e-3  # how long at least passes between two looks at the clock
-REST_SECONDS = 1e-2  # before each look: JAX gives back a call's memory after it has answered
+BATCH_SECONDS = 1e-2  # between two looks at the clock: what the other call left behind is spread
 BUSY = """import os
 print(flush=True)
 while os.getppid() == {parent}:
@@ -72,7 +71,6 @@ def interleaved(calls: Sequence[Callable], budget: float) -> list[list[float]]:
     while rounds < 5 or (time.perf_counter() - start < budget and rounds < 60):
         order = range(len(calls)) if rounds % 2 == 0 else reversed(range(len(calls)))
         for at in order:
-            time.sleep(REST_SECONDS)
             times[at].append(seconds(calls[at], counts[at]))
         rounds += 1
     return times
