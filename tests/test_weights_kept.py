@@ -757,13 +757,16 @@ def test_two_weights_of_one_model_are_exchanged(lib):
 @every
 @pytest.mark.parametrize("mode", [None, 0o640])
 def test_a_file_is_as_readable_as_any_other(lib: Any, mode: int | None, tmp_path: Path) -> None:
-    path, other = tmp_path / "model.safetensors", tmp_path / "other"
+    path, other, behind = (tmp_path / name for name in ("model.safetensors", "other", "behind"))
     other.touch()
+    usual = other.stat().st_mode
     if mode is not None:  # what was written before keeps its own
         path.touch(mode)
         other.chmod(mode)
     lib.save(build(lib, "MultiHeadAttention", 8, 2), path)
     assert oct(path.stat().st_mode) == oct(other.stat().st_mode)
+    behind.touch()
+    assert oct(behind.stat().st_mode) == oct(usual), "the process makes its files as before"
 
 
 @every
