@@ -184,6 +184,15 @@ def test_ragged_chunks_at_lengths_of_their_own(subject, name):
 
 
 @clause("CACHE-3")
+@pytest.mark.parametrize("name", STACKS)
+def test_ragged_chunks_that_end_at_one_length(subject, name):
+    """A sample's tokens stand where its own ones end, though all samples end alike."""
+    first = np.array([[0, 0, 1], [0, 1, 1], [0, 0, 0]], bool)
+    then = np.array([[1, 0, 0], [0, 0, 0], [0, 1, 1]], bool)
+    check_ragged(subject, STREAMS[name], [first, then])
+
+
+@clause("CACHE-3")
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("name", ["attention", "encoder"])
 def test_hidden_tokens_may_hold_anything(subject, name, garbage):
@@ -530,6 +539,22 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
         rest = weights[b, ..., written[b] :]
         same(rest, np.zeros_like(rest), "weights of slots that are not written")
     same(decoding.lengths, written, "lengths")
+
+
+@clause("CACHE-7")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_is_hidden_leaves_a_full_sample_as_it_is(subject, compiled):
+    """While the other samples store their tokens."""
+    if compiled:
+        require(subject, "transforms")
+    x, hidden = ATTENTION.tokens(), np.array([[0, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 0]], bool)
+    decoding = ATTENTION.start(subject, 3, **({"compiled": True} if compiled else {}))
+    for t in range(4):
+        decoding.feed(x[:, t : t + 1], hidden=hidden[:, t : t + 1])
+    output, _ = decoding.look(x[:, 4:])
+    for b, kept in enumerate(([0, 1, 2], [0, 3], [0, 1, 3])):
+        exact, naive = reference_of(ATTENTION, x[b : b + 1, 4:], x[b : b + 1, kept])
+        compare(output[b : b + 1], exact["output"], naive["output"], f"sample {b}")
 
 
 @clause("CACHE-6")

@@ -2,6 +2,7 @@
 
 import operator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -452,6 +453,14 @@ def test_samples_and_heads_are_those_asked_for(subject, question):
 
 
 @clause("MASK-4")
+def test_draw_goes_by_the_offset_of_the_sample_that_is_asked_for(subject):
+    drawn = [subject.ask("draw", causal(), 2, 4, batch=b, query_offset=np.array([2, 0]))
+             for b in (0, 1)]  # fmt: skip
+    counts = [text.count("\u25a0") for text in drawn]
+    assert counts == [7, 3], f"MASK-4: keys drawn by sample: expected 7 and 3, got {counts}"
+
+
+@clause("MASK-4")
 def test_draw_shows_the_padding_of_the_sample_that_is_asked_for(subject):
     drawn = [subject.ask("draw", padding([3, 1, 2]), 1, 3, batch=b) for b in range(3)]
     counts = [text.count("\u25a0") for text in drawn]
@@ -514,11 +523,28 @@ def test_one_mask_serves_any_call(subject):
     mask = subject.mask(spec)
     calls = [(MAIN, 2), (MAIN, 0), (MAIN._replace(T=7), 0), (MAIN._replace(T=7), -1), (MAIN, 2)]
     for shape, offset in calls:
-        case = Case("one_mask", shape._replace(D_v=shape.D), spec, offset)
-        inputs = (subject.array(x) for x in case.inputs("float32"))
-        got = subject.module.attention(*inputs, mask=mask, query_offset=offset)
-        exact, naive = (steps["output"] for steps in case.expected("float32"))
-        compare(subject.numpy(got), exact, naive, f"output at {offset}")
+        check_kept(subject, mask, Case("one_mask", shape, spec, offset))
+
+
+@clause("MASK-12")
+@pytest.mark.parametrize("dtype_name", ["float32", "bfloat16"])
+def test_one_mask_serves_any_batch(subject, dtype_name):
+    require(subject, "errors", "attention")
+    mask = subject.mask(causal())
+    for samples in (2, 3, 1, 5):
+        case = Case("one_mask", MAIN._replace(B=samples), causal(), 0)
+        check_kept(subject, mask, case, "float32")
+        check_kept(subject, mask, case, dtype_name)
+
+
+def check_kept(subject, mask, case: Case, dtype_name: str = "float32") -> None:
+    """Check a call of a mask that served other calls before."""
+    case = replace(case, shape=case.shape._replace(D_v=case.shape.D))
+    inputs = (subject.array(x) for x in case.inputs(dtype_name))
+    got = subject.module.attention(*inputs, mask=mask, query_offset=case.query_offset)
+    exact, naive = (steps["output"] for steps in case.expected(dtype_name))
+    what = f"{dtype_name} output of {case.shape.B} samples at {case.query_offset}"
+    compare(subject.numpy(got), exact, naive, what)
 
 
 STARTS = {"first": 0, "inside": 3, "before": -4, "behind": 6, "each": np.array([-1, 5, 2])}

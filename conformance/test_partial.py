@@ -97,6 +97,17 @@ def test_parts_of_any_split_have_the_whole_calls_gradients(subject, case, dtype_
                 check_merged_gradients(subject, case, dtype_name, split, what, inputs)
 
 
+@clause("ATT-16")
+def test_parts_have_the_gradients_of_a_log_sum_exp_alone(subject):
+    """Where nobody asks for the output."""
+    require(subject, "gradients")
+    case, split = BY_NAME["causal_and_padding"], even_split(7, 3)
+    for setting in (None, *range(SMALL_BLOCKS if "small_blocks" in subject.capabilities else 0)):
+        with in_blocks(subject, setting):
+            what = f"of a log-sum-exp, in small blocks {setting}"
+            check_merged_gradients(subject, case, "float32", split, what, of=["lse"])
+
+
 MOVED = ["causal_last", "causal_before_the_keys", "causal_per_sample", "window", "predicate"]
 
 

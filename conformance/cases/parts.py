@@ -68,19 +68,22 @@ def check_merged(got: dict, case: Case, dtype_name: str, what: str) -> None:
 
 
 def check_merged_gradients(
-    subject: Subject, case: Case, dtype_name: str, split: list[np.ndarray], what: str, inputs=None
-) -> None:
+    subject: Subject, case: Case, dtype_name: str, split: list[np.ndarray], what: str, inputs=None,
+    of=("output", "lse"),
+) -> None:  # fmt: skip
     """Check the gradients of a split call's output and log-sum-exp against the whole call's."""
     whole, numbers = case.inputs(dtype_name), case.numbers(dtype_name)
     wide = "float64" if dtype_name == "float64" else "float32"
     lse = normal(9, *case.shape.call[:3], dtype_name=wide)
-    grads = {"output": case.grad(dtype_name), "lse": lse}
+    grads = {"output": case.grad(dtype_name) * ("output" in of), "lse": lse}
     call = (*whole, grads["output"])
     options = {"allowed": case.allowed(), "grad_lse": lse} | numbers
     exact, rough = expected.gradients(*call, **options)
     more = expected.cancelled(*call, **options)
     given = pieces(case, dtype_name, split, inputs)
-    got = gathered(subject.merged_gradients(whole[0], given, grads), exact, split)
+    got = gathered(
+        subject.merged_gradients(whole[0], given, {n: grads[n] for n in of}), exact, split
+    )
     for name in exact:
         check_dtype(got[name], rough[name].dtype, f"gradient of {name} {what}")
         words = f"gradient of {name} {what}"

@@ -201,11 +201,15 @@ class Adapter(JaxArrays, JaxTransforms, Rosetta):
         traces: list[int] = []
 
         @jax.jit
-        def call(state, x, *caches):
+        def call(state, arrays, x, *caches):
             traces.append(1)
-            return getattr(nnx.merge(graph, state), name)(x, *caches, **options)
+            return getattr(nnx.merge(graph, state), name)(x, *caches, **options | arrays)
 
-        return partial(call, state), lambda: len(traces)
+        def called(x, *caches, **now):
+            arrays = {n: array for n, array in now.items() if isinstance(array, jax.Array)}
+            return call(state, arrays, x, *caches)
+
+        return called, lambda: len(traces)
 
     def module_with(self, config, parameters, training=False, seed=None):
         dtype = parameters["q_proj.weight"].dtype if parameters else np.float32

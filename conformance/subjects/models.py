@@ -1,7 +1,6 @@
 """What the adapters share of models: layers and stacks, decoding with a cache, weights."""
 
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,10 @@ class Models(Altering):
         raise NotImplementedError
 
     def compiled_decode(self, model, options: dict, name: str = "decode"):
-        """Return a model's method in compiled form, and what says how often it was compiled."""
+        """Return a model's method in compiled form, and what says how often it was compiled.
+
+        `options` says which there are: their arrays are given with every call.
+        """
         raise NotOffered("decoding is not compiled as a whole")
 
     def fresh(self, name: str, **settings):
@@ -260,9 +262,7 @@ class ModelDecoding:
             options = self.adapter.options(options)
             if self.compiled:
                 self.call = self.call or self.adapter.compiled_decode(self.model, options)
-                call, options = self.call[0], {}
-            else:
-                call = self.model.decode
+            call = self.call[0] if self.compiled else self.model.decode
             output, cache = call(self.adapter.array(x), self.cache, *self.memory, **options)
             self.before, self.cache = self.cache, cache
             return self.adapter.numpy(output)
@@ -271,10 +271,10 @@ class ModelDecoding:
         """Attend from a query to the cache of an attention; return output and weights by head."""
         with self.adapter.scope(self.dtype):
             options = {"average_weights": False} | self.adapter.options(options)
-            call = partial(self.model, **options)
+            call = self.model
             if self.compiled:
                 call = self.adapter.compiled_decode(self.model, options, "__call__")[0]
-            given = call(self.adapter.array(query), self.cache)
+            given = call(self.adapter.array(query), self.cache, **options)
             return tuple(self.adapter.numpy(array) for array in given)
 
     @property

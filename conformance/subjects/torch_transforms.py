@@ -123,7 +123,7 @@ class TorchTransforms(Transforming):
         torch.compiler.reset()
         counting = CompileCounterWithBackend("aot_eager")
         decode = torch.compile(getattr(model, name), fullgraph=True, backend=counting)
-        return lambda x, *caches: decode(x, *caches, **options), lambda: counting.frame_count
+        return decode, lambda: counting.frame_count
 
     def blank(self, *shape):
         return torch.empty(shape, device="meta")
