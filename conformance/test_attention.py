@@ -23,7 +23,7 @@ from .cases.attention import (
 )
 from .cases.compare import check_output, check_steps, refused
 from .contract import clause
-from .mask_spec import allow, causal, hide, padding, sliding_window
+from .mask_spec import allow, causal, hide, packed, padding, prefix, segments, sliding_window
 from .oracle.naive import attention as naive_attention
 from .oracle.tolerance import allowance, check_each, close, compare, same
 from .oracle.tolerance import dtype as numpy_dtype
@@ -108,6 +108,22 @@ def test_weights_are_a_distribution_over_what_is_seen(subject, name):
 @pytest.mark.parametrize("shape", [Shape(3, 2, 2, 0, 7, 11, 13), Shape(0, 2, 2, 5, 7, 11, 13)])
 def test_no_query_or_no_sample_gives_an_empty_output(subject, shape):
     case = Case("empty", shape, causal(), query_offset=2)
+    check_steps(subject, case, "float32")
+
+
+NOTHING = {
+    "padding": padding(np.zeros(0, int)),
+    "prefix": prefix(np.zeros(0, int)),
+    "segments": segments(np.zeros((0, 7), int)),
+    "packed": packed(np.zeros((0, 2), int)),
+    "allow": allow(np.zeros((0, 1, 5, 7), bool)),
+}
+
+
+@clause("ATT-3")
+@pytest.mark.parametrize("name", NOTHING)
+def test_masks_of_no_sample_give_an_empty_output(subject, name):
+    case = Case(name, MAIN._replace(B=0), NOTHING[name], query_offset=2)
     check_steps(subject, case, "float32")
 
 

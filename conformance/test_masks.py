@@ -567,6 +567,8 @@ def test_chunks_are_counted_from_position_0(subject, size, start):
 def test_far_chunks_are_chunks(subject, size, offset):
     expected = reference.allowed(chunked(size), MAIN.call, offset)
     same(allowed(subject, chunked(size), query_offset=offset), expected, f"chunks at {offset}")
+    if "attention" in subject.capabilities:
+        check_steps(subject, Case("far_chunks", mask=chunked(size), query_offset=offset), "float32")
 
 
 DOCUMENTS = {

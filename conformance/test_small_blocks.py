@@ -27,7 +27,7 @@ BACKWARD += HALVES
 FEW = {"plain-float32": [0], "nan-float32": [0], "softcap-float32": [1], "grouped-float32": [0, 1],
        "one_kv_head-float32": [2], "window-float32": [1]}  # fmt: skip
 FEW_BACKWARD = {"grouped-float32": [1], "one_kv_head-float32": [2], "window-float32": [1],
-                "grouped-float16": [0]}  # fmt: skip
+                "grouped-float16": [0], "uniform_of_groups-float32": [0]}  # fmt: skip
 
 
 def settings(subject, name: str, few: dict[str, list[int]]) -> list[int]:

@@ -115,6 +115,7 @@ USUAL = [  # in shapes that the suite has anyway
     Case("square", SQUARE, causal() & padding(LENGTHS)),
     Case("uniform", mask=padding(LENGTHS), empty_rows="uniform"),
     Case("nan", mask=padding(LENGTHS), empty_rows="nan"),
+    Case("uniform_of_groups", GROUPED, padding(LENGTHS), empty_rows="uniform"),
 ]
 CROSSED = _crossed()
 CUT = [*((case, "float32") for case in USUAL), *CROSSED]

@@ -19,6 +19,7 @@ ROTARY: dict[str, dict] = {
     "partial_interleaved": {"base": 30.0, "dim": 2, "interleaved": True},
     "scaled": {"base": 30.0, "scale": 2.5},
     "frequencies": {"frequencies": OWN},
+    "scaled_frequencies": {"frequencies": OWN, "scale": 2.5},
 }
 ROTARY = {name: {"class": "rotary"} | settings for name, settings in ROTARY.items()}
 NORM = {"class": "QKNorm", "head_dim": 6, "eps": 0.1}
