@@ -42,6 +42,20 @@ def test_refused_decode_gives_the_cache_back(backend):
 
 
 @pytest.mark.parametrize("backend", OWNING)
+def test_interrupted_decode_gives_the_cache_back(backend):
+    def interrupt(*at):
+        raise KeyboardInterrupt
+
+    module, subject, attn = new(backend, "MultiHeadAttention", 8, 2)
+    x, cache = subject.array(X), attn.new_cache(2, 5)
+    with pytest.raises(KeyboardInterrupt):
+        attn.decode(x, cache, attn_mask=module.predicate(interrupt))
+    got, _ = attn.decode(x, cache)
+    expected, _ = attn.decode(x, attn.new_cache(2, 5))
+    assert np.array_equal(subject.numpy(got), subject.numpy(expected))
+
+
+@pytest.mark.parametrize("backend", OWNING)
 def test_refused_decode_does_not_revive_a_consumed_cache(backend):
     _, subject, layer = new(backend, "TransformerEncoderLayer", 8, 2, 16)
     x, cache = subject.array(X), layer.self_attn.new_cache(2, 9)
@@ -107,6 +121,27 @@ def test_truncated_cache_keeps_its_own_lengths(backend):
     if backend != "jax":
         given[0] = 3
     assert cache.lengths.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_greedy_decoding_leaves_a_model_in_training(backend):
+    sizes = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    options = {"dim_feedforward": 16, "dropout": 0.5}
+    _, subject, model = new(backend, "Seq2SeqTransformer", 11, 13, **sizes, **options)
+    src, prompt = (subject.array(np.array(t)) for t in ([[3, 4], [5, 1]], [[1], [1]]))
+    model.train()
+    MODULES[backend].greedy_decode(model, src, prompt, eos_idx=2, max_new_tokens=2)
+    one, other = (subject.numpy(model(src, prompt)[0]) for _ in range(2))
+    assert not np.array_equal(one, other), "nothing is dropped any more"
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_embeddings_start_as_large_as_the_sinusoids(backend):
+    _, subject, model = new(backend, "Seq2SeqTransformer", 500, 400, d_model=64, nhead=2)
+    for embedding in (model.src_embedding, model.tgt_embedding):
+        table = embedding.embedding[...] if backend == "jax" else embedding.weight
+        spread = subject.numpy(table).std() * 8  # times the root of d_model, as tokens are
+        assert abs(spread - 1) < 5 / (2 * 64 * 400) ** 0.5  # five times the error of so many draws
 
 
 @pytest.mark.parametrize("backend", MODULES)

@@ -159,3 +159,24 @@ def test_a_predicate_is_never_stale(length):
         cells = np.broadcast_to(mask.allowed(length, length), (1, 1, length, length))
         wanted = attend(attn_jax.allow(cells))
         jax.tree.map(np.testing.assert_array_equal, attend(mask), wanted)
+
+
+def test_a_cache_that_overflowed_where_nobody_can_look_stays_wrong_when_it_is_truncated():
+    attn, x = attn_jax.MultiHeadAttention(8, 2, rngs=nnx.Rngs(0)), jnp.ones((1, 5, 8))
+
+    @jax.jit
+    def decode(x, cache):
+        for i in range(5):
+            _, cache = attn.decode(x[:, i : i + 1], cache)
+        return attn.decode(x[:, 2:3], cache.truncate(2))[0]
+
+    assert jnp.isnan(decode(x, attn.new_cache(1, 4))).all()
+    assert not jnp.isnan(decode(x, attn.new_cache(1, 5))).any()
+
+
+def test_a_window_of_a_sample_that_there_is_not_is_wrong_where_nobody_can_look():
+    attn, x = attn_jax.MultiHeadAttention(8, 2, rngs=nnx.Rngs(0)), jnp.ones((2, 5, 8))
+    _, cache = attn.decode(x[:, :4], attn.new_cache(2, window=2))
+    decode = jax.jit(lambda x, cache, index: attn.decode(x, cache.reorder(index))[0])
+    output = decode(x[:, 4:], cache, jnp.array([0, 5]))
+    assert jnp.isnan(output).all((1, 2)).tolist() == [False, True]

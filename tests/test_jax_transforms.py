@@ -17,6 +17,7 @@ from attn_jax import (
     KVCache,
     MultiHeadAttention,
     QKNorm,
+    Seq2SeqTransformer,
     allow,
     attention,
     attention_steps,
@@ -452,6 +453,44 @@ def test_processed_heads_are_exported_for_sizes_left_open():
         x = tokens(*shape)
         wanted = attn(x, attn_mask=causal(), need_weights=False)[0]
         check(program.call(x), wanted, str(shape), 1e-5)
+
+
+def test_tokens_beyond_a_table_of_sinusoids_are_exported_for_sizes_left_open():
+    sizes = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    model = Seq2SeqTransformer(11, 13, **sizes, dim_feedforward=16, rngs=nnx.Rngs(0))
+    model.eval()
+    s, t = export.symbolic_shape("s, t")
+    program = export.export(jax.jit(model))(
+        jax.ShapeDtypeStruct((1, s), jnp.int32), jax.ShapeDtypeStruct((1, t), jnp.int32)
+    )
+    for lengths in ((2, 5), (1100, 700)):
+        src, tgt = (jnp.arange(1, n + 1, dtype=jnp.int32)[None] % 9 + 1 for n in lengths)
+        check(program.call(src, tgt), model(src, tgt), str(lengths), 1e-4)
+
+
+@pytest.mark.parametrize("made", ["compiled", "differentiated", "branching"])
+def test_predicates_around_programs_of_other_arrays_are_others(made):
+    def mask(table):
+        return predicate(lambda b, h, i, j: programs(table)[made](j) & (i >= 0))
+
+    tables = [jnp.arange(200) < kept for kept in (100, 3)]
+    inputs = jax.random.normal(jax.random.key(0), (3, 1, 2, 200, 8))
+    for table in tables:
+        wanted = attention(*inputs, mask=allow(jnp.broadcast_to(table, (1, 1, 200, 200))))
+        check(attention(*inputs, mask=mask(table)), wanted, made, 1e-5)
+
+
+def programs(table) -> dict:
+    """Return what looks up keys in a table, by how JAX keeps it inside of another program."""
+
+    @jax.custom_jvp
+    def differentiated(key):
+        return table[key]
+
+    differentiated.defjvp(lambda at, along: (table[at[0]], along[0]))
+    branching = partial(lax.cond, True, lambda x: table[x], lambda x: table[x] & (x < 0))
+    compiled = jax.jit(lambda key: table[key])
+    return {"compiled": compiled, "differentiated": differentiated, "branching": branching}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -14,10 +14,13 @@ from attn_numpy import (
     TransformerDecoderLayer,
     TransformerEncoder,
     attention,
+    attention_part,
     attention_steps,
     causal,
     draw_weights,
+    finish,
     greedy_decode,
+    merge,
     padding,
 )
 
@@ -107,6 +110,18 @@ def test_tokens(size, dtype):
     same_under_any_error_state(
         lambda: greedy_decode(model, src, prompt, eos_idx=2, max_new_tokens=5)
     )
+
+
+@dtypes
+@pytest.mark.parametrize("apart", [-95, -1e4])
+def test_parts_of_which_one_counts_for_nothing(apart, dtype):
+    inputs = [normal(dtype, 1.0, 1, 2, 7, 5) for _ in range(3)]
+    bias = np.full((7, 7), apart, dtype)
+
+    def merged() -> np.ndarray:
+        return finish(merge(attention_part(*inputs), attention_part(*inputs, bias=bias)))
+
+    same_under_any_error_state(merged)
 
 
 @dtypes

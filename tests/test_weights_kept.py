@@ -713,6 +713,9 @@ def test_numbers_of_numpy_are_settings(lib, tmp_path):
     for other in LIBRARIES.values():
         loaded = other.load(tmp_path / "m.safetensors")
         assert loaded.layers[1].dropout == np.float32(0.3)
+    turned = lib.rotary(frequencies=list(np.array([1, 0.25], np.float32)))
+    lib.save(build(lib, "MultiHeadAttention", 8, 2, process_heads=turned), tmp_path / "m")
+    assert lib.load(tmp_path / "m").process_heads.frequencies == (1.0, 0.25)
 
 
 @every

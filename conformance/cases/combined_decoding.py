@@ -26,7 +26,7 @@ STEPS = {
     "chunk": [np.zeros((B, 2), bool), np.zeros((B, 1), bool)],
     "hidden_chunk": [np.array([[0, 1], [1, 0], [0, 0]], bool), np.zeros((B, 1), bool)],
 }
-SCORES = {
+SCORES: dict[str, dict] = {
     "usual": {},
     "scaled": {"scale": OWN_SCALE},
     "capped": {"softcap": 0.8},
