@@ -165,9 +165,9 @@ class MultiHeadAttention(nnx.Module):
             checks.check_same_tokens(False, None)
         value = key if value is None else value
         checks.check_memory(key, value, self._dims(), self._dtype(key), self.batch_first)
-        return self._full_cache(
-            *self._project_heads(self._batch_first(key), self._batch_first(value))
-        )
+        tokens = self._batch_first(key), self._batch_first(value)
+        key, value, marks = set_nonfinite_aside(*tokens)  # who is hidden, a later call says
+        return self._full_cache(*mark_heads(*self._project_heads(key, value), marks))
 
     def decode(
         self,

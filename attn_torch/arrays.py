@@ -87,6 +87,21 @@ def is_autocast(device: torch.device) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
+def is_distributed(array: Any) -> bool:
+    """Whether an array is a DTensor, of which this device holds a part."""
+    return array is not None and type(array) not in PLAIN and hasattr(array, "placements")
+
+
+def on_ranks_of(shards: Any, array: Array) -> Any:
+    """Return an array that every rank has whole as a DTensor, if `shards` is one beside it."""
+    if not is_distributed(shards) or is_distributed(array):
+        return array
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = shards.device_mesh
+    return DTensor.from_local(array, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def to_numpy(array: Array) -> np.ndarray:
     """Return the values of a concrete array in NumPy."""
     return array.numpy(force=True)

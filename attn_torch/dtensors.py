@@ -14,14 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import shard_checks
-from .arrays import PLAIN, is_array
+from .arrays import is_array, is_distributed
 from .call import Call
 from .masks import Mask
-
-
-def is_distributed(array: Any) -> bool:
-    """Whether an array is a DTensor, of which this device holds a part."""
-    return array is not None and type(array) not in PLAIN and hasattr(array, "placements")
 
 
 def are_shards(query: Any, key: Any, value: Any, mask: Mask | None) -> bool:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .arrays import dtype_name
-from .dtensors import is_distributed
+from .arrays import dtype_name, is_distributed
 from .multihead import MultiHeadAttention
 from .rotary import QKNorm, Rotary, rotary
 from .seq2seq import Seq2SeqTransformer

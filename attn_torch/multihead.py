@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
 from . import checks, shard_checks
-from .arrays import dtype_name, is_autocast, is_concrete
+from .arrays import dtype_name, is_autocast, is_concrete, is_distributed
 from .attention import attend, attend_steps
 from .cache import KVCache, pack, restored_on_error, uniform, unpack
 from .call import Call
@@ -17,7 +17,6 @@ from .dtensors import (
     check_gathered,
     count_heads,
     cut_heads,
-    is_distributed,
 )
 from .fused import fused_step
 from .layers import new_linear
@@ -189,9 +188,9 @@ class MultiHeadAttention(nn.Module):
             checks.check_same_tokens(False, None)
         value = key if value is None else value
         checks.check_memory(key, value, self._dims(), self._dtype(key), self.batch_first)
-        return self._full_cache(
-            *self._project_heads(self._batch_first(key), self._batch_first(value))
-        )
+        tokens = self._batch_first(key), self._batch_first(value)
+        key, value, marks = set_nonfinite_aside(*tokens)  # who is hidden, a later call says
+        return self._full_cache(*mark_heads(*self._project_heads(key, value), marks))
 
     @torch.no_grad()
     def decode(
@@ -406,7 +405,8 @@ class MultiHeadAttention(nn.Module):
         mask, bias = _read_masks(key_padding_mask, attn_mask, x, sizes)
         checks.check_mask(mask, sizes)
         call = self._new_call(sizes, mask, bias, 0)
-        keys, values, marks = set_nonfinite_aside(x, x)
+        hiding = call.mask is not None or call.bias is not None
+        keys, values, marks = set_nonfinite_aside(x, x) if hiding else (x, x, None)
         key, value = self._project_heads(keys, values)
         query = self._project_query(x)
         query, key = self._process(query, key)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import dtype_name, is_autocast, is_cast, is_concrete, to_numpy
+from .arrays import dtype_name, is_autocast, is_cast, is_concrete, on_ranks_of, to_numpy
 
 HUGE = 1e37  # a bound on scores, below what float32 holds
 FEW = 2**13  # numbers of which NumPy makes a norm sooner than torch begins
@@ -67,13 +67,16 @@ def may_overflow(query: Tensor, key: Tensor, scale: float) -> bool:
 
 def surely_finite(key: Tensor, value: Tensor) -> bool:
     """Whether both are finite, where a look neither waits for a device nor breaks a graph."""
-    if key.device.type != "cpu" or not is_concrete(key):
+    if key.device.type != "cpu" or not (is_concrete(key) and is_concrete(value)):
         return False
     return math.isfinite(_norm(key) + _norm(value))
 
 
 def _norm(array: Tensor) -> Any:
-    """Return the root of the sum of all squares, which is finite only if every number is."""
+    """Return the root of the sum of all squares, which is finite only if every number is.
+
+    It is a number, or an array of one where a number would have to be waited for.
+    """
     array = array.detach() if array.requires_grad else array
     if array.is_cpu and array.itemsize > 2:
         array = array if array.is_contiguous() else array.transpose(1, 2)  # heads of a module
@@ -101,7 +104,7 @@ def zero_where_empty(query: Tensor, empty: Tensor) -> Tensor:
 
 def surely_scored(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
     """Whether all three are finite and their scores, too, where a look costs little."""
-    if key.device.type != "cpu" or not is_concrete(query):
+    if key.device.type != "cpu" or not all(map(is_concrete, (query, key, value))):
         return False
     return is_bounded(query, key, value, scale)
 
@@ -137,4 +140,6 @@ def mark_heads(
     """Put NaN for the heads of tokens that were not finite."""
     if marks is None:
         return key, value
-    return key + marks[0].to(key.dtype), value + marks[1].to(value.dtype)
+    heads = zip((key, value), marks, strict=True)
+    key, value = (x + on_ranks_of(x, mark.to(x.dtype)) for x, mark in heads)
+    return key, value

@@ -132,6 +132,22 @@ def test_hidden_garbage_reaches_no_parameter(subject, fill, way):
         same(got[name], clean[name], f"gradient of {name}")
 
 
+@clause("CLEAN-3")
+@pytest.mark.parametrize("way", FOR_PARAMETERS)
+def test_hidden_garbage_projected_before_reaches_no_parameter(subject, way):
+    options, seen = FOR_PARAMETERS[way]
+    require(subject, "gradients", *(["attn_mask"] if "bias" in way else []))
+    query, *memory = CROSS.inputs()
+    found, padded = [], ~seen.any((1, 2))[..., None]
+    for fill in (0, np.nan):
+        spoilt = [np.where(padded, np.float32(fill), x) for x in memory]
+        call = CROSS.config, CROSS.parameters("float32"), query, *spoilt, CROSS.grad()
+        found.append(subject.multihead_gradients(*call, projected=True, **options))
+    clean, got = found
+    for name in clean:
+        same(got[name], clean[name], f"gradient of {name}")
+
+
 @clause("CLEAN-4")
 @pytest.mark.parametrize("role", ["key", "value"])
 def test_visible_infinity_is_not_taken_for_a_number(subject, role):

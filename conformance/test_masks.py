@@ -122,7 +122,9 @@ def test_what_a_mask_answers_is_not_what_it_holds(subject):
     array = subject.array(coins(12, *MAIN.call))
     mask = subject.module.allow(array)
     answer, before = mask.allowed(5, 7), subject.numpy(mask.allowed(5, 7)).copy()
-    with suppress(TypeError):  # JAX's arrays cannot be changed
+    if isinstance(answer, np.ndarray):
+        assert not np.shares_memory(answer, array), "MASK-4: the answer shares memory"
+    with suppress(TypeError, ValueError, RuntimeError):  # an array that cannot be changed
         answer[...] = ~answer
     same(subject.numpy(mask.allowed(5, 7)), before, "what a mask allows once an answer was changed")
     same(subject.numpy(array), before, "the caller's array once an answer was changed")
@@ -527,14 +529,13 @@ def test_one_mask_serves_any_call(subject):
 
 
 @clause("MASK-12")
-@pytest.mark.parametrize("dtype_name", ["float32", "bfloat16"])
-def test_one_mask_serves_any_batch(subject, dtype_name):
+def test_one_mask_serves_any_batch(subject):
     require(subject, "errors", "attention")
     mask = subject.mask(causal())
     for samples in (2, 3, 1, 5):
         case = Case("one_mask", MAIN._replace(B=samples), causal(), 0)
-        check_kept(subject, mask, case, "float32")
-        check_kept(subject, mask, case, dtype_name)
+        for dtype_name in ("float32", "bfloat16"):
+            check_kept(subject, mask, case, dtype_name)
 
 
 def check_kept(subject, mask, case: Case, dtype_name: str = "float32") -> None:

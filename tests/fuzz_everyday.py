@@ -1,4 +1,4 @@
-"""Random calls of torch at the sizes where everyday calls change their way, against the oracle.
+"""Random calls of torch at the sizes where everyday calls change their way, against the textbook.
 
 As a program it takes more of them: python tests/fuzz_everyday.py CALLS [SEED]
 """
@@ -101,6 +101,7 @@ def check(seed: int) -> str:
         judge.check(subject, replace(call, junk="hidden"))
         if options["empty_rows"] != "nan":
             judge.check(subject, replace(call, backward=True))
+            judge.check(subject, replace(call, backward=True, junk="hidden"))
     return ways[0] if ways else "another"  # beside a sink, and of parts
 
 

@@ -107,6 +107,10 @@ def tensor_parallel(rank, world, folder):
             wanted = attn(x, attn_mask=mask, average_weights=False)[1]
             wanted = wanted.tensor_split(world, 1)[rank] if local else wanted
             check(weights, wanted, f"{what}, weights")
+        key, bias = x.clone(), torch.zeros(T, T)
+        key[:, 3], bias[:, 3] = torch.nan, -torch.inf
+        got, wanted = (m(x, key, attn_mask=bias, need_weights=False)[0] for m in (model, attn))
+        check(got, wanted, f"NaN that a bias hides, local outputs {local}")
     check(model(x)[1], attn(x)[1], "averaged weights of all heads")
     _refused_under_tensor_parallelism(mesh)
     _decoding_under_tensor_parallelism(mesh)

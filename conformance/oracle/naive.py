@@ -16,7 +16,7 @@ from . import naive_heads
 def upcast(array) -> np.ndarray:
     """Return float64 and wider as they are, anything narrower in float32."""
     array = np.asarray(array)
-    return array if array.dtype.itemsize >= 8 else array.astype(np.float32)
+    return array if array.dtype in (np.float64, np.longdouble) else array.astype(np.float32)
 
 
 def attention(
@@ -95,8 +95,8 @@ def gradients(
     d_weights = np.einsum("bhtd,bhsd->bhts", g, v_all) * dropped
     mean = (steps["weights"] * d_weights).sum(-1, keepdims=True)
     if folded:  # sum of weight x (grad . value) = grad . output: FlashAttention-2, section 3.1
-        forward = attention(query, key, value, allowed=allowed, **options | {"folded": False})
-        mean = (g * upcast(forward["output"])).sum(-1, keepdims=True)
+        forward = attention(q, k, v, allowed=allowed, **options | {"folded": False})
+        mean = (g * forward["output"]).sum(-1, keepdims=True)
     less = mean if grad_lse is None else mean - upcast(grad_lse)[..., None]
     d_logits = _logit_gradients(steps, d_weights, less, folded)
     slope = _slope(steps["scores"], softcap, folded)

@@ -13,7 +13,7 @@ import attn_jax
 
 from .jax_transforms import JaxTransforms
 from .native_jax import JaxArrays
-from .protocol import TILE
+from .protocol import TILE, NotOffered
 from .rosetta import Rosetta, projected_by
 
 WEIGHTS = ("kernel", "scale", "embedding")  # what flax calls a weight, by the module
@@ -199,15 +199,17 @@ class Adapter(JaxArrays, JaxTransforms, Rosetta):
     def compiled_decode(self, model, options, name="decode"):
         graph, state = nnx.split(model)
         traces: list[int] = []
+        fixed = {n: x for n, x in options.items() if not isinstance(x, jax.Array)}
 
         @jax.jit
         def call(state, arrays, x, *caches):
             traces.append(1)
-            return getattr(nnx.merge(graph, state), name)(x, *caches, **options | arrays)
+            return getattr(nnx.merge(graph, state), name)(x, *caches, **fixed, **arrays)
 
         def called(x, *caches, **now):
-            arrays = {n: array for n, array in now.items() if isinstance(array, jax.Array)}
-            return call(state, arrays, x, *caches)
+            if now.keys() != options.keys():
+                raise NotOffered("one program takes the options that it was compiled with")
+            return call(state, {n: x for n, x in now.items() if n not in fixed}, x, *caches)
 
         return called, lambda: len(traces)
 

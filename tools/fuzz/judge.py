@@ -70,7 +70,7 @@ def _memory(flags) -> np.ndarray:
 
 
 def _textbook(name: str, arrays: dict, call: RandomCall, cells: np.ndarray) -> dict:
-    wide = np.longdouble if call.dtype == "float64" else np.float64  # it rounds finer than the call
+    wide = np.longdouble if call.dtype == "float64" else np.float64  # finer, where there is such
     given = arrays | {n: x for n, x in call.options.items() if n in ("bias", "sinks")}
     options = call.options | {n: x.astype(wide) for n, x in given.items()}
     return getattr(naive, name)(**options, allowed=cells)
@@ -213,7 +213,3 @@ def _spoilt(call: RandomCall, seen: np.ndarray) -> tuple[tuple, np.ndarray]:
     key, value = put(key, spoilt & of_key), put(value, spoilt & ~of_key)
     lost = ~(np.isfinite(key.astype(float)).all(-1) & np.isfinite(value.astype(float)).all(-1))
     return (query, key, value), (looked & lost.repeat(group, 1)[:, :, None]).any(-1)
-
-
-def _furthest(name: str, exact: dict, call: dict) -> dict:
-    return expected.furthest(name, expected.ATTENTION, exact, call)
