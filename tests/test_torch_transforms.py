@@ -346,6 +346,25 @@ def test_an_ensemble_of_processed_heads_is_its_models():
         close({name: g[i] for name, g in got.items()}, one)
 
 
+@pytest.mark.parametrize("fill", [1.0, torch.nan])
+@pytest.mark.parametrize("mask", [causal() & predicate(lambda b, h, q, k: k != 2), "bias"])
+def test_values_of_a_module_mapped_and_differentiated_alone(mask, fill):
+    """The key is an ordinary array, at which one could look."""
+    attn, (x, key) = MultiHeadAttention(8, 2, dtype=f64), torch.randn(2, 2, 5, 8, dtype=f64)
+    if mask == "bias":
+        mask = torch.randn(5, 5, dtype=f64)
+        mask[:, 2] = -torch.inf
+    values = torch.randn(3, 2, 5, 8, dtype=f64)
+    values[:, :, 2] = fill
+    call = lambda value: attn(x, key, value, attn_mask=mask, need_weights=False)[0]  # noqa: E731
+    close(vmap(call)(values), torch.stack([call(value) for value in values]))
+    one = values[0].clone().requires_grad_()
+    wanted = torch.autograd.grad(call(one).sum(), one)[0]
+    close(grad(lambda value: call(value).sum())(values[0]), wanted)
+    torch.compile(call, fullgraph=True, backend="aot_eager")(values[0]).sum().backward()
+    assert not any(p.grad.isnan().any() for p in attn.parameters())
+
+
 # What may be looked at
 
 
