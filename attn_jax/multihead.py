@@ -439,7 +439,7 @@ def _zero_hidden_keys(
     sizes: tuple[int, int, int, int],
     query_offset: int | Array | np.ndarray,
 ) -> tuple[Array, Array]:
-    """Put 0 where no query is allowed."""
+    """Put 0 where no query is allowed: what stands there changes no bit of an answer."""
     by_position = not any(leaf.arrays for leaf in mask.leaves())
     if by_position and is_concrete(query_offset):
         tiles = Tiles(Cells(sizes, query_offset), sizes[2], 1)

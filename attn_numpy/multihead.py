@@ -15,7 +15,7 @@ from .call import Call
 from .layers import Linear, Module
 from .masks import Mask, allow, causal, hide, padding
 from .numerics import scale_or_default, without_warnings
-from .tiles import Cells
+from .tiles import Cells, Tiles
 from .window import WindowCache
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -115,6 +115,9 @@ class MultiHeadAttention(Module):
         call = self._check_masks(query, keys, key_padding_mask, attn_mask, query_offset)
         heads = self._project_query(query)
         if not isinstance(keys, KVCache):
+            if call.mask is not None and call.sizes[2] and call.empty_rows != "uniform":
+                rows = (call.sizes, call.query_offset)
+                keys, values = _zero_hidden_keys(keys, values, call.mask, *rows)
             projected, values = self._project_heads(keys, values)
             heads, projected = self._process(heads, projected)
             keys = self._full_cache(projected, values)
@@ -381,6 +384,20 @@ class MultiHeadAttention(Module):
         output = self.out_proj(x.reshape(*x.shape[:2], self.num_heads * self.head_dim))
         checks.check_given("out_proj", output, (*x.shape[:2], self.embed_dim))
         return self._batch_first(output)
+
+
+def _zero_hidden_keys(
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: Mask,
+    sizes: tuple[int, int, int, int],
+    query_offset: int | np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put 0 where no query is allowed: what stands there changes no bit of an answer."""
+    at = Tiles(Cells(sizes, query_offset), sizes[2], 1)
+    some = np.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
+    allowed = np.any(some, (1, 2))[..., None]  # (B, S, 1)
+    return np.where(allowed, key, 0), np.where(allowed, value, 0)
 
 
 def _uniform(query: np.ndarray, mask: Mask, written: Mask, call: Call) -> tuple[np.ndarray, Call]:

@@ -506,7 +506,7 @@ def _zero_hidden_keys(
     sizes: tuple[int, int, int, int],
     query_offset: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Put 0 where no query is allowed."""
+    """Put 0 where no query is allowed: what stands there changes no bit of an answer."""
     at = Tiles(Cells(sizes, query_offset, device=key.device), sizes[2], 1)
     some = torch.broadcast_to(mask.evaluate(at).any, (*sizes[:2], 1, sizes[3]))
     allowed = torch.any(some, (1, 2))[..., None]  # (B, S, 1)

@@ -149,9 +149,10 @@ class Adapter(TorchArrays, TorchTransforms, Rosetta):
         part, output = self.finished(query, pieces, options)
         arrays = [{"output": output, "lse": part.lse}[name] for name in grads]
         torch.autograd.backward(arrays, [self.array(grad) for grad in grads.values()])
-        found = {
-            name: [self.numpy(x.grad) for x in parts] for name, parts in leaves.items() if parts
-        }
+        found = {}
+        for name, parts in leaves.items():
+            slopes = [torch.zeros_like(x) if x.grad is None else x.grad for x in parts]
+            found |= {name: [self.numpy(slope) for slope in slopes]} if parts else {}
         alone = {name: found[name][0] for name in ("query", "sinks") if name in found}
         return found | alone
 
