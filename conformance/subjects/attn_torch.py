@@ -149,7 +149,7 @@ class Adapter(TorchArrays, TorchTransforms, Rosetta):
         part, output = self.finished(query, pieces, options)
         arrays = [{"output": output, "lse": part.lse}[name] for name in grads]
         torch.autograd.backward(arrays, [self.array(grad) for grad in grads.values()])
-        found = {}
+        found: dict = {}
         for name, parts in leaves.items():
             slopes = [torch.zeros_like(x) if x.grad is None else x.grad for x in parts]
             found |= {name: [self.numpy(slope) for slope in slopes]} if parts else {}
