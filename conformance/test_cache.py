@@ -542,6 +542,7 @@ def test_a_cache_as_key_is_looked_at_and_not_written(subject):
 
 
 @clause("CACHE-3")
+@pytest.mark.untyped
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_that_is_hidden_leaves_a_full_sample_as_it_is(subject, compiled):
     """While the other samples store their tokens."""
